@@ -1,0 +1,104 @@
+"""``config.json`` and ``llm_config.json``: spelled so that every release of the target reads the same values.
+
+No key stands in both files, because 3.4.0 lets the first win and later releases the second. ``tie_embeddings`` is the
+five-element list that all releases read. Numbers are written with the exact JSON kind that 3.4 insists on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from backends.mnn.layout import Layout
+from backends.mnn.profiles import RELEASES
+from ir.decisions import DynamicInputs
+from ir.graph import Graph
+
+MODEL, WEIGHTS, EMBEDDING = "llm.mnn", "llm.mnn.weight", "embeddings_bf16.bin"
+CONFIG, LLM_CONFIG, CONFIG_TEXT = "config.json", "llm_config.json", "config.3.4.json"
+TOKENIZER, TOKENIZER_TEXT = "tokenizer.mtok", "tokenizer.txt"
+
+
+def runtime_config(
+    layout: Layout, sampling: Mapping[str, Any], tokenizer_file: str, *, precision: str, memory: str, threads: int = 4
+) -> dict[str, Any]:
+    """``config.json``: file names, backend settings and sampling.
+
+    Args:
+        layout: decides whether an embedding file exists.
+        sampling: the checkpoint's ``generation_config.json``.
+        tokenizer_file: which tokenizer form this configuration names.
+        precision, memory: ``low``, ``normal`` or ``high``, see the MNN documentation of its CPU backend.
+        threads: CPU threads.
+    """
+    config: dict[str, Any] = {"llm_model": MODEL, "llm_weight": WEIGHTS, "llm_config": LLM_CONFIG}
+    if layout.embedding_file is not None:
+        config["embedding_file"] = EMBEDDING
+    config |= {
+        "tokenizer_file": tokenizer_file,
+        "backend_type": "cpu",
+        "thread_num": threads,
+        "precision": precision,
+        "memory": memory,
+    }
+    return config | _sampler(sampling)
+
+
+def _sampler(sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """Sampler settings under the names of 3.4 (camel case) and of later releases (snake case)."""
+    if not sampling.get("do_sample"):
+        return {"sampler_type": "greedy"}
+    found: dict[str, Any] = {"sampler_type": "mixed", "mixed_samplers": ["penalty", "topK", "topP", "temperature"]}
+    for names, kind in (
+        (("temperature",), float),
+        (("topK", "top_k"), int),
+        (("topP", "top_p"), float),
+        (("minP", "min_p"), float),
+        (("penalty", "repetition_penalty"), float),
+    ):
+        number = sampling.get(names[-1])
+        if isinstance(number, (int, float)) and not isinstance(number, bool):
+            found |= dict.fromkeys(names, kind(number))
+    return found
+
+
+def model_config(graph: Graph, layout: Layout, template: Mapping[str, str]) -> dict[str, Any]:
+    """``llm_config.json``: what the runtime must know of the model.
+
+    Args:
+        graph: MNN-legal graph with its recorded inputs.
+        layout: where the embedding rows lie.
+        template: ``chat_template``, ``bos`` and ``eos`` as far as the checkpoint has them.
+    """
+    fact: DynamicInputs = graph.facts[DynamicInputs.name]
+    meta = graph.metadata
+    rows = graph.value(fact.find("embedding-rows").input)  # type: ignore[union-attr]
+    config: dict[str, Any] = {
+        "model_type": meta["model_type"],
+        # The width of an embedding row, which is a multiple of the model's when the rows come in exact parts.
+        "hidden_size": rows.shape[-1],
+        "layer_nums": meta["num_layers"],
+        "attention_mask": "float",
+        "attention_type": "full",
+        "is_mrope": False,
+        "max_position_embeddings": meta["max_position"],
+    }
+    windows = [window for window in fact.windows if window]
+    if windows:
+        config |= {"attention_type": "mix", "sliding_window": windows[0]}
+    if layout.embedding is not None:
+        matrix = layout.embedding
+        block = 0 if matrix.weight.block == matrix.weight.columns else matrix.weight.block
+        offsets = [matrix.code_offset, matrix.alpha_offset, matrix.alpha_bytes]
+        config["tie_embeddings"] = (
+            [matrix.code_offset, 0, 0, 16, 0] if matrix.weight.quantized is None else [*offsets, matrix.weight.bits, block]
+        )
+    if template:
+        config["jinja"] = dict(template)
+    return config
+
+
+def config_for(version: str) -> str:
+    """Name of the configuration file that a release should load."""
+    release = RELEASES.get(version)
+    return CONFIG if release is None or release.mtok else CONFIG_TEXT

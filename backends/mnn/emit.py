@@ -1,0 +1,188 @@
+"""Write a complete MNN model directory from a legal graph: layout first, then everything else in parallel."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from backends.mnn import configs
+from backends.mnn.fill import embedding_jobs, fill, weight_jobs
+from backends.mnn.layout import Layout, plan_layout
+from backends.mnn.native import json_to_mnn
+from backends.mnn.net import build_net
+from backends.mnn.profiles import Target
+from backends.mnn.tokenizer import TokenizerSpec, encode_mtok, encode_text
+from ir.diag import LadingError
+from ir.graph import Graph
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Runtime settings written into ``config.json``.
+
+    Attributes:
+        precision: ``low`` lets processors with half-float arithmetic use it, ``high`` forbids it.
+        memory: ``low`` quantizes activations to 8 bits at run time and keeps codes packed; ``normal`` and ``high``
+            expand weights to floats when loading.
+        threads: CPU threads.
+    """
+
+    precision: str = "low"
+    memory: str = "low"
+    threads: int = 4
+
+
+@dataclass
+class Emission:
+    """What was written.
+
+    Attributes:
+        folder: the directory.
+        layout: where every weight lies.
+        roles: role of each file, by name relative to the folder.
+        settings: runtime settings written into the configuration.
+        seconds: time by step.
+    """
+
+    folder: Path
+    layout: Layout
+    roles: dict[str, str]
+    settings: Settings
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def emit(
+    graph: Graph,
+    folder: Path,
+    *,
+    tokenizer: TokenizerSpec,
+    sampling: Mapping[str, Any],
+    target: Target,
+    settings: Settings,
+    executor: Executor,
+    side: Executor,
+    progress: Callable[[int, int], None] | None = None,
+) -> Emission:
+    """Write the model directory.
+
+    Args:
+        graph: a graph for which the invariant ``mnn`` holds.
+        folder: an existing empty directory.
+        tokenizer: the checkpoint's tokenizer.
+        sampling: the checkpoint's ``generation_config.json``.
+        target: releases that must read the result.
+        settings: runtime settings.
+        executor: runs the jobs that fill the weight file.
+        side: runs conversion and tokenizer writing beside them.
+        progress: called with (weights done, weights in all).
+
+    Raises:
+        LadingError: B600 to B632, and what `backends.mnn.native` and `backends.mnn.tokenizer` raise.
+    """
+    started = time.perf_counter()
+    layout = plan_layout(graph)
+    _check_target(layout, target)
+    net = build_net(graph, layout)
+    emission = Emission(folder, layout, {}, settings)
+    emission.seconds["layout"] = time.perf_counter() - started
+    beside: list[Future[None]] = [
+        side.submit(_timed, emission, "convert", json_to_mnn, net, folder / configs.MODEL),
+        side.submit(_timed, emission, "tokenizer", write_tokenizer, emission, tokenizer, target),
+    ]
+    emission.roles |= {configs.MODEL: "model", configs.WEIGHTS: "weights"}
+    try:
+        _fill_all(emission, executor, progress)
+    finally:
+        errors = [future.exception() for future in beside]
+    for error in errors:
+        if error is not None:
+            raise error
+    _write_configs(graph, emission, tokenizer, sampling, target)
+    return emission
+
+
+def _timed(emission: Emission, step: str, function: Callable[..., None], *args: Any) -> None:
+    started = time.perf_counter()
+    function(*args)
+    emission.seconds[step] = time.perf_counter() - started
+
+
+def _check_target(layout: Layout, target: Target) -> None:
+    if target.f16_scales:
+        return
+    for matrix in layout.matrices.values():
+        if matrix.weight.quantized is not None and matrix.weight.quantized.spec.scale == "f16":
+            old = [release.version for release in target.releases if not release.f16_scales]
+            raise LadingError(
+                "B603",
+                f"half-float scales are read as garbage by MNN {', '.join(old)}",
+                where=matrix.weight.name,
+                hint="use scale=f32, or a target of 3.6.0 and later",
+            )
+
+
+def _fill_all(emission: Emission, executor: Executor, progress: Callable[[int, int], None] | None) -> None:
+    layout = emission.layout
+    weights = weight_jobs(layout)
+    rows = embedding_jobs(layout.embedding_file) if layout.embedding_file is not None else []
+    total = sum(job.elements for job in (*weights, *rows))
+    done = 0
+
+    def advance(elements: int) -> None:
+        nonlocal done
+        done += elements
+        if progress is not None:
+            progress(done, total)
+
+    started = time.perf_counter()
+    fill(emission.folder / configs.WEIGHTS, layout.nbytes, weights, executor, advance)
+    if layout.embedding_file is not None:
+        table = layout.embedding_file
+        fill(emission.folder / configs.EMBEDDING, 2 * table.rows * table.columns, rows, executor, advance)
+        emission.roles[configs.EMBEDDING] = "embedding"
+    emission.seconds["weights"] = time.perf_counter() - started
+
+
+def write_tokenizer(emission: Emission, tokenizer: TokenizerSpec, target: Target) -> None:
+    """The exact form, and the nearest text form when a release of the target cannot read the exact one."""
+    if any(release.mtok for release in target.releases):
+        (emission.folder / configs.TOKENIZER).write_bytes(encode_mtok(tokenizer))
+        emission.roles[configs.TOKENIZER] = "tokenizer"
+    if target.needs_text_tokenizer:
+        _, data = encode_text(tokenizer)
+        (emission.folder / configs.TOKENIZER_TEXT).write_bytes(data)
+        emission.roles[configs.TOKENIZER_TEXT] = "tokenizer"
+
+
+def _write_configs(
+    graph: Graph, emission: Emission, tokenizer: TokenizerSpec, sampling: Mapping[str, Any], target: Target
+) -> None:
+    settings = emission.settings
+    exact = any(release.mtok for release in target.releases)
+    names = {configs.CONFIG: configs.TOKENIZER if exact else configs.TOKENIZER_TEXT}
+    if exact and target.needs_text_tokenizer:
+        names[configs.CONFIG_TEXT] = configs.TOKENIZER_TEXT
+    for name, tokenizer_file in names.items():
+        data = configs.runtime_config(
+            emission.layout,
+            sampling,
+            tokenizer_file,
+            precision=settings.precision,
+            memory=settings.memory,
+            threads=settings.threads,
+        )
+        _write_json(emission, name, data, "config")
+    _write_json(
+        emission, configs.LLM_CONFIG, configs.model_config(graph, emission.layout, tokenizer.jinja()), "llm_config"
+    )
+
+
+def _write_json(emission: Emission, name: str, data: Mapping[str, Any], role: str) -> None:
+    text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+    (emission.folder / name).write_text(text, encoding="utf-8")
+    emission.roles[name] = role

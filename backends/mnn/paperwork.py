@@ -1,0 +1,270 @@
+"""The contract of an MNN model directory, written from the objects that the model itself was written from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import backends.contract as c
+from backends.mnn import configs
+from backends.mnn.emit import Emission
+from backends.mnn.layout import Matrix
+from backends.mnn.profiles import Target
+from backends.mnn.verify import Measurement
+from ir.decisions import DynamicInputs, PrecisionPlan
+from ir.diag import Diagnostic
+from ir.graph import Graph, Value
+from ir.types import Dim
+from ir.weights import StoredWeight
+
+
+def compiler_version() -> str:
+    """Version of the installed package; ``0+source`` when run from a source tree that is not installed."""
+    try:
+        return version("lading")
+    except PackageNotFoundError:
+        return "0+source"
+
+
+def make_contract(
+    graph: Graph,
+    emission: Emission,
+    *,
+    target: Target,
+    pipeline: str,
+    passes: Sequence[tuple[str, Mapping[str, int]]],
+    tokenizer: c.Tokenizer,
+    errors: Mapping[str, tuple[float, float]],
+    measurements: Sequence[Measurement],
+    warnings: Sequence[Diagnostic],
+    executor: Executor,
+) -> c.Contract:
+    """The contract of what was just emitted.
+
+    Args:
+        graph: the graph that was emitted.
+        emission: what was written.
+        target: the releases promised.
+        pipeline: canonical text of the pipeline.
+        passes: name and counts of each pass that ran.
+        tokenizer: how the tokenizer was written.
+        errors: relative RMS and largest absolute error by weight, where measured.
+        measurements: real runs.
+        warnings: what to warn the user of.
+        executor: digests files in parallel.
+    """
+    meta = graph.metadata
+    entries = executor.map(
+        lambda item: c.FileEntry.of(emission.folder, item[0], item[1]), sorted(emission.roles.items())
+    )
+    return c.Contract(
+        compiler=c.Compiler(name="lading", version=compiler_version()),
+        target=c.Target(profile=target.name, releases=target.versions),
+        model=_model(meta),
+        sources=tuple(c.Source(**row) for row in meta["sources"]),
+        config_digest=meta.get("config_digest"),
+        signature=_signature(graph, target),
+        files=tuple(entries),
+        weights=tuple(_weights(graph, emission, errors)),
+        pipeline=c.Pipeline(
+            text=pipeline, passes=tuple(c.PassCounts(name=name, counts=dict(counts)) for name, counts in passes)
+        ),
+        runtime=_runtime(graph, emission, target),
+        tokenizer=tokenizer,
+        verified=tuple(_verification(item) for item in measurements),
+        warnings=tuple(
+            c.Notice(code=item.code, message=item.message, where=item.where, hint=item.hint) for item in warnings
+        ),
+    )
+
+
+def _model(meta: Mapping[str, Any]) -> c.Model:
+    return c.Model(
+        name=meta["name"],
+        family=meta["family"],
+        layers=meta["num_layers"],
+        hidden=meta["hidden_size"],
+        heads=meta["heads"],
+        kv_heads=meta["kv_heads"],
+        head_dim=meta["head_dim"],
+        vocab=meta["vocab_size"],
+        max_position=meta["max_position"],
+        parameters=meta["parameters"],
+    )
+
+
+_DIM_MEANING = {
+    "seq": "tokens of this call",
+    "rows": "positions whose logits are returned",
+    "kv": "tokens in the cache and tokens of this call",
+    "past": "tokens in the cache",
+}
+
+
+def _signature(graph: Graph, target: Target) -> c.Signature:
+    fact: DynamicInputs = graph.facts[DynamicInputs.name]
+    found = {item.input: item for item in fact.discoveries}
+    inputs = tuple(_input(value, found[value.name], graph) for value in graph.inputs)
+    outputs = tuple(
+        c.Output(
+            name=value.name,
+            dtype=value.dtype.name,
+            shapes=(c.ShapeForm(shape=_shape(value)),),
+            meaning="unnormalised scores of the next token",
+        )
+        for value in graph.outputs
+    )
+    used = {axis for port in (*inputs, *outputs) for form in port.shapes for axis in form.shape if isinstance(axis, str)}
+    used |= {"past"}
+    limit = graph.metadata["max_position"]
+    dims = {name: _dimension(name, graph.dims.get(name), limit) for name in sorted(used)}
+    if "kv" in dims:
+        dims["kv"] = c.Dimension(low=1, high=limit, sum_of=("past", "seq"), meaning=_DIM_MEANING["kv"])
+    meta = graph.metadata
+    per_token = 2 * meta["num_layers"] * meta["kv_heads"] * meta["head_dim"] * 4
+    state = c.KVCache(layers=meta["num_layers"], dtype="f32", bytes_per_token=per_token, past="past")
+    return c.Signature(inputs=inputs, outputs=outputs, dims=dims, state=state if fact.keeps_cache else None)
+
+
+def _dimension(name: str, dim: Dim | None, limit: int) -> c.Dimension:
+    low = dim.low if dim is not None else (0 if name == "past" else 1)
+    high = dim.high if dim is not None else limit
+    return c.Dimension(low=low, high=high, meaning=_DIM_MEANING.get(name, name))
+
+
+def _input(value: Value, found: Any, graph: Graph) -> c.Input:
+    own = _shape(value)
+    shapes = [own]
+    for shape in found.shapes:
+        concrete = tuple(own[shape.index(axis)] if axis == "hidden" else axis for axis in shape)
+        if concrete not in shapes:
+            shapes.append(concrete)
+    limits = None
+    if value.dtype.is_integer and (found.low is not None or found.high is not None):
+        high = found.high if found.kind != "positions" else graph.metadata["max_position"] - 1
+        limits = c.ValueRange(min=found.low, max=high)
+    return c.Input(
+        name=value.name,
+        dtype=value.dtype.name,
+        shapes=tuple(c.ShapeForm(shape=shape) for shape in shapes),
+        meaning=found.meaning,
+        default=found.default,
+        values=limits,
+        discovered=c.Discovery(by="discover-inputs", kind=found.why, reason=found.reason, node=found.node or None),
+    )
+
+
+def _shape(value: Value) -> tuple[int | str, ...]:
+    return tuple(dim if isinstance(dim, int) else dim.name for dim in value.shape)
+
+
+def _weights(graph: Graph, emission: Emission, errors: Mapping[str, tuple[float, float]]) -> list[c.WeightEntry]:
+    layout = emission.layout
+    entries = [_entry(matrix, errors) for matrix in layout.matrices.values()]
+    table = graph.tables.get("embedding")
+    if table is None:
+        return entries
+    name = table.name.removesuffix(".bf16")
+    if layout.embedding_file is not None:
+        weight = layout.embedding_file
+        storage = c.Storage(bits=16, method="cast" if weight.columns == graph.metadata["hidden_size"] else "split",
+                            layout="rows-bf16")  # fmt: skip
+        size = 2 * weight.rows * weight.columns
+        shape = (weight.rows, weight.columns)
+        entries.append(
+            c.WeightEntry(name=name, file=configs.EMBEDDING, offset=0, bytes=size, shape=shape, storage=storage)
+        )
+    elif layout.embedding is not None:
+        matrix = layout.embedding
+        owner = next((item.name for item in entries if item.offset == matrix.offset), None)
+        entry = _entry(matrix, errors)
+        entries.append(
+            c.WeightEntry(
+                name=name,
+                file=entry.file,
+                offset=entry.offset,
+                bytes=entry.bytes,
+                shape=entry.shape,
+                storage=entry.storage,
+                shared_with=owner if layout.embedding_shared else None,
+                error=entry.error,
+            )
+        )
+    return entries
+
+
+def _entry(matrix: Matrix, errors: Mapping[str, tuple[float, float]]) -> c.WeightEntry:
+    weight = matrix.weight
+    measured = errors.get(weight.name)
+    return c.WeightEntry(
+        name=weight.name,
+        file=configs.WEIGHTS,
+        offset=matrix.offset,
+        bytes=matrix.bias_offset - matrix.offset,
+        shape=(weight.rows, weight.columns),
+        storage=_storage(weight),
+        error=c.WeightError(rms_relative=measured[0], max_abs=measured[1]) if measured is not None else None,
+    )
+
+
+def _storage(weight: StoredWeight) -> c.Storage:
+    if weight.quantized is None:
+        return c.Storage(bits=weight.bits, method="cast", layout=f"mnn-f{weight.bits}")
+    spec = weight.quantized.spec
+    return c.Storage(
+        bits=spec.bits,
+        block=spec.block,
+        symmetric=spec.symmetric,
+        zero="none" if spec.symmetric else spec.zero,
+        scale_dtype=spec.scale,
+        method=spec.method,
+        layout="mnn-dense-codes",
+    )
+
+
+def _runtime(graph: Graph, emission: Emission, target: Target) -> c.Runtime:
+    plan: PrecisionPlan = graph.facts[PrecisionPlan.name]
+    integer = any(item.bits <= 8 for item in plan.storage.values())
+    keys = {
+        "attention_mask": "the default, int, is computed wrongly when tokens follow a history",
+        "hidden_size": "width of an embedding row",
+    }
+    if emission.layout.embedding is not None:
+        keys["tie_embeddings"] = "where the embedding rows lie; without it they are uninitialised memory"
+    settings = emission.settings
+    return c.Runtime(
+        requires=c.Requirements(
+            min_release=target.versions[0], memory=settings.memory if integer else None, keys=keys
+        ),
+        settings={
+            "precision": settings.precision,
+            "memory": settings.memory,
+            "thread_num": settings.threads,
+            "backend_type": "cpu",
+        },
+    )
+
+
+def _verification(item: Measurement) -> c.Verification:
+    settings = item.settings
+    return c.Verification(
+        release=item.release,
+        platform=item.platform,
+        settings=c.RunSettings(
+            memory=settings["memory"], precision=settings["precision"], threads=settings["thread_num"]
+        ),
+        reference=item.reference,
+        prompt_tokens=item.prompt_tokens,
+        max_abs_error=item.distance.max_abs,
+        kl=item.distance.kl,
+        top1=item.distance.top1,
+        perplexity=item.perplexity,
+        perplexity_reference=item.perplexity_reference,
+        decode_tokens=item.decode_tokens,
+        decode_equal_tokens=item.decode_equal,
+    )
+
+
+__all__ = ["compiler_version", "make_contract"]

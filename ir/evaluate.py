@@ -1,0 +1,527 @@
+"""Evaluation of any stage of a graph in onnxruntime: what passes, calibration and verification compare with.
+
+Only what the wanted values need is computed. With a memory limit the graph is cut, in program order, into segments
+whose constants fit; live values are carried from one to the next, and operators on a single larger constant are
+computed in pieces (`ir.pieces`). What follows from constants alone, such as a dequantized weight, is computed where it
+is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ir import pieces
+from ir.diag import LadingError, suggest
+from ir.graph import Graph, Node, Value
+from ir.infer import describe
+from ir.onnx_export import export_nodes, outside_reads, stored_bytes, tensor_proto
+from ir.ops import opdef
+from ir.ort import Session, constant_value, numpy_value, ort_value
+from ir.sample import sample_feeds
+from ir.types import Dim, TensorType, dtype_of_onnx
+
+INLINE_BYTES = 4096
+"""Constants up to this size are part of the model, where operators that need constant shapes look for them."""
+GATHER_BYTES = 16 << 20
+"""A table above this size is read row by row even when there is no memory limit."""
+FOLD_BYTES = 16 << 20
+"""Default limit of `evaluate_constants` for one operand or result."""
+MODEL_BYTES = 1 << 20
+MOST_PIECE_BYTES = 64 << 20
+
+
+@dataclass
+class _Segment:
+    """Nodes that one session runs, or a single node that is computed in pieces.
+
+    Attributes:
+        nodes: the nodes, each weight computation before its first reader.
+        inputs: values carried into the segment.
+        outputs: values carried out of it.
+        consts: constants that are fed.
+        in_pieces: the one node is computed by `ir.pieces`.
+    """
+
+    nodes: list[Node]
+    in_pieces: bool = False
+    inputs: list[Value] = field(default_factory=list)
+    outputs: list[Value] = field(default_factory=list)
+    consts: list[Value] = field(default_factory=list)
+    session: Session | None = None
+    dead: list[Value] = field(default_factory=list)
+
+
+class Evaluator:
+    """Runs a graph several times; every constant is loaded once for each call of `run_many`.
+
+    Without a memory limit constants stay loaded between calls.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        outputs: Sequence[str] | None = None,
+        *,
+        memory_limit: int | None = None,
+        threads: int | None = None,
+    ) -> None:
+        """Plan the evaluation.
+
+        Args:
+            graph: the graph; it is not changed and must not change while the evaluator is used.
+            outputs: names of the values wanted, any in the graph; None for the graph's outputs.
+            memory_limit: bytes of constants to hold at once, what is computed from constants included.
+            threads: threads of onnxruntime; None lets it choose.
+
+        Raises:
+            LadingError: T223 no value of a wanted name, T224 a constant too large for the limit.
+        """
+        self.graph = graph
+        self.memory_limit = memory_limit
+        self._threads = threads
+        self._wanted = {name: _find(graph, name) for name in outputs or [value.name for value in graph.outputs]}
+        self._segments = _plan(graph, list(self._wanted.values()), memory_limit)
+        self._needed = _needed_inputs(graph, self._segments, self._wanted.values())
+        self._held: dict[Value, Any] = {}
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The wanted values for one set of feeds; see `run_many`."""
+        return self.run_many([feeds])[0]
+
+    def run_many(self, feeds: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+        """The wanted values for each set of feeds, segment by segment.
+
+        Args:
+            feeds: arrays by input name, of exactly the declared element type (``ml_dtypes`` for types that numpy lacks,
+                int8 for the odd widths). Inputs that the wanted values do not depend on may be left out.
+
+        Raises:
+            LadingError: T221 an input is missing, T222 an array does not fit, T220 onnxruntime failed, T225 a value is
+                not a tensor.
+        """
+        states = [self._feed(given) for given in feeds]
+        for segment in self._segments:
+            if segment.in_pieces:
+                self._run_pieces(segment, states)
+            else:
+                self._run_session(segment, states)
+            for state in states:
+                for value in segment.dead:
+                    state.pop(value, None)
+        return [self._fetch(state) for state in states]
+
+    def _feed(self, given: Mapping[str, np.ndarray]) -> dict[Value, Any]:
+        sizes: dict[str, tuple[int, str]] = {}
+        unknown = set(given) - {value.name for value in self.graph.inputs}
+        if unknown:
+            name = min(unknown)
+            known = [value.name for value in self.graph.inputs]
+            raise LadingError("T223", f"the graph has no input {name!r}", self.graph.name, suggest(name, known))
+        state: dict[Value, Any] = {}
+        for value in self._needed:
+            if value.name not in given:
+                needed = ", ".join(f"{item.name}: {item.type}" for item in self._needed)
+                raise LadingError("T221", f"input {value.name!r} is not fed", self.graph.name, f"feed {needed}")
+            array = np.asarray(given[value.name])
+            check_feed(value, array, sizes)
+            state[value] = array
+        return state
+
+    def _run_session(self, segment: _Segment, states: list[dict[Value, Any]]) -> None:
+        if segment.session is None and states:
+            segment.session = self._open(segment, states[0])
+        held = self._held
+        consts = {}
+        for value in segment.consts:
+            found = held.get(value)
+            consts[value.name] = found if found is not None else constant_value(value.const)  # type: ignore[arg-type]
+            if self.memory_limit is None:
+                held[value] = consts[value.name]
+        for state in states:
+            carried = {value.name: _carried(value, state) for value in segment.inputs}
+            results = segment.session.run({**consts, **carried}, [v.name for v in segment.outputs])  # type: ignore
+            state.update(zip(segment.outputs, results, strict=True))
+
+    def _open(self, segment: _Segment, state: Mapping[Value, Any]) -> Session:
+        """Load the model of a segment, its inputs declared as the values that really come in."""
+        consts = set(segment.consts)
+        types: dict[Value, Any] = {value: _declared(value, _carried(value, state)) for value in segment.inputs}
+        model = export_nodes(
+            self.graph,
+            segment.nodes,
+            segment.inputs,
+            segment.outputs,
+            constants=lambda value: None if value in consts else tensor_proto(value.const, value.name),  # type: ignore
+            types=types,
+        )
+        del model.graph.value_info[:]
+        for output in model.graph.output:
+            # A recorded type that is wrong would make onnxruntime refuse what it can compute.
+            output.ClearField("type")
+        first, last = segment.nodes[0], segment.nodes[-1]
+        where = describe(first) if first is last else f"{len(segment.nodes)} nodes\nfrom {first!r}\nto {last!r}"
+        return Session(model, self._threads, where)
+
+    def _run_pieces(self, segment: _Segment, states: list[dict[Value, Any]]) -> None:
+        node = segment.nodes[0]
+        weight = node.inputs[pieces.WEIGHT_INPUT[node.op]]
+        operands = [
+            [None if value is None or value is weight else _array(value, state) for value in node.inputs]
+            for state in states
+        ]
+        budget = MOST_PIECE_BYTES
+        if self.memory_limit is not None:
+            budget = min(max(self.memory_limit // 4, 1 << 16), budget)
+        try:
+            results = pieces.run(node, operands, budget)
+        except (IndexError, ValueError) as error:
+            raise LadingError("T220", str(error), describe(node)) from error
+        for state, result in zip(states, results, strict=True):
+            state[node.outputs[0]] = result
+
+    def _fetch(self, state: Mapping[Value, Any]) -> dict[str, np.ndarray]:
+        return {name: _array(value, state) for name, value in self._wanted.items()}
+
+
+def _array(value: Value, state: Mapping[Value, Any]) -> np.ndarray:
+    if value.const is not None:
+        from ir.ort import load_constant
+
+        return load_constant(value.const)
+    found = state[value]
+    if isinstance(found, np.ndarray):
+        return found
+    return numpy_value(found, value.type.dtype if isinstance(value.type, TensorType) else None)
+
+
+def _carried(value: Value, state: Mapping[Value, Any]) -> Any:
+    """The ``OrtValue`` of a value; arrays are wrapped anew, since a wrapper does not keep its array alive for others."""
+    found = state[value]
+    return ort_value(found, value.type.dtype) if isinstance(found, np.ndarray) else found  # type: ignore[union-attr]
+
+
+def _declared(value: Value, carried: Any) -> Any:
+    """Type of a value that comes into a segment: its element type, so that any run-time shape is taken."""
+    if not carried.is_tensor():
+        return value.type
+    if carried.data_type() == "tensor(string)":
+        return TensorType(dtype_of_onnx(8))
+    return TensorType(dtype_of_onnx(carried.element_type()))
+
+
+def _find(graph: Graph, name: str) -> Value:
+    if name in graph.tables:
+        return graph.tables[name]
+    try:
+        return graph.value(name)
+    except KeyError:
+        known = [value.name for value in graph.outputs] + [v.name for node in graph.nodes for v in node.outputs]
+        raise LadingError("T223", f"the graph has no value {name!r}", graph.name, suggest(name, known)) from None
+
+
+def check_feed(value: Value, array: np.ndarray, sizes: dict[str, tuple[int, str]]) -> None:
+    """Raise LadingError T222 when an array does not fit its input.
+
+    Args:
+        value: the input.
+        array: what is fed.
+        sizes: size and input of each symbolic dimension met so far; it is extended.
+    """
+    type_ = value.type
+    found = f"{array.dtype}{list(array.shape)}"
+    if not isinstance(type_, TensorType):
+        raise LadingError("T225", f"input {value.name!r} of type {type_} cannot be fed", value.graph.name)
+    if array.dtype != type_.dtype.numpy:
+        hint = f"convert it with .astype({type_.dtype.numpy})"
+        raise LadingError("T222", f"input {value.name!r} is {type_}, the array is {found}", value.graph.name, hint)
+    if type_.shape is None:
+        return
+    fits = len(type_.shape) == array.ndim and all(
+        dim == size if type(dim) is int else dim.accepts(size)  # type: ignore[union-attr]
+        for dim, size in zip(type_.shape, array.shape, strict=True)
+    )
+    if not fits:
+        raise LadingError(
+            "T222", f"input {value.name!r} is {type_}, the array is {found}", value.graph.name, _legal(type_)
+        )
+    for dim, size in zip(type_.shape, array.shape, strict=True):
+        if type(dim) is Dim:
+            known, where = sizes.setdefault(dim.name, (size, value.name))
+            if known != size:
+                message = f"dimension {dim} is {known} in {where!r} and {size} in {value.name!r}"
+                raise LadingError("T222", message, value.graph.name)
+
+
+def _legal(type_: TensorType) -> str:
+    dims = [dim for dim in type_.shape or () if type(dim) is Dim]
+    ranges = [f"{dim} is {dim.low}..{'' if dim.high is None else dim.high}" for dim in dims]
+    ranges += [f"{dim} is a multiple of {dim.multiple_of}" for dim in dims if dim.multiple_of > 1]
+    return "; ".join(dict.fromkeys(ranges))
+
+
+# ---- planning ----
+
+
+def _plan(graph: Graph, wanted: list[Value], limit: int | None) -> list[_Segment]:
+    """Cut the nodes that the wanted values need into segments."""
+    nodes = _ancestors(graph, wanted)
+    weights = _weight_only(nodes)
+    asked = {value.producer for value in wanted}
+    planner = _Planner(weights, limit)
+    for node in nodes:
+        if node not in weights or node in asked:
+            planner.place(node)
+    segments = planner.segments
+    _connect(segments, wanted)
+    return segments
+
+
+def _ancestors(graph: Graph, wanted: Iterable[Value]) -> list[Node]:
+    """The nodes that the wanted values need, in program order."""
+    needed: set[Node] = set()
+    waiting = [value.producer for value in wanted if value.producer is not None]
+    while waiting:
+        node = waiting.pop()
+        if node in needed:
+            continue
+        needed.add(node)
+        waiting.extend(v.producer for v in outside_reads(node) if v.producer is not None and v.graph is graph)
+    return [node for node in graph.nodes if node in needed]
+
+
+def _weight_only(nodes: list[Node]) -> set[Node]:
+    """Nodes whose results follow from constants alone."""
+    found: set[Node] = set()
+    for node in nodes:
+        if any(v is not None and v.const is None and v.producer not in found for v in node.inputs):
+            continue
+        definition = opdef(node)
+        if not node.subgraphs and definition is not None and definition.has("constant_foldable"):
+            found.add(node)
+    return found
+
+
+class _Planner:
+    """Puts nodes into segments, each weight computation before its first reader in the segment."""
+
+    def __init__(self, weights: set[Node], limit: int | None) -> None:
+        self.segments: list[_Segment] = []
+        self._weights = weights
+        self._limit = limit
+        self._open: _Segment | None = None
+        self._placed: set[Node] = set()
+        self._loaded: set[Value] = set()
+        self._bytes = 0
+        self._transient = 0
+
+    def place(self, node: Node) -> None:
+        """Put the next node in program order."""
+        if self._in_pieces(node):
+            self.segments.append(_Segment([node], in_pieces=True))
+            self._open = None
+            return
+        closure = self._closure(node)
+        if self._limit is not None and self._open is not None and self._size(closure) > self._limit:
+            self._open = None
+        if self._open is None:
+            self._open = _Segment([])
+            self.segments.append(self._open)
+            self._placed, self._loaded, self._bytes, self._transient = set(), set(), 0, 0
+        self._add(closure, node)
+
+    def _in_pieces(self, node: Node) -> bool:
+        index = pieces.WEIGHT_INPUT.get(node.op)
+        weight = node.input(index) if index is not None else None
+        if weight is None or (weight.const is None and weight.producer not in self._weights):
+            return False
+        size = _weight_bytes(weight, self._weights)
+        over = self._limit is not None and size > self._limit
+        if not over and not (node.op == "Gather" and size > GATHER_BYTES):
+            return False
+        return pieces.can_run(node)
+
+    def _closure(self, node: Node) -> list[Node]:
+        """The weight computations a node needs, then the node."""
+        found: dict[Node, None] = {}
+        waiting = [(node, False)]
+        while waiting:
+            item, ready = waiting.pop()
+            if ready:
+                found[item] = None
+                continue
+            if item in found:
+                continue
+            waiting.append((item, True))
+            for value in outside_reads(item):
+                if value.producer in self._weights:
+                    waiting.append((value.producer, False))
+        return list(found)
+
+    def _size(self, closure: list[Node]) -> int:
+        """Bytes of the open segment's constants with a closure added, and its largest computed weight."""
+        more: dict[Value, int] = {}
+        for node in closure:
+            more.update((v, size) for v, size in _const_bytes(node).items() if v not in self._loaded)
+        return self._bytes + sum(more.values()) + max(self._transient, _computed_bytes(closure[:-1]))
+
+    def _add(self, closure: list[Node], node: Node) -> None:
+        assert self._open is not None
+        alone: dict[Value, int] = {}
+        for item in closure:
+            alone.update(_const_bytes(item))
+            if item not in self._placed:
+                self._placed.add(item)
+                self._open.nodes.append(item)
+        self._bytes += sum(size for value, size in alone.items() if value not in self._loaded)
+        self._loaded.update(alone)
+        self._transient = max(self._transient, _computed_bytes(closure[:-1]))
+        size = sum(alone.values()) + _computed_bytes(closure[:-1])
+        if self._limit is not None and size > self._limit:
+            raise LadingError(
+                "T224",
+                f"the constants of {node.op} take {size >> 20} MiB, the memory limit is {self._limit >> 20} MiB",
+                describe(node),
+                f"allow at least {size} bytes",
+            )
+
+
+def _const_bytes(node: Node) -> dict[Value, int]:
+    found: dict[Value, int] = {}
+    for value in outside_reads(node):
+        if value.const is not None and value not in found:
+            found[value] = stored_bytes(value.const) if value.const.type.dtype.kind != "s" else 0
+    return found
+
+
+def _computed_bytes(nodes: list[Node]) -> int:
+    """Bytes of the weights that nodes compute one after the other, each dropped when the next is there."""
+    sizes = [0]
+    for node in nodes:
+        type_ = node.outputs[0].type
+        size = type_.nbytes if isinstance(type_, TensorType) else None
+        # A real-valued zero is spread to the size of the weight before it is added.
+        sizes.append((size or 0) * (2 if node.op == "mnn.AffineDequantize" else 1))
+    return max(sizes)
+
+
+def _weight_bytes(weight: Value, weights: set[Node]) -> int:
+    """Bytes needed to have a weight whole."""
+    if weight.const is not None:
+        return stored_bytes(weight.const)
+    nodes: dict[Node, None] = {}
+    consts: dict[Value, int] = {}
+    waiting = [weight.producer]
+    while waiting:
+        node = waiting.pop()
+        if node in weights and node not in nodes:
+            nodes[node] = None
+            consts.update(_const_bytes(node))
+            waiting.extend(value.producer for value in node.inputs if value is not None)
+    return sum(consts.values()) + _computed_bytes(list(nodes))
+
+
+def _connect(segments: list[_Segment], wanted: list[Value]) -> None:
+    """Find what each segment takes in, hands on and makes obsolete."""
+    last: dict[Value, int] = {}
+    made: list[dict[Value, None]] = []
+    for place, segment in enumerate(segments):
+        inside: dict[Value, None] = {value: None for node in segment.nodes for value in node.outputs}
+        made.append(inside)
+        taken: dict[Value, None] = {}
+        for node in segment.nodes:
+            for value in outside_reads(node):
+                if value.const is None and value not in inside:
+                    if segment.in_pieces and value is node.inputs[pieces.WEIGHT_INPUT[node.op]]:
+                        continue
+                    taken[value] = None
+        segment.inputs = list(taken)
+        for value in taken:
+            last[value] = place
+        if not segment.in_pieces:
+            consts = dict.fromkeys(v for node in segment.nodes for v in _const_bytes(node))
+            segment.consts = _fed_constants(list(consts))
+    keep = set(wanted)
+    for place, segment in enumerate(segments):
+        segment.outputs = [v for v in made[place] if v in keep or last.get(v, -1) > place]
+        segment.dead = [value for value, end in last.items() if end == place and value not in keep]
+
+
+def _fed_constants(consts: list[Value]) -> list[Value]:
+    """The constants that are fed; the others are part of the model."""
+    sizes = {value: stored_bytes(value.const) for value in consts if value.const.type.dtype.kind != "s"}  # type: ignore
+    large = [value for value, size in sizes.items() if size > INLINE_BYTES]
+    room = MODEL_BYTES
+    for value, size in sizes.items():
+        if size <= INLINE_BYTES:
+            room -= size
+            if room < 0 and not value.dtype.is_integer:
+                large.append(value)
+    return large
+
+
+def _needed_inputs(graph: Graph, segments: list[_Segment], wanted: Iterable[Value]) -> list[Value]:
+    read = {value for segment in segments for value in segment.inputs} | set(wanted)
+    return [value for value in graph.inputs if value in read]
+
+
+# ---- functions ----
+
+
+def evaluate(
+    graph: Graph,
+    feeds: Mapping[str, np.ndarray],
+    *,
+    outputs: Sequence[str] | None = None,
+    memory_limit: int | None = None,
+    threads: int | None = None,
+) -> dict[str, np.ndarray]:
+    """Values of a graph by name, computed by onnxruntime; arguments and errors as for `Evaluator`."""
+    return Evaluator(graph, outputs, memory_limit=memory_limit, threads=threads).run(feeds)
+
+
+def evaluate_constants(nodes: Iterable[Node], *, limit: int = FOLD_BYTES) -> dict[str, np.ndarray]:
+    """Results of those nodes that follow from constants alone, by value name; one session computes all of them.
+
+    Nodes with an operand or result of more than `limit` bytes, random and stateful ones and what depends on them are
+    left out, and so are results that are not tensors.
+
+    Args:
+        nodes: nodes of one graph in program order.
+        limit: largest operand or result in bytes.
+
+    Raises:
+        LadingError: T220 when onnxruntime cannot compute one of them.
+    """
+    chosen: dict[Node, None] = {}
+    for node in nodes:
+        if _is_foldable(node, chosen, limit):
+            chosen[node] = None
+    if not chosen:
+        return {}
+    graph = next(iter(chosen)).graph
+    assert graph is not None
+    names = [value.name for node in chosen for value in node.outputs]
+    found = Evaluator(graph, names).run({})
+    return {name: array for name, array in found.items() if array.nbytes <= limit}
+
+
+def _is_foldable(node: Node, chosen: Mapping[Node, None], limit: int) -> bool:
+    definition = opdef(node)
+    if definition is None or not definition.has("constant_foldable") or node.subgraphs:
+        return False
+    for value in node.inputs:
+        if value is None:
+            continue
+        if value.const is None and value.producer not in chosen:
+            return False
+        if value.const is not None and value.const.nbytes > limit:
+            return False
+    types = [value.type for value in node.outputs]
+    return all(t is None or (isinstance(t, TensorType) and (t.nbytes or 0) <= limit) for t in types)
+
+
+__all__ = ["Evaluator", "check_feed", "evaluate", "evaluate_constants", "sample_feeds"]

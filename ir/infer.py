@@ -1,0 +1,339 @@
+"""Type inference: element type and shape of every value, with symbolic dimensions that keep their names.
+
+The rules live in `ir.infer_rules` (numeric operators), `ir.infer_shapes` (shape manipulation), `ir.infer_values` (the
+integer tensors that shapes are computed with) and `ir.ops` (own operators). Operators without a rule go to ONNX's own
+inference, one node at a time. What no rule can tell stays unknown, and every dimension that cannot be named gets a
+fresh name, so that two unknown dimensions are never equal by accident.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ir.diag import Diagnostic
+from ir.graph import OPSET, Graph, Node, Value
+from ir.symbolic import Extent, SymbolTable
+from ir.types import Dim, TensorType, ValueType
+
+KNOWN_LIMIT = 256
+"""Integer tensors of at most this many elements are followed element by element."""
+
+Result = "ValueType | None | tuple[ValueType | None, ...]"
+Rule = Callable[["Inference", Node], Any]
+
+
+class TypeMismatch(Exception):
+    """The inputs of a node do not fit its operator; the message says why."""
+
+
+class Known(NamedTuple):
+    """What is known of a small integer or boolean tensor of rank 0 or 1: an extent, or None, for each element."""
+
+    rank: int
+    entries: tuple[Extent | None, ...]
+
+    @property
+    def ints(self) -> tuple[int, ...] | None:
+        """The elements as numbers, or None when one is not a number."""
+        return self.entries if all(type(entry) is int for entry in self.entries) else None  # type: ignore[return-value]
+
+
+class Inference:
+    """One run over a graph: what the rules read and where results are merged.
+
+    Attributes:
+        opset: version of the ONNX operators.
+        root: the outermost graph.
+        table: meanings of the symbolic dimensions.
+        known: contents of small integer tensors.
+        lazy: contents are followed when they are asked for, not node by node.
+        problems: diagnostics found so far.
+    """
+
+    def __init__(self, graph: Graph, lazy: bool = False) -> None:
+        self.lazy = lazy
+        root = graph
+        while root.parent is not None:
+            root = root.parent
+        self.root = root
+        self.opset = root.opsets.get("", OPSET)
+        self.known: dict[Value, Known | None] = {}
+        self.problems: list[Diagnostic] = []
+        self._used_names: set[str] = set()
+        self.table = SymbolTable(self._is_taken)
+        for value in root.inputs:
+            if isinstance(value.type, TensorType):
+                for dim in value.type.shape or ():
+                    if type(dim) is Dim:
+                        self.table.declare(dim)
+
+    # ---- what rules ask for ----
+
+    def known_of(self, value: Value | None) -> Known | None:
+        """Contents of a small integer or boolean tensor of rank 0 or 1, as far as they are known."""
+        if value is None:
+            return None
+        if value in self.known:
+            found = self.known[value]
+            if found is not None and any(type(entry) is Dim for entry in found.entries):
+                return Known(found.rank, tuple(self.table.resolve(e) if e is not None else None for e in found.entries))
+            return found
+        if value.const is None:
+            return self._recompute(value) if self.lazy else None
+        found = self.known[value] = _constant(value)
+        return found
+
+    def _recompute(self, value: Value) -> Known | None:
+        """Follow an integer tensor back through its producers, when they were not visited in order."""
+        from ir.infer_values import VALUE_RULES
+
+        node = value.producer
+        value_rule = VALUE_RULES.get(node.op) if node is not None else None
+        self.known[value] = None
+        if value_rule is not None:
+            self._follow(node, value_rule)  # type: ignore[arg-type]
+        return self.known[value]
+
+    def ints_of(self, value: Value | None) -> tuple[int, ...] | None:
+        """The elements of a small integer tensor, or None when they are not all known numbers."""
+        found = self.known_of(value)
+        return found.ints if found is not None else None
+
+    def attribute_or_input(self, node: Node, name: str, index: int) -> tuple[int, ...] | None:
+        """Integers that older operator versions have as attribute and newer ones as input; None when unknown."""
+        value = node._attrs.get(name)
+        if value is not None:
+            return (value,) if isinstance(value, int) else tuple(value)
+        return self.ints_of(node.input(index))
+
+    # ---- the run ----
+
+    def graph(self, graph: Graph) -> None:
+        """Infer every node of a graph in program order."""
+        from ir.infer_values import VALUE_RULES
+
+        rules = rule_table()
+        for node in graph.nodes:
+            rule = rules.get(node.op) if self.opset >= 7 else None
+            try:
+                result = rule(self, node) if rule is not None else slow_rule(self, node)
+            except (TypeMismatch, ArithmeticError) as error:
+                self._report(node, str(error))
+                continue
+            results = result if type(result) is tuple else (result,)
+            for value, found in zip(node.outputs, results, strict=False):
+                if found is not None and found is not value.type:
+                    self._merge(node, value, found)
+            value_rule = VALUE_RULES.get(node.op)
+            if value_rule is not None:
+                self._follow(node, value_rule)
+
+    def _follow(self, node: Node, rule: Callable[[Inference, Node], Known | None]) -> None:
+        type_ = node.outputs[0].type if node.outputs else None
+        if type(type_) is not TensorType or type_.dtype.kind not in "iub":
+            return
+        if type_.shape is None or len(type_.shape) > 1:
+            return
+        found = rule(self, node)
+        if found is not None and len(found.entries) <= KNOWN_LIMIT:
+            self.known[node.outputs[0]] = found
+
+    def _merge(self, node: Node, value: Value, found: ValueType) -> None:
+        """Record an inferred type, keeping what only the recorded one knows."""
+        recorded = value.type
+        if found == recorded:
+            return
+        if type(found) is TensorType:
+            if type(recorded) is TensorType:
+                problem = _conflict(recorded, found)
+                if problem:
+                    self.problems.append(
+                        Diagnostic(
+                            "T210",
+                            f"{node.op} gives {found} for %{value.name}, recorded is {recorded}: {problem}",
+                            where=describe(node),
+                        )
+                    )
+                    return
+                found = TensorType(found.dtype, self._merged_shape(found.shape, recorded.shape))
+            elif recorded is None:
+                found = TensorType(found.dtype, self._merged_shape(found.shape, None))
+        if recorded is not None and type(recorded) is not type(found):
+            self.problems.append(
+                Diagnostic("T210", f"{node.op} gives {found} for %{value.name}, recorded is {recorded}", describe(node))
+            )
+            return
+        if recorded != found:
+            value.graph.set_type(value, found)
+
+    def _merged_shape(self, found: tuple | None, recorded: tuple | None) -> tuple | None:
+        if found is None:
+            return recorded
+        if all(type(dim) is int for dim in found):
+            return found
+        old = recorded if recorded is not None else (None,) * len(found)
+        return tuple(self._merged_dim(dim, before) for dim, before in zip(found, old, strict=True))
+
+    def _merged_dim(self, found: Extent | None, recorded: Extent | None) -> Extent:
+        if found is None:
+            return recorded if recorded is not None else self._name(self.table.fresh())
+        found = self.table.resolve(found)
+        if type(found) is int or found.name[0] != "?":
+            return found
+        if type(recorded) is int:
+            return recorded
+        if recorded is not None and self.table.fits(found, recorded):
+            return self.table.bind(found, recorded)
+        return self._name(found)
+
+    def _name(self, pending: Dim) -> Dim:
+        return self.root.add_dim(self.table.bind(pending))
+
+    def _is_taken(self, name: str) -> bool:
+        return name in self.root.dims or name in self._used_names
+
+    def scan_names(self) -> None:
+        """Collect the dimension names of all types, for graphs whose `dims` do not declare every one."""
+        for graph in _graphs(self.root):
+            for value in graph._names.values():
+                if type(value.type) is TensorType and not value.type.is_static:
+                    self._used_names |= {dim.name for dim in value.type.shape or () if type(dim) is Dim}
+
+    def named(self, found: ValueType | None) -> ValueType | None:
+        """A rule's result with every unnamed dimension named."""
+        if type(found) is not TensorType or found.shape is None:
+            return found
+        return TensorType(found.dtype, self._merged_shape(found.shape, None))
+
+    def _report(self, node: Node, message: str) -> None:
+        inputs = ", ".join("_" if value is None else str(value.type) for value in node.inputs)
+        self.problems.append(Diagnostic("T212", f"{node.op}({inputs}): {message}", where=describe(node)))
+
+
+def _constant(value: Value) -> Known | None:
+    type_ = value.type
+    if type(type_) is not TensorType or type_.dtype.kind not in "iub" or type_.shape is None:
+        return None
+    if len(type_.shape) > 1 or (type_.size or 0) > KNOWN_LIMIT:
+        return None
+    return known_array(value.const.load())  # type: ignore[union-attr]
+
+
+def known_array(array: np.ndarray) -> Known | None:
+    """`Known` of a numpy array of rank 0 or 1, else None."""
+    if array.ndim > 1 or array.size > KNOWN_LIMIT:
+        return None
+    return Known(array.ndim, tuple(int(entry) for entry in array.reshape(-1)))
+
+
+def _conflict(recorded: TensorType, found: TensorType) -> str:
+    if recorded.dtype is not found.dtype and recorded.dtype != found.dtype:
+        return "the element types differ"
+    if recorded.shape is None or found.shape is None:
+        return ""
+    if len(recorded.shape) != len(found.shape):
+        return "the ranks differ"
+    for axis, (old, new) in enumerate(zip(recorded.shape, found.shape, strict=True)):
+        if type(new) is int and (old != new if type(old) is int else not old.accepts(new)):  # type: ignore[union-attr]
+            return f"axis {axis} differs"
+        if type(new) is Dim and type(old) is int and new.name[0] != "?" and not new.accepts(old):
+            return f"axis {axis} differs"
+    return ""
+
+
+def describe(node: Node) -> str:
+    """Where a node is, for diagnostics: the node, its name and its source location."""
+    parts = [repr(node)]
+    if node.name:
+        parts.append(f"node {node.name!r}")
+    if node.loc:
+        parts.append(f"from {node.loc}")
+    return "\n".join(parts)
+
+
+def _graphs(graph: Graph):
+    yield graph
+    for node in graph.nodes:
+        for sub in node.subgraphs:
+            yield from _graphs(sub)
+
+
+RULES: dict[str, Rule] = {}
+"""Inference rules by operator name; filled by `rule` and by `ir.ops.register`, read through `rule_table`."""
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Decorator: the function infers the result types of these operators.
+
+    A rule returns a type, None for unknown, or a tuple of these. A dimension it cannot tell is None, one that is known
+    to differ from every other is a pending dimension of `Inference.table`. It raises `TypeMismatch` or ArithmeticError
+    when the inputs do not fit.
+    """
+
+    def add(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(names, function))
+        return function
+
+    return add
+
+
+def rule_table() -> dict[str, Rule]:
+    """`RULES` with the modules that fill it loaded."""
+    _load_rules()
+    return RULES
+
+
+@cache
+def _load_rules() -> None:
+    # Each import fills the table.
+    for name in ("infer_rules", "infer_shapes", "infer_control"):
+        import_module(f"ir.{name}")
+    import_module("ir.ops").load_own()
+
+
+def slow_rule(run: Inference, node: Node) -> Any:
+    """The result types of an operator without a rule of our own."""
+    from ir.infer_fallback import infer_by_onnx
+
+    return infer_by_onnx(run, node)
+
+
+def infer_types(graph: Graph) -> list[Diagnostic]:
+    """Infer and record the type of every value of a graph, subgraphs included.
+
+    Recorded types are refined, never contradicted: where the recorded type cannot be true the value keeps it and the
+    disagreement is reported. A second run changes nothing.
+
+    Returns:
+        T210 for each recorded type that disagrees, T212 for each node whose inputs do not fit.
+    """
+    run = Inference(graph)
+    run.scan_names()
+    run.graph(graph)
+    return run.problems
+
+
+def infer_node(node: Node) -> list[ValueType | None]:
+    """Types of the outputs of one node from those of its inputs; what is recorded for them is neither read nor set.
+
+    A dimension that cannot be known is given as a `Dim` of a fresh name, which is declared in the graph's `dims`.
+
+    Raises:
+        TypeMismatch: the inputs do not fit the operator.
+    """
+    run = Inference(node.graph, lazy=True)  # type: ignore[arg-type]
+    rule = rule_table().get(node.op) if run.opset >= 7 else None
+    try:
+        result = rule(run, node) if rule is not None else slow_rule(run, node)
+    except ArithmeticError as error:
+        raise TypeMismatch(str(error)) from error
+    results = result if type(result) is tuple else (result,)
+    return [run.named(found) for found in results]
+
+
+__all__ = ["Inference", "Known", "Rule", "TypeMismatch", "infer_node", "infer_types"]

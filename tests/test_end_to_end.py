@@ -1,0 +1,177 @@
+"""Checkpoints of every family through the whole compiler, on every MNN release, against transformers in torch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from backends.mnn.reader import MnnModel
+from frontends.checkpoint import load
+from ir.decisions import DynamicInputs
+from ir.evaluate import evaluate
+from passes.manager import PassManager
+from tests.checkpoints import make_checkpoint
+from tests.runs import compiled, each_release, greedy, run_pieces, torch_greedy, torch_logits, torch_model
+from tools.compiler import EXAMPLE
+
+BAR = 1e-3
+"""Largest allowed difference of a logit from torch."""
+
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}  # fmt: skip
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+LONG = {
+    "rope_type": "longrope", "factor": 4.0, "original_max_position_embeddings": 40,
+    "short_factor": [1.0 + 0.1 * i for i in range(8)], "long_factor": [2.0 + 0.5 * i for i in range(8)],
+}  # fmt: skip
+
+CASES = {
+    "qwen2": ("qwen2", {}),
+    "qwen2-tied-f32": ("qwen2", {"tie_word_embeddings": True, "dtype": "f32"}),
+    "qwen2-f16-sharded": ("qwen2", {"dtype": "f16", "shards": 3}),
+    "qwen2-odd": ("qwen2", {"hidden_size": 60, "intermediate_size": 118, "num_attention_heads": 6, "vocab_size": 321}),
+    "qwen2-windows": ("qwen2", {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}),
+    "qwen3": ("qwen3", {}),
+    "qwen3-yarn": ("qwen3", {"rope_scaling": YARN}),
+    "llama": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama-linear": ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 3.0}}),
+    "llama-dynamic": ("llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}, "max_position_embeddings": 40}),
+    "llama-llama3": ("llama", {"rope_scaling": LLAMA3, "tie_word_embeddings": True}),
+    "llama-longrope": ("llama", {"rope_scaling": LONG, "max_position_embeddings": 160}),
+    "mistral": ("mistral", {"head_dim": 24}),
+    "mistral-window": ("mistral", {"sliding_window": 11, "num_key_value_heads": 1}),
+}
+"""Families, storage types, odd sizes, windows, and every kind of rotary embedding."""
+
+TOKENS = 64
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request, tmp_path_factory):
+    """A checkpoint, its fp32 compilation, token ids and what torch makes of them."""
+    family, config = CASES[request.param]
+    folder = tmp_path_factory.mktemp(request.param)
+    source = make_checkpoint(folder / "source", family, seed=3, **config)
+    model = torch_model(source)
+    ids = np.random.default_rng(5).integers(3, config.get("vocab_size", 320), TOKENS)
+    return compiled(source, folder / "out", "fp32"), model, ids
+
+
+def limit(model) -> int:
+    """Longest sequence that the model is promised for."""
+    return min(TOKENS, model.config.max_position_embeddings)
+
+
+@pytest.mark.parametrize("version", each_release())
+def test_logits_are_those_of_torch_in_one_prefill(case, version):
+    folder, model, ids = case
+    ids = ids[: limit(model)]
+    wanted = torch_logits(model, ids)
+    got = run_pieces(folder, version, [ids])
+    assert np.abs(wanted).max() > 5
+    assert np.abs(got - wanted).max() <= BAR
+
+
+@pytest.mark.parametrize("version", each_release())
+def test_logits_through_the_cache_are_those_of_one_prefill(case, version):
+    folder, model, ids = case
+    # Where frequencies depend on the length, earlier keys keep the rotation of their time, so only short texts agree.
+    ids = ids[: min(limit(model), 40)]
+    wanted = torch_logits(model, ids)
+    pieces = [ids[:13], ids[13:14], ids[14:25], *([token] for token in ids[25:])]
+    got = run_pieces(folder, version, pieces)
+    assert np.abs(got - wanted).max() <= BAR
+
+
+@pytest.mark.parametrize("version", each_release())
+def test_sixty_four_greedy_tokens_are_those_of_torch(case, version):
+    folder, model, ids = case
+    count = min(64, model.config.max_position_embeddings - 8)
+    assert greedy(folder, version, ids[:8], count) == torch_greedy(model, ids[:8], count)
+
+
+@pytest.fixture(scope="module")
+def example_logits():
+    """Token ids and the example's logits by torch."""
+    ids = np.random.default_rng(1).integers(3, 2048, 96)
+    return ids, torch_logits(torch_model(EXAMPLE), ids)
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory):
+    """The example compiled with each named pipeline, made when first asked for."""
+    made = {}
+
+    def get(pipeline: str):
+        if pipeline not in made:
+            made[pipeline] = compiled(EXAMPLE, tmp_path_factory.mktemp("example") / "out", pipeline)
+        return made[pipeline]
+
+    return get
+
+
+@pytest.mark.parametrize("version", each_release())
+@pytest.mark.parametrize("pipeline", ["fp32", "fp16"])
+def test_float_pipelines_of_the_example_match_torch(example, example_logits, pipeline, version):
+    ids, wanted = example_logits
+    got = run_pieces(example(pipeline), version, [ids[:50], *([token] for token in ids[50:])])
+    assert np.abs(got - wanted).max() <= BAR
+
+
+WIDTHS = [
+    "int8", "int4", "default", "default{bits=2 block=32}", "default{bits=3}", "default{bits=5 block=32}",
+    "default{bits=6 symmetric}", "default{bits=7 block=0}", "default{bits=4 zero=float}", "int8{block=0 symmetric}",
+    "default{bits=16 logits-bits=4}", "default{keep=[re:o_proj] embedding-bits=16}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("version", each_release())
+@pytest.mark.parametrize("pipeline", WIDTHS)
+def test_integer_pipelines_compute_what_their_decoded_weights_say(example, pipeline, version):
+    ids = np.random.default_rng(2).integers(3, 2048, 40)
+    folder = example(pipeline)
+    wanted = decoded_reference(folder, pipeline, ids)
+    got = run_pieces(folder, version, [ids[:20], *([token] for token in ids[20:])])
+    assert np.abs(got - wanted).max() <= BAR
+
+
+def decoded_reference(folder, pipeline, ids) -> np.ndarray:
+    """Logits of the float graph with every weight replaced by what the independent reader decodes from the files."""
+    from ir.tensor import InlineTensor, transposed
+
+    model = MnnModel(folder)
+    graph = load(EXAMPLE)
+    PassManager("infer-types,discover-inputs").run(graph)
+    decoded = {name.removesuffix(".conv").removesuffix(".matmul"): model.decode(name) for name in model.linears}
+    for node in list(graph.nodes):
+        if node.op == "MatMul":
+            rows = decoded[node.output.name.removesuffix(".matmul")]
+            graph.set_const(node.inputs[1], transposed(InlineTensor(rows)))
+    feeds = graph.facts[DynamicInputs.name].feeds(graph, ids)
+    feeds["input_ids"] = model.embedding_rows(ids)[:, None]
+    return evaluate(graph, feeds)["logits"][0]
+
+
+@pytest.mark.parametrize("vocabulary", [70_001])
+def test_vocabularies_beyond_sixteen_bits(tmp_path, vocabulary):
+    source = make_checkpoint(
+        tmp_path / "source", "qwen2", vocab_size=vocabulary, hidden_size=32, num_hidden_layers=1, tie_word_embeddings=True
+    )
+    ids = np.array([5, 65_535, 65_536, 70_000, 17, 69_999])
+    wanted = torch_logits(torch_model(source), ids)
+    version = next(param.values[0] for param in reversed(each_release()) if not param.marks)
+    got = run_pieces(compiled(source, tmp_path / "fp32", "fp32"), version, [ids])
+    assert np.abs(got - wanted).max() <= BAR
+    got = run_pieces(compiled(source, tmp_path / "int8", "int8"), version, [ids])
+    assert np.abs(got - wanted).max() <= 0.1 * np.abs(wanted).max()
+
+
+def test_same_input_gives_the_same_bytes(tmp_path):
+    left = compiled(EXAMPLE, tmp_path / "a", "default", workers=1)
+    right = compiled(EXAMPLE, tmp_path / "b", "default", workers=3)
+    names = sorted(path.name for path in left.iterdir())
+    assert names == sorted(path.name for path in right.iterdir())
+    for name in names:
+        assert (left / name).read_bytes() == (right / name).read_bytes(), name

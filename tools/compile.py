@@ -1,0 +1,111 @@
+"""``python -m tools.compile``: compile a checkpoint into an MNN model directory with its contract."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from tools.cli import JSON_OPTION, QUIET_OPTION, Screen, command
+
+
+@command("compile")
+@click.argument("model", required=False)
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder to write; default build/<model name>.")
+@click.option("--passes", "pipeline", default="default", show_default=True, metavar="PIPELINE",
+              help="Pipeline name, text, or path of a TOML file.")  # fmt: skip
+@click.option("--target", default="portable", show_default=True, help="'portable' or an MNN release.")
+@click.option("--verify", type=click.Choice(["none", "quick", "full"]), default="quick", show_default=True,
+              help="How much to read back and run on the installed MNN.")  # fmt: skip
+@click.option("--text", type=click.Path(path_type=Path), help="Text whose perplexity is measured.")
+@click.option("--max-kl", type=float, help="Allowed KL divergence from the float model; default by width.")
+@click.option("--revision", help="Revision of a model on the Hugging Face Hub.")
+@click.option("--memory", type=click.Choice(["low", "normal", "high"]), help="Runtime memory setting to write.")
+@click.option("--precision", type=click.Choice(["low", "normal", "high"]), help="Runtime precision setting to write.")
+@click.option("--threads", type=click.IntRange(1), default=4, show_default=True, help="Runtime threads to write.")
+@click.option("--workers", type=click.IntRange(1), help="Threads of the compiler; default one per processor.")
+@click.option("--force", is_flag=True, help="Replace a folder written before.")
+@click.option("--dump-ir", type=click.Path(path_type=Path), metavar="DIR", help="Write the IR before and after each pass.")
+@click.option("--verify-each", is_flag=True, help="Check the IR after each pass.")
+@click.option("--check-numbers", is_flag=True, help="Evaluate the IR after each pass and name the first that drifts.")
+@click.option("--timing", is_flag=True, help="Print the time of each pass.")
+@click.option("--list-passes", is_flag=True, help="Print every pass with its options, and leave.")
+@click.option("--print-pipeline", is_flag=True, help="Print the pipeline in canonical form, and leave.")
+@JSON_OPTION
+@QUIET_OPTION
+def main(model, out, pipeline, list_passes, print_pipeline, as_json, quiet, **options) -> int:
+    """Compile MODEL, a Hugging Face checkpoint folder or hub name, into an MNN model directory that runs.
+
+    Without MODEL the example checkpoint that comes with the source is compiled.
+    """
+    screen = Screen(as_json, quiet)
+    if list_passes:
+        return _list_passes(screen)
+    if print_pipeline:
+        from passes.pipeline import load
+
+        screen.data({"pipeline": str(load(pipeline))}, str(load(pipeline)))
+        return 0
+    return _compile(screen, model, out, pipeline, options)
+
+
+def _list_passes(screen: Screen) -> int:
+    from passes.registry import default_registry
+
+    registry = default_registry()
+    infos = registry.list_passes()
+    lines = []
+    for info in infos:
+        lines.append(f"{info.name}\n    {info.summary}")
+        lines += [f"    {option.key}: {option.type_text}{_default(option)}  {option.help}" for option in info.options]
+    lines += ["", "pipelines", *(f"    {name} = {text}" for name, text in sorted(registry.pipelines.items()))]
+    screen.data(
+        {"passes": [info.as_dict() for info in infos], "pipelines": dict(sorted(registry.pipelines.items()))},
+        "\n".join(lines),
+    )
+    return 0
+
+
+def _default(option) -> str:
+    return "" if option.required else f" = {option.write(option.default).partition('=')[2] or 'true'}"
+
+
+def _compile(screen: Screen, model, out, pipeline, options) -> int:
+    from tools.compiler import EXAMPLE, Request, compile_model
+    from tools.report import show_result
+
+    example = model is None
+    if example:
+        model = str(EXAMPLE)
+        options["text"] = options["text"] or EXAMPLE / "evaluation.txt"
+    name = Path(model).expanduser().resolve().name if Path(model).expanduser().is_dir() else model.replace("/", "--")
+    instruments = _instruments(options)
+    watch = {key: options.pop(key) for key in ("dump_ir", "verify_each", "check_numbers", "timing")}
+    request = Request(model, out or Path("build") / name, pipeline, instruments=instruments, **options)
+    with screen.progress() as listener:
+        result = compile_model(request, listener)
+    if screen.as_json:
+        from tools.report import result_data
+
+        click.echo(json.dumps(result_data(result), indent=2, ensure_ascii=False))
+    elif not screen.quiet:
+        show_result(screen.console, result, timing=watch["timing"])
+    return 0
+
+
+def _instruments(options) -> list:
+    from passes.instruments import CheckNumbers, DumpIR, VerifyEach
+
+    found: list = []
+    if options["dump_ir"] is not None:
+        found.append(DumpIR(options["dump_ir"]))
+    if options["verify_each"]:
+        found.append(VerifyEach())
+    if options["check_numbers"]:
+        found.append(CheckNumbers(memory_limit=256 << 20))
+    return found
+
+
+if __name__ == "__main__":
+    main()

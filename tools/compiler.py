@@ -1,0 +1,335 @@
+"""The main job as a function: checkpoint in, verified MNN model directory and contract out."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ir.diag import Diagnostic, LadingError
+
+if TYPE_CHECKING:
+    from backends.contract import Contract
+    from backends.mnn.emit import Emission, Settings
+    from backends.mnn.verify import Verification
+    from ir.graph import Graph
+    from passes.manager import Instrument, Report
+
+EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "tiny-qwen2.5"
+"""The checkpoint that is compiled when none is named."""
+
+QUICK_SAMPLE = 1 << 20
+"""Elements per matrix that a quick read-back decodes."""
+
+PROMPTS = (
+    "def fibonacci(n):\n    ",
+    "import os\n\nclass TestCase(unittest.TestCase):\n    def setUp(self):\n        ",
+    "The capital of France is",
+    "人工智能正在改变我们的生活,",
+)
+"""Texts that verification continues."""
+
+
+@dataclass
+class Request:
+    """What to compile, and how.
+
+    Attributes:
+        model: checkpoint folder or hub name.
+        out: directory to write.
+        pipeline: pipeline text, name, or path of a TOML file.
+        target: ``portable`` or an MNN release.
+        verify: ``none``, ``quick`` or ``full``.
+        text: file whose perplexity is measured, or None.
+        force: replace a directory written before.
+        revision: revision of a hub repository.
+        max_kl: bar for the KL divergence from the float model; None takes the one for the narrowest width.
+        memory, precision: runtime settings to write; None chooses by the stored widths.
+        threads: runtime threads to write.
+        workers: threads of this process; None takes one per processor.
+        instruments: watch the passes.
+    """
+
+    model: str
+    out: Path
+    pipeline: str = "default"
+    target: str = "portable"
+    verify: Literal["none", "quick", "full"] = "quick"
+    text: Path | None = None
+    force: bool = False
+    revision: str | None = None
+    max_kl: float | None = None
+    memory: str | None = None
+    precision: str | None = None
+    threads: int = 4
+    workers: int | None = None
+    instruments: Sequence[Instrument] = ()
+
+
+@dataclass
+class Result:
+    """What was compiled.
+
+    Attributes:
+        out: the directory.
+        contract: its contract.
+        report: what the passes did.
+        emission: what was written.
+        verification: what was measured, or None.
+        sample: prompt and greedy continuation as text, or None.
+        seconds: wall time by phase.
+        warnings: what the user should know.
+    """
+
+    out: Path
+    contract: Contract
+    report: Report
+    emission: Emission
+    verification: Verification | None
+    sample: tuple[str, str] | None
+    seconds: dict[str, float] = field(default_factory=dict)
+    warnings: list[Diagnostic] = field(default_factory=list)
+
+
+class Listener:
+    """Told how far a compilation is; every method may be left as it is."""
+
+    def phase(self, what: str) -> None:
+        """A phase begins."""
+
+    def weights(self, done: int, total: int) -> None:
+        """So many weights of all are written."""
+
+
+def compile_model(request: Request, listener: Listener | None = None) -> Result:
+    """Compile a checkpoint; the output directory appears complete or not at all.
+
+    Raises:
+        LadingError: whatever is wrong with the request, the checkpoint, the machine or the result.
+    """
+    from passes.pipeline import load as load_pipeline
+
+    say = listener or Listener()
+    clock = _Clock()
+    pipeline = load_pipeline(request.pipeline)
+    _Job(request, say, clock).check()
+    say.phase("reading the checkpoint")
+    with ThreadPoolExecutor(request.workers or os.cpu_count() or 1) as pool, ThreadPoolExecutor(3) as side:
+        return _Job(request, say, clock).run(pipeline, pool, side)
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.started = self.last = time.perf_counter()
+
+    def lap(self, phase: str) -> None:
+        now = time.perf_counter()
+        self.seconds[phase] = now - self.last
+        self.last = now
+
+    def total(self) -> float:
+        return time.perf_counter() - self.started
+
+
+class _Job:
+    def __init__(self, request: Request, listener: Listener, clock: _Clock) -> None:
+        self.request = request
+        self.listener = listener
+        self.clock = clock
+        self.warnings: list[Diagnostic] = []
+
+    def check(self) -> None:
+        """Everything that can be refused before work starts."""
+        from backends.mnn.profiles import target
+        from backends.staging import check_target
+
+        target(self.request.target)
+        check_target(self.request.out, self.request.force)
+        text = self.request.text
+        if text is not None and not text.is_file():
+            raise LadingError("U903", "no such text file", where=str(text))
+        if self.request.verify != "none":
+            _require_runtime()
+
+    def run(self, pipeline: Any, pool: ThreadPoolExecutor, side: ThreadPoolExecutor) -> Result:
+        from backends.mnn.profiles import target
+        from backends.mnn.tokenizer import load_tokenizer
+        from backends.staging import staged_directory
+        from frontends.checkpoint import load
+        from frontends.hub import resolve
+        from passes.base import PassContext
+        from passes.manager import PassManager
+
+        folder = resolve(self.request.model, revision=self.request.revision)
+        reading = side.submit(load_tokenizer, folder)
+        graph = load(folder)
+        graph.metadata["name"] = _model_name(self.request.model)
+        self.warnings += [Diagnostic(**item) for item in graph.metadata.pop("warnings", ())]
+        self.clock.lap("read")
+        self.listener.phase("running the passes")
+        report = PassManager(pipeline, self.request.instruments).run(graph, PassContext())
+        _require_lowered(graph, report)
+        self.warnings += report.all_diagnostics()
+        tokenizer = reading.result()
+        self.clock.lap("passes")
+        self.listener.phase("writing the weights")
+        chosen = target(self.request.target)
+        with staged_directory(self.request.out, force=self.request.force) as staging:
+            emission = self._emit(graph, staging, tokenizer, folder, chosen, pool, side)
+            self.clock.lap("write")
+            verification, errors = self._verify(graph, emission, folder, tokenizer, pool)
+            contract = self._contract(graph, emission, chosen, report, folder, tokenizer, verification, errors, pool)
+            self.clock.lap("contract")
+            import backends.contract
+
+            backends.contract.write(contract, staging)
+        sample = self._sample(folder, verification)
+        seconds = {**self.clock.seconds, "total": self.clock.total()}
+        return Result(self.request.out, contract, report, emission, verification, sample, seconds, self.warnings)
+
+    def _emit(self, graph, staging, tokenizer, folder, target, pool, side) -> Emission:
+        from backends.mnn.emit import emit
+
+        return emit(
+            graph,
+            staging,
+            tokenizer=tokenizer,
+            sampling=_generation_config(folder),
+            target=target,
+            settings=self._settings(graph),
+            executor=pool,
+            side=side,
+            progress=self.listener.weights,
+        )
+
+    def _settings(self, graph: Graph) -> Settings:
+        """Low memory keeps codes packed; floats gain nothing from it, and single precision must stay single."""
+        from backends.mnn.emit import Settings
+        from ir.decisions import PrecisionPlan
+
+        widths = {item.bits for item in graph.facts[PrecisionPlan.name].storage.values()}
+        memory = "low" if any(width <= 8 for width in widths) else "normal"
+        precision = "high" if widths == {32} else "low"
+        return Settings(self.request.precision or precision, self.request.memory or memory, self.request.threads)
+
+    def _verify(self, graph, emission, folder, tokenizer, pool) -> tuple[Verification | None, dict]:
+        if self.request.verify == "none":
+            return None, {}
+        from backends.mnn.readback import read_back
+        from backends.mnn.releases import installed_version
+        from backends.mnn.verify import LEVELS, Subject, verify
+        from frontends.checkpoint import load
+
+        self.listener.phase("reading back what was written")
+        sample = QUICK_SAMPLE if self.request.verify == "quick" else None
+        errors = read_back(graph, emission.layout, emission.folder, pool, sample=sample)
+        self.clock.lap("read back")
+        encode = _encoder(folder)
+        text = encode(self.request.text.read_text(encoding="utf-8", errors="replace")) if self.request.text else []
+        settings = emission.settings
+        subject = Subject(
+            emission.folder,
+            load(folder),
+            graph,
+            [ids for ids in map(encode, PROMPTS) if ids],
+            text,
+            {"memory": settings.memory, "precision": settings.precision, "thread_num": settings.threads},
+        )
+        verification = verify(
+            subject,
+            LEVELS[self.request.verify],
+            version=installed_version() or "unknown",
+            max_kl=self.request.max_kl,
+            progress=self.listener.phase,
+        )
+        verification.require()
+        self.clock.lap("verify")
+        return verification, errors
+
+    def _contract(
+        self, graph, emission, target, report, folder, tokenizer, verification, errors, pool
+    ) -> Contract:
+        from backends.mnn.paperwork import make_contract
+        from tools.tokenizers import describe_tokenizer
+
+        self.listener.phase("writing the contract")
+        described = describe_tokenizer(folder, tokenizer, target, self.request.text)
+        return make_contract(
+            graph,
+            emission,
+            target=target,
+            pipeline=report.pipeline,
+            passes=[(item.name, item.counts) for item in report.passes],
+            tokenizer=described,
+            errors={name: (item.rms_relative, item.max_abs) for name, item in errors.items()},
+            measurements=verification.measurements if verification is not None else [],
+            warnings=self.warnings,
+            executor=pool,
+        )
+
+    def _sample(self, folder: Path, verification: Verification | None) -> tuple[str, str] | None:
+        if verification is None or not verification.sample:
+            return None
+        from tokenizers import Tokenizer
+
+        text = Tokenizer.from_file(str(folder / "tokenizer.json")).decode(verification.sample, skip_special_tokens=True)
+        return PROMPTS[0], text
+
+
+def _encoder(folder: Path) -> Callable[[str], list[int]]:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return lambda text: tokenizer.encode(text).ids
+
+
+def _generation_config(folder: Path) -> Mapping[str, Any]:
+    """The checkpoint's sampling defaults; empty when it has none.
+
+    Raises:
+        LadingError: U904 a file that is not a JSON object.
+    """
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return {}
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError) as error:
+        raise LadingError("U904", f"cannot be read as JSON: {error}", where=str(path)) from error
+    if not isinstance(data, dict):
+        raise LadingError("U904", "is not a JSON object", where=str(path))
+    return data
+
+
+def _model_name(model: str) -> str:
+    return Path(model).resolve().name if os.path.isdir(os.path.expanduser(model)) else model
+
+
+def _require_lowered(graph: Graph, report: Report) -> None:
+    """The pipeline must end in the form that the backend writes."""
+    from ir.verify import INVARIANTS
+
+    problems = INVARIANTS["mnn"](graph)
+    if problems:
+        first = problems[0]
+        raise LadingError(
+            "U905",
+            f"this pipeline does not end in a graph that MNN can hold: {first.message}",
+            where=f"pipeline {report.pipeline}\n{first.where}",
+            hint="end it with legalize-mnn, as the pipeline 'default' does",
+        )
+
+
+def _require_runtime() -> None:
+    from backends.mnn.releases import installed_version
+
+    if installed_version() is None:
+        raise LadingError(
+            "U906", "verification needs the MNN runtime, which is not installed", hint="pip install MNN, or --verify none"
+        )

@@ -1,0 +1,48 @@
+"""The ``lading`` command: every tool as a subcommand, imported when it is called."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import click
+
+from ir.codes import CODES
+from ir.diag import LadingError, suggest
+from tools.cli import command
+
+TOOLS = {"compile": "tools.compile", "releases": "tools.releases"}
+"""Subcommand to module; the module's `main` is the command."""
+
+
+class Tools(click.Group):
+    """Loads a subcommand's module only when the subcommand is named."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of all subcommands."""
+        return sorted([*TOOLS, "explain"])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The subcommand of a name, or None."""
+        if cmd_name == "explain":
+            return explain
+        return import_module(TOOLS[cmd_name]).main if cmd_name in TOOLS else None
+
+
+@click.group(cls=Tools, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="lading")
+def main() -> None:
+    """Lading compiles language models for MNN and proves that they run."""
+
+
+@command("explain")
+@click.argument("code")
+def explain(code: str) -> int:
+    """Explain a diagnostic code such as F503."""
+    if code.upper() not in CODES:
+        raise LadingError("U900", f"unknown code {code!r}", hint=suggest(code.upper(), list(CODES)))
+    click.echo(f"{code.upper()}: {CODES[code.upper()]}")
+    return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -198,6 +198,7 @@ def _metadata(config: ModelConfig, layout: Layout, tensors: Mapping[str, Tensor]
         "vocab_size": config.vocab_size,
         "max_position": config.max_position,
         "context": config.context,
+        "parameters": sum(math.prod(shape) for shape in layout.shapes.values()),
         "tied": layout.head is None,
         "windows": [layer.window for layer in config.layers],
         "rope": {

@@ -27,8 +27,7 @@ class Names:
     """Module names of a checkpoint. Those of a layer are relative to ``<layers>.<index>.``; an empty name means absent.
 
     Attributes:
-        prefix: what the family writes before the decoder's names; a checkpoint may have another one.
-        embed, layers, norm: embedding, list of layers and final norm, relative to the prefix.
+        embed, layers, norm: embedding, list of layers and final norm, relative to whatever prefix a checkpoint has.
         head: output projection, found by this name anywhere.
         attn_in, attn_out, mlp_in, mlp_out: norms before and after the two branches of a layer.
         q, k, v, o, gate, up, down: the linear modules.
@@ -37,7 +36,6 @@ class Names:
         q_norm, k_norm: norms of queries and keys.
     """
 
-    prefix: str = "model."
     embed: str = "embed_tokens"
     layers: str = "layers"
     norm: str = "norm"

@@ -16,8 +16,11 @@ from ir.diag import LadingError
 DOWNLOAD = ("*.safetensors", "*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken", "*.md", "LICENSE*", "NOTICE*")
 """File patterns that are downloaded."""
 
-LEAVE = ("*.py", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.gguf", "*.onnx", "original/*", "onnx/*")
-"""File patterns that are not, even where the first list would take them."""
+LEAVE = (
+    *("*.py", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.gguf", "*.onnx"),
+    *("original/*", "onnx/*", "consolidated*.safetensors"),
+)
+"""File patterns that are not, even where the first list would take them: code, other formats, second copies."""
 
 OTHER_FORMATS = {
     ".bin": "pickled PyTorch weights; load them with transformers and save them again as safetensors",
@@ -66,17 +69,25 @@ def resolve(
         raise LadingError("F501", "the model must be a checkpoint folder; this is a file", name, hint)
     if not _HUB_NAME.fullmatch(name):
         raise LadingError("F500", "no such folder", name, "a model on the Hugging Face Hub is written owner/name")
-    return check_folder(_download(name, revision, cache_dir, offline))
+    return check_folder(_download(name, revision, cache_dir, offline), name)
 
 
-def check_folder(folder: Path) -> Path:
-    """Return a folder that has a configuration and safetensors files; F502 or F503 when it has not."""
+def check_folder(folder: Path, repository: str = "") -> Path:
+    """Return a folder that has a configuration and safetensors files; F502 or F503 when it has not.
+
+    `repository` is the hub name that the folder is a copy of, if it is one.
+    """
     try:
         names = os.listdir(folder)
     except OSError as error:
         raise LadingError("F500", f"the folder cannot be read: {error.strerror}", str(folder)) from error
     if not any(name.endswith(".safetensors") for name in names):
-        raise LadingError("F502", f"the folder has no .safetensors files{_instead(names)}", str(folder), _advice(names))
+        message = f"the folder has no .safetensors files{_instead(names)}"
+        advice = _advice(names)
+        if repository:
+            message = "the repository has no .safetensors files"
+            advice = "weights in other formats are not downloaded; look for a converted copy of the model"
+        raise LadingError("F502", message, repository or str(folder), advice)
     if "config.json" not in names:
         hint = "copy the config.json of the model into the folder; its weights alone do not say how to compute"
         raise LadingError("F503", "the folder has no config.json", str(folder), hint)

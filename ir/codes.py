@@ -108,6 +108,25 @@ CODES: dict[str, str] = {
     "F554": "The names of the tensors do not show which of them belong to the decoder.",
     "F560": "A key of config.json that matters in some models is not used by this family; the reference "
     "implementation ignores it as well.",
+    "F600": "The ONNX file is missing, is not a regular file, or cannot be read.",
+    "F601": "The file or bytes are not an ONNX model: they cannot be decoded, or hold no graph. The file may be cut off.",
+    "F602": "The model is in a version of the format or of an operator set that the installed onnx package does not know.",
+    "F603": "The model has training information. Only its inference part could be compiled, so it is refused.",
+    "F604": (
+        "A tensor is used but nothing produces it. Exporters leave such tensors behind when they cut a graph; "
+        "they can be lifted as free inputs."
+    ),
+    "F605": "The nodes of an ONNX graph form a cycle, so that none of them can be computed first.",
+    "F606": "Two things in an ONNX graph have the same name.",
+    "F607": "A tensor of an ONNX model is malformed: its data does not fit its shape and element type.",
+    "F608": "The data of a tensor is said to be in a file outside of the model's folder. Such paths are never followed.",
+    "F609": "A file with external data of an ONNX model is missing or cannot be read.",
+    "F610": "The external data of a tensor lies beyond the end of its file, or its place is not a number.",
+    "F611": "The ONNX model has something that the compiler does not support; the message names it.",
+    "F612": "A part of an ONNX model lacks a name, has the same attribute twice, or an attribute of no known kind.",
+    "F613": "A type in an ONNX model has an impossible dimension or an unknown element type.",
+    "F614": "An operator of the ONNX model has no name, or one with a dot, which names of operators cannot have.",
+    "F615": "A function of the ONNX model is there twice, hides an operator of ONNX, or calls itself.",
     "C800": "The contract file is missing, not readable, or not JSON (a key that is there twice counts as such).",
     "C801": "The contract lacks a field. Every field is written, with null where there is nothing to say.",
     "C802": "The contract has a field that its version does not know. It is refused, because it could change the rest.",

@@ -93,23 +93,42 @@ class Keys:
         self._leaf = leaf
         self._numbers: dict[Hashable, int] = {}
         self._of: dict[Node, int] = {}
+        self._inner: dict[Value, Hashable] = {}
 
     def add(self, nodes: Iterable[Node]) -> list[int]:
         """Key some nodes, producers first; returns their numbers."""
         return [self._add(node) for node in nodes]
 
     def _add(self, node: Node) -> int:
-        attrs = tuple((name, attr_key(value)) for name, value in sorted(node.attrs.items()))
-        operands = tuple(self.value(value) for value in node.inputs)
+        attrs = tuple([(name, self._attr(value)) for name, value in sorted(node._attrs.items())])
+        operands = tuple([self.value(value) for value in node.inputs])
         key = (node.op, node.overload, len(node.outputs), attrs, operands)
         self._of[node] = number = self._numbers.setdefault(key, len(self._numbers))
         return number
+
+    def _attr(self, value: Any) -> Hashable:
+        if isinstance(value, Graph):
+            return self._body(value)
+        if isinstance(value, tuple) and any(isinstance(item, Graph) for item in value):
+            return tuple(self._attr(item) for item in value)
+        return attr_key(value)
+
+    def _body(self, graph: Graph) -> Hashable:
+        """A subgraph: what its outputs compute and which nodes it has, in any order."""
+        self._inner.update((value, ("input", index)) for index, value in enumerate(graph.inputs))
+        numbers = []
+        for node in graph.nodes:
+            numbers.append(self._add(node))
+            self._inner.update((value, (self._of[node], value.index)) for value in node.outputs)
+        return ("graph", tuple(self.value(value) for value in graph.outputs), tuple(sorted(numbers)))
 
     def value(self, value: Value | None) -> Hashable:
         """Key of an operand."""
         if value is None:
             return None
-        found = self._leaf(value)
+        found = self._inner.get(value)
+        if found is None:
+            found = self._leaf(value)
         return (self._of[value.producer], value.index) if found is None else found  # type: ignore[index]
 
 
@@ -127,6 +146,7 @@ class _Comparison:
         self.forth: dict[Value, Value] = {}
         self.back: dict[Value, Value] = {}
         self.matched: dict[Node, Node] = {}
+        self.unread: set[Node] = set()
 
     # ---- graphs ----
 
@@ -191,35 +211,37 @@ class _Comparison:
                 yield from self._reads(x, y, (*here, "input ", position, " "))
 
     def _dead(self, a: Graph, b: Graph, place: Place) -> Iterator[str]:
+        """Match the nodes that lead to no output or table, beginning with those that nothing reads."""
         left = [node for node in a.nodes if node not in self.matched]
         taken = set(self.matched.values())
         right = [node for node in b.nodes if node not in taken]
-        if len(left) != len(right):
-            yield _say(place, f"{len(left)} unread nodes, {len(right)} in the other")
-            return
+        yield from _same(place, "number of unread nodes", len(left), len(right))
         keys = Keys(self._leaf)
+        self.unread = {*left, *right}
         groups: dict[int, list[Node]] = {}
         for number, node in zip(keys.add(right), right, strict=True):
-            groups.setdefault(number, []).append(node)
-        pairs = [(node, groups.get(number)) for number, node in zip(keys.add(left), left, strict=True)]
-        # Readers come after what they read: matching from the end lets a reader decide which of equal nodes is meant.
-        for one, group in reversed(pairs):
-            if one in self.matched:
+            if _is_last(node):
+                groups.setdefault(number, []).append(node)
+        for number, one in zip(keys.add(left), left, strict=True):
+            if not _is_last(one):
                 continue
-            two = next((node for node in reversed(group or []) if node not in taken), None)
-            if two is None:
+            group = groups.get(number, [])
+            if not group:
                 yield _say(place, "unread ", one, " has no partner")
-                return
+                continue
+            two = next((node for node in group if self.names and _name(node) == _name(one)), group[0])
+            group.remove(two)
             yield from self._pull([(one, two)], place)
-            taken = set(self.matched.values())
 
     def _leaf(self, value: Value) -> Hashable | None:
         # Values of the first graph are written as their partners in the second, so that one table serves both.
         partner = self.forth.get(value, value)
         if partner.const is not None:
             return ("const", tensor_key(partner.const))
-        is_inner = partner.producer is not None and value not in self.forth and value not in self.back
-        return None if is_inner else ("value", id(partner))
+        if value in self.forth or value in self.back or value.producer is None:
+            return ("value", id(partner))
+        # A value around a subgraph may not have a partner yet.
+        return None if value.producer in self.unread else ("outer", str(value.type))
 
     # ---- values ----
 
@@ -337,6 +359,14 @@ def _say(place: Place, *more: Any) -> str:
 def _same(place: Place, what: str, one: Any, two: Any) -> Iterator[str]:
     if one != two:
         yield _say(place, f"{what} {_short(one)}, {_short(two)} in the other")
+
+
+def _is_last(node: Node) -> bool:
+    return not any(value._uses for value in node.outputs)
+
+
+def _name(node: Node) -> tuple[str, ...]:
+    return tuple(value.name for value in node.outputs)
 
 
 def _plain(data: Mapping[str, Any]) -> Any:

@@ -20,8 +20,9 @@ from ir.graph import Graph, Node, Value
 from ir.infer import describe
 from ir.onnx_export import export_nodes, outside_reads, stored_bytes, tensor_proto
 from ir.ops import opdef
-from ir.ort import Session, constant_value, numpy_value, ort_value
+from ir.ort import Session, constant_values, give_memory_back, load_constant, numpy_value, ort_value
 from ir.sample import sample_feeds
+from ir.tensor import Tensor
 from ir.types import Dim, TensorType, dtype_of_onnx
 
 INLINE_BYTES = 4096
@@ -31,7 +32,7 @@ GATHER_BYTES = 16 << 20
 FOLD_BYTES = 16 << 20
 """Default limit of `evaluate_constants` for one operand or result."""
 MODEL_BYTES = 1 << 20
-MOST_PIECE_BYTES = 64 << 20
+MOST_PIECE_BYTES = 16 << 20
 
 
 @dataclass
@@ -86,7 +87,7 @@ class Evaluator:
         self._wanted = {name: _find(graph, name) for name in outputs or [value.name for value in graph.outputs]}
         self._segments = _plan(graph, list(self._wanted.values()), memory_limit)
         self._needed = _needed_inputs(graph, self._segments, self._wanted.values())
-        self._held: dict[Value, Any] = {}
+        self._held: dict[Tensor, Any] = {}
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The wanted values for one set of feeds; see `run_many`."""
@@ -112,6 +113,8 @@ class Evaluator:
             for state in states:
                 for value in segment.dead:
                     state.pop(value, None)
+            if self.memory_limit is not None:
+                give_memory_back()
         return [self._fetch(state) for state in states]
 
     def _feed(self, given: Mapping[str, np.ndarray]) -> dict[Value, Any]:
@@ -134,13 +137,12 @@ class Evaluator:
     def _run_session(self, segment: _Segment, states: list[dict[Value, Any]]) -> None:
         if segment.session is None and states:
             segment.session = self._open(segment, states[0])
-        held = self._held
-        consts = {}
-        for value in segment.consts:
-            found = held.get(value)
-            consts[value.name] = found if found is not None else constant_value(value.const)  # type: ignore[arg-type]
-            if self.memory_limit is None:
-                held[value] = consts[value.name]
+        tensors = {value.name: value.const for value in segment.consts}
+        missing = dict.fromkeys(tensor for tensor in tensors.values() if tensor not in self._held)
+        loaded = {**self._held, **constant_values(missing)}  # type: ignore[arg-type]
+        if self.memory_limit is None:
+            self._held = loaded
+        consts = {name: loaded[tensor] for name, tensor in tensors.items()}
         for state in states:
             carried = {value.name: _carried(value, state) for value in segment.inputs}
             results = segment.session.run({**consts, **carried}, [v.name for v in segment.outputs])  # type: ignore
@@ -175,7 +177,8 @@ class Evaluator:
         ]
         budget = MOST_PIECE_BYTES
         if self.memory_limit is not None:
-            budget = min(max(self.memory_limit // 4, 1 << 16), budget)
+            # Dequantizing a piece takes a few arrays of its size.
+            budget = min(max(self.memory_limit // 16, 1 << 14), budget)
         try:
             results = pieces.run(node, operands, budget)
         except (IndexError, ValueError) as error:
@@ -189,8 +192,6 @@ class Evaluator:
 
 def _array(value: Value, state: Mapping[Value, Any]) -> np.ndarray:
     if value.const is not None:
-        from ir.ort import load_constant
-
         return load_constant(value.const)
     found = state[value]
     if isinstance(found, np.ndarray):
@@ -199,7 +200,7 @@ def _array(value: Value, state: Mapping[Value, Any]) -> np.ndarray:
 
 
 def _carried(value: Value, state: Mapping[Value, Any]) -> Any:
-    """The ``OrtValue`` of a value; arrays are wrapped anew, since a wrapper does not keep its array alive for others."""
+    """The ``OrtValue`` of a value; arrays are wrapped anew, since a wrapper does not keep its array alive."""
     found = state[value]
     return ort_value(found, value.type.dtype) if isinstance(found, np.ndarray) else found  # type: ignore[union-attr]
 
@@ -316,7 +317,6 @@ class _Planner:
         self._placed: set[Node] = set()
         self._loaded: set[Value] = set()
         self._bytes = 0
-        self._transient = 0
 
     def place(self, node: Node) -> None:
         """Put the next node in program order."""
@@ -330,7 +330,7 @@ class _Planner:
         if self._open is None:
             self._open = _Segment([])
             self.segments.append(self._open)
-            self._placed, self._loaded, self._bytes, self._transient = set(), set(), 0, 0
+            self._placed, self._loaded, self._bytes = set(), set(), 0
         self._add(closure, node)
 
     def _in_pieces(self, node: Node) -> bool:
@@ -362,23 +362,22 @@ class _Planner:
         return list(found)
 
     def _size(self, closure: list[Node]) -> int:
-        """Bytes of the open segment's constants with a closure added, and its largest computed weight."""
+        """Bytes of the open segment's constants and computed weights with a closure added."""
         more: dict[Value, int] = {}
         for node in closure:
             more.update((v, size) for v, size in _const_bytes(node).items() if v not in self._loaded)
-        return self._bytes + sum(more.values()) + max(self._transient, _computed_bytes(closure[:-1]))
+        return self._bytes + sum(more.values()) + _computed_bytes(n for n in closure[:-1] if n not in self._placed)
 
     def _add(self, closure: list[Node], node: Node) -> None:
         assert self._open is not None
+        self._bytes = self._size(closure)
         alone: dict[Value, int] = {}
         for item in closure:
             alone.update(_const_bytes(item))
             if item not in self._placed:
                 self._placed.add(item)
                 self._open.nodes.append(item)
-        self._bytes += sum(size for value, size in alone.items() if value not in self._loaded)
         self._loaded.update(alone)
-        self._transient = max(self._transient, _computed_bytes(closure[:-1]))
         size = sum(alone.values()) + _computed_bytes(closure[:-1])
         if self._limit is not None and size > self._limit:
             raise LadingError(
@@ -397,15 +396,15 @@ def _const_bytes(node: Node) -> dict[Value, int]:
     return found
 
 
-def _computed_bytes(nodes: list[Node]) -> int:
-    """Bytes of the weights that nodes compute one after the other, each dropped when the next is there."""
-    sizes = [0]
+def _computed_bytes(nodes: Iterable[Node]) -> int:
+    """Bytes of the weights that nodes compute. All count: onnxruntime may compute each before the first is used."""
+    total = 0
     for node in nodes:
         type_ = node.outputs[0].type
         size = type_.nbytes if isinstance(type_, TensorType) else None
         # A real-valued zero is spread to the size of the weight before it is added.
-        sizes.append((size or 0) * (2 if node.op == "mnn.AffineDequantize" else 1))
-    return max(sizes)
+        total += (size or 0) * (2 if node.op == "mnn.AffineDequantize" else 1)
+    return total
 
 
 def _weight_bytes(weight: Value, weights: set[Node]) -> int:
@@ -421,7 +420,7 @@ def _weight_bytes(weight: Value, weights: set[Node]) -> int:
             nodes[node] = None
             consts.update(_const_bytes(node))
             waiting.extend(value.producer for value in node.inputs if value is not None)
-    return sum(consts.values()) + _computed_bytes(list(nodes))
+    return sum(consts.values()) + _computed_bytes(nodes)
 
 
 def _connect(segments: list[_Segment], wanted: list[Value]) -> None:

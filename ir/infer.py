@@ -18,7 +18,7 @@ import numpy as np
 from ir.diag import Diagnostic
 from ir.graph import OPSET, Graph, Node, Value
 from ir.symbolic import Extent, SymbolTable
-from ir.types import Dim, TensorType, ValueType
+from ir.types import Dim, MapType, TensorType, ValueType
 
 KNOWN_LIMIT = 256
 """Integer tensors of at most this many elements are followed element by element."""
@@ -104,6 +104,11 @@ class Inference:
         found = self.known_of(value)
         return found.ints if found is not None else None
 
+    def length_of(self, value: Value | None) -> int | None:
+        """Number of elements of a vector, when its type tells."""
+        shape = value.shape if value is not None else None
+        return shape[0] if shape is not None and len(shape) == 1 and type(shape[0]) is int else None
+
     def attribute_or_input(self, node: Node, name: str, index: int) -> tuple[int, ...] | None:
         """Integers that older operator versions have as attribute and newer ones as input; None when unknown."""
         value = node._attrs.get(name)
@@ -163,7 +168,11 @@ class Inference:
                 found = TensorType(found.dtype, self._merged_shape(found.shape, recorded.shape))
             elif recorded is None:
                 found = TensorType(found.dtype, self._merged_shape(found.shape, None))
-        if recorded is not None and type(recorded) is not type(found):
+        else:
+            found = _without_unknown(found)
+            if type(recorded) is type(found) and _elements_agree(recorded, found):
+                return
+        if recorded is not None and not _elements_agree(recorded, found):
             self.problems.append(
                 Diagnostic("T210", f"{node.op} gives {found} for %{value.name}, recorded is {recorded}", describe(node))
             )
@@ -206,7 +215,11 @@ class Inference:
 
     def named(self, found: ValueType | None) -> ValueType | None:
         """A rule's result with every unnamed dimension named."""
-        if type(found) is not TensorType or found.shape is None:
+        if found is None:
+            return None
+        if type(found) is not TensorType:
+            return _without_unknown(found)
+        if found.shape is None:
             return found
         return TensorType(found.dtype, self._merged_shape(found.shape, None))
 
@@ -244,6 +257,27 @@ def _conflict(recorded: TensorType, found: TensorType) -> str:
         if type(new) is Dim and type(old) is int and new.name[0] != "?" and not new.accepts(old):
             return f"axis {axis} differs"
     return ""
+
+
+def _without_unknown(found: ValueType) -> ValueType:
+    """A sequence, optional or map type whose tensors have shapes only where every dimension is known."""
+    if type(found) is TensorType:
+        whole = found.shape is not None and all(dim is not None for dim in found.shape)
+        return found if whole else TensorType(found.dtype)
+    if isinstance(found, MapType):
+        return MapType(found.key, _without_unknown(found.value))
+    return type(found)(_without_unknown(found.element))  # type: ignore[union-attr]
+
+
+def _elements_agree(recorded: Any, found: Any) -> bool:
+    """True when two types hold the same kind of things, shapes aside."""
+    if type(recorded) is not type(found):
+        return False
+    if type(recorded) is TensorType:
+        return recorded.dtype == found.dtype
+    if isinstance(recorded, MapType):
+        return recorded.key == found.key and _elements_agree(recorded.value, found.value)
+    return _elements_agree(recorded.element, found.element)
 
 
 def describe(node: Node) -> str:

@@ -81,10 +81,10 @@ def _opsets(run: Inference) -> dict[str, int]:
 def _node_proto(run: Inference, node: Node) -> Any:
     import onnx
 
-    from ir.onnx_export import _Exporter
+    from ir.onnx_export import Exporter
 
     proto = onnx.NodeProto()
-    _Exporter(run.root, None, False, {}).node(proto, node)
+    Exporter(run.root, None, False, {}).node(proto, node)
     return proto
 
 

@@ -242,7 +242,8 @@ def reduce(run: Inference, node: Node) -> ValueType | None:
     axes = run.attribute_or_input(node, "axes", 1) if given else ()
     keep = node._attrs.get("keepdims", 1)
     if axes is None:
-        return TensorType(x.dtype, (None,) * len(x.shape) if keep else None)  # type: ignore[arg-type]
+        count = 0 if keep else run.length_of(node.input(1))
+        return TensorType(x.dtype, None if count is None else (None,) * (len(x.shape) - count))  # type: ignore[arg-type]
     if not axes and node._attrs.get("noop_with_empty_axes"):
         return x
     return TensorType(x.dtype, reduced_shape(x.shape, axes, keep))

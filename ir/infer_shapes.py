@@ -59,10 +59,8 @@ def _wanted(run: Inference, node: Node, index: int) -> Shape | None:
     found = run.known_of(node.inputs[index])
     if found is not None:
         return found.entries
-    type_ = tensor(node.inputs[index])
-    if type_ is None or type_.shape is None or type(type_.shape[0]) is not int:
-        return None
-    return (None,) * type_.shape[0]
+    count = run.length_of(node.inputs[index])
+    return None if count is None else (None,) * count
 
 
 @rule("Range")
@@ -175,8 +173,11 @@ def squeeze(run: Inference, node: Node) -> ValueType | None:
         return x
     given = node.input(1) is not None or "axes" in node._attrs
     axes = run.attribute_or_input(node, "axes", 1) if given else None
+    if axes is None and given:
+        count = run.length_of(node.input(1))
+        return typed(x.dtype, None if count is None else (None,) * (len(x.shape) - count))
     if axes is None:
-        if given or not x.is_static:
+        if not x.is_static:
             return TensorType(x.dtype)
         axes = tuple(axis for axis, dim in enumerate(x.shape) if dim == 1)
     return TensorType(x.dtype, squeezed_shape(x.shape, axes))
@@ -197,7 +198,10 @@ def unsqueeze(run: Inference, node: Node) -> ValueType | None:
     if x is None or x.shape is None:
         return x
     axes = run.attribute_or_input(node, "axes", 1)
-    return TensorType(x.dtype, None if axes is None else unsqueezed_shape(x.shape, axes))
+    if axes is None:
+        count = run.length_of(node.input(1))
+        return typed(x.dtype, None if count is None else (None,) * (len(x.shape) + count))
+    return TensorType(x.dtype, unsqueezed_shape(x.shape, axes))
 
 
 def unsqueezed_shape(shape: Shape, axes: tuple[int, ...]) -> Shape:
@@ -306,13 +310,8 @@ def slice_(run: Inference, node: Node) -> ValueType | None:
 
 def _length(run: Inference, node: Node) -> int | None:
     """How many axes a Slice without axes cuts."""
-    for index in (1, 2):
-        found, type_ = run.known_of(node.inputs[index]), tensor(node.inputs[index])
-        if found is not None:
-            return len(found.entries)
-        if type_ is not None and type_.shape is not None and type(type_.shape[0]) is int:
-            return type_.shape[0]
-    return None
+    first = run.length_of(node.inputs[1])
+    return first if first is not None else run.length_of(node.inputs[2])
 
 
 def _entries(run: Inference, node: Node, index: int, count: int) -> tuple[Extent | None, ...]:

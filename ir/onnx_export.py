@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from base64 import b64decode
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,8 @@ import numpy as np
 
 from ir.compare import attr_key
 from ir.diag import LadingError
-from ir.graph import OPSET, Graph, Node, Value
+from ir.graph import OPSET, EmptyList, Graph, Node, Value
+from ir.onnx_keys import LOCATION, MODEL, RESERVED, is_unknown, references
 from ir.ops import define, opdef, opsets_of, root_of, schema_of
 from ir.tensor import Tensor, bytes_of, transposed
 from ir.types import Dim, DType, MapType, OptionalType, SequenceType, TensorType, ValueType, dtype_of_onnx
@@ -28,8 +30,6 @@ if TYPE_CHECKING:
 
 IR_VERSION = 11
 """Model format version: function overloads and metadata on nodes, and what onnxruntime reads at opset 24."""
-LOCATION = "lading.loc"
-"""Metadata key of a source location."""
 SMALL_BYTES = 1024
 """Constants up to this size stay inside the model when the others go to a file; shapes and axes are among them."""
 PIECE_BYTES = 4 << 20
@@ -63,7 +63,7 @@ def to_model(
         LadingError: T230 an operator whose definition needs an input type that is unknown.
     """
     if constants is None and external:
-        constants = _external_constants(layout_external(graph), f"{graph.name}.onnx.data")
+        constants = external_constants(layout_external(graph), f"{graph.name}.onnx.data")
     outputs = list(graph.outputs)
     if tables:
         outputs += [value for value in graph.tables.values() if value not in outputs]
@@ -91,7 +91,7 @@ def export_nodes(
     """
     import onnx
 
-    exporter = _Exporter(graph, constants, functions, types or {})
+    exporter = Exporter(graph, constants, functions, types or {})
     model = onnx.ModelProto(ir_version=IR_VERSION, producer_name="lading")
     exporter.fill(model.graph, graph.name, list(nodes), inputs, outputs)
     for domain, version in exporter.opsets.items():
@@ -104,16 +104,28 @@ def export_nodes(
 
 
 @dataclass
-class _Exporter:
+class Exporter:
+    """Writes the levels of a graph and its functions into messages.
+
+    Attributes:
+        graph: the graph that is written.
+        constants, define_functions, types: see `export_nodes`.
+        functions: the functions written so far.
+        opsets: versions of the operator domains written so far.
+        given: the functions that the graph holds.
+    """
+
     graph: Graph
     constants: Constants | None
     define_functions: bool
     types: Mapping[Value, ValueType | None]
     functions: dict[Hashable, onnx.FunctionProto] = field(default_factory=dict)
     opsets: dict[str, int] = field(default_factory=dict)
+    given: Mapping[str, Graph] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.opsets = {"": OPSET, **opsets_of(self.graph)}
+        self.given = self.given or root_of(self.graph).functions
 
     def fill(
         self,
@@ -170,21 +182,27 @@ class _Exporter:
         proto.input.extend("" if value is None else value.name for value in node.inputs)
         proto.output.extend(value.name for value in node.outputs)
         proto.overload = node.overload
+        refs = references(node) if node.metadata else {}
         for name, value in node._attrs.items():
-            self.attribute(proto.attribute.add(), node, name, value)
+            if name in refs:
+                kind = attribute_kind(node, name, value)
+                proto.attribute.add(name=name, type=kind, ref_attr_name=refs[name])  # type: ignore[arg-type]
+            else:
+                self.attribute(proto.attribute.add(), node, name, value)
         for key, text in node.metadata.items():
-            proto.metadata_props.add(key=key, value=text)
-        if node.loc and LOCATION not in node.metadata:
+            if key not in RESERVED:
+                proto.metadata_props.add(key=key, value=text)
+        if node.loc:
             proto.metadata_props.add(key=LOCATION, value=node.loc)
         if node.domain:
             self.opsets.setdefault(node.domain, 1)
-            if self.define_functions:
-                self._function(proto, node)
+        if self.define_functions and (node.domain or self.given):
+            self._function(proto, node)
 
     def attribute(self, proto: onnx.AttributeProto, node: Node, name: str, value: Any) -> None:
         """Write an attribute, of the kind that the operator declares."""
         proto.name = name
-        kind = _attribute_kind(node, name, value)
+        kind = attribute_kind(node, name, value)
         proto.type = kind
         many = isinstance(value, tuple)
         for item in value if many else (value,):
@@ -212,21 +230,38 @@ class _Exporter:
     # ---- functions ----
 
     def _function(self, proto: onnx.NodeProto, node: Node) -> None:
-        root = root_of(node.graph)  # type: ignore[arg-type]
-        given = root.functions.get(f"{node.op}:{node.overload}") or root.functions.get(node.op)
+        given = self.given.get(f"{node.op}:{node.overload}" if node.overload else node.op)
         if given is not None:
-            key: Hashable = (node.op, node.overload)
-            if key not in self.functions:
-                self._write_function(key, node, given, node.overload)
+            self.given_function(node.op, node.overload, given)
             return
         definition = opdef(node)
         if definition is None or definition.define is None:
             return
-        key = (node.op, *specialisation(node))
+        key: Hashable = (node.op, *specialisation(node))
         if key not in self.functions:
             count = sum(1 for known in self.functions if known[0] == node.op)  # type: ignore[index]
             self._write_function(key, node, self._body(node), f"v{count}" if count else "")
         proto.overload = self.functions[key].overload
+
+    def given_function(self, op: str, overload: str, body: Graph) -> None:
+        """Write a function that the graph holds, unless it is written already."""
+        import onnx
+
+        if (op, overload) in self.functions:
+            return
+        domain, _, name = op.rpartition(".")
+        proto = onnx.FunctionProto(name=name, domain=domain, overload=overload)
+        self.functions[op, overload] = proto
+        about = body.metadata.get(MODEL, {}).get("function", {})
+        proto.attribute.extend(about.get("attributes", ()))
+        for text in about.get("defaults", ()):
+            proto.attribute_proto.add().ParseFromString(b64decode(text))
+        inner = type(self)(body, None, self.define_functions, {}, self.functions, given=self.given)
+        inner.body(proto, body)
+        used = {*body.opsets, *(node.domain for node in body.walk())}
+        for known, version in inner.opsets.items():
+            if known in used:
+                proto.opset_import.add(domain=known, version=version)
 
     @staticmethod
     def _body(node: Node) -> Graph:
@@ -243,21 +278,28 @@ class _Exporter:
 
         proto = onnx.FunctionProto(name=node.op_type, domain=node.domain, overload=overload)
         self.functions[key] = proto
-        proto.input.extend(value.name if value is not None else "" for value in body.inputs)
-        proto.output.extend(_function_outputs(body))
         proto.attribute.extend(node._attrs)
-        inner = _Exporter(self.graph, None, self.define_functions, {}, self.functions, self.opsets)
-        for value in inner._read_constants(list(body.nodes), body.outputs):
-            made = proto.node.add(op_type="Constant", output=[value.name])
-            made.attribute.add(name="value", type=onnx.AttributeProto.TENSOR, t=tensor_proto(value.const, ""))
-        for item in body.nodes:
-            inner.node(proto.node.add(), item)
-        for name, output in zip(_function_outputs(body), body.outputs, strict=True):
-            if name != output.name:
-                proto.node.add(op_type="Identity", input=[output.name], output=[name])
+        inner = type(self)(self.graph, None, self.define_functions, {}, self.functions, given=self.given)
+        inner.opsets = self.opsets
+        inner.body(proto, body)
         used = {"", *(item.domain for item in body.nodes)}
         for domain in used:
             proto.opset_import.add(domain=domain, version=self.opsets.get(domain, 1))
+
+    def body(self, proto: onnx.FunctionProto, body: Graph) -> None:
+        """Write inputs, outputs and nodes of a function; constants become ``Constant`` nodes."""
+        import onnx
+
+        proto.input.extend(value.name if value is not None else "" for value in body.inputs)
+        proto.output.extend(_function_outputs(body))
+        for value in self._read_constants(list(body.nodes), body.outputs):
+            made = proto.node.add(op_type="Constant", output=[value.name])
+            made.attribute.add(name="value", type=onnx.AttributeProto.TENSOR, t=tensor_proto(value.const, ""))
+        for item in body.nodes:
+            self.node(proto.node.add(), item)
+        for name, output in zip(_function_outputs(body), body.outputs, strict=True):
+            if name != output.name:
+                proto.node.add(op_type="Identity", input=[output.name], output=[name])
 
 
 def outside_reads(node: Node) -> Iterator[Value]:
@@ -304,23 +346,39 @@ def _signature(value: Value | None) -> Hashable:
 _FIELDS = {1: "f", 2: "i", 3: "s", 4: "t", 5: "g", 6: "floats", 7: "ints", 8: "strings", 9: "tensors", 10: "graphs",
            11: "sparse_tensor", 12: "sparse_tensors", 13: "tp", 14: "type_protos"}  # fmt: skip
 """``AttributeProto`` field by attribute type."""
+_EMPTY = {"floats": 6, "ints": 7, "strings": 8, "tensors": 9, "graphs": 10, "types": 14}
+"""Attribute type of an empty list by its kind."""
 
 
-def _attribute_kind(node: Node, name: str, value: Any) -> int:
+def attribute_kind(node: Node, name: str, value: Any) -> int:
+    """Type of an attribute in ``AttributeProto``: as the operator declares it, where the value can be written so."""
+    kind, declared = _plain_kind(value), declared_kind(node, name)
+    fits = (declared, kind) in _WIDER or (value == () and not isinstance(value, EmptyList))
+    return declared if declared and fits else kind
+
+
+def declared_kind(node: Node, name: str) -> int:
+    """Type of an attribute as the operator declares it; 0 when it does not."""
     schema = schema_of(node.domain, node.op_type, opsets_of(node.graph).get(node.domain, OPSET))
     if schema is not None and name in schema.attributes:
         return int(schema.attributes[name].type.value)
     definition = opdef(node)
-    if definition is not None and name in definition.attrs:
-        from onnx import AttributeProto
+    if definition is None or name not in definition.attrs:
+        return 0
+    from onnx import AttributeProto
 
-        names = {"str": "STRING", "strs": "STRINGS"}
-        kind = definition.attrs[name].kind
-        return AttributeProto.AttributeType.Value(names.get(kind, kind.upper()))
-    return _plain_kind(value)
+    names = {"str": "STRING", "strs": "STRINGS"}
+    kind = definition.attrs[name].kind
+    return int(AttributeProto.AttributeType.Value(names.get(kind, kind.upper())))
+
+
+_WIDER = {(1, 2), (6, 7)}
+"""Declared type and plain type of values that can be written as declared: whole numbers as floats."""
 
 
 def _plain_kind(value: Any) -> int:
+    if isinstance(value, EmptyList):
+        return _EMPTY[value.kind]
     if isinstance(value, tuple):
         single = {_plain_kind(item) for item in value} or {2}
         return 6 if single == {1, 2} else {1: 6, 2: 7, 3: 8, 4: 9, 5: 10, 11: 12, 13: 14}[single.pop()]
@@ -356,6 +414,8 @@ def write_type(proto: onnx.TypeProto, type_: ValueType, opset: int = OPSET) -> N
         for dim in type_.shape:
             if type(dim) is int:
                 shape.dim.add(dim_value=dim)
+            elif is_unknown(dim.name):  # type: ignore[union-attr]
+                shape.dim.add()
             else:
                 shape.dim.add(dim_param=dim.name)  # type: ignore[union-attr]
 
@@ -435,21 +495,21 @@ def all_constants(graph: Graph) -> Iterator[Value]:
             yield from all_constants(sub)
 
 
-def layout_external(graph: Graph) -> dict[Value, tuple[int, int]]:
-    """Offset and length of each constant above `SMALL_BYTES` in the data file, in the order of the constants."""
+def layout_external(graph: Graph, above: int = SMALL_BYTES) -> dict[Value, tuple[int, int]]:
+    """Offset and length of each constant of more than `above` bytes in the data file, in the order of the constants."""
     opset = opsets_of(graph).get("", OPSET)
     found: dict[Value, tuple[int, int]] = {}
     offset = 0
     for value in all_constants(graph):
         size = stored_bytes(value.const, opset) if value.const.type.dtype.kind != "s" else 0  # type: ignore[union-attr]
-        if size > SMALL_BYTES:
+        if size > above:
             offset = -(-offset // _ALIGNMENT) * _ALIGNMENT
             found[value] = (offset, size)
             offset += size
     return found
 
 
-def _external_constants(layout: Mapping[Value, tuple[int, int]], location: str) -> Constants:
+def external_constants(layout: Mapping[Value, tuple[int, int]], location: str) -> Constants:
     def make(value: Value) -> onnx.TensorProto:
         import onnx
 
@@ -478,7 +538,7 @@ def write_model(graph: Graph, path: str | os.PathLike[str], *, tables: bool = Fa
     target = Path(path)
     layout = layout_external(graph)
     location = target.name + ".data"
-    model = to_model(graph, constants=_external_constants(layout, location), tables=tables)
+    model = to_model(graph, constants=external_constants(layout, location), tables=tables)
     opset = opsets_of(graph).get("", OPSET)
     try:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
@@ -520,8 +580,12 @@ def write_constant(file: Any, tensor: Tensor, offset: int, opset: int = OPSET) -
 
 __all__ = [
     "IR_VERSION",
-    "LOCATION",
+    "Exporter",
+    "all_constants",
+    "attribute_kind",
+    "declared_kind",
     "export_nodes",
+    "external_constants",
     "layout_external",
     "onnx_bytes",
     "onnx_dtype",

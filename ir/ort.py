@@ -6,7 +6,9 @@ of an evaluation is what the graph says. Functions are still inlined.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import mmap
+import os
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +59,8 @@ class Session:
         # Without arenas freed memory goes back to the system, so a segment's peak does not outlive it.
         options.enable_cpu_mem_arena = False
         options.enable_mem_pattern = False
+        # Model order. The default order computes every weight before the first one is used.
+        options.execution_order = runtime.ExecutionOrder.PRIORITY_BASED
         if threads:
             options.intra_op_num_threads = threads
         self._where = where
@@ -84,6 +88,20 @@ def _refused(error: Exception, where: str) -> LadingError:
     return LadingError("T220", f"onnxruntime: {str(error).strip()}", where=where)
 
 
+@cache
+def _trim() -> Any:
+    import ctypes
+
+    return getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+
+
+def give_memory_back() -> None:
+    """Return freed heap pages to the system, which the C library otherwise keeps between large arrays."""
+    trim = _trim()
+    if trim is not None:
+        trim(0)
+
+
 def ort_value(array: np.ndarray, dtype: DType) -> Any:
     """An ``OrtValue`` over the memory of an array, which is copied only if it is not contiguous or packed.
 
@@ -104,22 +122,51 @@ def ort_value(array: np.ndarray, dtype: DType) -> Any:
         return library.ortvalue_from_numpy_with_onnx_type(raw.reshape(array.shape), code)
     # Two elements to a byte in an array of the logical shape; what lies behind the packed bytes is never touched.
     packed = np.frombuffer(onnx_bytes(array, dtype), np.uint8)
-    room = np.empty(array.shape, np.uint8)
+    # Pages of a mapping come one by one, those of a large numpy array by 2 MiB.
+    room = np.frombuffer(mmap.mmap(-1, max(array.size, 1)), np.uint8)[: array.size].reshape(array.shape)
     room.reshape(-1)[: packed.size] = packed
     return library.ortvalue_from_numpy_with_onnx_type(room, code)
 
 
-def constant_value(tensor: Tensor) -> Any:
-    """An ``OrtValue`` with the contents of a tensor."""
-    return ort_value(load_constant(tensor), tensor.type.dtype)
+def constant_values(tensors: Iterable[Tensor]) -> dict[Tensor, Any]:
+    """``OrtValue`` with the contents of each tensor; codes, scales and zeros of one weight are quantized together."""
+    given = list(tensors)
+    groups: dict[int, list[Tensor]] = {}
+    for tensor in given:
+        recipe = stored_form(tensor).quantized
+        if recipe is not None:
+            groups.setdefault(id(recipe), []).append(tensor)
+    found: dict[Tensor, Any] = {}
+    for tensor in given:
+        if tensor in found:
+            continue
+        recipe = stored_form(tensor).quantized
+        group = groups.get(id(recipe), [])
+        if recipe is None or len(group) < 2:
+            found[tensor] = ort_value(load_constant(tensor), tensor.type.dtype)
+            continue
+        blocks = recipe.rows(0, recipe.shape[0])
+        for part in group:
+            array = getattr(blocks, _PARTS[stored_form(part).recipe()[0]]).astype(part.type.dtype.numpy, copy=False)
+            found[part] = ort_value(array if stored_form(part) is part else array.T, part.type.dtype)
+    return found
+
+
+_PARTS = {"quantized_codes": "codes", "quantized_scale": "scale", "quantized_zero_point": "zero"}
+
+
+def stored_form(tensor: Tensor) -> Tensor:
+    """The matrix that is stored: of a transpose what is transposed, else the tensor itself."""
+    return transposed(tensor) if tensor.recipe()[0] == "transposed" else tensor
 
 
 def load_constant(tensor: Tensor) -> np.ndarray:
     """The whole array; the transpose of a stored matrix is read in one pass over that matrix."""
-    if tensor.recipe()[0] != "transposed":
+    stored = stored_form(tensor)
+    if stored is tensor:
         return tensor.load()
     out = np.empty(tensor.type.shape, tensor.type.dtype.numpy)  # type: ignore[arg-type]
-    for start, stop, rows in transposed(tensor).pieces():
+    for start, stop, rows in stored.pieces():
         out[:, start:stop] = rows.T
     return out
 
@@ -161,4 +208,4 @@ def _cast_session(code: int) -> Session:
     return Session(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=11), 1)
 
 
-__all__ = ["Session", "constant_value", "load_constant", "numpy_value", "ort_value"]
+__all__ = ["Session", "constant_values", "give_memory_back", "load_constant", "numpy_value", "ort_value", "stored_form"]

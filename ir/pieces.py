@@ -14,7 +14,8 @@ import numpy as np
 
 from ir.graph import Node, Value
 from ir.ops import attribute
-from ir.ort import load_constant
+from ir.ort import load_constant, stored_form
+from ir.quant import QuantizedWeight
 from ir.tensor import Tensor, transposed
 from ir.types import TensorType, dtype_of_onnx
 
@@ -76,6 +77,8 @@ def _dequantized(node: Node, codes: Slab, extent: int) -> Slab | None:
     """``(codes - zero point) * scale`` or ``codes * scale + zero``, with blocks along one axis of the codes."""
     axis = attribute(node, "axis") % 2
     block = attribute(node, "block_size") or 0
+    if block and axis != codes.axis and (recipe := _shared_recipe(node)) is not None:
+        return _requantized(node, recipe, codes.axis, block)
     parts = [_Spread.of(node.input(index), axis, block, codes.axis, extent) for index in (1, 2)]
     scale, zero = parts
     if scale is None or (zero is None and node.input(2) is not None):
@@ -96,6 +99,31 @@ def _dequantized(node: Node, codes: Slab, extent: int) -> Slab | None:
         return numbers.astype(wanted, copy=False)
 
     return Slab(codes.axis, read)
+
+
+def _shared_recipe(node: Node) -> QuantizedWeight | None:
+    """The recipe of which all constants of a dequantization are parts."""
+    recipes = {id(stored_form(v.const).quantized): v for v in node.inputs if v is not None}  # type: ignore[arg-type]
+    return stored_form(node.inputs[0].const).quantized if len(recipes) == 1 else None  # type: ignore
+
+
+def _requantized(node: Node, recipe: QuantizedWeight, axis: int, block: int) -> Slab:
+    """Ranges of a weight whose codes, scales and zeros are quantized together, rows along `axis`."""
+    zeros = node.input(2) is not None
+
+    def read(start: int, stop: int) -> np.ndarray:
+        part = recipe.rows(start, stop)
+        scale = np.repeat(part.scale, block, 1)
+        if zeros and node.op == "mnn.AffineDequantize":
+            numbers = part.codes * scale + np.repeat(part.zero, block, 1)  # type: ignore[arg-type]
+        elif zeros:
+            zero = np.repeat(part.zero.astype(np.int16), block, 1)  # type: ignore[union-attr]
+            numbers = (part.codes - zero).astype(np.float32) * scale
+        else:
+            numbers = part.codes * scale
+        return numbers.T if axis else numbers
+
+    return Slab(axis, read)
 
 
 @dataclass(frozen=True)

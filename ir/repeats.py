@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-from ir.analysis import depths, entries, exits, post_dominators
+from ir.analysis import Dominators, depths, entries, exits, post_dominators
 from ir.compare import Keys, attr_key, tensor_key
 from ir.graph import Graph, Node, Value
 from ir.types import TensorType
@@ -65,20 +65,60 @@ def repeats(graph: Graph, *, minimum: int = 2) -> list[Repeat]:
     return cached(graph, ("repeats", minimum), lambda: _repeats(graph, minimum))
 
 
-def chain(graph: Graph) -> list[Value]:
-    """The longest chain of values, from an input to the deepest output, that all data from that input goes through."""
+def chains(graph: Graph) -> list[list[Value]]:
+    """Chains of values, from an input to the deepest output, that all data from that input goes through.
+
+    Only the promising inputs have one: no other input both has a longer chain and reaches more nodes on the way.
+    """
     deep = depths(graph)
     targets = [value for value in exits(graph) if value.producer in deep]
     if not targets:
         return []
     target = max(targets, key=lambda value: deep[value.producer])  # type: ignore[index]
     tree = post_dominators(graph, [target])
-    best = max((value for value in entries(graph) if value in tree), key=tree.depth, default=None)
-    return [item for item in (best, *tree.chain(best)) if isinstance(item, Value)] if best is not None else []
+    reach = _reach(graph, tree)
+    starts = sorted((value for value in entries(graph) if value in tree), key=lambda v: (-reach[v], -tree.depth(v)))
+    found: list[list[Value]] = []
+    longest = 0
+    for start in starts:
+        if tree.depth(start) > longest:
+            longest = tree.depth(start)
+            found.append([item for item in (start, *tree.chain(start)) if isinstance(item, Value)])
+    return found
+
+
+def _reach(graph: Graph, tree: Dominators) -> Counter[Value]:
+    """Number of nodes that each entry reaches among those in the tree."""
+    view = flow(graph)
+    sources = entries(graph)
+    bits = [0] * len(view.items)
+    for place, value in enumerate(sources):
+        bits[view.index[value]] = 1 << place
+    alike: Counter[int] = Counter()
+    for number, item in enumerate(view.items):
+        for pred in view.preds[number]:
+            bits[number] |= bits[pred]
+        if isinstance(item, Node) and item in tree:
+            alike[bits[number]] += 1
+    found: Counter[Value] = Counter()
+    for mask, count in alike.items():
+        for place, value in enumerate(sources):
+            if mask >> place & 1:
+                found[value] += count
+    return found
 
 
 def _repeats(graph: Graph, minimum: int) -> list[Repeat]:
-    cuts = chain(graph)
+    tried = [_along(graph, cuts, minimum) for cuts in chains(graph)]
+    return max(tried, key=_size, default=[])
+
+
+def _size(found: list[Repeat]) -> int:
+    return sum(len(block.nodes) for repeat in found for block in repeat.blocks)
+
+
+def _along(graph: Graph, cuts: list[Value], minimum: int) -> list[Repeat]:
+    """The repeated blocks between the cuts of one chain."""
     if len(cuts) < 3:
         return []
     pieces = _pieces(graph, cuts)
@@ -387,5 +427,5 @@ def _type_key(value: Value) -> Hashable:
     return (type.dtype, tuple(dim if isinstance(dim, int) else None for dim in type.shape))
 
 
-__all__ = ["Block", "Repeat", "chain", "repeats"]
+__all__ = ["Block", "Repeat", "chains", "repeats"]
 

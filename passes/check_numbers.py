@@ -105,7 +105,9 @@ class CheckNumbers(Instrument):
             return sample_feeds(graph, sizes, self.seed)
         except LadingError as error:
             hint = "give the inputs to use"
-            raise LadingError("P362", f"no inputs can be made up: {error.diagnostics[0].message}", graph.name, hint) from error
+            raise LadingError(
+                "P362", f"no inputs can be made up: {error.diagnostics[0].message}", graph.name, hint
+            ) from error
 
     def _evaluate(self, graph: Graph, feeds: Sequence[Arrays], what: str) -> list[Arrays]:
         from ir.evaluate import Evaluator
@@ -131,7 +133,9 @@ class CheckNumbers(Instrument):
         names = {value.name for value in graph.outputs}
         if set(outputs[0]) != names or not set(feeds[0]) >= {value.name for value in graph.inputs}:
             ins, outs = ", ".join(value.name for value in graph.inputs), ", ".join(sorted(names))
-            message = f"{step.one.name} changed the signature to ({ins}) -> ({outs}) without saying what the values mean"
+            message = (
+                f"{step.one.name} changed the signature to ({ins}) -> ({outs}) without saying what the values mean"
+            )
             raise LadingError("P363", message, str(step), "its adapter method should relate old values to new ones")
         return feeds, outputs
 

@@ -94,7 +94,9 @@ def _agrees(value: Value, array: np.ndarray) -> bool:
     """True when a computed array is of the recorded element type."""
     if value.type is None:
         return True
-    return isinstance(value.type, TensorType) and (array.dtype == value.type.dtype.numpy or value.type.dtype.kind == "s")
+    return isinstance(value.type, TensorType) and (
+        array.dtype == value.type.dtype.numpy or value.type.dtype.kind == "s"
+    )
 
 
 def _replace(graph: Graph, nodes: Sequence[Node], results: dict[str, Tensor]) -> list[Value]:
@@ -223,7 +225,12 @@ def _literal(node: Node) -> Tensor | None:
     """The tensor that a ``Constant`` node holds, as it is."""
     if node.op != "Constant":
         return None
-    for key, kind in (("value_int", np.int64), ("value_ints", np.int64), ("value_float", np.float32), ("value_floats", np.float32)):
+    for key, kind in (
+        ("value_int", np.int64),
+        ("value_ints", np.int64),
+        ("value_float", np.float32),
+        ("value_floats", np.float32),
+    ):
         if key in node.attrs:
             return InlineTensor(np.array(node.attrs[key], kind))
     for key in ("value_string", "value_strings"):

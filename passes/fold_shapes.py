@@ -74,7 +74,9 @@ def _as_python(start: int, end: int, step: int) -> slice:
 def part_is_known(m: Match, rw: Rewriter) -> Value | None:
     """Picking one number from joined vectors picks it from its part."""
     index = small_ints(m.index)
-    lengths = [part.type.size if isinstance(part.type, TensorType) and part.type.rank == 1 else None for part in m.parts]
+    lengths = [
+        part.type.size if isinstance(part.type, TensorType) and part.type.rank == 1 else None for part in m.parts
+    ]
     if index is None or len(index) != 1 or None in lengths:
         return m.skip("the lengths of the parts or the index are unknown")
     at = index[0] + (sum(lengths) if index[0] < 0 else 0)

@@ -92,7 +92,8 @@ class VerifyEach(Instrument):
             broken = _broken(graph, name)
             if broken:
                 said = "does not establish" if name in step.one.establishes else "breaks"
-                problems += [Diagnostic("P360", f"{step.one.name} {said} {name}", str(step)), *broken]
+                problems.append(Diagnostic("P360", f"{step.one.name} {said} {name}", str(step)))
+                problems += [item for item in broken if item not in problems]
         if not problems:
             self._verified = graph.version
             return

@@ -232,7 +232,9 @@ class Op(Pattern):
             raise ValueError(f"any_order of Op({op!r}) is for two to four inputs")
         count = len(self.inputs)
         self.orders = tuple(permutations(range(count))) if any_order else (tuple(range(count)),)
-        self.least = max((i + 1 for i, p in enumerate(self.inputs) if p is not None and not isinstance(p, Maybe)), default=0)
+        self.least = max(
+            (i + 1 for i, p in enumerate(self.inputs) if p is not None and not isinstance(p, Maybe)), default=0
+        )
 
     def match(self, value: Value | None, goals: Goals, state: State) -> bool:
         """See `Pattern.match`."""
@@ -267,7 +269,9 @@ class Op(Pattern):
 
     def _fits(self, node: Node, value: Value | None, state: State) -> bool:
         size = len(node.inputs)
-        if size < self.least or (self.rest is None and size > len(self.inputs) and any(node.inputs[len(self.inputs) :])):
+        if size < self.least or (
+            self.rest is None and size > len(self.inputs) and any(node.inputs[len(self.inputs) :])
+        ):
             return state.fail(lambda: f"{node!r} has {size} inputs, not {len(self.inputs)}")
         if self.users is not None and value is not None and value.use_count != self.users:
             return state.fail(lambda: f"%{value.name} has {value.use_count} users, not {self.users}")

@@ -9,9 +9,9 @@
     value    := word | "string with JSON escapes"
 
 Blanks, line breaks and ``# comments`` are free between tokens. A bare key is a true flag. Dashes and underscores mean
-the same in names and keys. ``str(pipeline)`` is canonical: dashes, lists in brackets, options at their default left out;
-``parse(str(p)) == p``. The name of a registered pipeline stands for its text; options written after it go to
-the one pass of that text that has such an option.
+the same in names and keys. ``str(pipeline)`` is canonical: dashes, lists in brackets, options at their default left
+out; ``parse(str(p)) == p``. The name of a registered pipeline stands for its text; options written after it go to the
+one pass of that text that has such an option.
 """
 
 from __future__ import annotations

@@ -71,7 +71,9 @@ def _step(table: Any, place: str) -> RawStep:
     if not isinstance(options, dict):
         raise LadingError("P309", "options must be a table", place)
     name = table["name"].replace("_", "-")
-    raw = tuple(RawOption(key.replace("-", "_"), _raw(value, f"{place}, {key}"), (0, 0)) for key, value in options.items())
+    raw = tuple(
+        RawOption(key.replace("-", "_"), _raw(value, f"{place}, {key}"), (0, 0)) for key, value in options.items()
+    )
     if name != "repeat":
         if "pass" in table:
             raise LadingError("P309", f"only repeat has passes of its own, not {name}", place)

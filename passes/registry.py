@@ -33,7 +33,7 @@ PASSES: dict[str, str] = {
 """Built-in passes by name: ``module:Class``."""
 
 PIPELINES: dict[str, str] = {
-    "canonicalize": "infer-types,repeat{max=5}(fold,simplify,cse,dce),toposort",
+    "canonicalize": "repeat{max=8}(infer-types,fold,simplify,cse,dce),toposort",
     "default": "canonicalize,discover-inputs,assign-precision,insert-qdq,legalize-mnn,sink-layouts,cse,dce",
     "fp32": "default{bits=32 logits-bits=32}",
     "fp16": "default{bits=16 logits-bits=16}",
@@ -123,7 +123,9 @@ class Registry:
         self.recipes: dict[str, Any] = {}
         self._package: dict[tuple[str, str], str] = {}
         self.add(
-            Plugin(passes=PASSES if passes is None else passes, pipelines=PIPELINES if pipelines is None else pipelines),
+            Plugin(
+                passes=PASSES if passes is None else passes, pipelines=PIPELINES if pipelines is None else pipelines
+            ),
             BUILT_IN,
         )
 

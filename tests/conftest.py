@@ -17,7 +17,7 @@
       %y = MatMul(%a, %b)  // error: T212
     }
 
-The graph that the pipeline makes must print like the expected one. ``// expect: unchanged`` stands for the input itself.
+The graph that the pipeline makes must print like the expected one; ``// expect: unchanged`` stands for the input.
 An error must have the code given and, when it stands on the line of a node, speak of the node's first output.
 ``pytest --accept`` writes what came out into the files. The graph is verified after every pass.
 """
@@ -27,7 +27,6 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
@@ -73,7 +72,9 @@ class Case:
             raise ValueError(f"a case needs either '// expect:' or '// error: CODE':\n{text}")
         code = _ERROR.search(error)[1] if error else ""
         output = _OUTPUT.match(error)
-        return cls(title, pipelines[0], before, after.strip() if mark else None, code, output[1].strip('"') if output else "")
+        return cls(
+            title, pipelines[0], before, after.strip() if mark else None, code, output[1].strip('"') if output else ""
+        )
 
 
 class CaseFile(pytest.File):
@@ -111,8 +112,9 @@ class CaseItem(pytest.Item):
         from passes.manager import PassManager
 
         case = self.case
-        graph = parse(case.text, base=self.path.parent)
-        start = print_graph(graph)
+        base = self.path.parent
+        graph = parse(case.text, base=base)
+        start = print_graph(graph, base=base)
         try:
             PassManager(case.pipeline, [VerifyEach()]).run(graph)
         except LadingError as error:
@@ -120,9 +122,9 @@ class CaseItem(pytest.Item):
             return
         if case.code:
             raise Unlike(f"expected error {case.code}, but the pipeline succeeded")
-        found = print_graph(graph)
+        found = print_graph(graph, base=base)
         unchanged = case.expect == "unchanged"
-        wanted = start if unchanged else print_graph(parse(case.expect)) if case.expect else ""
+        wanted = start if unchanged else print_graph(parse(case.expect, base=base), base=base) if case.expect else ""
         if found == wanted:
             return
         if self.config.getoption("--accept") and not unchanged:

@@ -27,7 +27,7 @@ def decoder(layers: int, seq: str = "seq") -> Graph:
         at = f"layers.{layer}"
 
         def op(kind, *inputs, at=at, **attrs):
-            return graph.add(kind, inputs, attrs, name=f"{at}.{kind}", loc=at).output
+            return graph.add(kind, inputs, attrs, name=f"{at}.{kind}.{len(graph.nodes)}", loc=at).output
 
         def norm(value, name, op=op, at=at):
             square = op("Pow", value, const(graph, f"{at}.two", 2.0))
@@ -72,7 +72,7 @@ _BINARY = ("Add", "Sub", "Mul", "Max", "Min")
 
 @st.composite
 def random_graphs(draw) -> Graph:
-    """Small well-typed graphs of float values, integer shapes and booleans over two inputs of one symbolic dimension."""
+    """Small graphs full of what passes remove: reshapes, casts, transposes, slices and neutral constants."""
     graph = Graph("random")
     dim = graph.add_dim(Dim("n", 1, 8))
     floats = [graph.add_input(name, TensorType(F32, (dim, 4))) for name in ("a", "b")]
@@ -115,5 +115,9 @@ def _grow(draw, graph: Graph, floats: list[Value], shapes: list[Value]) -> None:
         floats.append(graph.add("Where", [yes, x, y]).output)
     elif kind == "concat" and matrix.type == full:
         both = graph.add("Concat", [matrix, matrix], {"axis": 1}).output
-        half = [const(graph, "start", [0], np.int64), const(graph, "stop", [4], np.int64), const(graph, "at", [1], np.int64)]
+        half = [
+            const(graph, "start", [0], np.int64),
+            const(graph, "stop", [4], np.int64),
+            const(graph, "at", [1], np.int64),
+        ]
         floats.append(graph.add("Slice", [both, *half], types=[full]).output)

@@ -40,28 +40,23 @@ def compiled(source: Path, out: Path, pipeline: str, **options) -> Path:
     return out
 
 
-def run_pieces(folder: Path, version: str, pieces: Sequence[Sequence[int]], **settings) -> np.ndarray:
-    """Logits of every position, float32[tokens, vocabulary], fed to the KV cache in pieces."""
-    overrides = {**EXACT_CONFIG, **settings}
+def run_actions(folder: Path, version: str, actions: Sequence[dict], **settings) -> list[dict]:
+    """Results of actions of `backends.mnn.native.run_model` with exact arithmetic, all in one process of the release."""
     config = folder / config_for(version)
     run = run_model(
-        config,
-        [{"do": "forward", "pieces": [list(map(int, piece)) for piece in pieces]}],
-        overrides=overrides,
-        interpreter=interpreters()[version],
-    ).require(str(config))
-    return np.concatenate(run.results[0]["logits"])
+        config, actions, overrides={**EXACT_CONFIG, **settings}, interpreter=interpreters()[version], timeout_s=600
+    )
+    return [dict(result) for result in run.require(str(config)).results]
 
 
-def greedy(folder: Path, version: str, prompt: Sequence[int], count: int) -> list[int]:
-    """Ids that the runtime decodes greedily after a prompt."""
-    run = run_model(
-        folder / config_for(version),
-        [{"do": "greedy", "prompt": list(map(int, prompt)), "tokens": count}],
-        overrides=EXACT_CONFIG,
-        interpreter=interpreters()[version],
-    ).require(str(folder))
-    return run.results[0]["ids"]
+def pieces(*parts: Sequence[int]) -> dict:
+    """The action that feeds token ids to the KV cache in pieces and keeps all logits."""
+    return {"do": "forward", "pieces": [list(map(int, part)) for part in parts]}
+
+
+def logits_of(result: dict) -> np.ndarray:
+    """Logits of every position of a `pieces` action, float32[tokens, vocabulary]."""
+    return np.concatenate(result["logits"])
 
 
 def torch_model(source: Path):

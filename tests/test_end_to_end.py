@@ -11,7 +11,16 @@ from ir.decisions import DynamicInputs
 from ir.evaluate import evaluate
 from passes.manager import PassManager
 from tests.checkpoints import make_checkpoint
-from tests.runs import compiled, each_release, greedy, run_pieces, torch_greedy, torch_logits, torch_model
+from tests.runs import (
+    compiled,
+    each_release,
+    logits_of,
+    pieces,
+    run_actions,
+    torch_greedy,
+    torch_logits,
+    torch_model,
+)
 from tools.compiler import EXAMPLE
 
 BAR = 1e-3
@@ -48,48 +57,54 @@ CASES = {
 TOKENS = 64
 
 
+class Case:
+    """A checkpoint, its fp32 compilation, token ids, what torch makes of them and what each release made of them."""
+
+    def __init__(self, name: str, folder) -> None:
+        family, config = CASES[name]
+        source = make_checkpoint(folder / "source", family, seed=3, **config)
+        self.model = torch_model(source)
+        limit = min(TOKENS, self.model.config.max_position_embeddings)
+        self.ids = np.random.default_rng(5).integers(3, config.get("vocab_size", 320), limit)
+        self.folder = compiled(source, folder / "out", "fp32")
+        self.decoded = min(64, self.model.config.max_position_embeddings - 8)
+        self.logits = torch_logits(self.model, self.ids)
+        self.greedy = torch_greedy(self.model, self.ids[:8], self.decoded)
+        self._runs: dict[str, list[dict]] = {}
+
+    def run(self, version: str) -> list[dict]:
+        """One prefill, the same through the cache in pieces, and a greedy decode, in one process."""
+        if version not in self._runs:
+            ids = self.ids[:40]
+            cut = [ids[:13], ids[13:14], ids[14:25], *([token] for token in ids[25:])]
+            decode = {"do": "greedy", "prompt": list(map(int, ids[:8])), "tokens": self.decoded}
+            self._runs[version] = run_actions(self.folder, version, [pieces(self.ids), pieces(*cut), decode])
+        return self._runs[version]
+
+
 @pytest.fixture(scope="module", params=CASES)
 def case(request, tmp_path_factory):
-    """A checkpoint, its fp32 compilation, token ids and what torch makes of them."""
-    family, config = CASES[request.param]
-    folder = tmp_path_factory.mktemp(request.param)
-    source = make_checkpoint(folder / "source", family, seed=3, **config)
-    model = torch_model(source)
-    ids = np.random.default_rng(5).integers(3, config.get("vocab_size", 320), TOKENS)
-    return compiled(source, folder / "out", "fp32"), model, ids
-
-
-def limit(model) -> int:
-    """Longest sequence that the model is promised for."""
-    return min(TOKENS, model.config.max_position_embeddings)
+    """Each case of `CASES`."""
+    return Case(request.param, tmp_path_factory.mktemp(request.param))
 
 
 @pytest.mark.parametrize("version", each_release())
 def test_logits_are_those_of_torch_in_one_prefill(case, version):
-    folder, model, ids = case
-    ids = ids[: limit(model)]
-    wanted = torch_logits(model, ids)
-    got = run_pieces(folder, version, [ids])
-    assert np.abs(wanted).max() > 5
-    assert np.abs(got - wanted).max() <= BAR
+    got = logits_of(case.run(version)[0])
+    assert np.abs(case.logits).max() > 5
+    assert np.abs(got - case.logits).max() <= BAR
 
 
 @pytest.mark.parametrize("version", each_release())
 def test_logits_through_the_cache_are_those_of_one_prefill(case, version):
-    folder, model, ids = case
     # Where frequencies depend on the length, earlier keys keep the rotation of their time, so only short texts agree.
-    ids = ids[: min(limit(model), 40)]
-    wanted = torch_logits(model, ids)
-    pieces = [ids[:13], ids[13:14], ids[14:25], *([token] for token in ids[25:])]
-    got = run_pieces(folder, version, pieces)
-    assert np.abs(got - wanted).max() <= BAR
+    got = logits_of(case.run(version)[1])
+    assert np.abs(got - case.logits[: len(got)]).max() <= BAR
 
 
 @pytest.mark.parametrize("version", each_release())
 def test_sixty_four_greedy_tokens_are_those_of_torch(case, version):
-    folder, model, ids = case
-    count = min(64, model.config.max_position_embeddings - 8)
-    assert greedy(folder, version, ids[:8], count) == torch_greedy(model, ids[:8], count)
+    assert case.run(version)[2]["ids"] == case.greedy
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +131,8 @@ def example(tmp_path_factory):
 @pytest.mark.parametrize("pipeline", ["fp32", "fp16"])
 def test_float_pipelines_of_the_example_match_torch(example, example_logits, pipeline, version):
     ids, wanted = example_logits
-    got = run_pieces(example(pipeline), version, [ids[:50], *([token] for token in ids[50:])])
-    assert np.abs(got - wanted).max() <= BAR
+    (result,) = run_actions(example(pipeline), version, [pieces(ids[:50], *([token] for token in ids[50:]))])
+    assert np.abs(logits_of(result) - wanted).max() <= BAR
 
 
 WIDTHS = [
@@ -133,8 +148,8 @@ def test_integer_pipelines_compute_what_their_decoded_weights_say(example, pipel
     ids = np.random.default_rng(2).integers(3, 2048, 40)
     folder = example(pipeline)
     wanted = decoded_reference(folder, pipeline, ids)
-    got = run_pieces(folder, version, [ids[:20], *([token] for token in ids[20:])])
-    assert np.abs(got - wanted).max() <= BAR
+    (result,) = run_actions(folder, version, [pieces(ids[:20], *([token] for token in ids[20:]))])
+    assert np.abs(logits_of(result) - wanted).max() <= BAR
 
 
 def decoded_reference(folder, pipeline, ids) -> np.ndarray:
@@ -162,10 +177,10 @@ def test_vocabularies_beyond_sixteen_bits(tmp_path, vocabulary):
     ids = np.array([5, 65_535, 65_536, 70_000, 17, 69_999])
     wanted = torch_logits(torch_model(source), ids)
     version = next(param.values[0] for param in reversed(each_release()) if not param.marks)
-    got = run_pieces(compiled(source, tmp_path / "fp32", "fp32"), version, [ids])
-    assert np.abs(got - wanted).max() <= BAR
-    got = run_pieces(compiled(source, tmp_path / "int8", "int8"), version, [ids])
-    assert np.abs(got - wanted).max() <= 0.1 * np.abs(wanted).max()
+    (result,) = run_actions(compiled(source, tmp_path / "fp32", "fp32"), version, [pieces(ids)])
+    assert np.abs(logits_of(result) - wanted).max() <= BAR
+    (result,) = run_actions(compiled(source, tmp_path / "int8", "int8"), version, [pieces(ids)])
+    assert np.abs(logits_of(result) - wanted).max() <= 0.1 * np.abs(wanted).max()
 
 
 def test_same_input_gives_the_same_bytes(tmp_path):

@@ -371,7 +371,7 @@ def quantized_matrix(graph: Graph, op: str, flip: bool) -> Value:
 
 @pytest.mark.parametrize("op", ["DequantizeLinear", "mnn.AffineDequantize"])
 @pytest.mark.parametrize("flip", [False, True])
-@pytest.mark.parametrize("limit", [200 << 10, 20 << 10])
+@pytest.mark.parametrize("limit", [300 << 10, 20 << 10])
 def test_dequantized_weights_stream(op: str, flip: bool, limit: int) -> None:
     graph = Graph("quantized")
     x = graph.add_input("x", TensorType(F32, (1, Dim("seq"), 64)))

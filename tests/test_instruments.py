@@ -128,7 +128,7 @@ class Load(Toy):
     """Reads a file."""
 
     name = "load"
-    file: Path = option(help="the file")
+    file: Path = option(help="the file")  # noqa: RUF009
 
     def prepare(self):
         return read_text(self.file, "toy file")
@@ -205,7 +205,9 @@ class Widen(Toy):
         graph.remove_input(old)
         index = graph.add_const("rows", InlineTensor(np.array([1 if self.wrong else 0])))
         row = TensorType(F32, (1, 4))
-        graph.set_outputs([graph.add("Gather", [graph.outputs[0], index], {"axis": 0}, types=[row], outputs=("row",)).output])
+        graph.set_outputs(
+            [graph.add("Gather", [graph.outputs[0], index], {"axis": 0}, types=[row], outputs=("row",)).output]
+        )
         graph.erase_const(one)
 
     def adapter(self, graph):
@@ -327,7 +329,7 @@ def needs(text: str, registry: Registry, *args) -> list[str]:
 
 def test_unmet_needs_are_rejected_before_any_work(run, graph):
     version = graph.version
-    with pytest.raises(LadingError, match="P320.*use needs toy-plan; plan gives it") as caught:
+    with pytest.raises(LadingError, match=r"P320.*use needs toy-plan; plan gives it") as caught:
         run("shorten,use,plan")
     assert graph.version == version
     assert "step 2 of the pipeline" in str(caught.value) and "put plan before use" in str(caught.value)
@@ -335,7 +337,9 @@ def test_unmet_needs_are_rejected_before_any_work(run, graph):
 
 def test_needs_follow_establishes_and_breaks(registry):
     assert needs("plan,use", registry) == []
-    assert needs("plan,forget,use", registry) == ["P320 use needs toy-plan, which forget (step 2) breaks; plan gives it"]
+    assert needs("plan,forget,use", registry) == [
+        "P320 use needs toy-plan, which forget (step 2) breaks; plan gives it"
+    ]
     assert needs("plan,forget,plan,use", registry) == []
     assert needs("use,use", registry) == ["P320 use needs toy-plan; plan gives it"]
 
@@ -418,19 +422,15 @@ def test_stop_after(run):
 
 
 def test_dump_writes_readable_graphs(run, graph, tmp_path):
-    graph.add_const("big", InlineTensor(np.arange(1000, dtype=np.float32)))
-    before = print_graph(graph)
-    run("use,shorten,use,shorten", DumpIR(tmp_path / "ir"), given=["toy-plan"])
-    names = sorted(path.name for path in (tmp_path / "ir").glob("*.lading"))
+    data = np.arange(1000, dtype=np.float32)
+    graph.add_const("big", InlineTensor(data))
+    folder = tmp_path / "ir"
+    run("use,shorten,use,shorten", DumpIR(folder), given=["toy-plan"])
+    names = sorted(path.name for path in folder.glob("*.lading"))
     assert names == ["000-input.lading", "002-shorten.lading", "004-shorten.lading"]
-
-    def reread(name):
-        return print_graph(parse((tmp_path / "ir" / name).read_text(), base=tmp_path / "ir"))
-
-    assert len(parse((tmp_path / "ir" / names[1]).read_text(), base=tmp_path / "ir").nodes) == 3
-    first = parse((tmp_path / "ir" / names[0]).read_text(), base=tmp_path / "ir")
-    assert np.array_equal(first.consts["big"].const.load(), np.arange(1000, dtype=np.float32))
-    assert reread(names[0]) != before or "base64" not in before
+    reread = [parse((folder / name).read_text(), base=folder) for name in names]
+    assert [len(one.nodes) for one in reread] == [4, 3, 2]
+    assert all(np.array_equal(one.consts["big"].const.load(), data) for one in reread)
 
 
 def test_dump_of_every_pass(run, tmp_path):
@@ -496,7 +496,7 @@ def test_verify_each_names_the_pass_that_broke_the_graph(run):
 
 
 def test_verify_each_tests_what_passes_claim(run, graph):
-    with pytest.raises(LadingError, match="P360.*lie does not establish typed"):
+    with pytest.raises(LadingError, match=r"P360.*lie does not establish typed"):
         run("lie", VerifyEach())
 
 
@@ -512,7 +512,7 @@ def test_verify_each_notices_broken_promises(run):
 
     made = Registry({"unlearn": Unlearn}, {})
     graph = parse(print_graph(_small()))
-    with pytest.raises(LadingError, match="P360.*unlearn breaks typed"):
+    with pytest.raises(LadingError, match=r"P360.*unlearn breaks typed"):
         PassManager("unlearn", [VerifyEach()], registry=made).run(graph, given=["typed"])
 
 
@@ -555,11 +555,11 @@ def test_rounding_is_allowed_and_more_is_not(run):
 
 def test_lossy_passes_have_a_budget(run):
     assert run("coarse{by=1.02}", CheckNumbers(budget=0.05)).passes[0].notes["numbers"]["y"]["relative"] > 0.01
-    with pytest.raises(LadingError, match="P361.*budget"):
+    with pytest.raises(LadingError, match=r"P361.*budget"):
         run("coarse{by=1.2}", CheckNumbers(budget=0.05))
 
 
-def test_two_sizes_show_what_one_hides(graph, registry):
+def test_two_sizes_show_what_one_hides():
     """A pass that is right for one size of a dynamic dimension alone is caught."""
 
     @dataclass(frozen=True)
@@ -572,17 +572,17 @@ def test_two_sizes_show_what_one_hides(graph, registry):
             ints = [graph.add_const("i", InlineTensor(np.array([number]))) for number in (0, 4, 0)]
             out = graph.outputs[0]
             cut = graph.add("Slice", [out, *ints], types=[TensorType(F32, (Dim("m"), 4))], outputs=("cut",))
-            padded = graph.add("Reshape", [cut.output, graph.add_const("s", InlineTensor(np.array([-1, 4])))], types=[T])
+            padded = graph.add(
+                "Reshape", [cut.output, graph.add_const("s", InlineTensor(np.array([-1, 4])))], types=[T]
+            )
             graph.set_outputs([padded.output])
             graph.rename(out, "old")
             graph.rename(padded.output, "y")
 
     made = Registry({"freeze": Freeze}, {})
-    assert PassManager("freeze", [CheckNumbers(sizes=[{"n": 4}])], registry=made).run(graph)
-    fresh = parse(print_graph(graph))
+    assert PassManager("freeze", [CheckNumbers(sizes=[{"n": 4}])], registry=made).run(_chain())
     with pytest.raises(LadingError, match="P361"):
         PassManager("freeze", [CheckNumbers(sizes=[{"n": 4}, {"n": 6}])], registry=made).run(_chain())
-    assert fresh.outputs[0].name == "y"
 
 
 def _chain() -> Graph:
@@ -605,14 +605,18 @@ def test_signature_changes_need_an_adapter(run):
 
 
 def test_signature_changes_are_followed(run):
-    report = run("widen,scale{by=1.0}", CheckNumbers(sizes=[{"n": 2}, {"n": 5}]))
+    sizes = [{"n": 2}, {"n": 5}]
+    report = run("widen,scale{by=1.0}", CheckNumbers(sizes=sizes))
     assert report.passes[0].notes["numbers"]["row"]["max_abs"] == 0
-    with pytest.raises(LadingError, match="P361"):
-        run("scale{by=2.0}", CheckNumbers())
+
+
+def test_a_drift_after_a_signature_change_is_noticed(run):
+    with pytest.raises(LadingError, match=r"P361.*scale"):
+        run("widen,scale{by=2.0}", CheckNumbers(sizes=[{"n": 2}, {"n": 5}]))
 
 
 def test_a_wrong_signature_change_is_noticed(run):
-    with pytest.raises(LadingError, match="P361.*widen"):
+    with pytest.raises(LadingError, match=r"P361.*widen"):
         run("widen{wrong}", CheckNumbers(sizes=[{"n": 2}, {"n": 5}]))
 
 
@@ -660,7 +664,9 @@ def test_weights_are_streamed_under_a_memory_limit(registry):
     graph = Graph("g")
     value = graph.add_input("a", TensorType(F32, (2, 64)))
     for _ in range(4):
-        weight = graph.add_const("w", InlineTensor(np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32) / 8))
+        weight = graph.add_const(
+            "w", InlineTensor(np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32) / 8)
+        )
         value = graph.add("MatMul", [value, weight], types=[TensorType(F32, (2, 64))]).output
     graph.set_outputs([value])
     graph.rename(value, "y")

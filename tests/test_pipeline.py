@@ -55,7 +55,7 @@ class Load(Pass):
     """Needs a file."""
 
     name = "load-plan"
-    plan: Path = option(help="the plan to read")
+    plan: Path = option(help="the plan to read")  # noqa: RUF009
 
     def prepare(self):
         return read_text(self.plan, "plan")
@@ -117,7 +117,9 @@ def test_spellings_of_one_pipeline(text, registry):
 
 
 def test_canonical_text_leaves_defaults_out(registry):
-    pipeline = parse("tune-all{bits=4 safe=false keep=logits rate=1e-3},repeat(trim),repeat{max=2}(trim,trim)", registry)
+    pipeline = parse(
+        "tune-all{bits=4 safe=false keep=logits rate=1e-3},repeat(trim),repeat{max=2}(trim,trim)", registry
+    )
     assert str(pipeline) == "tune-all{rate=0.001 keep=[logits] safe=false},repeat(trim),repeat{max=2}(trim,trim)"
 
 
@@ -356,7 +358,15 @@ def test_missing_and_unreadable_files(tmp_path, registry):
 
 
 def test_values_from_python_are_checked():
-    for wrong in ({"bits": 5}, {"bits": True}, {"rate": 1.5}, {"count": 0}, {"keep": "a"}, {"sizes": (1.5,)}, {"deep": 1}):
+    for wrong in (
+        {"bits": 5},
+        {"bits": True},
+        {"rate": 1.5},
+        {"count": 0},
+        {"keep": "a"},
+        {"sizes": (1.5,)},
+        {"deep": 1},
+    ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Tune(**wrong)
 
@@ -392,7 +402,7 @@ def test_every_built_in_pass_loads_and_every_built_in_pipeline_parses():
 
 def test_every_pass_class_is_registered():
     folder = Path(__file__).parent.parent / "passes"
-    known = {path for path in PASSES.values()}
+    known = set(PASSES.values())
     for path in sorted(folder.glob("*.py")):
         text = path.read_text()
         for line in text.splitlines():
@@ -404,7 +414,12 @@ def test_describe_comes_from_the_class(registry):
     info = registry.describe("tune-all").as_dict()
     assert info["summary"] == "Has an option of every kind."
     assert "second paragraph" in info["doc"]
-    assert (info["requires"], info["establishes"], info["breaks"], info["lossy"]) == (["typed"], ["tuned"], ["sorted"], True)
+    assert (info["requires"], info["establishes"], info["breaks"], info["lossy"]) == (
+        ["typed"],
+        ["tuned"],
+        ["sorted"],
+        True,
+    )
     assert info["options"][0] == {
         "name": "bits",
         "type": "4 | 8",

@@ -9,6 +9,7 @@ import pytest
 
 from ir.decisions import PrecisionPlan
 from ir.diag import LadingError
+from ir.facts import Fact
 from ir.graph import Graph, Node, Value
 from ir.tensor import InlineTensor
 from ir.types import F16, F32, I64, Dim, TensorType
@@ -283,7 +284,9 @@ def test_two_rules_of_one_name_are_refused():
 
 def test_replacing_keeps_names_and_fuses_locations(graph):
     mm = graph.add("MatMul", [a(graph), const(graph, np.ones((4, 4)), "w")], types=[T], loc="m.mm", outputs=("mm",))
-    add = graph.add("Add", [mm.output, const(graph, np.ones(4), "bias")], types=[T], loc="m.add", outputs=("y",), name="nd")
+    add = graph.add(
+        "Add", [mm.output, const(graph, np.ones(4), "bias")], types=[T], loc="m.add", outputs=("y",), name="nd"
+    )
     graph.set_outputs([op(graph, "Relu", add.output)])
     report = rewrite(graph, RuleSet(to_gemm))
     gemm = graph.value("y").producer
@@ -325,6 +328,79 @@ def test_work_grows_with_the_graph_and_not_its_square(graph):
         chain.set_outputs([value])
         tries.append(rewrite(chain, RuleSet(double_neg)).stats["double_neg"].tries)
     assert tries[1] <= 2 * tries[0] + 4
+
+
+def test_a_value_with_many_readers_costs_no_more(graph):
+    """Rewriting one reader of a shared value does not look at all the others again."""
+    tries = []
+    for size in (100, 200):
+        made = Graph("hub")
+        hub = made.add("Relu", [made.add_input("a", T)], types=[T]).output
+        made.set_outputs([op(made, "Abs", op(made, "Neg", op(made, "Neg", hub))) for _ in range(size)])
+        tries.append(rewrite(made, RuleSet(double_neg, to_gemm)).stats["double_neg"].tries)
+    assert tries[1] <= 2 * tries[0] + 4
+
+
+def test_a_value_that_a_fact_names_is_not_replaced_by_another(graph):
+    graph.set_outputs([op(graph, "Relu", op(graph, "Neg", op(graph, "Neg", a(graph)), name="named"))])
+    graph.set_fact("named", Named())
+    assert not rewrite(graph, RuleSet(double_neg)).hits and graph.has("named")
+    graph.set_fact("named", None)
+    assert rewrite(graph, RuleSet(double_neg)).hits
+
+
+class Named(Fact):
+    """Speaks of one value."""
+
+    name = "named"
+
+    def to_data(self):
+        return {}
+
+    @classmethod
+    def from_data(cls, data):
+        return cls()
+
+    def renamed(self, old, new):
+        return Named() if old == "named" else self
+
+
+def test_a_better_type_wakes_the_readers(graph):
+    """A rule that wants a known shape fires once a later node's rule has made the shape known."""
+    unknown = graph.add("Abs", [a(graph)], types=[TensorType(F32)]).output
+    neg = graph.add("Neg", [unknown], types=[TensorType(F32)]).output
+    graph.set_outputs([neg, op(graph, "Floor", b(graph))])
+
+    @rule(Op("Neg", Var("x", when=lambda value: value.shape is not None)))
+    def typed_neg(m, rw):
+        return rw.op("Relu", m.x)
+
+    @rule(Op("Floor", x))
+    def retype(m, rw):
+        rw.graph.set_type(unknown, T)
+        return m.output
+
+    rewrite(graph, RuleSet(typed_neg, retype))
+    assert [node.op for node in graph.nodes] == ["Abs", "Relu", "Floor"]
+
+
+def test_a_change_wakes_roots_as_far_as_patterns_reach(graph):
+    """The root is two levels above the value whose second reader goes away later."""
+    ceil = op(graph, "Ceil", a(graph))
+    graph.set_outputs(
+        [op(graph, "Abs", op(graph, "Relu", ceil)), op(graph, "Sub", op(graph, "Mul", ceil, b(graph)), a(graph))]
+    )
+
+    @rule(Op("Abs", Op("Relu", Op("Ceil", x, users=1))))
+    def deep(m, rw):
+        return rw.op("Exp", m.x)
+
+    @rule(Op("Sub", Op("Mul", Var("c"), y), Var("z")))
+    def release(m, rw):
+        return rw.op("Add", m.y, m.z)
+
+    rewrite(graph, RuleSet(deep, release))
+    assert sorted(node.op for node in graph.nodes) == ["Add", "Exp"]
 
 
 def test_a_loosened_use_count_wakes_the_remaining_user(graph):
@@ -461,7 +537,10 @@ def test_an_unused_output_needs_no_replacement(graph):
         (lambda m, rw: (None,), "returned None for"),
         (lambda m, rw: rw.op("Relu", m.output), "reads an output of the node it is to replace"),
         (lambda m, rw: rw.op("Cast", m.x, attrs={"to": F16.onnx}), "types differ"),
-        (lambda m, rw: rw.op("Transpose", m.x, attrs={"perm": (1, 0)}, types=[TensorType(F32, (4, 3))]), "types differ"),
+        (
+            lambda m, rw: rw.op("Transpose", m.x, attrs={"perm": (1, 0)}, types=[TensorType(F32, (4, 3))]),
+            "types differ",
+        ),
     ],
 )
 def test_rules_that_break_their_contract(function, part, graph):
@@ -484,6 +563,14 @@ def test_joining_types():
     assert joined_type(None, T) is T and joined_type(T, None) is T
     assert joined_type(TensorType(F32, (m, N)), TensorType(F32, (4, m))) == TensorType(F32, (4, N))
     assert joined_type(TensorType(F32), T) == T and joined_type(T, TensorType(F32)) == T
+
+
+def test_a_value_without_place_gets_that_of_what_it_stands_in_for(graph):
+    old = graph.add("Abs", [a(graph)], types=[T])
+    graph.set_loc(old.output, "here")
+    graph.set_outputs([old.output])
+    rewrite(graph, RuleSet(rule(Op("Abs", x))(to_neg)))
+    assert graph.outputs[0].loc == "here"
 
 
 def test_fusing_locations():
@@ -569,7 +656,9 @@ def test_a_long_legitimate_descent_is_no_loop(graph):
 
 def test_explaining_says_why_rules_did_not_fire(graph):
     weight = graph.add_const("w", InlineTensor(np.ones((1, 4, 4), np.float32)))
-    graph.set_outputs([op(graph, "Add", op(graph, "MatMul", a(graph), weight), const(graph, np.ones(4))), op(graph, "Neg", b(graph))])
+    graph.set_outputs(
+        [op(graph, "Add", op(graph, "MatMul", a(graph), weight), const(graph, np.ones(4))), op(graph, "Neg", b(graph))]
+    )
     ctx = PassContext(explain=True)
     ctx.rewrite(graph, RuleSet(to_gemm, double_neg))
     reasons = {item.rule: item.reason for item in ctx.rewrites[0].why_not}

@@ -95,11 +95,12 @@ def _compile(screen: Screen, model, out, pipeline, options) -> int:
 
 
 def _instruments(options) -> list:
-    from passes.instruments import CheckNumbers, DumpIR, VerifyEach
+    from passes.check_numbers import CheckNumbers
+    from passes.instruments import DumpIR, KeepLastGood, VerifyEach
 
     found: list = []
     if options["dump_ir"] is not None:
-        found.append(DumpIR(options["dump_ir"]))
+        found += [DumpIR(options["dump_ir"], only_changed=False), KeepLastGood(options["dump_ir"])]
     if options["verify_each"]:
         found.append(VerifyEach())
     if options["check_numbers"]:

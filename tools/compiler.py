@@ -27,8 +27,8 @@ QUICK_SAMPLE = 1 << 20
 """Elements per matrix that a quick read-back decodes."""
 
 PROMPTS = (
-    "def fibonacci(n):\n    ",
-    "import os\n\nclass TestCase(unittest.TestCase):\n    def setUp(self):\n        ",
+    "import os\nimport sys\n\n\ndef ",
+    "class TestCase(unittest.TestCase):\n    def setUp(self):\n        ",
     "The capital of France is",
     "人工智能正在改变我们的生活,",
 )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich import box
+from rich.console import Console, Group
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from backends.mnn.verify import Measurement
     from tools.compiler import Result
 
 
@@ -51,23 +53,25 @@ def show_result(console: Console, result: Result, *, timing: bool = False) -> No
     console.print(Text.assemble("written to ", (str(result.out), "bold")))
 
 
-def _summary(result: Result) -> Table:
+def _summary(result: Result) -> Group:
     contract, layout = result.contract, result.emission.layout
-    table = Table(title=f"{contract.model.name} for MNN {_span(contract.target.releases)}", title_justify="left")
-    table.add_column("", style="dim")
+    title = Text.assemble((contract.model.name, "bold"), f" for MNN {_span(contract.target.releases)}")
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column("", style="cyan")
     table.add_column("", overflow="fold")
     size = sum(item.bytes for item in contract.files)
-    table.add_row("model", f"{contract.model.family}, {contract.model.layers} layers, {contract.model.parameters:,} weights")
-    table.add_row("pipeline", result.report.pipeline)
+    model = contract.model
+    table.add_row("model", f"{model.family}, {model.layers} layers, {model.parameters:,} weights")
+    table.add_row("pipeline", Text(result.report.pipeline.replace(",", ", ")))
     table.add_row("stored as", _storages(result))
     table.add_row("size", f"{_bytes(size)}, {bits_per_weight(result):.2f} bits per weight")
     inputs = [f"{item.name} {item.dtype}{item.shapes[0]}" for item in contract.signature.inputs]
-    table.add_row("inputs", "\n".join(inputs))
+    table.add_row("inputs", Text("\n".join(inputs)))
     table.add_row("tokenizer", _tokenizer(result))
     rate = sum(m.weight.rows * m.weight.columns for m in layout.matrices.values()) / max(result.seconds["write"], 1e-9)
     steps = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in result.seconds.items() if name != "total")
     table.add_row("time", f"{result.seconds['total']:.2f} s ({steps}); {rate / 1e6:,.0f} M weights/s written")
-    return table
+    return Group(title, table)
 
 
 def _storages(result: Result) -> str:
@@ -87,35 +91,42 @@ def _tokenizer(result: Result) -> str:
     lines = []
     for item in tokenizer.files:
         inexact = next((row for row in tokenizer.inexact if set(row.releases) == set(item.releases)), None)
-        note = "exact" if inexact is None else f"differs on {inexact.differing} of {inexact.of} test strings"
+        note = "same ids as the original"
+        if inexact is not None:
+            note = f"other ids for {inexact.differing} of {inexact.of} test strings"
         lines.append(f"{item.file} for {_span(item.releases or result.contract.target.releases)}: {note}")
     return "\n".join(lines)
 
 
 def _measurements(result: Result) -> Table:
-    table = Table(title=f"verified on MNN {result.verification.measurements[0].release}", title_justify="left")
-    for name in ("memory", "compared with", "positions", "max |error|", "KL", "top-1", "greedy equal", "perplexity"):
-        table.add_column(name, justify="left" if name in ("memory", "compared with") else "right")
+    release = result.verification.measurements[0].release
+    table = Table(title=f"\nrun on MNN {release}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("memory", "against", "rows", "max error", "KL", "top-1", "greedy", "perplexity"):
+        table.add_column(name, justify="left" if name in ("memory", "against") else "right", no_wrap=True)
     for item in result.verification.measurements:
         distance = item.distance
-        perplexity = "" if item.perplexity is None else f"{item.perplexity:.3f}"
-        if item.perplexity is not None and item.perplexity_reference is not None:
-            perplexity += f" ({item.perplexity_reference:.3f})"
         table.add_row(
             item.settings["memory"],
-            "float model" if item.reference == "float" else item.reference,
+            "float model" if item.reference == "float" else "its weights",
             str(distance.positions),
-            f"{distance.max_abs:.2e}",
-            f"{distance.kl:.2e}",
+            f"{distance.max_abs:.1e}",
+            f"{distance.kl:.1e}",
             f"{distance.top1:.1%}",
-            f"{item.decode_equal}/{item.decode_tokens}",
-            perplexity,
+            _greedy(item),
+            "" if item.perplexity is None else f"{item.perplexity:.2f} ({item.perplexity_reference:.2f})",
         )
     return table
 
 
+def _greedy(item: Measurement) -> str:
+    """Decoded tokens that the reference would have chosen too; left out where quantization made texts part ways."""
+    if item.reference == "float" and item.decode_equal < item.decode_tokens:
+        return ""
+    return f"{item.decode_equal}/{item.decode_tokens}"
+
+
 def _timing(result: Result) -> Table:
-    table = Table(title="passes", title_justify="left")
+    table = Table(title="\npasses", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("pass", "seconds", "nodes", "counts"):
         table.add_column(name, justify="right" if name in ("seconds", "nodes") else "left", overflow="fold")
     for item in result.report.passes:

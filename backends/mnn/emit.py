@@ -16,7 +16,7 @@ from backends.mnn.layout import Layout, plan_layout
 from backends.mnn.native import json_to_mnn
 from backends.mnn.net import build_net
 from backends.mnn.profiles import Target
-from backends.mnn.tokenizer import TokenizerSpec, encode_mtok, encode_text
+from backends.mnn.tokenizer import TokenizerSpec, encode_mtok, encode_text, jinja_template
 from ir.diag import LadingError
 from ir.graph import Graph
 
@@ -151,7 +151,8 @@ def _fill_all(emission: Emission, executor: Executor, progress: Callable[[int, i
 def write_tokenizer(emission: Emission, tokenizer: TokenizerSpec, target: Target) -> None:
     """The exact form, and the nearest text form when a release of the target cannot read the exact one."""
     if any(release.mtok for release in target.releases):
-        (emission.folder / configs.TOKENIZER).write_bytes(encode_mtok(tokenizer))
+        oldest = next(release.version for release in target.releases if release.mtok)
+        (emission.folder / configs.TOKENIZER).write_bytes(encode_mtok(tokenizer, oldest))
         emission.roles[configs.TOKENIZER] = "tokenizer"
     if target.needs_text_tokenizer:
         _, data = encode_text(tokenizer)
@@ -177,9 +178,14 @@ def _write_configs(
             threads=settings.threads,
         )
         _write_json(emission, name, data, "config")
-    _write_json(
-        emission, configs.LLM_CONFIG, configs.model_config(graph, emission.layout, tokenizer.jinja()), "llm_config"
-    )
+    data = configs.model_config(graph, emission.layout, _template(tokenizer))
+    _write_json(emission, configs.LLM_CONFIG, data, "llm_config")
+
+
+def _template(tokenizer: TokenizerSpec) -> dict[str, str]:
+    """The ``jinja`` object: chat template and the text of the token that ends a turn."""
+    found = {"chat_template": jinja_template(tokenizer), "eos": tokenizer.eos}
+    return {key: text for key, text in found.items() if text is not None} if found["chat_template"] else {}
 
 
 def _write_json(emission: Emission, name: str, data: Mapping[str, Any], role: str) -> None:

@@ -63,8 +63,8 @@ def make_contract(
         compiler=c.Compiler(name="lading", version=compiler_version()),
         target=c.Target(profile=target.name, releases=target.versions),
         model=_model(meta),
-        sources=tuple(c.Source(**row) for row in meta["sources"]),
-        config_digest=meta.get("config_digest"),
+        sources=tuple(_sources(meta["sources"])),
+        config_digest=meta["sources"]["config.json"]["sha256"],
         signature=_signature(graph, target),
         files=tuple(entries),
         weights=tuple(_weights(graph, emission, errors)),
@@ -80,6 +80,14 @@ def make_contract(
     )
 
 
+def _sources(rows: Mapping[str, Mapping[str, Any]]) -> list[c.Source]:
+    return [
+        c.Source(file=name, bytes=row["bytes"], digest=row["header_sha256"], digest_of="header")
+        for name, row in rows.items()
+        if "header_sha256" in row
+    ]
+
+
 def _model(meta: Mapping[str, Any]) -> c.Model:
     return c.Model(
         name=meta["name"],
@@ -90,7 +98,7 @@ def _model(meta: Mapping[str, Any]) -> c.Model:
         kv_heads=meta["kv_heads"],
         head_dim=meta["head_dim"],
         vocab=meta["vocab_size"],
-        max_position=meta["max_position"],
+        max_position=meta["context"],
         parameters=meta["parameters"],
     )
 
@@ -118,7 +126,7 @@ def _signature(graph: Graph, target: Target) -> c.Signature:
     )
     used = {axis for port in (*inputs, *outputs) for form in port.shapes for axis in form.shape if isinstance(axis, str)}
     used |= {"past"}
-    limit = graph.metadata["max_position"]
+    limit = graph.metadata["context"]
     dims = {name: _dimension(name, graph.dims.get(name), limit) for name in sorted(used)}
     if "kv" in dims:
         dims["kv"] = c.Dimension(low=1, high=limit, sum_of=("past", "seq"), meaning=_DIM_MEANING["kv"])
@@ -143,7 +151,7 @@ def _input(value: Value, found: Any, graph: Graph) -> c.Input:
             shapes.append(concrete)
     limits = None
     if value.dtype.is_integer and (found.low is not None or found.high is not None):
-        high = found.high if found.kind != "positions" else graph.metadata["max_position"] - 1
+        high = found.high if found.kind != "positions" else graph.metadata["context"] - 1
         limits = c.ValueRange(min=found.low, max=high)
     return c.Input(
         name=value.name,

@@ -15,6 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -322,12 +323,17 @@ def _read_merges(merges: Any, vocab: Mapping[str, int], where: str) -> np.ndarra
     if not isinstance(merges, list):
         raise LadingError("B641", "the BPE model has no list of merges", where=where)
     try:
-        text_form = bool(merges) and isinstance(merges[0], str)
-        pairs = [pair.split(" ") for pair in merges] if text_form else merges
-        columns = [[vocab[a] for a, _ in pairs], [vocab[b] for _, b in pairs], [vocab[a + b] for a, b in pairs]]
-        ids = np.ascontiguousarray(np.array(columns, np.int32).T)
+        if merges and isinstance(merges[0], str):
+            pairs, wholes = " ".join(merges).split(" "), [pair.replace(" ", "") for pair in merges]
+            if any(pair.count(" ") != 1 for pair in merges):
+                raise ValueError
+        else:
+            pairs, wholes = list(chain.from_iterable(merges)), [a + b for a, b in merges]
+        parts = np.fromiter(map(vocab.__getitem__, pairs), np.int32, 2 * len(merges))
+        whole = np.fromiter(map(vocab.__getitem__, wholes), np.int32, len(merges))
     except (KeyError, ValueError, TypeError, AttributeError):
         raise _bad_merge(merges, vocab, where) from None
+    ids = np.column_stack((parts.reshape(-1, 2), whole))
     keys = ids[:, 0].astype(np.int64) << 32 | ids[:, 1]
     last = len(keys) - 1 - np.unique(keys[::-1], return_index=True)[1]
     return ids[np.sort(last)] if len(last) != len(keys) else ids

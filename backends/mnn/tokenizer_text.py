@@ -30,7 +30,7 @@ import numpy as np
 from backends.mnn.tokenizer_bpe import BYTE_CHARS, final_merges, merge_text, rank_table, spell_bytes
 from backends.mnn.tokenizer_mtok import header
 from backends.mnn.tokenizer_parts import META, Plan
-from backends.mnn.tokenizer_spec import AddedToken, TokenizerSpec
+from backends.mnn.tokenizer_spec import TokenizerSpec
 from ir.diag import LadingError
 
 SENTENCEPIECE, TIKTOKEN, BERT, BYTE_LEVEL = 0, 1, 2, 3
@@ -233,8 +233,3 @@ def _encode(names: Iterable[str]) -> list[bytes]:
 
 def _is_byte(text: str) -> bool:
     return len(text) == 6 and text.startswith("<0x") and text.endswith(">")
-
-
-def stripping_tokens(added: Iterable[AddedToken]) -> list[str]:
-    """Texts of added tokens that take whitespace beside them along."""
-    return [token.content for token in added if token.lstrip or token.rstrip]

@@ -3,12 +3,13 @@
 MNN has a table normalizer too, but it maps single code points only, never composes sequences, and turns control
 characters, zero-width joiners (so every emoji family) and the byte order mark into spaces. Its literal Replace works
 on bytes, from left to right, once. A list of replacements therefore composes text when it goes through the canonical
-compositions by depth, and reaches Hangul, whose 11,172 syllables would be too many rules, with marker bytes that no
-UTF-8 text contains.
+compositions in the order of Unicode Standard Annex 15: by combining class of the mark, then by depth, with marks of a
+lower class that did not compose moved out of the way. It reaches Hangul, whose 11,172 syllables would be too many
+rules, with marker bytes that no UTF-8 text contains.
 
-What is left out: text in which a mark stands between a letter and a mark that composes with it, and marks of
-scripts other than Arabic and Hebrew in non-canonical order where they compose with nothing. Reference: Unicode
-Standard Annex 15, sections on composition and Hangul; the data is that of Python's unicodedata.
+What is left out: marks outside `_LATIN_MARKS` and the Hebrew and Arabic ranges are not sorted and not moved out of
+the way; four marks or more in reverse order on one letter; a precomposed Hangul syllable without trailing consonant
+followed by one. The data is that of Python's unicodedata.
 """
 
 from __future__ import annotations
@@ -19,23 +20,27 @@ from functools import cache
 
 Rule = tuple[bytes, bytes]
 
-NFC_GAPS = "combining marks in an order that is not canonical are not sorted, except common ones"
+NFC_GAPS = "rare combining marks are not put in canonical order before letters are composed"
 _CARRY, _OPEN = b"\xfe", b"\xff"
 _HANGUL, _LEAD, _VOWEL, _TAIL = 0xAC00, 0x1100, 0x1161, 0x11A7
 # Ranges with decompositions; the rest of Unicode up to version 16 has none.
 _RANGES = ((0xA0, 0x33FF), (0xA640, 0xABFF), (0xF900, 0xFFFF), (0x10780, 0x107FF), (0x11000, 0x11FFF),
            (0x16D60, 0x16DFF), (0x1CC00, 0x1CCFF), (0x1D100, 0x1D7FF), (0x1E030, 0x1E06F), (0x1EE00, 0x1F2FF),
            (0x1FBF0, 0x1FBFF), (0x2F800, 0x2FA1F))  # fmt: skip
-# Marks that are often typed in another order than the canonical one: Hebrew points, Arabic vowel signs.
-_SORTED_MARKS = ((0x05B0, 0x05C7), (0x064B, 0x0655), (0x0670, 0x0670))
+# Marks that compose with letters of Latin, Greek and Cyrillic, and the points and vowel signs of Hebrew and Arabic,
+# which are often typed in another order than the canonical one.
+_LATIN_MARKS = (*range(0x300, 0x305), *range(0x306, 0x30D), 0x30F, 0x311, 0x313, 0x314, 0x31B, *range(0x323, 0x329),
+                0x32D, 0x32E, 0x330, 0x331, 0x338, 0x342, 0x345)  # fmt: skip
+_MARK_GROUPS = (_LATIN_MARKS, tuple(range(0x5B0, 0x5C8)), (*range(0x64B, 0x656), 0x670))
 
 
 @cache
 def compose_rules(form: str) -> tuple[Rule, ...]:
     """Replacements, to be applied in order, that bring UTF-8 text to `NFC` or `NFKC`."""
     rules = list(_single_rules(form))
-    rules += _swap_rules() * 2
+    rules += 2 * _swap_rules(_MARK_GROUPS, ascending=True)
     rules += _pair_rules()
+    rules += 2 * _swap_rules(_MARK_GROUPS, ascending=True)
     rules += _hangul_rules()
     return tuple(rules)
 
@@ -58,29 +63,34 @@ def _single_rules(form: str) -> Iterator[Rule]:
 
 
 def _pair_rules() -> list[Rule]:
-    """Canonical composition of pairs, shallow ones first, and of triples whose marks come in the other order."""
+    """Canonical composition: class by class, within a class shallow compositions first."""
     pairs = _primary_pairs()
-    depth: dict[str, int] = {}
-
-    def depth_of(char: str) -> int:
-        if char not in parts:
-            return 0
-        if char not in depth:
-            depth[char] = 1 + depth_of(parts[char][0])
-        return depth[char]
-
     parts = {whole: pair for pair, whole in pairs.items()}
-    rules = [(depth_of(whole), first + second, whole) for (first, second), whole in pairs.items()]
-    for whole, (first, second) in parts.items():
-        if first not in parts:
-            continue
-        base, inner = parts[first]
-        if unicodedata.combining(inner) == unicodedata.combining(second) or not unicodedata.combining(inner):
-            continue
-        other = pairs.get((base, second))
-        rules.append((depth_of(whole), (other or base + second) + inner, whole))
-    rules.sort(key=lambda rule: rule[0])
-    return [(source.encode(), target.encode()) for _, source, target in rules]
+    depths: dict[str, int] = {}
+    for whole in sorted(parts, key=lambda char: len(unicodedata.normalize("NFD", char))):
+        depths[whole] = 1 + depths.get(parts[whole][0], 0)
+    rows = [(unicodedata.combining(second), depths[whole], first + second, whole)
+            for (first, second), whole in pairs.items()]  # fmt: skip
+    rows += _late_marks(depths)
+    rules: list[Rule] = []
+    for group in sorted({row[0] for row in rows}):
+        rules += _swap_rules(_MARK_GROUPS, ascending=False, upper=group)
+        members = sorted((row for row in rows if row[0] == group), key=lambda row: row[1])
+        rules += [(source.encode(), target.encode()) for _, _, source, target in members]
+    return rules
+
+
+def _late_marks(depths: dict[str, int]) -> list[tuple[int, int, str, str]]:
+    """A composed letter and a mark of a lower class, which goes to the letter first: `ê` with a dot below."""
+    rows = []
+    marks = [chr(code) for code in _LATIN_MARKS]
+    for whole, depth in depths.items():
+        highest = max(map(unicodedata.combining, unicodedata.normalize("NFD", whole)))
+        for mark in marks:
+            group = unicodedata.combining(mark)
+            if group < highest and not unicodedata.is_normalized("NFC", whole + mark):
+                rows.append((group, depth, whole + mark, unicodedata.normalize("NFC", whole + mark)))
+    return rows
 
 
 def _primary_pairs() -> dict[tuple[str, str], str]:
@@ -96,16 +106,21 @@ def _primary_pairs() -> dict[tuple[str, str], str]:
     return pairs
 
 
-def _swap_rules() -> list[Rule]:
-    """One pass of sorting neighbouring marks by combining class, within the scripts where typists mix them."""
+def _swap_rules(groups: tuple[tuple[int, ...], ...], ascending: bool, upper: int | None = None) -> list[Rule]:
+    """One pass of exchanging neighbouring marks whose combining classes stand in the wrong order.
+
+    With `upper`, only marks of that class move, to the front of lower ones.
+    """
     rules = []
-    for low, high in (_SORTED_MARKS[0], (_SORTED_MARKS[1][0], _SORTED_MARKS[2][1])):
-        marks = [chr(code) for code in range(low, high + 1) if unicodedata.combining(chr(code))]
-        marks.sort(key=unicodedata.combining)
-        for index, late in enumerate(marks):
-            for early in marks[:index]:
-                if unicodedata.combining(early) < unicodedata.combining(late):
-                    rules.append(((late + early).encode(), (early + late).encode()))
+    for group in groups:
+        marks = [chr(code) for code in group if unicodedata.combining(chr(code))]
+        for low in marks:
+            for high in marks:
+                if unicodedata.combining(low) >= unicodedata.combining(high):
+                    continue
+                if upper is None or unicodedata.combining(high) == upper:
+                    right, wrong = (low + high).encode(), (high + low).encode()
+                    rules.append((wrong, right) if ascending else (right, wrong))
     return rules
 
 

@@ -46,7 +46,7 @@ class Level:
     windows: int
 
 
-LEVELS = {"quick": Level(2, 16, 2), "full": Level(4, 64, 16)}
+LEVELS = {"quick": Level(2, 48, 2), "full": Level(4, 64, 16)}
 
 
 @dataclass(frozen=True)

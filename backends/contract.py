@@ -582,8 +582,8 @@ class Inexact(_Json):
     """Releases whose tokenizer gives other ids than the original one."""
 
     releases: Annotated[Releases, "releases concerned; empty means all"] = ()
-    differing: Annotated[Count, "test strings that got other ids"]
-    of: Annotated[Positive, "test strings tried"]
+    differing: Annotated[Count | None, "test strings that got other ids; null when none were tried"] = None
+    of: Annotated[Positive | None, "test strings tried; null when none were"] = None
     reasons: Annotated[tuple[str, ...], "why, one sentence each"] = ()
 
 
@@ -810,7 +810,7 @@ def _release_disagreements(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]
             if release not in served:
                 yield f"/signature/inputs/{index}/shapes", f"there is no form for release {release}"
     for index, row in enumerate(tokenizer["inexact"]):
-        if row["differing"] > row["of"]:
+        if (row["differing"] or 0) > (row["of"] or 0):
             yield f"/tokenizer/inexact/{index}/differing", f"{row['differing']} of {row['of']} strings"
 
 

@@ -34,7 +34,9 @@ def staged_directory(out: Path, *, force: bool = False) -> Iterator[Path]:
         try:
             staging.mkdir()
         except OSError as error:
-            raise LadingError("B632", f"cannot create a folder here: {error.strerror}", where=str(out.parent)) from error
+            raise LadingError(
+                "B632", f"cannot create a folder here: {error.strerror}", where=str(out.parent)
+            ) from error
         yield staging
         _publish(staging, out, force)
         made = []
@@ -50,7 +52,9 @@ def check_target(out: Path, force: bool) -> None:
     if not out.exists() and not out.is_symlink():
         return
     if not out.is_dir() or out.is_symlink():
-        raise LadingError("B631", "the output exists and is not a folder", where=str(out), hint="choose another with -o")
+        raise LadingError(
+            "B631", "the output exists and is not a folder", where=str(out), hint="choose another with -o"
+        )
     if not any(out.iterdir()):
         return
     if not force:
@@ -114,4 +118,6 @@ def _publish(staging: Path, out: Path, force: bool) -> None:
             raise
         shutil.rmtree(retired, ignore_errors=True)
     except OSError as error:
-        raise LadingError("B632", f"cannot put the finished folder in place: {error.strerror}", where=str(out)) from error
+        raise LadingError(
+            "B632", f"cannot put the finished folder in place: {error.strerror}", where=str(out)
+        ) from error

@@ -6,6 +6,7 @@ missing, left over, misshapen or stored in an unreadable type is reported by nam
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Collection, Mapping

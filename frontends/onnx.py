@@ -29,7 +29,6 @@ from frontends.onnx_tensors import Place
 from frontends.onnx_wire import Malformed, without_weights
 from ir.diag import LadingError
 from ir.graph import Graph
-from ir.onnx_keys import MODEL
 
 SCAN_BYTES = 64 << 20
 """Size from which the weights of a model file are left in the file."""

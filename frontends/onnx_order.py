@@ -8,7 +8,6 @@ from heapq import heapify, heappop, heappush
 import onnx
 
 
-
 def subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
     """The graphs that a node's attributes hold."""
     found: list[onnx.GraphProto] = []

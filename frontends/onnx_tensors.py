@@ -203,14 +203,12 @@ def _flat_indices(values: Tensor, indices: Tensor, shape: tuple[int, ...], place
         message = f"indices {indices.type} do not address the {count} values of a tensor {list(shape)}"
         raise _malformed(place, name, message)
     found = indices.load()
-    if indices.type.shape == linear and len(shape) != 1:
-        limit = np.array([math.prod(shape)])
-    else:
-        limit = np.array(shape)
+    is_linear = indices.type.shape == linear
+    limit = np.array([math.prod(shape)] if is_linear else shape)
     table = found.reshape(count, -1)
     if table.size and (int(table.min()) < 0 or bool((table >= limit).any())):
         raise _malformed(place, name, "an index lies outside the tensor")
-    return table[:, 0] if table.shape[1:] == (1,) else np.ravel_multi_index(tuple(table.T), shape)
+    return table[:, 0] if is_linear else np.ravel_multi_index(tuple(table.T), shape)
 
 
 def element_type(code: int, where: str) -> DType:

@@ -1,8 +1,8 @@
 """Dataflow analyses: dominators, cuts, frontiers, regions, reachability.
 
 Every function reads the views of `ir.view`, changes nothing and works on one graph: a node that holds subgraphs counts
-as one vertex that also reads what its subgraphs capture. A *vertex* is a node or a value. Unless said otherwise the cost
-is linear in vertices and edges. Memory use over time is in `ir.liveness`, repeated blocks are in `ir.repeats`.
+as one vertex that also reads what its subgraphs capture. A *vertex* is a node or a value. Unless said otherwise the
+cost is linear in vertices and edges. Memory use over time is in `ir.liveness`, repeated blocks are in `ir.repeats`.
 
 ==================================  ===============================================================================
 `reachable`                         everything before or after some vertices
@@ -304,8 +304,10 @@ def frontier(graph: Graph, known: Iterable[Value], wanted: Iterable[Value], *, s
         shapes: the results of Shape and Size count as known whatever they read.
     """
     view = flow(graph)
-    given, goals = set(view.numbers(known)), view.numbers(wanted)
-    free = given | {n for n, item in enumerate(view.items) if shapes and isinstance(item, Node) and item.op in SHAPE_OPS}
+    goals = view.numbers(wanted)
+    free = set(view.numbers(known))
+    if shapes:
+        free |= {view.index[node] for node in graph.nodes if node.op in SHAPE_OPS}
     state = _determined(view, free)
     is_needed = bytearray(len(view.items))
     waiting, edge = list(goals), {number for number in goals if state[number] == _KNOWN}
@@ -349,7 +351,8 @@ def minimum_cut(
 
     Sources and targets may be part of the cut. Among equally cheap cuts the one nearest to the sources is returned, in
     topological order. When every cut contains a value of infinite cost, the result is ``(inf, [])``. Maximum flow with
-    every value split in two (Menger), by shortest augmenting paths: its cost grows with the number of values in the cut.
+    every value split in two (Menger), by shortest augmenting paths: the time grows with the number of values in the
+    cut.
 
     Args:
         graph: the graph.

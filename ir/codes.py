@@ -1,10 +1,19 @@
-"""The one table of diagnostic codes: code -> help text shown by ``lading explain CODE`` and in docs/errors.md.
-
-Letters: I structure of the IR, T types and shapes, P pipelines and passes, Q quantization, F frontends,
-B backends, C contract, V verification, U command line usage.
-"""
+"""The one table of diagnostic codes: code -> help text shown by ``lading explain CODE`` and in docs/errors.md."""
 
 from __future__ import annotations
+
+AREAS: dict[str, str] = {
+    "I": "Structure of the IR",
+    "T": "Types, shapes and tensors",
+    "P": "Pipelines and passes",
+    "Q": "Quantization",
+    "F": "Frontends",
+    "B": "Backends and the MNN runtime",
+    "C": "Contract",
+    "V": "Verification",
+    "U": "Command line",
+}
+"""What the letter of a code stands for."""
 
 CODES: dict[str, str] = {
     "B640": "The folder has no tokenizer.json. Load the tokenizer with transformers and save_pretrained it to get one.",
@@ -127,6 +136,8 @@ CODES: dict[str, str] = {
     "F613": "A type in an ONNX model has an impossible dimension or an unknown element type.",
     "F614": "An operator of the ONNX model has no name, or one with a dot, which names of operators cannot have.",
     "F615": "A function of the ONNX model is there twice, hides an operator of ONNX, or calls itself.",
+    "B690": "The ONNX file or its data file cannot be written: no such folder, no permission, or no room.",
+    "B692": "The model is larger than one ONNX file can be (2 GB). Its constants have to go to a second file.",
     "C800": "The contract file is missing, not readable, or not JSON (a key that is there twice counts as such).",
     "C801": "The contract lacks a field. Every field is written, with null where there is nothing to say.",
     "C802": "The contract has a field that its version does not know. It is refused, because it could change the rest.",
@@ -166,7 +177,7 @@ CODES: dict[str, str] = {
     "P313": "A file named by an option cannot be read. Such files are read before any pass runs.",
     "P320": "A pass needs something that the graph does not have and no pass before it gives.",
     "P321": "A pass asks for a setting (such as a target or signature) that this run was not given.",
-    "P322": "A repeat reached its limit while its passes still changed the graph. Raise max, or look for passes that undo each other.",
+    "P322": "A repeat reached its limit and the graph still changed. Raise max, or look for passes that undo each other.",
     "P330": "An installed plugin cannot be loaded or is malformed. Update or uninstall the package named.",
     "P331": "Two packages use the same name for a pass, pipeline, operator, frontend, backend or recipe.",
     "P340": "Rewrite rules replace each other's results for ever. This is a mistake in the rules named.",
@@ -279,6 +290,7 @@ CODES: dict[str, str] = {
     ),
     "V701": "Quantization changes the model's predictions more than is allowed for the chosen widths.",
     "U900": "There is no diagnostic of this code.",
+    "U901": "No model is named. The example that is compiled then is part of the source tree and is not installed.",
     "U903": "The text file does not exist.",
     "U904": "generation_config.json of the checkpoint is not a JSON object.",
     "U905": "The pipeline leaves operators in the graph that MNN does not have, so no model can be written.",

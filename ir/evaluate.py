@@ -32,7 +32,11 @@ GATHER_BYTES = 16 << 20
 FOLD_BYTES = 16 << 20
 """Default limit of `evaluate_constants` for one operand or result."""
 MODEL_BYTES = 1 << 20
+"""Bytes of small float constants that a segment's model may hold; further ones are fed."""
+MOST_NODES = 1024
+"""Nodes of a segment: onnxruntime takes time that grows with the square of the nodes to load some models."""
 MOST_PIECE_BYTES = 16 << 20
+"""Largest piece of a weight that is computed with in pieces."""
 
 
 @dataclass
@@ -160,10 +164,6 @@ class Evaluator:
             constants=lambda value: None if value in consts else tensor_proto(value.const, value.name),  # type: ignore
             types=types,
         )
-        del model.graph.value_info[:]
-        for output in model.graph.output:
-            # A recorded type that is wrong would make onnxruntime refuse what it can compute.
-            output.ClearField("type")
         first, last = segment.nodes[0], segment.nodes[-1]
         where = describe(first) if first is last else f"{len(segment.nodes)} nodes\nfrom {first!r}\nto {last!r}"
         return Session(model, self._threads, where)
@@ -325,13 +325,16 @@ class _Planner:
             self._open = None
             return
         closure = self._closure(node)
-        if self._limit is not None and self._open is not None and self._size(closure) > self._limit:
+        if self._open is not None and (len(self._open.nodes) >= MOST_NODES or self._is_full(closure)):
             self._open = None
         if self._open is None:
             self._open = _Segment([])
             self.segments.append(self._open)
             self._placed, self._loaded, self._bytes = set(), set(), 0
         self._add(closure, node)
+
+    def _is_full(self, closure: list[Node]) -> bool:
+        return self._limit is not None and self._size(closure) > self._limit
 
     def _in_pieces(self, node: Node) -> bool:
         index = pieces.WEIGHT_INPUT.get(node.op)

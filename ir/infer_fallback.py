@@ -26,7 +26,8 @@ def infer_by_onnx(run: Inference, node: Node) -> tuple[ValueType | None, ...]:
     unknown = (None,) * len(node.outputs)
     schema = schema_of(node.domain, node.op_type, run.root.opsets.get(node.domain, run.opset))
     if schema is None:
-        return _by_function(run, node) if node.op in run.root.functions else unknown
+        key = f"{node.op}:{node.overload}" if node.overload else node.op
+        return _by_function(run, node) if key in run.root.functions else unknown
     if not schema.has_type_and_shape_inference_function or node.op in _WRONG_IN_ONNX:
         return unknown
     return _by_schema(run, node, schema)

@@ -21,7 +21,7 @@ from ir.compare import attr_key
 from ir.diag import LadingError
 from ir.graph import OPSET, EmptyList, Graph, Node, Value
 from ir.onnx_keys import LOCATION, MODEL, RESERVED, is_unknown, references
-from ir.ops import define, opdef, opsets_of, root_of, schema_of
+from ir.ops import define, opdef, opsets_of, root_of
 from ir.tensor import Tensor, bytes_of, transposed
 from ir.types import Dim, DType, MapType, OptionalType, SequenceType, TensorType, ValueType, dtype_of_onnx
 
@@ -353,25 +353,24 @@ _EMPTY = {"floats": 6, "ints": 7, "strings": 8, "tensors": 9, "graphs": 10, "typ
 def attribute_kind(node: Node, name: str, value: Any) -> int:
     """Type of an attribute in ``AttributeProto``: as the operator declares it, where the value can be written so."""
     kind, declared = _plain_kind(value), declared_kind(node, name)
-    fits = (declared, kind) in _WIDER or (value == () and not isinstance(value, EmptyList))
-    return declared if declared and fits else kind
+    untold = kind == _OTHER or (value == () and not isinstance(value, EmptyList))
+    return declared if declared and (untold or (declared, kind) in _WIDER) else kind
 
 
 def declared_kind(node: Node, name: str) -> int:
     """Type of an attribute as the operator declares it; 0 when it does not."""
-    schema = schema_of(node.domain, node.op_type, opsets_of(node.graph).get(node.domain, OPSET))
-    if schema is not None and name in schema.attributes:
-        return int(schema.attributes[name].type.value)
     definition = opdef(node)
-    if definition is None or name not in definition.attrs:
-        return 0
-    from onnx import AttributeProto
-
-    names = {"str": "STRING", "strs": "STRINGS"}
-    kind = definition.attrs[name].kind
-    return int(AttributeProto.AttributeType.Value(names.get(kind, kind.upper())))
+    described = definition.attrs.get(name) if definition is not None else None
+    return _KINDS[described.kind] if described is not None else 0
 
 
+_KINDS = {
+    "float": 1, "int": 2, "str": 3, "tensor": 4, "graph": 5, "floats": 6, "ints": 7, "strs": 8, "tensors": 9,
+    "graphs": 10, "sparse_tensor": 11, "sparse_tensors": 12, "type_proto": 13, "type_protos": 14,
+}  # fmt: skip
+"""``AttributeProto`` type by kind of `ir.ops.AttrDef`."""
+_OTHER = 11
+"""Plain type of what is none of the attribute values that graphs have, such as numpy's numbers and sparse tensors."""
 _WIDER = {(1, 2), (6, 7)}
 """Declared type and plain type of values that can be written as declared: whole numbers as floats."""
 
@@ -385,7 +384,7 @@ def _plain_kind(value: Any) -> int:
     for kind, classes in ((2, int), (1, float), (3, str | bytes), (4, Tensor), (5, Graph), (13, ValueType)):
         if isinstance(value, classes):
             return kind
-    return 11
+    return _OTHER
 
 
 # ---- types ----
@@ -510,6 +509,8 @@ def layout_external(graph: Graph, above: int = SMALL_BYTES) -> dict[Value, tuple
 
 
 def external_constants(layout: Mapping[Value, tuple[int, int]], location: str) -> Constants:
+    """For `to_model`: constants of a layout refer to the file `location`, the others are inside the model."""
+
     def make(value: Value) -> onnx.TensorProto:
         import onnx
 

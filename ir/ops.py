@@ -372,7 +372,8 @@ def check_node(node: Node) -> list[Diagnostic]:
     definition = opdef(node)
     where = describe(node)
     if definition is None:
-        body = root_of(node.graph).functions.get(node.op)  # type: ignore[arg-type]
+        key = f"{node.op}:{node.overload}" if node.overload else node.op
+        body = root_of(node.graph).functions.get(key)  # type: ignore[arg-type]
         return [_unknown(node, where)] if body is None else _check_call(node, body, where)
     found: list[Diagnostic] = []
     counts = (

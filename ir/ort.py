@@ -61,6 +61,8 @@ class Session:
         options.enable_mem_pattern = False
         # Model order. The default order computes every weight before the first one is used.
         options.execution_order = runtime.ExecutionOrder.PRIORITY_BASED
+        # Idle threads of one segment must not keep the processor from the next.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if threads:
             options.intra_op_num_threads = threads
         self._where = where

@@ -19,7 +19,7 @@ from ir.diag import LadingError, suggest
 from ir.tensor import Derived, Tensor, convert, widen_halves
 from ir.types import BF16, F16, F32, DType, TensorType, int_type
 
-PIECE_WEIGHTS = 1 << 18
+PIECE_WEIGHTS = 1 << 19
 LONG_BLOCK = 512
 F32_MAX = np.finfo(np.float32).max
 F32_TINY = np.float32(2.0**-126)
@@ -209,54 +209,65 @@ class RoundToNearest:
             return Blocks(np.zeros((count, length), np.int8), np.ones((count, per_row), np.float32), zero)
         layout = _Layout(np.ascontiguousarray(rows), length // per_row, scratch)
         low, high = layout.extremes(with_zero=spec.symmetric or spec.zero == "int")
-        _require_finite(low, high, per_row)
-        scale, zero, shift = _parameters(low, high, spec)
-        if spec.scale == "f16":
-            _require(np.isfinite(scale) if zero is None else np.isfinite(scale) & np.isfinite(zero), per_row)
-        codes = layout.codes(np.float32(1) / scale, shift, spec)
+        with np.errstate(over="ignore", invalid="ignore"):
+            numbers = _numbers(low, high, spec)
+        _require_finite(numbers, low, high, per_row)
+        codes = layout.codes(numbers.inverse, numbers.shift, spec)
         shape = (count, per_row)
+        zero = numbers.zero
         if zero is not None:
             zero = zero.reshape(shape) if spec.zero == "float" else zero.astype(np.int8).reshape(shape)
-        return Blocks(codes.reshape(count, length), scale.reshape(shape), zero)
+        return Blocks(codes.reshape(count, length), numbers.scale.reshape(shape), zero)
 
 
 register_method(RoundToNearest())
 
 
-def _require_finite(low: np.ndarray, high: np.ndarray, per_row: int) -> None:
-    good = np.isfinite(low) & np.isfinite(high)
-    if not good.all():
-        raise NotFinite(int(np.argmin(good)) // per_row)
+class _Numbers(NamedTuple):
+    """float32 numbers of each block; see `RoundToNearest`."""
+
+    scale: np.ndarray
+    zero: np.ndarray | None
+    inverse: np.ndarray
+    shift: np.ndarray | np.float32
 
 
-def _require(good: np.ndarray, per_row: int) -> None:
-    if not good.all():
-        raise OutOfScale(int(np.argmin(good)) // per_row)
-
-
-def _parameters(low: np.ndarray, high: np.ndarray, spec: QuantSpec) -> tuple[np.ndarray, np.ndarray | None, Any]:
-    """Scale, zero and shift of each block, float32; see `RoundToNearest`."""
-    half = np.float32(-spec.low)
-    top = np.float32(spec.high)
-    span = np.float32(spec.high - spec.low)
+def _numbers(low: np.ndarray, high: np.ndarray, spec: QuantSpec) -> _Numbers:
+    half, top, span = np.float32(-spec.low), np.float32(spec.high), np.float32(spec.high - spec.low)
+    middle = half + np.float32(0.5)
+    one = np.float32(1)
+    if not spec.symmetric and spec.zero == "float":
+        scale = np.maximum(high / span - low / span, np.maximum(np.abs(high), np.abs(low)) * np.float32(2.0**-18))
+        scale = _stored_scale(scale, spec)
+        zero = _stored(np.minimum(low / half + scale, F32_MAX / half) * half, spec)
+        inverse = one / scale
+        return _Numbers(scale, zero, inverse, middle - zero * inverse)
     below = np.negative(low)
     if spec.symmetric:
         scale = np.maximum(np.maximum(high, below) / half, np.minimum(high, below) / (half - np.float32(0.5)))
-        np.divide(high, top, out=scale, where=high == below)
-        scale = _stored_scale(scale, spec)
-        np.negative(scale, out=scale, where=high > below)
-        return scale, None, half + np.float32(0.5)
-    scale = high / span - low / span
-    if spec.zero == "float":
-        scale = _stored_scale(np.maximum(scale, np.maximum(np.abs(high), np.abs(low)) * np.float32(2.0**-18)), spec)
-        zero = _stored(np.minimum(low / half + scale, F32_MAX / half) * half, spec)
-        with np.errstate(invalid="ignore"):
-            return scale, zero, (half + np.float32(0.5)) - zero * (np.float32(1) / scale)
+    else:
+        scale = high / span + below / span
     np.divide(high, top, out=scale, where=high == below)
     scale = _stored_scale(scale, spec)
-    zero = np.rint(-half - low * (np.float32(1) / scale))
+    if spec.symmetric:
+        np.negative(scale, out=scale, where=high > below)
+        return _Numbers(scale, None, one / scale, middle)
+    inverse = one / scale
+    zero = np.rint(below * inverse - half)
     np.clip(zero, -half, top, out=zero)
-    return scale, zero, zero + (half + np.float32(0.5))
+    return _Numbers(scale, zero, inverse, zero + middle)
+
+
+def _require_finite(numbers: _Numbers, low: np.ndarray, high: np.ndarray, per_row: int) -> None:
+    good = np.isfinite(numbers.scale)
+    if numbers.zero is not None:
+        good &= np.isfinite(numbers.zero)
+    if good.all():
+        return
+    given = np.isfinite(low) & np.isfinite(high)
+    if not given.all():
+        raise NotFinite(int(np.argmin(given)) // per_row)
+    raise OutOfScale(int(np.argmin(good)) // per_row)
 
 
 def _stored_scale(scale: np.ndarray, spec: QuantSpec) -> np.ndarray:
@@ -264,10 +275,7 @@ def _stored_scale(scale: np.ndarray, spec: QuantSpec) -> np.ndarray:
 
 
 def _stored(values: np.ndarray, spec: QuantSpec) -> np.ndarray:
-    if spec.scale == "f32":
-        return values
-    with np.errstate(over="ignore"):
-        return values.astype(np.float16).astype(np.float32)
+    return values if spec.scale == "f32" else values.astype(np.float16).astype(np.float32)
 
 
 class _Layout:
@@ -332,9 +340,8 @@ class _Layout:
         """int8[blocks, block]: ``clip(trunc(w * inverse + shift), 0, span) - half``, in scratch memory."""
         shape = self.words.shape
         wide = self._widened()
-        np.multiply(wide, self._per_element(inverse, "inverse"), out=self.scratch.take("b", shape, np.float32))
-        wide = self.scratch.take("b", shape, np.float32)
-        np.add(wide, self._per_element(shift, "shift") if isinstance(shift, np.ndarray) else shift, out=wide)
+        wide = np.multiply(wide, self._per_element(inverse), out=self.scratch.take("b", shape, np.float32))
+        np.add(wide, self._per_element(shift) if isinstance(shift, np.ndarray) else shift, out=wide)
         whole = self.scratch.take("a" if not self.long else "c", shape, np.int16)
         np.copyto(whole, wide, casting="unsafe")
         np.maximum(whole, self._constant("zeros", 0), out=whole)
@@ -358,16 +365,9 @@ class _Layout:
             np.copyto(wide, self.words.view(self.kind))
         return wide
 
-    def _per_element(self, numbers: np.ndarray, name: str) -> np.ndarray:
+    def _per_element(self, numbers: np.ndarray) -> np.ndarray:
         """One number per block, repeated so that it broadcasts against the words."""
-        if self.long:
-            return numbers[:, None]
-        if self.lanes == 1:
-            return numbers
-        spread = self.scratch.take(name, (self.count, self.lanes), np.float32)
-        for lane in range(self.lanes):
-            spread[:, lane] = numbers
-        return spread.reshape(-1)
+        return numbers[:, None] if self.long else np.repeat(numbers, self.lanes)
 
     def _constant(self, name: str, value: int) -> np.ndarray:
         """A row of equal int16 numbers: numpy is ten times faster with it than with a scalar."""

@@ -1,6 +1,6 @@
 """Isomorphic repeated blocks, found by structure and not by name: the layers of a decoder, the stages of a tower.
 
-The graph is cut at every value through which everything from one input to the deepest output goes (in a decoder: the
+The graph is cut at every value through which everything from one value to the deepest output goes (in a decoder: the
 residual stream). The pieces between the cuts are compared by structure, runs of equal pieces are collected, and the
 nodes of the blocks so found are put in correspondence.
 """
@@ -8,14 +8,28 @@ nodes of the blocks so found are put in correspondence.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from heapq import nlargest
+from itertools import islice
 
-from ir.analysis import Dominators, depths, entries, exits, post_dominators
+from ir.analysis import Dominators, depths, entries, exits, post_dominators, reachable
 from ir.compare import Keys, attr_key, tensor_key
 from ir.graph import Graph, Node, Value
-from ir.types import TensorType
+from ir.types import BOOL, I32, I64, TensorType
 from ir.view import Flow, cached, flow
+
+MAX_STARTS = 128
+"""How many values are considered as the beginning of the chain, those with the longest chains first."""
+
+SHORTEST = 0.3
+"""Chains of less than this part of the greatest length are not tried."""
+
+MAX_CHAINS = 6
+"""How many chains are tried, until one explains more than half of the nodes."""
+
+SMALL_CONSTANT = 64
+"""Integer constants of at most this many elements are shapes and axes, which blocks must share."""
 
 MAX_PERIODS = 64
 """How many lengths of a block, in pieces, are tried."""
@@ -57,40 +71,44 @@ class Repeat:
 def repeats(graph: Graph, *, minimum: int = 2) -> list[Repeat]:
     """The repeated blocks of at least `minimum` nodes, in program order, without overlap.
 
-    Blocks correspond when they have the same operators, attributes and wiring, constants of the same types (integer and
-    boolean constants also the same small contents, being shapes and axes), the same outside values in the same
+    Blocks correspond when they have the same operators, attributes and wiring, constants of the same types (small
+    integer and boolean constants also the same contents, being shapes and axes), the same outside values in the same
     places, or outside values of the same type that no other block reads. A longer stretch of the graph is preferred to
     a shorter one, then the shorter block. Near-linear in the size of the graph.
     """
     return cached(graph, ("repeats", minimum), lambda: _repeats(graph, minimum))
 
 
-def chains(graph: Graph) -> list[list[Value]]:
-    """Chains of values, from an input to the deepest output, that all data from that input goes through.
+def chains(graph: Graph) -> Iterator[list[Value]]:
+    """Chains of values to the deepest output, each going through all paths from its first value, best bets first.
 
-    Only the promising inputs have one: no other input both has a longer chain and reaches more nodes on the way.
+    The beginning may be any value that data flows through, since one input often feeds both the main stream and a side
+    computation. Beginnings that reach more nodes come first, those of short chains and those on an earlier chain not
+    at all.
     """
     deep = depths(graph)
     targets = [value for value in exits(graph) if value.producer in deep]
     if not targets:
-        return []
+        return
     target = max(targets, key=lambda value: deep[value.producer])  # type: ignore[index]
     tree = post_dominators(graph, [target])
-    reach = _reach(graph, tree)
-    starts = sorted((value for value in entries(graph) if value in tree), key=lambda v: (-reach[v], -tree.depth(v)))
-    found: list[list[Value]] = []
-    longest = 0
-    for start in starts:
-        if tree.depth(start) > longest:
-            longest = tree.depth(start)
-            found.append([item for item in (start, *tree.chain(start)) if isinstance(item, Value)])
-    return found
+    data = reachable(graph, entries(graph))
+    inner = [item for item in flow(graph).items if isinstance(item, Value) and item in data and item in tree]
+    starts = nlargest(MAX_STARTS, inner, key=tree.depth)
+    reach = _reach(graph, tree, starts)
+    least = SHORTEST * max(map(tree.depth, starts), default=0)
+    seen: set[Value] = set()
+    for start in sorted(starts, key=lambda value: (-reach[value], -tree.depth(value))):
+        if tree.depth(start) < least or start in seen:
+            continue
+        found = [item for item in (start, *tree.chain(start)) if isinstance(item, Value)]
+        seen.update(found)
+        yield found
 
 
-def _reach(graph: Graph, tree: Dominators) -> Counter[Value]:
-    """Number of nodes that each entry reaches among those in the tree."""
+def _reach(graph: Graph, tree: Dominators, sources: Sequence[Value]) -> Counter[Value]:
+    """Number of nodes in the tree that each source reaches."""
     view = flow(graph)
-    sources = entries(graph)
     bits = [0] * len(view.items)
     for place, value in enumerate(sources):
         bits[view.index[value]] = 1 << place
@@ -109,8 +127,12 @@ def _reach(graph: Graph, tree: Dominators) -> Counter[Value]:
 
 
 def _repeats(graph: Graph, minimum: int) -> list[Repeat]:
-    tried = [_along(graph, cuts, minimum) for cuts in chains(graph)]
-    return max(tried, key=_size, default=[])
+    best: list[Repeat] = []
+    for cuts in islice(chains(graph), MAX_CHAINS):
+        best = max(best, _along(graph, cuts, minimum), key=_size)
+        if 2 * _size(best) > len(graph.nodes):
+            break
+    return best
 
 
 def _size(found: list[Repeat]) -> int:
@@ -222,8 +244,7 @@ def _fingerprints(graph: Graph, pieces: Sequence[Sequence[Node]], cuts: Sequence
         if value is cuts[current]:
             return ("entry", _type_key(value))
         if value.const is not None:
-            is_structure = isinstance(value.type, TensorType) and value.type.dtype.kind in "iub"
-            return ("const", tensor_key(value.const) if is_structure else _type_key(value))
+            return ("const", tensor_key(value.const) if _is_structure(value) else _type_key(value))
         if value.producer is not None:
             return None if piece_of.get(value.producer) == current else ("shared", id(value))
         if value not in readers:
@@ -237,6 +258,11 @@ def _fingerprints(graph: Graph, pieces: Sequence[Sequence[Node]], cuts: Sequence
         mark = (tuple(sorted(found)), keys.value(cuts[index + 1]))
         marks.append(numbers.setdefault(mark, len(numbers)))
     return marks
+
+
+def _is_structure(value: Value) -> bool:
+    type = value.type
+    return isinstance(type, TensorType) and type.dtype in (I32, I64, BOOL) and (type.size or 0) <= SMALL_CONSTANT
 
 
 # ---- runs ----

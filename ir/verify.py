@@ -34,6 +34,10 @@ def verify(graph: Graph, stage: str | None = None) -> list[Diagnostic]:
     Raises:
         KeyError: there is no such stage.
     """
+    for whole in (graph, *graph.functions.values()):
+        endless = _circle(whole)
+        if endless is not None:
+            return [endless]
     found = list(_structure(graph))
     is_sound = not found
     misused = operators(graph)
@@ -50,6 +54,22 @@ def verify(graph: Graph, stage: str | None = None) -> list[Diagnostic]:
 
 
 # ---- structure ----
+
+
+def _circle(graph: Graph) -> Diagnostic | None:
+    """A chain of nodes without end, which nothing else could walk along."""
+    seen: set[Node] = set()
+    node = graph._first
+    while node is not None:
+        if node in seen:
+            return Diagnostic("I116", f"the chain of nodes comes back to {node!r}", where(node))
+        seen.add(node)
+        for sub in node.subgraphs:
+            found = _circle(sub)
+            if found is not None:
+                return found
+        node = node._next
+    return None
 
 
 def _structure(graph: Graph) -> Iterator[Diagnostic]:
@@ -131,7 +151,7 @@ def _dimensions(graph: Graph) -> Iterator[Diagnostic]:
 def _chain(graph: Graph) -> Iterator[Diagnostic]:
     place = f"graph {graph.name}"
     before, node, count = None, graph._first, 0
-    while node is not None and count <= graph._count:
+    while node is not None:
         if node._prev is not before:
             yield Diagnostic("I116", f"{node!r} does not point back at the node before it", where(node))
         if node.graph is not graph:

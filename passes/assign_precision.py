@@ -80,9 +80,7 @@ class AssignPrecision(Pass):
     def _choose(self, weight: Weight, rules: tuple[Rule, ...], used: set[str]) -> Storage:
         name = weight.value.name
         rule = next((rule for rule in rules if rule.applies(name, weight.role)), None)
-        base = Storage(
-            self._width(weight), self.block, self.symmetric, self.zero, self.scale, self.method, weight.role
-        )
+        base = Storage(self._width(weight), self.block, self.symmetric, self.zero, self.scale, self.method, weight.role)
         if rule is not None:
             used.add(rule.where)
             base = replace(base, **rule.storage, rule=rule.where)

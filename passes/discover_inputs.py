@@ -45,7 +45,8 @@ class DiscoverInputs(Pass):
 
     signature: str = option("mnn-llm", help="calling convention to reconcile the graph with")
     place: Literal["norm", "earliest"] = option(
-        "norm", help="where the wanted rows are cut out: before the final norm, or as early as positions are independent"
+        "norm",
+        help="where the wanted rows are cut out: before the final norm, or as early as positions are independent",
     )
 
     def run(self, graph: Graph, ctx: PassContext) -> Mapping[str, int]:
@@ -91,7 +92,9 @@ def _positions(graph: Graph, convention: Signature, ids: Value, found: list[Disc
     )
     graph.replace(computed, widened.output)
     found.append(
-        _record(fed, value, "shape-computed", where, f"the graph computes %{computed.name} = 0..seq-1 from shapes alone")
+        _record(
+            fed, value, "shape-computed", where, f"the graph computes %{computed.name} = 0..seq-1 from shapes alone"
+        )
     )
 
 
@@ -196,7 +199,9 @@ class _Masks:
             found.append(self._record(fed, value, (fed.shapes[0], fed.shapes[1]), "the runtime masks future tokens"))
             return (0,)
         value = self._planes(fed, by_node)
-        found.append(self._record(fed, value, (fed.shapes[2],), f"attention windows {windows} come as planes of a mask"))
+        found.append(
+            self._record(fed, value, (fed.shapes[2],), f"attention windows {windows} come as planes of a mask")
+        )
         return windows
 
     def _planes(self, fed: FedInput, by_node: Mapping[Node, int]) -> Value:
@@ -207,13 +212,22 @@ class _Masks:
         sizes = graph.add_const("mask.planes", InlineTensor(np.array([1, 1], dtype=np.int64)))
         plane_type = TensorType(fed.dtype, (1, 1, 1, seq, kv))
         split = graph.add(
-            "Split", [value, sizes], {"axis": 0}, outputs=["mask.full", "mask.window"], types=[plane_type] * 2, before=first
+            "Split",
+            [value, sizes],
+            {"axis": 0},
+            outputs=["mask.full", "mask.window"],
+            types=[plane_type] * 2,
+            before=first,
         )
         axis = graph.add_const("mask.axis", InlineTensor(np.array([0], dtype=np.int64)))
         planes, last = [], split
         for plane in split.outputs:
             last = graph.add(
-                "Squeeze", [plane, axis], outputs=[plane.name + "4d"], types=[TensorType(fed.dtype, (1, 1, seq, kv))], after=last
+                "Squeeze",
+                [plane, axis],
+                outputs=[plane.name + "4d"],
+                types=[TensorType(fed.dtype, (1, 1, seq, kv))],
+                after=last,
             )
             planes.append(last.output)
         for node, window in by_node.items():
@@ -230,7 +244,16 @@ class _Masks:
 
 def _record(fed: FedInput, value: Value, why: str, node: str, reason: str) -> Discovery:
     return Discovery(
-        value.name, fed.kind, why, reason, node, fed.default, fed.shapes, fed.low, fed.high, fed.meaning  # type: ignore[arg-type]
+        value.name,
+        fed.kind,
+        why,
+        reason,
+        node,
+        fed.default,
+        fed.shapes,
+        fed.low,
+        fed.high,
+        fed.meaning,  # type: ignore[arg-type]
     )
 
 
@@ -275,4 +298,3 @@ def _high(dim: int | Dim) -> int | None:
 
 def _like(value: Value) -> list[int]:
     return [-1 if isinstance(dim, Dim) else dim for dim in value.shape]
-

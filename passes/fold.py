@@ -154,15 +154,7 @@ class _Choice:
         return found
 
     def reads_constants(self, node: Node) -> bool:
-        for value in node.inputs:
-            if value is None:
-                continue
-            if value.const is None:
-                if value.producer not in self.chosen:
-                    return False
-            elif _size(value.type) > self.limit:
-                return False
-        return True
+        return all(value is None or value.const is not None or value.producer in self.chosen for value in node.inputs)
 
     def may_fold(self, node: Node) -> bool:
         foldable = self.foldable.get(node.op)

@@ -90,9 +90,9 @@ def part_is_known(m: Match, rw: Rewriter) -> Value | None:
 
 @rule(Op("Gather", Op("Unsqueeze", x, Const("axes")), Const("index", value=0), attrs={"axis": 0}))
 def number_is_known(m: Match, rw: Rewriter) -> Value | None:
-    """A number made a vector, and the number of the vector."""
-    if not isinstance(m.x.type, TensorType) or m.x.type.rank != 0 or m.index.type.rank != 0:
-        return m.skip("not a number, or not picked as one")
+    """The first and only part of what was given a first axis."""
+    if small_ints(m.axes) != (0,) or m.index.type.rank != 0:
+        return m.skip("the new axis is not the first, or the part keeps it")
     return m.x
 
 

@@ -79,7 +79,12 @@ def _recipe(source: Tensor, storage: Storage) -> QuantizedWeight:
     if name == "cast" and args[0].type.dtype in (BF16, F16):
         source = args[0]
     spec = QuantSpec(
-        storage.bits, storage.block, storage.symmetric, storage.zero, storage.method, storage.scale  # type: ignore[arg-type]
+        storage.bits,
+        storage.block,
+        storage.symmetric,
+        storage.zero,
+        storage.method,
+        storage.scale,  # type: ignore[arg-type]
     )
     return shared_quantized(source, spec)
 

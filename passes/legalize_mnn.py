@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -104,7 +105,12 @@ class Lowering:
         self._consts: dict[tuple, Value] = {}
 
     def add(
-        self, op: str, inputs: Sequence[Value | None], type: TensorType, attrs: Mapping[str, Any] | None = None, stem: str = ""
+        self,
+        op: str,
+        inputs: Sequence[Value | None],
+        type: TensorType,
+        attrs: Mapping[str, Any] | None = None,
+        stem: str = "",
     ) -> Value:
         """One node with one output, placed before the node being lowered."""
         node = self.graph.add(
@@ -193,7 +199,7 @@ class Lowering:
         """`value` cut along `axis` at the points."""
         edges = [0, *points, value.shape[axis]]
         types = []
-        for start, stop in zip(edges, edges[1:], strict=False):
+        for start, stop in pairwise(edges):
             shape = list(value.shape)
             shape[axis] = stop - start
             types.append(TensorType(value.dtype, tuple(shape)))
@@ -297,7 +303,9 @@ def _unary(node: Node, low: Lowering) -> None:
 
 def _binary(node: Node, low: Lowering) -> None:
     if node.output.type is None or len(node.inputs) != 2:
-        raise LadingError("P373", f"{node.op} of {len(node.inputs)} operands has no MNN form", where=node.loc or node.name)
+        raise LadingError(
+            "P373", f"{node.op} of {len(node.inputs)} operands has no MNN form", where=node.loc or node.name
+        )
     type_ = node.output.type
     if type_.dtype == BOOL:
         type_ = TensorType(I32, type_.shape)

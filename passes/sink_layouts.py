@@ -67,7 +67,9 @@ def sink_below_unary(m: Match, rw: Rewriter) -> Value | None:
 
 
 def _from_packed(value: Var) -> Op:
-    return Op("mnn.Reshape", Op("mnn.ConvertTensor", value, attrs=_UNPACK, users=1), attrs={"dims": Attr("dims")}, users=1)
+    return Op(
+        "mnn.Reshape", Op("mnn.ConvertTensor", value, attrs=_UNPACK, users=1), attrs={"dims": Attr("dims")}, users=1
+    )
 
 
 @rule(Op("mnn.Binary", _from_packed(a), _from_packed(b), attrs={"kind": Attr("kind")}))

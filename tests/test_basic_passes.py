@@ -14,6 +14,7 @@ from ir.decisions import PrecisionPlan, Storage
 from ir.diag import LadingError
 from ir.facts import Fact
 from ir.graph import Graph
+from ir.ops import OpDef, register
 from ir.parse import parse
 from ir.tensor import InlineTensor, Tensor
 from ir.text import print_graph
@@ -156,6 +157,42 @@ def test_weights_are_never_read():
     graph.set_outputs([value])
     run_passes(graph, "fold,simplify,cse,dce")
     assert sum(node.op == "Transpose" for node in graph.nodes) == 1, "equal weights are one, and stay lazy"
+
+
+@pytest.fixture
+def evaluated(monkeypatch) -> list[str]:
+    """Operators handed to evaluation, which computes nothing meanwhile."""
+    seen: list[str] = []
+
+    def record(nodes, *, limit):
+        seen.extend(node.op for node in nodes)
+        return {}
+
+    monkeypatch.setattr("passes.fold.evaluate_constants", record)
+    return seen
+
+
+def test_what_is_dangerous_to_compute_is_not_even_tried(evaluated):
+    """Large results would take memory, and integer division by zero may end the process."""
+    graph = Graph("g")
+    shape, zero = const(graph, "s", [1000, 1000], np.int64), const(graph, "z", [1, 0], np.int64)
+    for kind in ("Div", "Mod"):
+        graph.add(kind, [zero, zero])
+        graph.add(kind, [zero, graph.add("Neg", [zero]).output])
+    graph.add("ConstantOfShape", [shape])
+    graph.add("Div", [const(graph, "f", [1.0]), const(graph, "g", [0.0])])
+    graph.set_outputs([node.output for node in graph.nodes if node.op != "Neg"])
+    run_passes(graph, "fold")
+    assert evaluated == ["Neg", "Neg", "Div"]
+
+
+def test_parts_of_weights_are_not_read():
+    graph = Graph("g")
+    x, weight = graph.add_input("x", TensorType(F32, (1, 1024))), graph.add_const("w", Guarded((1024, 1024)))
+    row = graph.add("Gather", [weight, const(graph, "i", [3], np.int64)], {"axis": 0}).output
+    graph.set_outputs([graph.add("Add", [x, row]).output])
+    run_passes(graph, "infer-types,fold")
+    assert [node.op for node in graph.nodes] == ["Gather", "Add"]
 
 
 def test_huge_results_are_not_computed():
@@ -316,6 +353,27 @@ def test_large_inline_constants_are_merged_by_contents():
     assert len(graph.consts) == 2
 
 
+def test_large_tensors_in_attributes_are_compared_to_the_end():
+    graph = Graph("g")
+    x = graph.add_input("x", TensorType(F32, (2048,)))
+    data = np.zeros(2048, np.float32)
+    other = data.copy()
+    other[-1] = 1
+    values = [graph.add("Constant", [], {"value": InlineTensor(item)}).output for item in (data, other, data.copy())]
+    graph.set_outputs([graph.add("Sum", [x, *values], types=[x.type]).output])
+    assert run_passes(graph, "cse").passes[0].counts == {"nodes": 1}
+
+
+def test_tables_keep_their_names():
+    graph = Graph("g")
+    x, a, b = graph.add_input("x", T), const(graph, "a", [1.0]), const(graph, "b", [1.0])
+    for value in (a, b):
+        graph.set_table(f"table-{value.name}", value)
+    graph.set_outputs([graph.add("Sum", [x, a, b], types=[T]).output])
+    run_passes(graph, "cse")
+    assert sorted(graph.consts) == ["a", "b"]
+
+
 def test_a_planned_constant_keeps_its_name():
     graph = Graph("g")
     x = graph.add_input("x", TensorType(F32, (2, 2)))
@@ -381,6 +439,16 @@ def test_attribute_kinds_do_not_mix():
 
 
 # ---- dce ----
+
+
+def test_nodes_with_effects_stay():
+    register(OpDef("toy.Log", traits=frozenset({"stateful"})))
+    graph = Graph("g", {"": 24, "toy": 1})
+    x = graph.add_input("x", T)
+    graph.add("toy.Log", [x])
+    graph.add("toy.Print", [x], outputs=())
+    graph.set_outputs([graph.add("Neg", [x]).output])
+    assert not run_passes(graph, "dce").changed
 
 
 def test_functions_of_strangers_are_dead_like_all_others():

@@ -336,7 +336,9 @@ def test_interrupt_leaves_nothing(tmp_path):
     import signal
     import time
 
-    source = make_checkpoint(tmp_path / "source", "qwen2", hidden_size=512, intermediate_size=2048, num_hidden_layers=12)
+    source = make_checkpoint(
+        tmp_path / "source", "qwen2", hidden_size=512, intermediate_size=2048, num_hidden_layers=12
+    )
     process = subprocess.Popen(
         [sys.executable, "-m", "tools.compile", str(source), "-o", str(tmp_path / "out"), "--verify", "full"],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -354,7 +356,12 @@ def test_everything_runs_without_network_and_leaves_the_source_alone(tmp_path):
     source = tmp_path / "copy"
     shutil.copytree(EXAMPLE, source)
     before = {path: path.read_bytes() for path in source.rglob("*") if path.is_file()}
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "http_proxy": "http://127.0.0.1:9",
+        "https_proxy": "http://127.0.0.1:9",
+    }
     result = subprocess.run(
         [sys.executable, "-m", "tools.compile", str(source), "-o", str(tmp_path / "out"), "--verify", "none"],
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False,
@@ -369,5 +376,7 @@ def test_compiling_needs_neither_torch_nor_transformers(tmp_path):
         f"compile_model(Request(str(EXAMPLE), __import__('pathlib').Path({str(tmp_path / 'out')!r}), verify='none'))\n"
         "print([name for name in ('torch', 'transformers', 'onnxruntime', 'MNN') if name in sys.modules])"
     )
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
     assert result.stdout.strip() == "[]", result.stdout + result.stderr

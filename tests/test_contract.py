@@ -281,6 +281,41 @@ def test_every_problem_is_reported_at_once_with_its_pointer() -> None:
     assert found["#/runtime/requires/memory"].hint == "did you mean 'normal'?"
 
 
+@pytest.mark.parametrize(("path", "value", "message"), [
+    (("model", "name"), "", "'' is not at least 1 long"),
+    (("target", "releases"), [], "needs at least 1 item"),
+    (("runtime", "requires", "min_release"), "3.6", "'3.6' is not of the form ^[0-9]+"),
+    (("model", "layers"), -1, "-1 is not at least 0"),
+    (("verified", 0, "top1"), 1.5, "1.5 is not at least 0 and at most 1"),
+    (("runtime", "requires", "memory"), "huge", "'huge' is not one of low, normal, high"),
+    (("model",), [], "[] is not of type object"),
+    (("runtime", "settings", "thread_num"), {}, "{} is not of type string or number or boolean or null or array"),
+])
+def test_a_problem_says_what_was_expected(path: tuple, value: Any, message: str) -> None:
+    data = example()
+    parent_of(data, path)[path[-1]] = value
+    assert [item.message[:len(message)] for item in c.validate(data)] == [message]
+
+
+@pytest.mark.parametrize("data", [[], None, "1.0", 3])
+def test_what_is_no_object_is_refused(data: Any) -> None:
+    assert [(item.code, item.where) for item in c.validate(data)] == [("C804", "#")]
+
+
+def test_what_is_left_out_when_a_record_is_made_means_nothing_special() -> None:
+    assert c.Dimension(meaning="").to_json() == {"low": 0, "high": None, "multiple_of": 1, "sum_of": [], "meaning": ""}
+    stored = c.Storage(bits=16, method="cast", layout="mnn-f16")
+    assert stored.to_json() == {"bits": 16, "block": 0, "symmetric": True, "zero": "none", "scale_dtype": None,
+                                "method": "cast", "layout": "mnn-f16"}
+
+
+def test_a_range_of_one_value_is_a_range() -> None:
+    data = example()
+    data["signature"]["inputs"][3].update(values={"min": -1, "max": -1})
+    data["signature"]["dims"]["rows"].update(low=1, high=1)
+    assert c.validate(data) == []
+
+
 def test_a_single_record_can_be_read_too() -> None:
     entry = c.FileEntry.from_json(EXAMPLE["files"][0])
     assert entry.to_json() == EXAMPLE["files"][0]
@@ -388,6 +423,8 @@ def test_a_name_that_is_no_unicode_text_survives(tmp_path: Path) -> None:
     data["model"]["name"] = "caf\udce9 模型"
     c.write(c.Contract.from_json(data), tmp_path)
     assert c.read(tmp_path).model.name == data["model"]["name"]
+    data["model"]["name"] = "café 模型"
+    assert '"café 模型"' in c.dumps(c.Contract.from_json(data))
 
 
 def test_an_existing_contract_is_kept_when_writing_fails(tmp_path: Path) -> None:
@@ -579,6 +616,9 @@ def test_all_mistakes_come_in_one_error_with_hints() -> None:
     found = {item.code: item for item in caught.value.diagnostics}
     assert found.keys() == {"C820", "C821", "C822", "C826", "C828"}
     assert found["C820"].hint == "feed int32 [1]; -1 is the default"
+    with pytest.raises(LadingError) as caught:
+        c.check_feed(CONTRACT, prefill(position_ids=None))
+    assert caught.value.diagnostics[0].hint == "feed int32 [seq] or [1, seq]"
     assert found["C821"].hint == "did you mean 'logits_index'?"
     assert errors(c.check_feed, CONTRACT, feed, values=False).keys() == {"C820", "C821", "C822", "C826"}
 

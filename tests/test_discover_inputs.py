@@ -221,7 +221,9 @@ def test_two_window_widths_are_refused(tmp_path):
     graph = load(folder)
     nodes = [node for node in graph.nodes if node.op == "Attention"]
     mask = nodes[1].inputs[3].producer
-    other = graph.add("lading.SlidingWindowMask", list(mask.inputs), {"window": 5}, types=[mask.output.type], before=mask)
+    other = graph.add(
+        "lading.SlidingWindowMask", list(mask.inputs), {"window": 5}, types=[mask.output.type], before=mask
+    )
     graph.set_input(nodes[1], 3, other.output)
     assert error_of(graph).code == "P354"
 
@@ -240,7 +242,9 @@ def test_ids_used_for_something_else_are_refused():
     ids = graph.inputs[0]
     floats = graph.add("Cast", [ids], {"to": 1}, types=[TensorType(F32, ids.shape)], before=graph.first).output
     axes = graph.add_const("axes", InlineTensor(np.array([2], np.int64)))
-    wide = graph.add("Unsqueeze", [floats, axes], types=[TensorType(F32, (*ids.shape, 1))], after=floats.producer).output
+    wide = graph.add(
+        "Unsqueeze", [floats, axes], types=[TensorType(F32, (*ids.shape, 1))], after=floats.producer
+    ).output
     x = graph.value("x")
     total = graph.add("Add", [x, wide], types=[x.type], after=x.producer)
     graph.set_input(graph.value("normed").producer, 0, total.output)

@@ -46,7 +46,10 @@ CASES = {
     "qwen3-yarn": ("qwen3", {"rope_scaling": YARN}),
     "llama": ("llama", {"attention_bias": True, "mlp_bias": True}),
     "llama-linear": ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 3.0}}),
-    "llama-dynamic": ("llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}, "max_position_embeddings": 40}),
+    "llama-dynamic": (
+        "llama",
+        {"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}, "max_position_embeddings": 40},
+    ),
     "llama-llama3": ("llama", {"rope_scaling": LLAMA3, "tie_word_embeddings": True}),
     "llama-longrope": ("llama", {"rope_scaling": LONG, "max_position_embeddings": 160}),
     "mistral": ("mistral", {"head_dim": 24}),
@@ -172,7 +175,12 @@ def decoded_reference(folder, pipeline, ids) -> np.ndarray:
 @pytest.mark.parametrize("vocabulary", [70_001])
 def test_vocabularies_beyond_sixteen_bits(tmp_path, vocabulary):
     source = make_checkpoint(
-        tmp_path / "source", "qwen2", vocab_size=vocabulary, hidden_size=32, num_hidden_layers=1, tie_word_embeddings=True
+        tmp_path / "source",
+        "qwen2",
+        vocab_size=vocabulary,
+        hidden_size=32,
+        num_hidden_layers=1,
+        tie_word_embeddings=True,
     )
     ids = np.array([5, 65_535, 65_536, 70_000, 17, 69_999])
     wanted = torch_logits(torch_model(source), ids)

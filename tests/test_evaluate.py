@@ -95,7 +95,9 @@ def test_binary_broadcasts(kind: str) -> None:
     np.testing.assert_allclose(found, BINARY_FORMULAS[kind](x, y), rtol=2e-6, atol=2e-6)
 
 
-@pytest.mark.parametrize(("kind", "want"), [("REALDIV", [-2, 2, 2]), ("FLOORDIV", [-3, 2, 2]), ("FLOORMOD", [1, 1, -1])])
+@pytest.mark.parametrize(
+    ("kind", "want"), [("REALDIV", [-2, 2, 2]), ("FLOORDIV", [-3, 2, 2]), ("FLOORMOD", [1, 1, -1])]
+)
 def test_integer_division_rounds_as_in_c_or_down(kind: str, want: list[int]) -> None:
     x, y = np.array([-5, 5, -5], np.int32), np.array([2, 2, -2], np.int32)
     (found,) = run("mnn.Binary", x, y, kind=kind)
@@ -243,7 +245,9 @@ def test_every_element_type_goes_in_and_out(name: str) -> None:
     c = graph.add_const("c", InlineTensor(array, dtype))
     graph.set_outputs([graph.add("Concat", [x, x], {"axis": 1}).output, graph.add("Identity", [c]).output, c, x])
     if dtype.bits < 8 or name == "f8e4m3fn":
-        graph.set_outputs([graph.add("Cast", [x], {"to": F32.onnx}).output, graph.add("Cast", [c], {"to": 1}).output, c, x])
+        graph.set_outputs(
+            [graph.add("Cast", [x], {"to": F32.onnx}).output, graph.add("Cast", [c], {"to": 1}).output, c, x]
+        )
     found = evaluate(graph, {"x": array})
     joined, copied, constant, fed = found.values()
     if dtype.bits < 8 or name == "f8e4m3fn":
@@ -412,7 +416,9 @@ def test_operators_in_pieces(case: str) -> None:
         places = graph.add_input("places", TensorType(I64, (2, 3)))
         graph.set_outputs([graph.add("Gather", [table, places]).output])
     assert infer_types(graph) == []
-    feeds = {value.name: normal(3, 64) if value.name == "x" else np.array([[0, -1, 95], [7, 7, 8]]) for value in graph.inputs}
+    feeds = {
+        value.name: normal(3, 64) if value.name == "x" else np.array([[0, -1, 95], [7, 7, 8]]) for value in graph.inputs
+    }
     (want,) = evaluate(graph, feeds).values()
     evaluator = Evaluator(graph, memory_limit=6 << 10)
     assert any(segment.in_pieces for segment in evaluator._segments)

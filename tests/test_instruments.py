@@ -365,8 +365,17 @@ def test_invariants_are_tested_on_the_graph_when_needed(graph):
         name = "needs-types"
         requires = ("typed",)
 
-    registry = Registry({"needs-types": NeedsTypes}, {})
+    @dataclass(frozen=True)
+    class LosesTypes(Toy):
+        """Loses types."""
+
+        name = "loses-types"
+        breaks = ("typed",)
+
+    registry = Registry({"needs-types": NeedsTypes, "loses-types": LosesTypes}, {})
     assert needs("needs-types", registry, graph) == []
+    (problem,) = needs("loses-types,needs-types", registry, graph)
+    assert "which loses-types (step 1) breaks" in problem
     graph.set_type(graph.first.output, None)
     assert needs("needs-types", registry, graph) == ["P320 needs-types needs typed"]
 

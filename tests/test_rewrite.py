@@ -87,6 +87,15 @@ def test_any_order_backtracks_into_later_inputs(graph):
     assert found(pattern, node) == {"x": b(graph), "y": a(graph)}
 
 
+def test_matched_nodes_are_those_of_the_order_that_fits(graph):
+    neg, relu = op(graph, "Neg", op(graph, "Abs", b(graph))), op(graph, "Relu", a(graph))
+    node = op(graph, "Mul", neg, relu).producer
+    state = State(False)
+    pattern = Op("Mul", Op("Relu|Neg", x), Op("Neg", Op("Abs", y)), any_order=True)
+    assert pattern.match_node(node, node.output, None, state)
+    assert [one.op for one in state.nodes] == ["Mul", "Relu", "Neg", "Abs"]
+
+
 def test_the_same_name_is_the_same_value(graph):
     square, product = op(graph, "Mul", a(graph), a(graph)), op(graph, "Mul", a(graph), b(graph))
     assert found(Op("Mul", x, x), square.producer) == {"x": a(graph)}

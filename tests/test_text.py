@@ -470,12 +470,12 @@ def test_printing_and_parsing_is_linear():
         graph.set_outputs([value])
         best = float("inf")
         for _ in range(3):
-            start = time.perf_counter()
+            start = time.process_time()
             parse(print_graph(graph))
-            best = min(best, time.perf_counter() - start)
+            best = min(best, time.process_time() - start)
         return best / count
 
-    assert cost(16000) < 4 * cost(1000)
+    assert cost(8000) < 4 * cost(800)
 
 
 def test_int64_extremes_survive():

@@ -181,6 +181,15 @@ def no_way_back(graph):
     node(graph, "b")._prev = None
 
 
+def run_in_a_circle(graph):
+    node(graph, "c")._next = node(graph, "a")
+
+
+def run_in_an_inner_circle(graph):
+    inner = then(graph).first
+    inner._next = inner
+
+
 def wrong_count(graph):
     graph._count += 1
 
@@ -323,6 +332,8 @@ MUTATIONS = [
     (wrong_producer, "I115"),
     (computed_input, "I115"),
     (no_way_back, "I116"),
+    (run_in_a_circle, "I116"),
+    (run_in_an_inner_circle, "I116"),
     (wrong_count, "I116"),
     (foreign_node, "I116"),
     (cut_the_tail, "I116"),

@@ -15,9 +15,12 @@ import subprocess
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from backends.mnn.tokenizer_bpe import BYTE_CHARS, spell_bytes
 
 META = "\u2581"
 RELEASES = ("3.4.0", "3.4.1", "3.5.0", "3.6.0", "3.6.1")
@@ -62,7 +65,8 @@ EMOJI = (
     "½ ² ³", "Ⅷ", "①②", "ﬁn", "ＡＢＣ１２３", "™®©", "€£¥₹", "…—–", "“quoted”", "«x»", "„ja‟",
 )  # fmt: skip
 SPACES = (
-    " ", "  ", "   ", "\t", "\t\t", "\n", "\n\n", "\r\n", " \n", "\n ", "\u00a0", "\u3000", "\u2003", "    \t ", "\f", "\v",
+    " ", "  ", "   ", "\t", "\t\t", "\n", "\n\n", "\r\n", " \n", "\n ", "\u00a0", "\u3000", "\u2003", "    \t ",
+    "\f", "\v",
 )  # fmt: skip
 MARKS = "\u0300\u0301\u0302\u0303\u0308\u030a\u030c\u0323\u0327\u0328\u031b\u0306\u0331"
 FORMATS = (
@@ -281,6 +285,15 @@ def _gpt2() -> dict[str, Any]:
     return with_added(_json(train_bpe(GPT2)), [added("<|endoftext|>")])
 
 
+def _added() -> dict[str, Any]:
+    """Added tokens of every sort: nested, overlapping, with blanks, beyond ASCII, taking whitespace along."""
+    plain = ("<a>", "<a><b>", "b><c", "  ", "\t\t", "é", "naïve", "<｜x▁y｜>", "line\nbreak", "好的", "12")
+    tokens = [added(text, special=index % 2 == 0) for index, text in enumerate(plain)]
+    tokens += [added("<left>", lstrip=True), added("<right>", rstrip=True), added("<both>", lstrip=True, rstrip=True)]
+    tokens += [added("<norm>", normalized=True), added("<|word|>", single_word=True)]
+    return with_added(_json(train_bpe(GPT2)), tokens)
+
+
 def _qwen2() -> dict[str, Any]:
     thoughts = [added(text, special=False) for text in ("<think>", "</think>")]
     return with_added(_json(train_bpe(QWEN2)), [*map(added, IM), *thoughts]) | {"normalizer": {"type": "NFC"}}
@@ -297,7 +310,10 @@ def _llama3() -> dict[str, Any]:
 
 
 def _llama3_ranks() -> dict[str, Any]:
-    """As converted from a table of ranks: every split of a token into two tokens is a merge."""
+    """As converted from a table of ranks: every split of a token into two tokens is a merge, and some are not reached.
+
+    The words at the end are tokens without any merge, so only ignore_merges finds them, and only as whole words.
+    """
     data = _llama3()
     vocab = data["model"]["vocab"]
     rank = {tuple(pair): index for index, pair in enumerate(data["model"]["merges"])}
@@ -308,6 +324,11 @@ def _llama3_ranks() -> dict[str, Any]:
         for at in range(1, len(text))
         if text[:at] in vocab and text[at:] in vocab
     ]
+    words = " jumps,fox,tokenization, careful, Сегодня, изучаем, нейронные, một, nhiều, tiếng, όμορφη, žluťoučký, güneşli, 天気"
+    for token in data["added_tokens"]:
+        vocab[token["content"]] = token["id"]
+    for word in words.split(","):
+        vocab.setdefault(spell_bytes(word.encode()), len(vocab))
     return data
 
 
@@ -366,6 +387,7 @@ def _wordpiece() -> dict[str, Any]:
 KINDS: dict[str, Callable[[], dict[str, Any]]] = {
     "gpt2": _gpt2,
     "qwen2": _qwen2,
+    "added": _added,
     "llama3": _llama3,
     "llama3-ranks": _llama3_ranks,
     "o200k": _o200k,
@@ -404,25 +426,49 @@ _MODEL = base64.b64decode(
 _CHILD = """
 import json, os, sys
 import MNN.llm as llm
-folder = sys.argv[1]
-model = llm.create(os.path.join(folder, "config.json"))
-model.load()
-def show(number):
+root = sys.argv[1]
+
+def show(model, number):
     try:
         return model.tokenizer_decode(number).encode()
     except UnicodeDecodeError as error:
         return error.object
-job = json.load(open(os.path.join(folder, "job.json")))
-rows = []
-for text in job["texts"]:
-    ids = model.tokenizer_encode(text)
-    rows.append([ids, b"".join(map(show, ids)).hex()])
-prompts = [model.apply_chat_template(messages) for messages in job["chats"]]
-with open(os.path.join(folder, "answer.json"), "w") as file:
-    json.dump({"rows": rows, "prompts": prompts}, file)
+
+answers = []
+for name in sorted(os.listdir(root), key=int):
+    folder = os.path.join(root, name)
+    model = llm.create(os.path.join(folder, "config.json"))
+    model.load()
+    job = json.load(open(os.path.join(folder, "job.json")))
+    rows = []
+    for text in job["texts"]:
+        ids = model.tokenizer_encode(text)
+        rows.append([ids, b"".join(show(model, number) for number in ids).hex()])
+    answers.append([rows, [model.apply_chat_template(messages) for messages in job["chats"]]])
+with open(sys.argv[2], "w") as file:
+    json.dump(answers, file)
 sys.stdout.flush()
 os._exit(0)
 """
+
+
+@dataclass(frozen=True)
+class Job:
+    """A tokenizer file and what to do with it; `jinja` is the object of llm_config.json."""
+
+    tokenizer: bytes
+    texts: Sequence[str] = ()
+    chats: Sequence[Any] = ()
+    jinja: Any = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Ids and joined single-token decodings of the texts, and the rendered chats."""
+
+    ids: list[list[int]]
+    decoded: list[bytes]
+    prompts: list[str]
 
 
 def interpreter_of(release: str) -> str | None:
@@ -445,34 +491,35 @@ def installed_release() -> str | None:
         return None
 
 
-def run_mnn(
-    python: str, tokenizer: bytes, texts: Sequence[str], folder: Path, chats: Sequence[Any] = (), jinja: Any = None
-) -> tuple[list[list[int]], list[bytes], list[str]]:
-    """Ids, joined single-token decodings and rendered chats that MNN gives, from a child process."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "llm.mnn").write_bytes(_MODEL)
-    (folder / "llm.mnn.weight").write_bytes(bytes(16))
-    (folder / "tokenizer.bin").write_bytes(tokenizer)
-    config = {"llm_model": "llm.mnn", "llm_weight": "llm.mnn.weight", "tokenizer_file": "tokenizer.bin"}
-    config |= {"backend_type": "cpu", "thread_num": 1}
-    (folder / "config.json").write_text(json.dumps(config))
-    inner = {"hidden_size": 8, "layer_nums": 1, "attention_mask": "float"}
-    (folder / "llm_config.json").write_text(json.dumps(inner | ({"jinja": jinja} if jinja else {})))
-    (folder / "job.json").write_text(json.dumps({"texts": list(texts), "chats": list(chats)}))
-    command = [python, "-c", _CHILD, str(folder)]
+def run_mnn(python: str, folder: Path, *jobs: Job) -> list[Answer]:
+    """What this interpreter's MNN answers, from one child process."""
+    root, answer = folder / "jobs", folder / "answer.json"
+    for number, job in enumerate(jobs):
+        _write_job(root / str(number), job)
+    command = [python, "-c", _CHILD, str(root), str(answer)]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=300)
-    answer = folder / "answer.json"
     if not answer.is_file():
         raise RuntimeError(f"MNN stopped with {done.returncode}: {(done.stdout + done.stderr)[-2000:]}")
-    data = json.loads(answer.read_text())
-    answer.unlink()
-    return [row[0] for row in data["rows"]], [bytes.fromhex(row[1]) for row in data["rows"]], data["prompts"]
+    return [
+        Answer([row[0] for row in rows], [bytes.fromhex(row[1]) for row in rows], prompts)
+        for rows, prompts in json.loads(answer.read_text())
+    ]
+
+
+def _write_job(folder: Path, job: Job) -> None:
+    folder.mkdir(parents=True)
+    (folder / "llm.mnn").write_bytes(_MODEL)
+    (folder / "llm.mnn.weight").write_bytes(bytes(16))
+    (folder / "tokenizer.bin").write_bytes(job.tokenizer)
+    config = {"llm_model": "llm.mnn", "llm_weight": "llm.mnn.weight", "tokenizer_file": "tokenizer.bin"}
+    (folder / "config.json").write_text(json.dumps({**config, "backend_type": "cpu", "thread_num": 1}))
+    inner = {"hidden_size": 8, "layer_nums": 1, "attention_mask": "float"}
+    (folder / "llm_config.json").write_text(json.dumps(inner | ({"jinja": job.jinja} if job.jinja else {})))
+    (folder / "job.json").write_text(json.dumps({"texts": list(job.texts), "chats": list(job.chats)}))
 
 
 def random_vocabulary(size: int, seed: int = 3) -> dict[str, Any]:
     """A byte-level tokenizer.json of a large model's size, with merges that make each of its tokens."""
-    from backends.mnn.tokenizer_bpe import BYTE_CHARS
-
     rng = random.Random(seed)
     vocab = {char: index for index, char in enumerate(BYTE_CHARS)}
     names = list(vocab)

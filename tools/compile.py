@@ -14,19 +14,29 @@ from tools.cli import JSON_OPTION, QUIET_OPTION, Screen, command
 @click.argument("model", required=False)
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder to write; default build/<model name>.")
 @click.option("--passes", "pipeline", default="default", show_default=True, metavar="PIPELINE",
-              help="Pipeline name, text, or path of a TOML file.")  # fmt: skip
-@click.option("--target", default="portable", show_default=True, help="'portable' or an MNN release.")
+              help="Name or text of a pipeline, or path of a TOML file.")  # fmt: skip
+@click.option("--target", default="portable", show_default=True, help="'portable' (all releases) or one MNN release.")
 @click.option("--verify", type=click.Choice(["none", "quick", "full"]), default="quick", show_default=True,
               help="How much to read back and run on the installed MNN.")  # fmt: skip
-@click.option("--text", type=click.Path(path_type=Path), help="Text whose perplexity is measured.")
+@click.option("--text", type=click.Path(path_type=Path), help="File whose perplexity is measured; the example has one.")
 @click.option("--max-kl", type=float, help="Allowed KL divergence from the float model; default by width.")
 @click.option("--revision", help="Revision of a model on the Hugging Face Hub.")
-@click.option("--memory", type=click.Choice(["low", "normal", "high"]), help="Runtime memory setting to write.")
-@click.option("--precision", type=click.Choice(["low", "normal", "high"]), help="Runtime precision setting to write.")
+@click.option(
+    "--memory",
+    type=click.Choice(["low", "normal", "high"]),
+    help="Runtime setting to write; default low with integer weights.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["low", "normal", "high"]),
+    help="Runtime setting to write; default low unless all is fp32.",
+)
 @click.option("--threads", type=click.IntRange(1), default=4, show_default=True, help="Runtime threads to write.")
 @click.option("--workers", type=click.IntRange(1), help="Threads of the compiler; default one per processor.")
 @click.option("--force", is_flag=True, help="Replace a folder written before.")
-@click.option("--dump-ir", type=click.Path(path_type=Path), metavar="DIR", help="Write the IR before and after each pass.")
+@click.option(
+    "--dump-ir", type=click.Path(path_type=Path), metavar="DIR", help="Write the IR before and after each pass."
+)
 @click.option("--verify-each", is_flag=True, help="Check the IR after each pass.")
 @click.option("--check-numbers", is_flag=True, help="Evaluate the IR after each pass and name the first that drifts.")
 @click.option("--timing", is_flag=True, help="Print the time of each pass.")
@@ -37,7 +47,7 @@ from tools.cli import JSON_OPTION, QUIET_OPTION, Screen, command
 def main(model, out, pipeline, list_passes, print_pipeline, as_json, quiet, **options) -> int:
     """Compile MODEL, a Hugging Face checkpoint folder or hub name, into an MNN model directory that runs.
 
-    Without MODEL the example checkpoint that comes with the source is compiled.
+    Without MODEL the example checkpoint of the source tree is compiled.
     """
     screen = Screen(as_json, quiet)
     if list_passes:
@@ -72,13 +82,13 @@ def _default(option) -> str:
 
 
 def _compile(screen: Screen, model, out, pipeline, options) -> int:
-    from tools.compiler import EXAMPLE, Request, compile_model
+    from tools.compiler import Request, compile_model, example_checkpoint
     from tools.report import show_result
 
-    example = model is None
-    if example:
-        model = str(EXAMPLE)
-        options["text"] = options["text"] or EXAMPLE / "evaluation.txt"
+    if model is None:
+        example = example_checkpoint()
+        model = str(example)
+        options["text"] = options["text"] or example / "evaluation.txt"
     name = Path(model).expanduser().resolve().name if Path(model).expanduser().is_dir() else model.replace("/", "--")
     instruments = _instruments(options)
     watch = {key: options.pop(key) for key in ("dump_ir", "verify_each", "check_numbers", "timing")}

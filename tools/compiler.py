@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from passes.manager import Instrument, Report
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "tiny-qwen2.5"
-"""The checkpoint that is compiled when none is named."""
+"""Where the example checkpoint lies in a source tree."""
 
 QUICK_SAMPLE = 1 << 20
 """Elements per matrix that a quick read-back decodes."""
@@ -106,6 +106,22 @@ class Listener:
         """So many weights of all are written."""
 
 
+def example_checkpoint() -> Path:
+    """The checkpoint that is compiled when none is named: of this source tree, else of the one we stand in.
+
+    Raises:
+        LadingError: U901 there is none, as where only the package is installed.
+    """
+    for folder in (EXAMPLE, Path("examples") / EXAMPLE.name):
+        if (folder / "config.json").is_file():
+            return folder
+    raise LadingError(
+        "U901",
+        "no model is named, and the example that stands in for one comes with the source tree only",
+        hint="name a checkpoint folder or a hub repository owner/name, or run the command in the source tree",
+    )
+
+
 def compile_model(request: Request, listener: Listener | None = None) -> Result:
     """Compile a checkpoint; the output directory appears complete or not at all.
 
@@ -119,7 +135,7 @@ def compile_model(request: Request, listener: Listener | None = None) -> Result:
     pipeline = load_pipeline(request.pipeline)
     _Job(request, say, clock).check()
     say.phase("reading the checkpoint")
-    with ThreadPoolExecutor(request.workers or os.cpu_count() or 1) as pool, ThreadPoolExecutor(3) as side:
+    with ThreadPoolExecutor(request.workers or os.cpu_count() or 1) as pool, ThreadPoolExecutor(1) as side:
         return _Job(request, say, clock).run(pipeline, pool, side)
 
 
@@ -158,16 +174,35 @@ class _Job:
             _require_runtime()
 
     def run(self, pipeline: Any, pool: ThreadPoolExecutor, side: ThreadPoolExecutor) -> Result:
+        from backends.mnn.emit import tokenizer_request
         from backends.mnn.profiles import target
-        from backends.mnn.tokenizer import load_tokenizer
+        from backends.mnn.tokenizer_job import TokenizerJob
         from backends.staging import staged_directory
-        from frontends.checkpoint import load
         from frontends.hub import resolve
+
+        folder = resolve(self.request.model, revision=self.request.revision)
+        chosen = target(self.request.target)
+        with staged_directory(self.request.out, force=self.request.force) as staging:
+            compare = self.request.verify != "none"
+            job = tokenizer_request(folder, staging, chosen, compare=compare, lines=self.request.text)
+            with TokenizerJob(job) as tokenizer:
+                graph, report = self._lower(folder, pipeline)
+                self.listener.phase("writing the weights")
+                emission = self._emit(graph, staging, tokenizer.result, folder, chosen, pool, side)
+            self.clock.lap("write")
+            verification, errors = self._verify(graph, emission, folder, pool)
+            contract = self._contract(graph, emission, chosen, report, verification, errors, pool)
+            self.clock.lap("contract")
+        sample = self._sample(folder, verification)
+        seconds = {**self.clock.seconds, "total": self.clock.total()}
+        return Result(self.request.out, contract, report, emission, verification, sample, seconds, self.warnings)
+
+    def _lower(self, folder: Path, pipeline: Any) -> tuple[Graph, Report]:
+        """The checkpoint as a graph that MNN can hold."""
+        from frontends.checkpoint import load
         from passes.base import PassContext
         from passes.manager import PassManager
 
-        folder = resolve(self.request.model, revision=self.request.revision)
-        reading = side.submit(load_tokenizer, folder)
         graph = load(folder)
         graph.metadata["name"] = _model_name(self.request.model)
         self.warnings += [Diagnostic(**item) for item in graph.metadata.pop("warnings", ())]
@@ -176,22 +211,8 @@ class _Job:
         report = PassManager(pipeline, self.request.instruments).run(graph, PassContext())
         _require_lowered(graph, report)
         self.warnings += report.all_diagnostics()
-        tokenizer = reading.result()
         self.clock.lap("passes")
-        self.listener.phase("writing the weights")
-        chosen = target(self.request.target)
-        with staged_directory(self.request.out, force=self.request.force) as staging:
-            emission = self._emit(graph, staging, tokenizer, folder, chosen, pool, side)
-            self.clock.lap("write")
-            verification, errors = self._verify(graph, emission, folder, tokenizer, pool)
-            contract = self._contract(graph, emission, chosen, report, folder, tokenizer, verification, errors, pool)
-            self.clock.lap("contract")
-            import backends.contract
-
-            backends.contract.write(contract, staging)
-        sample = self._sample(folder, verification)
-        seconds = {**self.clock.seconds, "total": self.clock.total()}
-        return Result(self.request.out, contract, report, emission, verification, sample, seconds, self.warnings)
+        return graph, report
 
     def _emit(self, graph, staging, tokenizer, folder, target, pool, side) -> Emission:
         from backends.mnn.emit import emit
@@ -218,7 +239,7 @@ class _Job:
         precision = "high" if widths == {32} else "low"
         return Settings(self.request.precision or precision, self.request.memory or memory, self.request.threads)
 
-    def _verify(self, graph, emission, folder, tokenizer, pool) -> tuple[Verification | None, dict]:
+    def _verify(self, graph, emission, folder, pool) -> tuple[Verification | None, dict]:
         if self.request.verify == "none":
             return None, {}
         from backends.mnn.readback import read_back
@@ -252,26 +273,24 @@ class _Job:
         self.clock.lap("verify")
         return verification, errors
 
-    def _contract(
-        self, graph, emission, target, report, folder, tokenizer, verification, errors, pool
-    ) -> Contract:
+    def _contract(self, graph, emission, target, report, verification, errors, pool) -> Contract:
+        from backends.contract import write
         from backends.mnn.paperwork import make_contract
-        from tools.tokenizers import describe_tokenizer
 
         self.listener.phase("writing the contract")
-        described = describe_tokenizer(folder, tokenizer, target, self.request.text)
-        return make_contract(
+        contract = make_contract(
             graph,
             emission,
             target=target,
             pipeline=report.pipeline,
             passes=[(item.name, item.counts) for item in report.passes],
-            tokenizer=described,
             errors={name: (item.rms_relative, item.max_abs) for name, item in errors.items()},
             measurements=verification.measurements if verification is not None else [],
             warnings=self.warnings,
             executor=pool,
         )
+        write(contract, emission.folder)
+        return contract
 
     def _sample(self, folder: Path, verification: Verification | None) -> tuple[str, str] | None:
         if verification is None or not verification.sample:
@@ -331,5 +350,7 @@ def _require_runtime() -> None:
 
     if installed_version() is None:
         raise LadingError(
-            "U906", "verification needs the MNN runtime, which is not installed", hint="pip install MNN, or --verify none"
+            "U906",
+            "verification needs the MNN runtime, which is not installed",
+            hint="pip install MNN, or --verify none",
         )

@@ -62,7 +62,7 @@ def _summary(result: Result) -> Group:
     size = sum(item.bytes for item in contract.files)
     model = contract.model
     table.add_row("model", f"{model.family}, {model.layers} layers, {model.parameters:,} weights")
-    table.add_row("pipeline", Text(result.report.pipeline.replace(",", ", ")))
+    table.add_row("passes", Text(result.report.pipeline.replace(",", ", ")))
     table.add_row("stored as", _storages(result))
     table.add_row("size", f"{_bytes(size)}, {bits_per_weight(result):.2f} bits per weight")
     inputs = [f"{item.name} {item.dtype}{item.shapes[0]}" for item in contract.signature.inputs]
@@ -91,16 +91,20 @@ def _tokenizer(result: Result) -> str:
     lines = []
     for item in tokenizer.files:
         inexact = next((row for row in tokenizer.inexact if set(row.releases) == set(item.releases)), None)
-        note = "same ids as the original"
-        if inexact is not None:
-            note = f"other ids for {inexact.differing} of {inexact.of} test strings"
+        note = "exact"
+        if item.file.endswith(".txt") and inexact is not None:
+            note = "approximate"
+            if inexact.of:
+                note = f"other ids for {inexact.differing} of {inexact.of} test strings"
         lines.append(f"{item.file} for {_span(item.releases or result.contract.target.releases)}: {note}")
     return "\n".join(lines)
 
 
 def _measurements(result: Result) -> Table:
     release = result.verification.measurements[0].release
-    table = Table(title=f"\nrun on MNN {release}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=f"\nrun on MNN {release}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
     for name in ("memory", "against", "rows", "max error", "KL", "top-1", "greedy", "perplexity"):
         table.add_column(name, justify="left" if name in ("memory", "against") else "right", no_wrap=True)
     for item in result.verification.measurements:
@@ -126,7 +130,7 @@ def _greedy(item: Measurement) -> str:
 
 
 def _timing(result: Result) -> Table:
-    table = Table(title="\npasses", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title="\npasses", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in ("pass", "seconds", "nodes", "counts"):
         table.add_column(name, justify="right" if name in ("seconds", "nodes") else "left", overflow="fold")
     for item in result.report.passes:

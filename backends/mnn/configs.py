@@ -91,7 +91,9 @@ def model_config(graph: Graph, layout: Layout, template: Mapping[str, str]) -> d
         block = 0 if matrix.weight.block == matrix.weight.columns else matrix.weight.block
         offsets = [matrix.code_offset, matrix.alpha_offset, matrix.alpha_bytes]
         config["tie_embeddings"] = (
-            [matrix.code_offset, 0, 0, 16, 0] if matrix.weight.quantized is None else [*offsets, matrix.weight.bits, block]
+            [matrix.code_offset, 0, 0, 16, 0]
+            if matrix.weight.quantized is None
+            else [*offsets, matrix.weight.bits, block]
         )
     if template:
         config["jinja"] = dict(template)

@@ -16,7 +16,7 @@ from backends.mnn.layout import Layout, plan_layout
 from backends.mnn.native import json_to_mnn
 from backends.mnn.net import build_net
 from backends.mnn.profiles import Target
-from backends.mnn.tokenizer import TokenizerSpec, encode_mtok, encode_text, jinja_template
+from backends.mnn.tokenizer_job import TokenizerFiles, TokenizerRequest
 from ir.diag import LadingError
 from ir.graph import Graph
 
@@ -46,6 +46,7 @@ class Emission:
         layout: where every weight lies.
         roles: role of each file, by name relative to the folder.
         settings: runtime settings written into the configuration.
+        tokenizer: what was written of the tokenizer.
         seconds: time by step.
     """
 
@@ -53,6 +54,7 @@ class Emission:
     layout: Layout
     roles: dict[str, str]
     settings: Settings
+    tokenizer: TokenizerFiles | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -60,7 +62,7 @@ def emit(
     graph: Graph,
     folder: Path,
     *,
-    tokenizer: TokenizerSpec,
+    tokenizer: Callable[[], TokenizerFiles],
     sampling: Mapping[str, Any],
     target: Target,
     settings: Settings,
@@ -73,12 +75,12 @@ def emit(
     Args:
         graph: a graph for which the invariant ``mnn`` holds.
         folder: an existing empty directory.
-        tokenizer: the checkpoint's tokenizer.
+        tokenizer: waits for the tokenizer files, which are written to the same folder beside this.
         sampling: the checkpoint's ``generation_config.json``.
         target: releases that must read the result.
         settings: runtime settings.
         executor: runs the jobs that fill the weight file.
-        side: runs conversion and tokenizer writing beside them.
+        side: runs the conversion beside them.
         progress: called with (weights done, weights in all).
 
     Raises:
@@ -90,19 +92,18 @@ def emit(
     net = build_net(graph, layout)
     emission = Emission(folder, layout, {}, settings)
     emission.seconds["layout"] = time.perf_counter() - started
-    beside: list[Future[None]] = [
-        side.submit(_timed, emission, "convert", json_to_mnn, net, folder / configs.MODEL),
-        side.submit(_timed, emission, "tokenizer", write_tokenizer, emission, tokenizer, target),
-    ]
+    converting: Future[None] = side.submit(_timed, emission, "convert", json_to_mnn, net, folder / configs.MODEL)
     emission.roles |= {configs.MODEL: "model", configs.WEIGHTS: "weights"}
     try:
         _fill_all(emission, executor, progress)
     finally:
-        errors = [future.exception() for future in beside]
-    for error in errors:
-        if error is not None:
-            raise error
-    _write_configs(graph, emission, tokenizer, sampling, target)
+        failed = converting.exception()
+    if failed is not None:
+        raise failed
+    emission.tokenizer = tokenizer()
+    names = (emission.tokenizer.exact, emission.tokenizer.text)
+    emission.roles |= dict.fromkeys(filter(None, names), "tokenizer")
+    _write_configs(graph, emission, sampling, target)
     return emission
 
 
@@ -148,26 +149,26 @@ def _fill_all(emission: Emission, executor: Executor, progress: Callable[[int, i
     emission.seconds["weights"] = time.perf_counter() - started
 
 
-def write_tokenizer(emission: Emission, tokenizer: TokenizerSpec, target: Target) -> None:
+def tokenizer_request(source: Path, out: Path, target: Target, *, compare: bool, lines: Path | None) -> TokenizerRequest:
     """The exact form, and the nearest text form when a release of the target cannot read the exact one."""
-    if any(release.mtok for release in target.releases):
-        oldest = next(release.version for release in target.releases if release.mtok)
-        (emission.folder / configs.TOKENIZER).write_bytes(encode_mtok(tokenizer, oldest))
-        emission.roles[configs.TOKENIZER] = "tokenizer"
-    if target.needs_text_tokenizer:
-        _, data = encode_text(tokenizer)
-        (emission.folder / configs.TOKENIZER_TEXT).write_bytes(data)
-        emission.roles[configs.TOKENIZER_TEXT] = "tokenizer"
+    exact = [release.version for release in target.releases if release.mtok]
+    return TokenizerRequest(
+        str(source),
+        str(out),
+        configs.TOKENIZER if exact else "",
+        exact[0] if exact else "",
+        configs.TOKENIZER_TEXT if target.needs_text_tokenizer else "",
+        compare,
+        str(lines) if lines is not None else "",
+    )
 
 
-def _write_configs(
-    graph: Graph, emission: Emission, tokenizer: TokenizerSpec, sampling: Mapping[str, Any], target: Target
-) -> None:
-    settings = emission.settings
-    exact = any(release.mtok for release in target.releases)
-    names = {configs.CONFIG: configs.TOKENIZER if exact else configs.TOKENIZER_TEXT}
-    if exact and target.needs_text_tokenizer:
-        names[configs.CONFIG_TEXT] = configs.TOKENIZER_TEXT
+def _write_configs(graph: Graph, emission: Emission, sampling: Mapping[str, Any], target: Target) -> None:
+    settings, tokenizer = emission.settings, emission.tokenizer
+    assert tokenizer is not None
+    names = {configs.CONFIG: tokenizer.exact or tokenizer.text}
+    if tokenizer.exact and tokenizer.text:
+        names[configs.CONFIG_TEXT] = tokenizer.text
     for name, tokenizer_file in names.items():
         data = configs.runtime_config(
             emission.layout,
@@ -178,14 +179,8 @@ def _write_configs(
             threads=settings.threads,
         )
         _write_json(emission, name, data, "config")
-    data = configs.model_config(graph, emission.layout, _template(tokenizer))
+    data = configs.model_config(graph, emission.layout, tokenizer.template)
     _write_json(emission, configs.LLM_CONFIG, data, "llm_config")
-
-
-def _template(tokenizer: TokenizerSpec) -> dict[str, str]:
-    """The ``jinja`` object: chat template and the text of the token that ends a turn."""
-    found = {"chat_template": jinja_template(tokenizer), "eos": tokenizer.eos}
-    return {key: text for key, text in found.items() if text is not None} if found["chat_template"] else {}
 
 
 def _write_json(emission: Emission, name: str, data: Mapping[str, Any], role: str) -> None:

@@ -151,7 +151,9 @@ def _place_embedding(layout: Layout, table: StoredWeight) -> None:
         layout.embedding_file = table
         return
     if table.bits not in (4, 8, 16):
-        raise LadingError("B602", f"embedding rows of {table.bits} bits cannot be read by the runtime", where=table.name)
+        raise LadingError(
+            "B602", f"embedding rows of {table.bits} bits cannot be read by the runtime", where=table.name
+        )
     for matrix in layout.matrices.values():
         if _same_storage(matrix.weight, table):
             layout.embedding, layout.embedding_shared = matrix, True

@@ -185,7 +185,11 @@ def _cast(node: Node, layout: Layout) -> tuple[str, str, dict[str, Any]]:
 
 
 def _slice(node: Node, layout: Layout) -> tuple[str, str, dict[str, Any]]:
-    return "Slice", "Slice", {"axis": node.attrs["axis"], "slicePoints": list(node.attrs["points"]), "sourceType": "CAFFE"}
+    return (
+        "Slice",
+        "Slice",
+        {"axis": node.attrs["axis"], "slicePoints": list(node.attrs["points"]), "sourceType": "CAFFE"},
+    )
 
 
 def _strided_slice(node: Node, layout: Layout) -> tuple[str, str, dict[str, Any]]:

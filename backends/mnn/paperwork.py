@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import backends.contract as c
 from backends.mnn import configs
 from backends.mnn.emit import Emission
 from backends.mnn.layout import Matrix
 from backends.mnn.profiles import Target
-from backends.mnn.verify import Measurement
 from ir.decisions import DynamicInputs, PrecisionPlan
 from ir.diag import Diagnostic
 from ir.graph import Graph, Value
 from ir.types import Dim
 from ir.weights import StoredWeight
+
+if TYPE_CHECKING:
+    from backends.mnn.verify import Measurement
 
 
 def compiler_version() -> str:
@@ -35,7 +37,6 @@ def make_contract(
     target: Target,
     pipeline: str,
     passes: Sequence[tuple[str, Mapping[str, int]]],
-    tokenizer: c.Tokenizer,
     errors: Mapping[str, tuple[float, float]],
     measurements: Sequence[Measurement],
     warnings: Sequence[Diagnostic],
@@ -49,7 +50,6 @@ def make_contract(
         target: the releases promised.
         pipeline: canonical text of the pipeline.
         passes: name and counts of each pass that ran.
-        tokenizer: how the tokenizer was written.
         errors: relative RMS and largest absolute error by weight, where measured.
         measurements: real runs.
         warnings: what to warn the user of.
@@ -72,7 +72,7 @@ def make_contract(
             text=pipeline, passes=tuple(c.PassCounts(name=name, counts=dict(counts)) for name, counts in passes)
         ),
         runtime=_runtime(graph, emission, target),
-        tokenizer=tokenizer,
+        tokenizer=_tokenizer(emission, target),
         verified=tuple(_verification(item) for item in measurements),
         warnings=tuple(
             c.Notice(code=item.code, message=item.message, where=item.where, hint=item.hint) for item in warnings
@@ -124,7 +124,9 @@ def _signature(graph: Graph, target: Target) -> c.Signature:
         )
         for value in graph.outputs
     )
-    used = {axis for port in (*inputs, *outputs) for form in port.shapes for axis in form.shape if isinstance(axis, str)}
+    used = {
+        axis for port in (*inputs, *outputs) for form in port.shapes for axis in form.shape if isinstance(axis, str)
+    }
     used |= {"past"}
     limit = graph.metadata["context"]
     dims = {name: _dimension(name, graph.dims.get(name), limit) for name in sorted(used)}
@@ -243,9 +245,7 @@ def _runtime(graph: Graph, emission: Emission, target: Target) -> c.Runtime:
         keys["tie_embeddings"] = "where the embedding rows lie; without it they are uninitialised memory"
     settings = emission.settings
     return c.Runtime(
-        requires=c.Requirements(
-            min_release=target.versions[0], memory=settings.memory if integer else None, keys=keys
-        ),
+        requires=c.Requirements(min_release=target.versions[0], memory=settings.memory if integer else None, keys=keys),
         settings={
             "precision": settings.precision,
             "memory": settings.memory,
@@ -253,6 +253,22 @@ def _runtime(graph: Graph, emission: Emission, target: Target) -> c.Runtime:
             "backend_type": "cpu",
         },
     )
+
+
+def _tokenizer(emission: Emission, target: Target) -> c.Tokenizer:
+    written = emission.tokenizer
+    assert written is not None
+    files, inexact = [], []
+    for name, reasons, exact in ((written.exact, written.exact_reasons, True), (written.text, written.text_reasons, False)):
+        if not name:
+            continue
+        releases = tuple(release.version for release in target.releases if release.mtok is exact)
+        files.append(c.TokenizerFile(file=name, releases=releases))
+        compared = not exact and written.compared > 0
+        if reasons or (compared and written.differing):
+            counts = (written.differing, written.compared) if compared else (None, None)
+            inexact.append(c.Inexact(releases=releases, differing=counts[0], of=counts[1], reasons=tuple(reasons)))
+    return c.Tokenizer(form=written.kind, files=tuple(files), inexact=tuple(inexact))
 
 
 def _verification(item: Measurement) -> c.Verification:

@@ -48,9 +48,7 @@ def read_back(
     model = MnnModel(folder)
     jobs = [(node.output.name, matrix) for node, matrix in layout.matrices.items()]
     found = executor.map(lambda job: _check_matrix(model, *job, sample), jobs)
-    errors = {
-        matrix.weight.name: error for (_, matrix), error in zip(jobs, found, strict=True) if error is not None
-    }
+    errors = {matrix.weight.name: error for (_, matrix), error in zip(jobs, found, strict=True) if error is not None}
     if "embedding" in graph.tables:
         _check_embedding(model, storage_of(graph.tables["embedding"]))
     return errors

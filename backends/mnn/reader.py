@@ -51,7 +51,9 @@ class MnnModel:
         self.config = self._json("config.json")
         self.llm_config = self._json(self.config.get("llm_config", "llm_config.json"))
         self.weight_path = self._file(self.config.get("llm_weight", "llm.mnn.weight"))
-        self.weights = np.memmap(self.weight_path, np.uint8, "r") if self.weight_path.stat().st_size else np.empty(0, np.uint8)
+        self.weights = (
+            np.memmap(self.weight_path, np.uint8, "r") if self.weight_path.stat().st_size else np.empty(0, np.uint8)
+        )
 
     def _file(self, name: str) -> Path:
         path = self.folder / name

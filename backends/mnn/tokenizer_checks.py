@@ -44,12 +44,14 @@ def model_reasons(spec: TokenizerSpec, plan: Plan) -> list[str]:
     reasons = []
     if spec.kind == "bpe":
         if spec.options.get("ignore_merges"):
-            reasons += _unmerged(spec)
+            reasons += _unmerged(spec, plan)
         if "byte_level" not in kinds:
             reasons += _unknown_characters(spec)
         odd = next((text for text in spec.vocab if "<0x" in text and len(text.encode()) > 6), None)
         if "byte_level" in kinds and odd is not None:
             reasons.append(f"decoding takes a part of the token {odd!r} for a byte")
+    if spec.kind == "unigram":
+        reasons.append("of equally likely ways to split a word another may be taken")
     if spec.kind == "wordpiece":
         reasons.append("the longest word is counted in bytes, not in characters")
     if spec.suffix_ids:
@@ -59,11 +61,12 @@ def model_reasons(spec: TokenizerSpec, plan: Plan) -> list[str]:
     return reasons
 
 
-def _unmerged(spec: TokenizerSpec) -> list[str]:
-    lost = unreachable_tokens(spec)
+def _unmerged(spec: TokenizerSpec, plan: Plan) -> list[str]:
+    found = set(plan.words.texts) if plan.words else set()
+    lost = [text for text in map(_readable, unreachable_tokens(spec)) if text not in found]
     if not lost:
         return []
-    shown = ", ".join(repr(_readable(text)) for text in lost[:3])
+    shown = ", ".join(map(repr, lost[:3]))
     return [f"{len(lost)} of {len(spec.vocab)} tokens, which no merge reaches, are put together from parts: {shown}"]
 
 

@@ -29,8 +29,7 @@ What the reader does with it shapes the writer:
 * Ids listed as special in the header are looked for first, by the text they decode to, without lstrip or rstrip, and
   left out when a list of ids is decoded. So a special token is listed only where that finds exactly what the
   tokenizers library finds; the others are found as added tokens, in a second step that does it right.
-* The BPE reader keeps no "unknown" token and no ignore_merges. A vocabulary that sets ignore_merges loses its tokens
-  that no merge reaches; adding merges for them would also change words that merely contain them, so none are added.
+* The BPE reader keeps no "unknown" token and no ignore_merges; `tokenizer_words` makes up for the latter.
 * Single-token decoding never cleans up spaces, so the flag of tokenizer_config.json is not copied.
 """
 
@@ -46,6 +45,7 @@ import numpy as np
 from backends.mnn.tokenizer_bpe import CHAR_BYTES, spell_bytes
 from backends.mnn.tokenizer_parts import Part, Plan
 from backends.mnn.tokenizer_spec import AddedToken, TokenizerSpec
+from backends.mnn.tokenizer_words import WholeWords
 from ir.diag import LadingError
 
 MAGIC, PIPELINE = 430, 4
@@ -74,7 +74,7 @@ def write_mtok(spec: TokenizerSpec, plan: Plan) -> bytes:
     texts = DisplayTexts(spec, plan)
     out = [header(PIPELINE, listed_specials(spec, texts), spec.stop_ids, spec.encode_prefix_ids)]
     out += [_part(plan.normalizer, _NORMALIZERS), _part(plan.pre_tokenizer, _CUTTERS)]
-    out += _model(spec, texts)
+    out += _model(spec, texts, plan.words)
     out += [_part(plan.decoder, _DECODERS), pack("<I", len(spec.added))]
     for token in spec.added:
         out += [pack("<IBBB", token.id, token.special, token.lstrip, token.rstrip), _string(token.content)]
@@ -127,6 +127,18 @@ class DisplayTexts:
         return b"".join(bytes((CHAR_BYTES[char],)) if char in CHAR_BYTES else char.encode() for char in text)
 
 
+    def found_as(self, token: AddedToken) -> str | None:
+        """The text in which MNN finds this token if the header lists it, None if that is no text.
+
+        A WordPiece token is shown with a space before it; the space it takes along means nothing to such a vocabulary.
+        """
+        try:
+            text = self.shown(token).decode()
+        except UnicodeDecodeError:
+            return None
+        return text.removeprefix(" ") if self.wordpiece is not None else text
+
+
 def listed_specials(spec: TokenizerSpec, texts: DisplayTexts) -> list[int]:
     """Special tokens that the header may name: longest text first, as the first match in order wins."""
     listed = [
@@ -134,7 +146,7 @@ def listed_specials(spec: TokenizerSpec, texts: DisplayTexts) -> list[int]:
         for token in spec.added
         if token.special
         and not (token.lstrip or token.rstrip or "<0x" in token.content)
-        and texts.shown(token) == token.content.encode()
+        and texts.found_as(token) == token.content
     ]
     while True:
         names = {token.content for token in listed}
@@ -194,8 +206,8 @@ def _field(code: str, value: Any) -> bytes:
 # -- vocabulary -------------------------------------------------------------------------------------------------------
 
 
-def _model(spec: TokenizerSpec, texts: DisplayTexts) -> list[bytes]:
-    names, ids = _entries(spec, texts)
+def _model(spec: TokenizerSpec, texts: DisplayTexts, words: WholeWords | None) -> list[bytes]:
+    names, ids = _entries(spec, texts, words.entries if words else ())
     if spec.kind == "wordpiece":
         prefix = spec.options.get("continuing_subword_prefix", "##")
         longest = spec.options.get("max_input_chars_per_word", 100)
@@ -205,14 +217,18 @@ def _model(spec: TokenizerSpec, texts: DisplayTexts) -> list[bytes]:
         unknown, scores = _scores(spec, names, ids)
         head = pack("<BIIB", 2, len(ids), unknown, bool(spec.options.get("byte_fallback")))
         return [head, _pack_entries(names, ids, scores)]
-    keys = spec.merges[:, 0].astype(np.int64) << 32 | spec.merges[:, 1]
-    order = np.argsort(keys)
-    merges = np.column_stack((spec.merges[order, :2], order)).astype("<u4")
+    pairs = spec.merges[:, :2].astype(np.int64)
+    if words is not None:
+        pairs = np.concatenate((pairs, np.array(words.merges, np.int64)))
+    order = np.argsort(pairs[:, 0] << 32 | pairs[:, 1])
+    merges = np.column_stack((pairs[order], order)).astype("<u4")
     fallback = bool(spec.options.get("byte_fallback"))
     return [pack("<BIBBI", 0, len(ids), fallback, 0, len(order)), _pack_entries(names, ids), merges.tobytes()]
 
 
-def _entries(spec: TokenizerSpec, texts: DisplayTexts) -> tuple[list[str], np.ndarray]:
+def _entries(
+    spec: TokenizerSpec, texts: DisplayTexts, more: Sequence[tuple[str, int]]
+) -> tuple[list[str], np.ndarray]:
     """Texts in the order of their UTF-8 bytes (which is that of code points) and their ids.
 
     Where an added token has the text of another token, that other one stands first, as the first is found.
@@ -221,7 +237,7 @@ def _entries(spec: TokenizerSpec, texts: DisplayTexts) -> tuple[list[str], np.nd
     own = [text for text, index in spec.vocab.items() if added.get(index, text) == text] if added else list(spec.vocab)
     kept = {spec.vocab[text] for text in own}
     missing = [index for index in range(spec.table_size) if index not in kept and index not in added]
-    extra = [(text, index) for index, text in added.items() if index not in kept]
+    extra = [*((text, index) for index, text in added.items() if index not in kept), *more]
     names = own + [text for text, _ in extra] + [""] * len(missing)
     ids = np.array([spec.vocab[text] for text in own] + [index for _, index in extra] + missing, "<u4")
     order = sorted(range(len(names)), key=names.__getitem__)

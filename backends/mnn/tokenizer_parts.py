@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from backends.mnn.tokenizer_charsmap import charsmap_rules
-from backends.mnn.tokenizer_regex import quote, translate
+from backends.mnn.tokenizer_regex import quote, translate, translate_marked
 from backends.mnn.tokenizer_spec import TokenizerSpec
 from backends.mnn.tokenizer_unicode import NFC_GAPS, compose_rules, decompose_table
+from backends.mnn.tokenizer_words import CLOSE, DROPPED, MARKED, OPEN, WholeWords, whole_words
 from ir.diag import LadingError
 
 META = "\u2581"
@@ -25,7 +26,7 @@ META = "\u2581"
 _RUN_SPLIT = " *[^ ]+| +"
 # Cuts in front of every space.
 _SPACE_SPLIT = " ?[^ ]+| "
-_PUNCTUATION = r"[!-/:-@\[-`{-~\p{P}]"
+_PUNCTUATION = r"!-/:-@\[-`{-~\p{P}"
 WIDE_EDGES = "U+0085, U+2028 and U+2029 are no whitespace"
 LIST_DECODE = "decoding a whole list of ids"
 
@@ -44,7 +45,8 @@ class Plan:
     """What is written before and after the vocabulary, and how it differs from tokenizer.json.
 
     `oldest` is the first MNN release that reads every part. `always_prefix` tells how the scheme "first" (a space
-    before the text, but not after an added token) was resolved, None where it does not occur.
+    before the text, but not after an added token) was resolved, None where it does not occur. `words` goes into the
+    vocabulary of the binary form.
     """
 
     normalizer: Part = field(default_factory=lambda: Part("none"))
@@ -53,6 +55,7 @@ class Plan:
     reasons: list[str] = field(default_factory=list)
     oldest: str = "3.5.0"
     always_prefix: bool | None = None
+    words: WholeWords | None = None
 
     def say(self, *reasons: str) -> None:
         """Add reasons that are not yet listed."""
@@ -75,8 +78,9 @@ def make_plan(spec: TokenizerSpec, strip_allowed: bool = False) -> Plan:
     cutters = _flatten(spec.pre_tokenizer, "pretokenizers")
     if not maker.sentencepiece(normalizers, cutters):
         parts = [part for item in normalizers for part in maker.normalizer(item)]
+        pieces = maker.marked(parts, cutters)
         plan.normalizer = _sequence(parts)
-        plan.pre_tokenizer = _sequence([part for item in cutters for part in maker.cutter(item)])
+        plan.pre_tokenizer = _sequence(pieces or [part for item in cutters for part in maker.cutter(item)])
     plan.decoder = maker.decoder(spec.decoder)
     return plan
 
@@ -146,19 +150,25 @@ class _Maker:
         return any(stage.get("type") == "Metaspace" for stage in stages)
 
     def lowercase(self, _item: Mapping[str, Any]) -> list[Part]:
-        self.plan.say("'İ' (U+0130) is not lowercased")
-        return [Part("bert", (0, 0, 0, 1))]
+        """MNN's table maps one character to one; the only letter that becomes two is İ."""
+        return [Part("replace", ("\u0130", "i\u0307")), Part("bert", (0, 0, 0, 1))]
 
     def accents(self, _item: Mapping[str, Any]) -> list[Part]:
         return [Part("bert_table", (0, 0, 1, 0, decompose_table()))]
 
     def strip(self, item: Mapping[str, Any]) -> list[Part]:
+        """Only the left side: MNN's search for whitespace at the right end begins behind the last byte."""
+        left, right = bool(item.get("strip_left", True)), bool(item.get("strip_right", True))
+        if right:
+            self.plan.say("whitespace at the end of a text is kept")
+        if not left:
+            return []
         if not self.strip_allowed:
-            self.plan.say("whitespace at the ends of a text is kept; removing it needs MNN 3.6.0")
+            self.plan.say("whitespace at the beginning of a text is kept; removing it needs MNN 3.6.0")
             return []
         self.plan.oldest = "3.6.0"
         self.plan.say(WIDE_EDGES)
-        return [Part("strip", (int(item.get("strip_left", True)), int(item.get("strip_right", True))))]
+        return [Part("strip", (1, 0))]
 
     def bert(self, item: Mapping[str, Any]) -> list[Part]:
         clean, chinese = item.get("clean_text", True), item.get("handle_chinese_chars", True)
@@ -167,7 +177,7 @@ class _Maker:
         flags = (int(clean), int(chinese), int(accents), int(lower))
         parts = [Part("replace", rule) for rule in _format_rules()] if clean else []
         if lower:
-            self.lowercase(item)
+            parts.append(self.lowercase(item)[0])
         if accents:
             self.plan.say("spacing marks, such as vowel signs of Indic scripts, are removed with the accents")
         return [*parts, Part("bert_table", (*flags, decompose_table())) if accents else Part("bert", flags)]
@@ -218,25 +228,52 @@ class _Maker:
             raise LadingError(
                 "B644", f"pre-tokenizer Split of behavior {behavior!r} with {pattern!r}", where=self.where
             )
-        # What stands between two cuts, written as one pattern whose matches are the pieces.
-        inside, outside = f"[{one}]", f"[^{one}]"
+        return [self.cut_joined(one, behavior)]
+
+    def cut_joined(self, characters: str, behavior: str) -> Part:
+        """A cut at single characters that stay with a neighbour, as a pattern whose matches are the pieces."""
+        inside, outside = f"[{characters}]", f"[^{characters}]"
         pieces = {
             "MergedWithPrevious": f"{outside}*{inside}|{outside}+",
             "MergedWithNext": f"{inside}?{outside}+|{inside}",
             "Contiguous": f"{inside}+|{outside}+",
         }
-        return [self.cut(pieces[behavior], "Isolated")]
+        if behavior not in pieces:
+            raise LadingError("B644", f"pre-tokenizer behavior {behavior!r}", where=self.where)
+        return self.cut(pieces[behavior], "Isolated")
 
     def digits(self, item: Mapping[str, Any]) -> list[Part]:
         return [self.cut("\\p{N}" if item.get("individual_digits") else "\\p{N}+", "Isolated")]
 
     def punctuation(self, item: Mapping[str, Any]) -> list[Part]:
         behavior = item.get("behavior", "Isolated")
-        if behavior not in ("Isolated", "Removed"):
-            raise LadingError("B644", f"pre-tokenizer Punctuation of behavior {behavior!r}", where=self.where)
-        return [self.cut(_PUNCTUATION, behavior)]
+        if behavior in ("Isolated", "Removed"):
+            return [self.cut(f"[{_PUNCTUATION}]", behavior)]
+        return [self.cut_joined(_PUNCTUATION, behavior)]
+
+    def marked(self, normalizers: list[Part], cutters: list[Mapping[str, Any]]) -> list[Part]:
+        """With ignore_merges: pre-tokenizers that take words found whole, after adding to the normalizers.
+
+        Empty where this does not apply, so that the usual way is taken.
+        """
+        if not self.spec.options.get("ignore_merges") or not cutters or cutters[-1].get("type") != "ByteLevel":
+            return []
+        regex = cutters[-1].get("use_regex", True)
+        first = cutters[0].get("pattern", {}).get("Regex") if len(cutters) == 2 and not regex else None
+        isolated = first and cutters[0].get("behavior") == "Isolated" and not cutters[0].get("invert")
+        pattern = GPT2_PATTERN if len(cutters) == 1 and regex else first if isolated else None
+        prefixed = cutters[-1].get("add_prefix_space", True)
+        translated = translate_marked(pattern, MARKED, (OPEN, CLOSE)) if pattern and not prefixed else None
+        words = whole_words(self.spec) if translated is not None else None
+        if words is None or translated is None:
+            return []
+        self.plan.words = words
+        self.plan.say(*translated[1], DROPPED)
+        normalizers += [Part("replace", rule) for rule in words.rules]
+        return [Part("split", (translated[0], 0, 0)), Part("byte_level", (0,))]
 
     def words(self, _item: Mapping[str, Any]) -> list[Part]:
+        self.plan.say("zero-width joiners and circled letters do not count as letters")
         return [self.cut("\\w+|[^\\w\\s]+", "Removed", invert=True)]
 
     def bert_words(self, _item: Mapping[str, Any]) -> list[Part]:

@@ -44,10 +44,11 @@ class Stage:
 class MtokFile:
     """A parsed `tokenizer.mtok`.
 
-    `tokens` holds the text of each id as bytes; `entries` the (text, id) pairs as stored; `merges` (left id, right
-    id, rank) as stored; `added` (id, text, special, lstrip, rstrip). `model` is `bpe`, `wordpiece` or `unigram`,
-    with its settings in `model_fields`. Parts of the tail that the file leaves out are None. `post_ops` is an
-    extension that MNN up to 3.6.1 ignores and later versions run after encoding: None for the encoded text, or an id.
+    `tokens` holds the text of each id as bytes, that of its last entry, as MNN decodes it; `entries` the (text, id)
+    pairs as stored; `merges` (left id, right id, rank) as stored; `scores` by id; `added` (id, text, special, lstrip,
+    rstrip). `model` is `bpe`, `wordpiece` or `unigram`, with its settings in `model_fields`. Parts of the tail that
+    the file leaves out are None. `post_ops` is an extension that MNN up to 3.6.1 ignores and later versions run after
+    encoding: None for the encoded text, or an id.
     """
 
     header: Header
@@ -322,9 +323,8 @@ def _check_vocabulary(
         if text < before:
             raise LadingError("B657", f"entry {text!r} stands after {before!r}", where=where)
         before = text
-        if index >= size or tokens[index] is not None:
-            problem = "is out of range" if index >= size else "has two entries"
-            raise LadingError("B657", f"id {index} {problem} in a vocabulary of {size}", where=where)
+        if index >= size:
+            raise LadingError("B657", f"id {index} is out of range in a vocabulary of {size}", where=where)
         tokens[index] = text
     known = {text for text, _ in entries}
     last = -1
@@ -333,7 +333,7 @@ def _check_vocabulary(
         if key <= last:
             raise LadingError("B657", f"merge of ids {left} and {right} is out of order", where=where)
         last = key
-        if max(left, right) >= size or tokens[left] + tokens[right] not in known:  # type: ignore[operator]
+        if max(left, right) >= size or (tokens[left] or b"") + (tokens[right] or b"") not in known:
             raise LadingError("B657", f"merge {rank} of ids {left} and {right} gives no token", where=where)
     for index, text, *_ in added:
         if index >= size:

@@ -47,6 +47,7 @@ WIDE_SPACES = ((0x85, 0x85), (0xA0, 0xA0), (0x1680, 0x1680), (0x2000, 0x200A), (
                (0x205F, 0x205F), (0x3000, 0x3000))  # fmt: skip
 CONTROLS = "the control characters U+0001 to U+0007 count as letters, digits, spaces or marks"
 NEWER = "characters that came with Unicode 15.1 or later count as unassigned"
+LONG_RUNS = "a stretch of more than 20,000 Chinese characters without any other may stop MNN"
 LONG_S = "'ſ' (U+017F) after an apostrophe is not taken for an s"
 
 
@@ -84,8 +85,11 @@ class Node:
 Branch = tuple[Node, ...]
 
 
-def translate(pattern: str) -> tuple[str, list[str]]:
+def translate(pattern: str, without: frozenset[int] = frozenset()) -> tuple[str, list[str]]:
     """A pattern that MNN matches as Oniguruma matches `pattern`, and the reasons why rare texts may differ.
+
+    Args:
+        without: ASCII characters that no set shall hold.
 
     Raises:
         LadingError: B645 for a construct without an equal.
@@ -96,13 +100,39 @@ def translate(pattern: str) -> tuple[str, list[str]]:
     if any(_nullable(branch) for branch in branches):
         raise parser.error("the pattern matches the empty text")
     if _is_wide(branches):
-        return _print_wide(branches, parser), []
+        return _print_wide(branches, parser), [LONG_RUNS]
     flat = [flat for branch in branches for flat in _spread(branch, parser)]
     reasons: dict[str, None] = {}
+    parser.without = without
     text = "|".join(_print_branch(branch, parser, reasons) for branch in flat)
     if parser.long_s:
         reasons[LONG_S] = None
     return text, list(reasons)
+
+
+def translate_marked(pattern: str, first: str, marks: Iterable[int]) -> tuple[str, list[str]] | None:
+    """As `translate`, with an alternative `first` before all others and the characters `marks` in no set but there.
+
+    None unless the pattern takes a space together with the letters after it, and all letters that follow one another.
+    """
+    parser = _Parser(pattern)
+    branches = parser.alternation()
+    parser.finish()
+    if _is_wide(branches) or not any(_takes_words(branch) for branch in branches):
+        return None
+    text, reasons = translate(pattern, frozenset(marks))
+    return f"{first}|{text}", reasons
+
+
+def _takes_words(branch: Branch) -> bool:
+    """Whether a branch is an optional space (or other character) and a run of letters, and no more than a suffix."""
+    if not branch or branch[0].kind != "set" or (branch[0].low, branch[0].high) != (0, 1):
+        return False
+    letters = branch[1:-1] if branch[-1].kind == "group" else branch[1:]
+    if not letters or any(node.kind != "set" for node in letters):
+        return False
+    inside = [_fold(node, {}) for node in letters]
+    return 32 in _fold(branch[0], {}) and all(_LETTERS | {1, 5} >= chars for chars in inside) and 1 in inside[-1]
 
 
 def quote(text: str) -> str:
@@ -121,6 +151,7 @@ class _Parser:
         self.at = 0
         self.fold = False
         self.long_s = False
+        self.without: frozenset[int] = frozenset()
 
     def error(self, problem: str) -> LadingError:
         return LadingError("B645", f"{problem}, at character {self.at} of the word pattern", where=self.pattern)
@@ -423,7 +454,7 @@ def _print_branch(branch: Branch, parser: _Parser, reasons: dict[str, None]) -> 
         if node.possessive:
             _check_possessive(node, branch[index + 1 :], parser)
         if node.kind == "set":
-            parts.append(_print_set(_fold(node, reasons)) + _print_count(node))
+            parts.append(_print_set(_fold(node, reasons) - parser.without) + _print_count(node))
             continue
         inner = "|".join(_print_branch(option, parser, reasons) for option in node.branches)
         if node.kind == "not" and any(child.kind == "group" for option in node.branches for child in option):

@@ -156,6 +156,7 @@ def load_tokenizer(folder: Path, model_vocab_size: int | None = None, template: 
     notes: list[str] = []
     added = _read_added(data, vocab, folder, notes)
     added = _within_model(added, vocab, size, folder, notes)
+    _note_missing(settings, vocab, added, notes)
     ids = {token.content: token.id for token in added}
     prefix, suffix = _affixes(data.get("post_processor"), str(folder / "tokenizer.json"))
     limit = max(size, max(vocab.values(), default=-1) + 1, max(ids.values(), default=-1) + 1)
@@ -403,6 +404,18 @@ def _within_model(
         if token.id >= size:
             notes.append(f"added token {token.content!r} (id {token.id}) is left out: the embedding has {size} rows")
     return tuple(token for token in added if token.id < size)
+
+
+def _note_missing(
+    settings: Mapping[str, Any], vocab: Mapping[str, int], added: tuple[AddedToken, ...], notes: list[str]
+) -> None:
+    """Note tokens of tokenizer_config.json that transformers would add on loading."""
+    rows = settings.get("added_tokens_decoder")
+    listed = [row.get("content") for row in rows.values() if isinstance(row, dict)] if isinstance(rows, dict) else []
+    known = {token.content for token in added}
+    missing = [text for text in listed if isinstance(text, str) and text not in known and text not in vocab]
+    if missing:
+        notes.append(f"{len(missing)} tokens of tokenizer_config.json are not in tokenizer.json: {missing[0]!r}")
 
 
 # -- ids around a text ------------------------------------------------------------------------------------------------

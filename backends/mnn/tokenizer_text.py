@@ -17,7 +17,8 @@ number token is then taken wherever a number stands, which is what a pattern suc
 
 Type 0 joins neighbours whenever their text together is a normal piece, best score first. A merge list says the same:
 inside the text of a token no foreign merge can reach, so a token always comes from the same two parts; its score is
-minus the rank of that merge. Tokens that merging does not reach are user defined, which are never joined.
+minus the rank of that merge. Tokens that merging does not reach are user defined, which are never joined. Scores are
+read as float32, which holds ranks up to 2^24.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from backends.mnn.tokenizer_bpe import BYTE_CHARS, final_merges, merge_text, rank_table, spell_bytes
+from backends.mnn.tokenizer_bpe import BYTE_CHARS, final_merges, merge_words, spell_bytes
 from backends.mnn.tokenizer_mtok import header
 from backends.mnn.tokenizer_parts import META, Plan
 from backends.mnn.tokenizer_spec import TokenizerSpec
@@ -43,7 +44,7 @@ def text_type(spec: TokenizerSpec, plan: Plan) -> int:
     kinds = {part.kind for part in (plan.pre_tokenizer, *plan.pre_tokenizer.children)}
     if "byte_level" in kinds:
         return BYTE_LEVEL
-    return SENTENCEPIECE if spec.kind == "bpe" and _prefixed(plan) else TIKTOKEN
+    return SENTENCEPIECE if _prefixed(plan) else TIKTOKEN
 
 
 def _prefixed(plan: Plan) -> bool:
@@ -104,6 +105,8 @@ def _normalizes(spec: TokenizerSpec) -> bool:
 
 def _piece_reasons(spec: TokenizerSpec, plan: Plan) -> list[str]:
     reasons = ["a run of spaces decodes to one space and U+2581"] if any(META * 2 in t for t in spec.vocab) else []
+    if spec.kind == "unigram":
+        reasons.append("most words come out otherwise: MNN 3.4 joins the likeliest neighbours, it has no Unigram model")
     if _normalizes(spec):
         reasons.append("text is not normalized")
     legacy = any(part.kind == "prepend" for part in (plan.normalizer, *plan.normalizer.children))
@@ -149,14 +152,13 @@ def number_tokens(spec: TokenizerSpec) -> list[int]:
         return []
     longest = 3 if "\\p{N}{1,3}" in pattern else 1 << 16
     space = "\u0120" if " ?\\p{N}" in pattern else None
-    ranks = rank_table(spec)
-    found: list[tuple[int, int]] = []
-    for text, index in spec.vocab.items():
+    numbers: list[str] = []
+    for text in spec.vocab:
         digits = text[1:] if space and text[:1] == space else text
-        if not (digits.isascii() and digits.isdigit() and len(digits) <= longest and len(text) > 1):
-            continue
-        if merge_text(spec, text, ranks) == [index]:
-            found.append((-len(text), index))
+        if digits.isascii() and digits.isdigit() and len(digits) <= longest and len(text) > 1:
+            numbers.append(text)
+    merged = zip(numbers, merge_words(spec, numbers), strict=True)
+    found = [(-len(text), spec.vocab[text]) for text, ids in merged if ids == [spec.vocab[text]]]
     return [index for _, index in sorted(found)]
 
 
@@ -182,11 +184,17 @@ def _piece_lines(spec: TokenizerSpec) -> list[bytes]:
     normal, unknown, control, user, unused, byte = 1, 2, 3, 4, 5, 6
     names: list[str] = [""] * spec.table_size
     kinds = np.full(spec.table_size, unused)
-    scores = final_merges(spec, spec.table_size)
+    scores = np.zeros(spec.table_size)
     for text, index in spec.vocab.items():
         names[index] = text
         kinds[index] = byte if _is_byte(text) else user
-    kinds[scores >= 0] = normal
+    if spec.scores is not None:
+        scores[: len(spec.scores)] = spec.scores
+        kinds[kinds == user] = normal
+    else:
+        ranks = final_merges(spec)
+        kinds[ranks >= 0] = normal
+        scores = np.where(ranks >= 0, -ranks, 0).astype(np.float64)
     for token in spec.added:
         names[token.id] = token.content
         kinds[token.id] = control if token.special else user
@@ -200,9 +208,9 @@ def _piece_lines(spec: TokenizerSpec) -> list[bytes]:
         )
     else:
         names.append("")
-        kinds, scores = np.append(kinds, unknown), np.append(scores, -1)
-    rows = zip(_encode(names), np.where(scores >= 0, -scores, 0).tolist(), kinds.tolist(), strict=True)
-    return [b"%d" % len(names), *(b"%b %d %d" % row for row in rows)]
+        kinds, scores = np.append(kinds, unknown), np.append(scores, 0)
+    rows = zip(_encode(names), scores.tolist(), kinds.tolist(), strict=True)
+    return [b"%d" % len(names), *(b"%b %.9g %d" % row for row in rows)]
 
 
 def _plain_lines(spec: TokenizerSpec) -> list[bytes]:

@@ -1,0 +1,170 @@
+"""``python -m tools.docs``: write the pages of the manual that follow from the code, so that they cannot go stale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tools.cli import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, command
+
+if TYPE_CHECKING:
+    from passes.registry import PassInfo
+
+FOLDER = Path(__file__).resolve().parent.parent / "docs"
+NOTE = "<!-- Written by `python -m tools.docs`; do not edit. -->"
+
+_COMMANDS = f"""\
+Installation makes the command `lading`. In a source tree that is not installed, `python -m tools.compile` is
+`lading compile` and `python -m tools.releases` is `lading releases`. `lading --version` prints the version, `--help` or
+`-h` after a command its options.
+
+Results go to standard output, progress and errors to standard error. A progress bar is drawn when standard error is a
+terminal.
+
+| exit code | meaning |
+|---|---|
+| 0 | done |
+| {EXIT_FAILED} | the input, the machine or the result was not good enough; a [coded message](errors.md) says why |
+| {EXIT_USAGE} | the command line is wrong |
+| {EXIT_INTERRUPTED} | stopped from the keyboard |
+
+No command leaves a half-written folder behind."""
+
+_PASSES = """\
+A pass is named in a [pipeline](#named-pipelines) with its options in braces:
+`default{bits=8}`, `assign-precision{keep=[re:o_proj] plan="q.toml"}`. `lading compile --list-passes` prints this page
+with the passes of installed plugins, `--print-pipeline` a pipeline in full. Invariants are explained in
+[concepts](concepts.md#passes-and-pipelines), the way to a pass of your own in [writing a pass](writing-a-pass.md)."""
+
+_PIPELINES = """\
+A name stands for its text, also inside other pipelines. Options written after a name go to the one pass of it that has
+such an option."""
+
+_ERRORS = """\
+Everything that can go wrong with an input, a machine or a result has a code. `lading explain CODE` prints its line.
+A message names the place and, where there is more than one thing to do, what to do:"""
+
+
+def commands_page() -> str:
+    """docs/commands.md: every command with its arguments and options."""
+    from tools.main import main
+
+    group = click.Context(main, info_name="lading")
+    parts = ["# Commands", NOTE, _COMMANDS]
+    for name in main.list_commands(group):
+        one = main.get_command(group, name)
+        parts += _command(one, click.Context(one, parent=group, info_name=name, **one.context_settings))
+    return "\n\n".join(parts) + "\n"
+
+
+def _command(one: click.Command, context: click.Context) -> Iterator[str]:
+    yield f"## lading {context.info_name}"
+    yield "```text\n" + " ".join([context.command_path, *one.collect_usage_pieces(context)]) + "\n```"
+    yield "\n\n".join(" ".join(part.split()) for part in (one.help or "").split("\n\n"))
+    options = [item for item in one.params if isinstance(item, click.Option)]
+    if options:
+        yield _table(("option", "meaning", "default"), [_option(item, context) for item in options])
+
+
+def _option(item: click.Option, context: click.Context) -> tuple[str, str, str]:
+    names = ", ".join(f"`{name}`" for name in item.opts)
+    if not item.is_flag:
+        names += f" {_cell(_value(item))}"
+    default = item.get_default(context, call=False) if item.show_default else None
+    return names, _cell(item.help or ""), "" if default is None else f"`{default}`"
+
+
+def _value(item: click.Option) -> str:
+    if isinstance(item.type, click.Choice):
+        return "|".join(map(str, item.type.choices))
+    return item.metavar or item.type.name.partition(" ")[0].upper()
+
+
+def passes_page() -> str:
+    """docs/passes.md: every built-in pass with its options, and the named pipelines."""
+    from passes.registry import Registry
+
+    registry = Registry()
+    parts = ["# Passes", NOTE, _PASSES, "## Named pipelines", _PIPELINES]
+    parts.append(
+        _table(("name", "text"), [(f"`{name}`", f"`{text}`") for name, text in sorted(registry.pipelines.items())])
+    )
+    for info in registry.list_passes():
+        parts += _pass(info)
+    return "\n\n".join(parts) + "\n"
+
+
+def _pass(info: PassInfo) -> Iterator[str]:
+    yield f"## {info.name}"
+    yield info.doc.replace("``", "`")
+    if info.options:
+        yield _table(
+            ("option", "values", "default", "meaning"),
+            [
+                (f"`{item.key}`", _cell(item.type_text), _default(item), _cell(item.help.replace("``", "`")))
+                for item in info.options
+            ],
+        )
+    facts = [("requires", info.requires), ("establishes", info.establishes), ("breaks", info.breaks)]
+    lines = [f"- {word} {', '.join(f'`{name}`' for name in names)}" for word, names in facts if names]
+    if info.lossy:
+        lines.append("- lossy: changes numbers by more than rounding")
+    if lines:
+        yield "\n".join(lines)
+
+
+def _default(item) -> str:
+    return "required" if item.required else f"`{item.write(item.default).partition('=')[2] or 'true'}`"
+
+
+def errors_page() -> str:
+    """docs/errors.md: every code with its help text, by area."""
+    from ir.codes import AREAS, CODES
+    from ir.diag import Diagnostic
+
+    sample = Diagnostic("F533", "unknown model family 'qwen22'", "config.json", "did you mean 'qwen2'?")
+    parts = ["# Error codes", NOTE, _ERRORS, f"```text\n{sample}\n```"]
+    for letter, area in AREAS.items():
+        rows = [(code, _cell(text.replace("``", "`"))) for code, text in sorted(CODES.items()) if code[0] == letter]
+        parts += [f"## {letter}: {area}", _table(("code", "meaning"), rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(row)} |" for row in (head, *rows)]
+    lines.insert(1, "|" + "---|" * len(head))
+    return "\n".join(lines).replace("|  |", "| |")
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "\\<")
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "commands.md": commands_page,
+    "errors.md": errors_page,
+    "passes.md": passes_page,
+}
+"""Generated pages by file name."""
+
+
+@command("docs")
+@click.option(
+    "--folder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=FOLDER,
+    help="Where the manual is; default the docs folder of this source tree.",
+)
+def main(folder: Path) -> int:
+    """Write the generated pages of the manual: commands, passes and error codes."""
+    for name, page in PAGES.items():
+        (folder / name).write_text(page(), encoding="utf-8")
+        click.echo(str(folder / name))
+    return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1057,9 +1057,9 @@ def _describe(item: Any) -> tuple[tuple[int, ...] | None, Any]:
 
 def _is_dtype(plan: _Plan, dtype: Any) -> bool:
     """Compare with a numpy dtype, a scalar type, a name, or a dtype of another library that is named as in numpy."""
-    if isinstance(dtype, np.dtype):
-        return dtype.name == "bfloat16" if plan.numpy is None else dtype == plan.numpy
-    text = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", None) or str(dtype).rpartition(".")[2]
+    if isinstance(dtype, np.dtype) and plan.numpy is not None:
+        return dtype == plan.numpy
+    text = getattr(dtype, "__name__", None) or str(dtype).rpartition(".")[2]
     return text in (plan.spec.dtype, DTYPES[plan.spec.dtype])
 
 

@@ -53,16 +53,18 @@ _TEXTS = ("producer_name", "producer_version", "domain", "doc_string", "model_ve
 Layout = Mapping[Value, tuple[int, int]]
 
 
-def to_model(graph: Graph) -> onnx.ModelProto:
+def to_model(graph: Graph, *, data: bool = True) -> onnx.ModelProto:
     """The graph as a model, with its constants inside.
 
     Args:
         graph: a root graph.
+        data: False leaves out the bytes of the root graph's constants, for callers that put their own there; names,
+            element types and shapes are written.
 
     Raises:
         LadingError: T230 an operator of another domain whose definition needs an input type that is unknown.
     """
-    return _model(graph, {}, "")
+    return _model(graph, {}, "", data)
 
 
 def write(graph: Graph, path: str | os.PathLike[str], *, external: bool | int | None = None) -> None:
@@ -149,11 +151,11 @@ def _move_constants(graph: Graph, layout: Layout, replaced: Sequence[Path]) -> d
 # ---- the model ----
 
 
-def _model(graph: Graph, layout: Layout, location: str) -> onnx.ModelProto:
+def _model(graph: Graph, layout: Layout, location: str, data: bool = True) -> onnx.ModelProto:
     about = graph.metadata.get(MODEL, {}).get("model", {})
     version = _format_version(graph, about.get("ir_version", IR_VERSION))
     model = onnx.ModelProto(ir_version=version)
-    writer = _Writer(graph, None, True, {}, layout=layout, location=location, version=version)
+    writer = _Writer(graph, None, True, {}, layout=layout, location=location, version=version, data=data)
     writer.level(model.graph, graph)
     for name, body in graph.functions.items():
         op, _, overload = name.partition(":")
@@ -221,12 +223,14 @@ class _Writer(Exporter):
     Attributes:
         layout, location: constants that go to another file, and its name.
         version: version of the format.
+        data: write the bytes of the outermost graph's constants.
         kinds: attribute types as operators declare them.
     """
 
     layout: Layout = field(default_factory=dict)
     location: str = ""
     version: int = IR_VERSION
+    data: bool = True
     kinds: dict[tuple[str, str], int] = field(default_factory=dict)
 
     def fill(
@@ -288,7 +292,10 @@ class _Writer(Exporter):
     def constant(self, proto: onnx.TensorProto, value: Value, name: str) -> None:
         """Write an initializer: a reference to another file, the message it came as, or its bytes."""
         tensor: Tensor = value.const  # type: ignore[assignment]
-        if value in self.layout:
+        if not self.data and value.graph is self.graph:
+            proto.data_type = onnx_dtype(tensor.type.dtype, self.opsets.get("", OPSET))
+            proto.dims.extend(tensor.type.shape)  # type: ignore[arg-type]
+        elif value in self.layout:
             proto.CopyFrom(external_constants(self.layout, self.location)(value))  # type: ignore[arg-type]
         elif isinstance(tensor, ProtoTensor):
             proto.CopyFrom(tensor.proto)

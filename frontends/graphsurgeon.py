@@ -7,15 +7,15 @@ Names identify its tensors, as they do when graph-surgeon exports a graph.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 
-from frontends.onnx import FORMAT_ASSUMED, finish_root, functions_of, opsets_of_imports
-from frontends.onnx_lift import Free, Lift, Scope
+from frontends.onnx import lift_message
+from frontends.onnx_lift import Free
 from frontends.onnx_tensors import Place, dense, tensor_of
 from ir.diag import LadingError
 from ir.graph import Graph
@@ -25,6 +25,8 @@ from ir.types import dtype_of_onnx
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
+FORMAT_ASSUMED = 10
+"""Version of the ONNX format of a graph that does not name one."""
 _KINDS = ("tensor_type", "sequence_type")
 """Kinds of values that graph-surgeon represents."""
 
@@ -47,31 +49,12 @@ def from_graphsurgeon(
     """
     place = Place(Path(base) if base is not None else None)
     writer = _Protos(place)
-    proto = writer.graph(graph, root=True)
-    imports = graph.import_domains or [onnx.helper.make_opsetid("", graph.opset)]
-    root = Graph(graph.name, opsets_of_imports(imports, place))
-    lift = _Lift(root, proto, place, graph.ir_version or FORMAT_ASSUMED, free)
-    lift.constants = writer.constants
-    lift.fill(lift.scope)
-    about = {"ir_version": graph.ir_version} if graph.ir_version else {}
-    about |= {key: text for key in ("producer_name", "producer_version") if (text := getattr(graph, key))}
-    functions = [writer.function(item) for item in graph.functions]
-    finish_root(lift, root, about)
-    functions_of(root, functions, place, graph.ir_version or FORMAT_ASSUMED)
-    return root
-
-
-class _Lift(Lift):
-    """Takes the constants of the outermost level as they are instead of from messages."""
-
-    constants: Mapping[str, Tensor]
-
-    def initializers(self, scope: Scope) -> None:
-        """Add the constants of a level."""
-        if scope.parent is None:
-            for name, tensor in self.constants.items():
-                self.constant(scope, name, tensor)
-        super().initializers(scope)
+    model = onnx.ModelProto(ir_version=graph.ir_version or FORMAT_ASSUMED)
+    model.graph.CopyFrom(writer.graph(graph, root=True))
+    model.opset_import.extend(graph.import_domains or [onnx.helper.make_opsetid("", graph.opset)])
+    model.producer_name, model.producer_version = graph.producer_name, graph.producer_version
+    model.functions.extend(writer.function(item) for item in graph.functions)
+    return lift_message(model, place, free, writer.constants)
 
 
 class _Protos:

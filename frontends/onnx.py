@@ -16,7 +16,7 @@ import mmap
 import os
 import stat
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from frontends.onnx_tensors import Place
 from frontends.onnx_wire import Malformed, without_weights
 from ir.diag import LadingError
 from ir.graph import Graph
+from ir.tensor import Tensor
 
 SCAN_BYTES = 64 << 20
 """Size from which the weights of a model file are left in the file."""
@@ -58,12 +59,12 @@ def load(
         raise ValueError(f"free is 'error' or 'input', not {free!r}")
     folder = Path(base) if base is not None else None
     if isinstance(source, Message):
-        return _lift(source, Place(folder), free)  # type: ignore[arg-type]
+        return lift_message(source, Place(folder), free)  # type: ignore[arg-type]
     if isinstance(source, bytes | bytearray | memoryview):
         data = memoryview(source).cast("B")
-        return _lift(_parse(data, "the model"), Place(folder, data=data), free)
+        return lift_message(_parse(data, "the model"), Place(folder, data=data), free)
     path = Path(source)
-    return _lift(_read(path), Place(folder if folder is not None else path.parent, path), free)
+    return lift_message(_read(path), Place(folder if folder is not None else path.parent, path), free)
 
 
 # ---- files and bytes ----
@@ -109,13 +110,24 @@ def _stripped(data: bytes | memoryview) -> bytes:
 # ---- the model ----
 
 
-def _lift(model: onnx.ModelProto, place: Place, free: Free) -> Graph:
+def lift_message(
+    model: onnx.ModelProto, place: Place, free: Free = "error", constants: Mapping[str, Tensor] | None = None
+) -> Graph:
+    """The graph of a decoded model; see `load`.
+
+    Args:
+        model: the model.
+        place: where its files may be.
+        free: see `load`.
+        constants: further constants of the outermost graph, by name.
+    """
     if not isinstance(model, onnx.ModelProto):
         raise TypeError(f"an onnx.ModelProto is needed, not {type(model).__name__}")
     _check(model, place)
     with _no_collection():
         root = Graph(model.graph.name, _opsets(model.opset_import, place))
         lift = Lift(root, model.graph, place, model.ir_version, free)
+        lift.constants = constants or {}
         lift.fill(lift.scope)
         lift.note(root, {"model": _about(model)})
         for key, value in pairs(model.metadata_props).items():
@@ -238,4 +250,4 @@ def _called(node: Any) -> str:
     return f"{node.op}:{node.overload}" if node.overload else node.op
 
 
-__all__ = ["load"]
+__all__ = ["lift_message", "load"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
@@ -70,7 +70,11 @@ class Scope:
 
 
 class Lift:
-    """Makes one root graph, or one function body, of messages."""
+    """Makes one root graph, or one function body, of messages.
+
+    Attributes:
+        constants: constants of the outermost level that are not in its message.
+    """
 
     def __init__(
         self, root: Graph, proto: onnx.GraphProto, place: Place, ir_version: int, free: Free, outer: str = ""
@@ -83,6 +87,7 @@ class Lift:
         self.attributes = Attributes(place, self.types)
         self.scope = Scope(root, proto)
         self.defaults = ir_version >= FIRST_WITH_DEFAULTS
+        self.constants: Mapping[str, Tensor] = {}
         self.numbers: dict[str, int] = {}
 
     @cached_property
@@ -148,6 +153,9 @@ class Lift:
     def initializers(self, scope: Scope) -> None:
         """Add the constants, and as tables the defaults of inputs."""
         place = self.place
+        if scope.parent is None:
+            for name, tensor in self.constants.items():
+                self.constant(scope, name, tensor)
         for proto in scope.proto.initializer:
             self.constant(scope, proto.name, tensor_of(proto, place, proto.name))
             if proto.doc_string or proto.metadata_props:

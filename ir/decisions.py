@@ -74,6 +74,13 @@ class DynamicInputs(Fact):
         )
         return cls(data["signature"], found, data["keeps_cache"], tuple(data["windows"]))
 
+    def renamed(self, old: str, new: str) -> DynamicInputs:
+        """The fact with an input called otherwise."""
+        if all(item.input != old for item in self.discoveries):
+            return self
+        found = tuple(replace(item, input=new) if item.input == old else item for item in self.discoveries)
+        return replace(self, discoveries=found)
+
     def find(self, kind: str) -> Discovery | None:
         """The discovery of a kind, or None."""
         return next((item for item in self.discoveries if item.kind == kind), None)
@@ -196,11 +203,14 @@ class PrecisionPlan(Fact):
 
     def check(self, graph: Graph) -> list[Diagnostic]:
         """Every planned constant is still there or has become a stored one."""
-        from ir.weights import planned_names
-
-        present = planned_names(graph)
         return [
             Diagnostic("I191", f"the plan speaks of {name!r}, which the graph does not hold", graph.name)
             for name in self.storage
-            if name not in present
+            if not graph.has(name)
         ]
+
+    def renamed(self, old: str, new: str) -> PrecisionPlan:
+        """The plan with a weight called otherwise."""
+        if old not in self.storage:
+            return self
+        return replace(self, storage={new if key == old else key: item for key, item in self.storage.items()})

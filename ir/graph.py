@@ -111,7 +111,8 @@ class Value:
     @property
     def is_output(self) -> bool:
         """True when the graph returns this value."""
-        return any(value is self for value in self.graph.outputs)
+        # Outputs are pinned; looking there first keeps this cheap in graphs with hundreds of outputs.
+        return self in self.graph._pins and any(value is self for value in self.graph.outputs)
 
     @property
     def dtype(self):

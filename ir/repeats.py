@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from heapq import nlargest
+from heapq import nsmallest
 from itertools import islice
 
 from ir.analysis import Dominators, depths, entries, exits, post_dominators, reachable
@@ -19,8 +19,8 @@ from ir.graph import Graph, Node, Value
 from ir.types import BOOL, I32, I64, TensorType
 from ir.view import Flow, cached, flow
 
-MAX_STARTS = 128
-"""How many values are considered as the beginning of the chain, those with the longest chains first."""
+MAX_STARTS = 256
+"""How many values are considered as the beginning of the chain, those nearest to the inputs first."""
 
 SHORTEST = 0.3
 """Chains of less than this part of the greatest length are not tried."""
@@ -94,12 +94,13 @@ def chains(graph: Graph) -> Iterator[list[Value]]:
     tree = post_dominators(graph, [target])
     data = reachable(graph, entries(graph))
     inner = [item for item in flow(graph).items if isinstance(item, Value) and item in data and item in tree]
-    starts = nlargest(MAX_STARTS, inner, key=tree.depth)
+    least = SHORTEST * max(map(tree.depth, inner), default=0)
+    long = [value for value in inner if tree.depth(value) >= least]
+    starts = nsmallest(MAX_STARTS, long, key=lambda value: (deep.get(value.producer, -1), -tree.depth(value)))
     reach = _reach(graph, tree, starts)
-    least = SHORTEST * max(map(tree.depth, starts), default=0)
     seen: set[Value] = set()
     for start in sorted(starts, key=lambda value: (-reach[value], -tree.depth(value))):
-        if tree.depth(start) < least or start in seen:
+        if start in seen:
             continue
         found = [item for item in (start, *tree.chain(start)) if isinstance(item, Value)]
         seen.update(found)
@@ -177,9 +178,10 @@ def _pieces(graph: Graph, cuts: Sequence[Value]) -> list[list[Node]]:
         owners = [piece_of[p] for p in _producers(view, number) if p in piece_of]
         if owners:
             piece_of[number] = max(owners)
+    ahead = reachable(graph, [cuts[0]], backward=True)
     for number in range(len(view.items) - 1, -1, -1):
         item = view.items[number]
-        if number in piece_of or after[number] or not isinstance(item, Node):
+        if number in piece_of or after[number] or item in ahead or not isinstance(item, Node):
             continue
         readers = {piece_of.get(view.index[user]) for value in item.outputs for user in _local(value, graph)}
         if len(readers) == 1 and None not in readers:

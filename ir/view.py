@@ -6,7 +6,7 @@ are computed when first asked for and kept until the graph's version moves. Edit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -52,7 +52,7 @@ class Flow:
     preds: list[list[int]]
     succs: list[list[int]]
 
-    def numbers(self, items) -> list[int]:
+    def numbers(self, items: Iterable[Vertex]) -> list[int]:
         """Numbers of nodes or values, in the order given; KeyError when one is not part of the graph."""
         return [self.index[item] for item in items]
 

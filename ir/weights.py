@@ -17,7 +17,7 @@ from ir.tensor import Tensor, transposed
 from ir.types import BF16, F16, F32
 
 if TYPE_CHECKING:
-    from ir.graph import Graph, Value
+    from ir.graph import Value
 
 DEQUANTIZE = ("DequantizeLinear", "mnn.AffineDequantize")
 
@@ -100,12 +100,3 @@ def _float_storage(name: str, tensor: Tensor, matmul: bool) -> StoredWeight:
         raise ValueError(f"@{name} is {tensor.type}, not a float matrix")
     rows, columns = oriented.type.shape
     return StoredWeight(name, rows, columns, oriented)
-
-
-def planned_names(graph: Graph) -> set[str]:
-    """Names of everything a precision plan can speak of: constants and what is dequantized from them."""
-    names = set(graph.consts)
-    for node in graph.nodes:
-        if node.op in DEQUANTIZE or node.op == "Cast":
-            names.add(node.output.name)
-    return names

@@ -96,7 +96,7 @@ def _const_key(tensor: Tensor) -> Hashable:
     if _is_small(tensor):
         return kind, shape, tensor.load().tobytes()
     if isinstance(tensor, InlineTensor):
-        return kind, shape, str(tensor.elements(0, 64))
+        return kind, shape, tensor.elements(0, 64).tobytes()
     return kind, shape
 
 

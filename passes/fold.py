@@ -166,21 +166,27 @@ class _Choice:
             return False
         if _widens(node) or _divides_by_zero(node) or any(spoken_of(self.graph, value) for value in node.outputs):
             return False
-        if node.op == "Identity" and node.output.is_output:
-            # It gives a constant the name of a graph output.
-            return False
-        return self.results_fit(node)
+        return not any(value.is_output and _needs_its_node(value) for value in node.outputs) and self.results_fit(node)
 
     def results_fit(self, node: Node) -> bool:
         if node.op == "Constant" or node.op in BOUNDED:
             return True
         types = [value.type for value in node.outputs]
-        if any(_size(one) == _UNKNOWN for one in types):
+        if None in types:
             try:
                 types = infer_node(node)  # type: ignore[assignment]
             except TypeMismatch:
                 return False
         return all(_size(one) <= self.limit for one in types)
+
+
+def _needs_its_node(value: Value) -> bool:
+    """True for a graph output that an Identity of a constant could not give, or gives already.
+
+    onnxruntime has no Identity for types below one byte.
+    """
+    narrow = isinstance(value.type, TensorType) and value.type.dtype.bits < 8 and value.type.dtype.kind != "s"
+    return narrow or value.producer.op == "Identity"  # type: ignore[union-attr]
 
 
 _UNKNOWN = 1 << 62
@@ -194,12 +200,12 @@ def _size(type_: object) -> int:
 
 
 def _widens(node: Node) -> bool:
-    """True for a cast of a float constant to wider floats: it is stored narrow on purpose."""
-    source = node.inputs[0].const if node.op == "Cast" and node.inputs[0] is not None else None
-    if source is None or not source.type.dtype.is_float or (source.type.size or 0) <= 1:
-        return False
+    """True for a cast of floats to wider floats: the constant is stored narrow on purpose."""
+    source = node.inputs[0].type if node.op == "Cast" and node.inputs[0] is not None else None
     target = node.output.type
-    return isinstance(target, TensorType) and target.dtype.is_float and target.dtype.bits > source.type.dtype.bits
+    if not isinstance(source, TensorType) or not isinstance(target, TensorType) or source.size in (0, 1):
+        return False
+    return source.dtype.is_float and target.dtype.is_float and target.dtype.bits > source.dtype.bits
 
 
 def _divides_by_zero(node: Node) -> bool:

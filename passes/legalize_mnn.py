@@ -174,11 +174,12 @@ class Lowering:
         table = graph.tables.get("embedding")
         if found is None or table is None or table.const is None:
             return
-        parts = parts_needed(table.const)
-        exact = graph.add_const(f"{table.name}.bf16", bf16_parts(table.const, parts), loc=table.loc)
+        name, parts = table.name, parts_needed(table.const)
+        exact = graph.add_const(f"{name}.bf16", bf16_parts(table.const, parts), loc=table.loc)
         graph.set_table("embedding", exact)
         if table.use_count == 0:
             graph.erase_const(table)
+            graph.rename(exact, name)
         if parts > 1:
             self._sum_parts(graph.value(found.input), parts)
 

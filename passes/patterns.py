@@ -19,7 +19,7 @@ later part fails, earlier choices are taken back.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import permutations
 from typing import Any
 
@@ -398,7 +398,7 @@ class Skips:
     """Where `Match.skip` leaves its reason."""
 
     wanted: bool = False
-    reason: str = field(default="")
+    reason: str = ""
 
 
 class Match:

@@ -111,7 +111,8 @@ class Registry:
 
     Attributes:
         passes, pipelines: name to class (or ``"module:Class"``), name to text.
-        ops, frontends, backends, recipes: what plugins added; the built-in ones are elsewhere.
+        ops, frontends, backends, recipes: what plugins added; the built-in ones are elsewhere. `install` hands the
+            first and last to the IR.
     """
 
     def __init__(self, passes: Mapping[str, Any] | None = None, pipelines: Mapping[str, str] | None = None) -> None:
@@ -202,6 +203,30 @@ class Registry:
         """Every pass, described, by name."""
         return [self.describe(name) for name in sorted(self.passes)]
 
+    def install(self) -> None:
+        """Make the operators and recipes of plugins known to the IR; LadingError P331 for a name that is taken there."""
+        for table in ("ops", "recipes"):
+            for name, item in getattr(self, table).items():
+                package = self._package[table, name]
+                found = self.imported(item, package) if isinstance(item, str) else item
+                try:
+                    _install(table, name, found)
+                except ValueError as error:
+                    raise LadingError("P331", str(error), package) from error
+
+
+def _install(table: str, name: str, item: Any) -> None:
+    if table == "recipes":
+        from ir.tensor import register_recipe
+
+        register_recipe(name, item)
+        return
+    from ir.ops import register
+
+    if item.name != name:
+        raise ValueError(f"the operator {item.name!r} is listed as {name!r}")
+    register(item)
+
 
 def load_plugins(registry: Registry, entry_points: Iterable[Any]) -> None:
     """Merge the plugins of entry points; LadingError P330 for one that does not load or is no `Plugin`."""
@@ -224,4 +249,5 @@ def default_registry() -> Registry:
 
     registry = Registry()
     load_plugins(registry, entry_points(group=GROUP))
+    registry.install()
     return registry

@@ -18,6 +18,7 @@ from backends.mnn.reader import MnnModel
 from backends.mnn.releases import installed_version
 from backends.mnn.verify import Level, Subject, verify
 from frontends.checkpoint import load
+from ir.codes import CODES
 from ir.decisions import DynamicInputs
 from ir.diag import LadingError
 from ir.parse import parse
@@ -25,6 +26,7 @@ from passes.manager import PassManager
 from tests.checkpoints import hot_tensors, make_checkpoint, write_weights
 from tools.compile import main
 from tools.compiler import EXAMPLE, Request, compile_model
+from tools.main import main as lading
 
 
 def refused(code: str, call, *args, says: str = "", **options) -> LadingError:
@@ -257,3 +259,14 @@ def test_example_of_the_source_tree_we_stand_in(tmp_path, monkeypatch):
     monkeypatch.chdir(EXAMPLE.parent.parent)
     result = CliRunner().invoke(main, ["-o", str(tmp_path / "out"), "--verify", "none", "--json"])
     assert result.exit_code == 0 and json.loads(result.stdout)["out"] == str(tmp_path / "out")
+
+
+def test_explain_prints_the_help_text_in_either_case():
+    for code in ("F533", "f533"):
+        result = CliRunner().invoke(lading, ["explain", code])
+        assert (result.exit_code, result.stdout) == (0, f"F533: {CODES['F533']}\n")
+
+
+def test_explain_knows_near_codes():
+    result = CliRunner().invoke(lading, ["explain", "F5333"])
+    assert result.exit_code == 1 and "error[U900]" in result.stderr and "did you mean 'F533'" in result.stderr

@@ -7,10 +7,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-from click.testing import CliRunner
-
 from ir.codes import AREAS, CODES
-from tools.main import main
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("ir", "passes", "frontends", "backends", "tools")
@@ -77,14 +74,3 @@ def test_every_code_named_in_the_manual_is_in_the_table():
     areas = "".join(AREAS)
     named = {code for page in pages for code in re.findall(rf"\b[{areas}][0-9]{{3}}\b", page.read_text())}
     assert sorted(named - set(CODES)) == []
-
-
-def test_explain_prints_the_help_text_in_either_case():
-    for code in ("F533", "f533"):
-        result = CliRunner().invoke(main, ["explain", code])
-        assert (result.exit_code, result.stdout) == (0, f"F533: {CODES['F533']}\n")
-
-
-def test_explain_knows_near_codes():
-    result = CliRunner().invoke(main, ["explain", "F5333"])
-    assert result.exit_code == 1 and "error[U900]" in result.stderr and "did you mean 'F533'" in result.stderr

@@ -128,7 +128,7 @@ class Load(Toy):
     """Reads a file."""
 
     name = "load"
-    file: Path = option(help="the file")  # noqa: RUF009
+    file: Path = option(help="the file")
 
     def prepare(self):
         return read_text(self.file, "toy file")

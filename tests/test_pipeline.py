@@ -12,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ir.diag import LadingError
+from ir.ops import OpDef, lookup
+from ir.tensor import RECIPES, InlineTensor
 from passes.base import Pass, PassContext
 from passes.options import option, options_of, read_text
 from passes.pipeline import Pipeline, Repeat, load, parse
@@ -55,7 +57,7 @@ class Load(Pass):
     """Needs a file."""
 
     name = "load-plan"
-    plan: Path = option(help="the plan to read")  # noqa: RUF009
+    plan: Path = option(help="the plan to read")
 
     def prepare(self):
         return read_text(self.plan, "plan")
@@ -456,6 +458,29 @@ class Late(Pass):
 
     def run(self, graph, ctx):
         return None
+
+
+def test_operators_and_recipes_of_plugins_reach_the_ir(registry):
+    made = OpDef("plugged.Op", package="pkg-ops")
+    registry.add(Plugin(ops={"plugged.Op": made}, recipes={"plugged": InlineTensor}), "pkg-ops")
+    registry.install()
+    assert lookup("plugged.Op") is made and RECIPES["plugged"] is InlineTensor
+    registry.install()
+
+
+@pytest.mark.parametrize(
+    ("plugin", "part"),
+    [
+        (Plugin(ops={"plugged.Other": OpDef("plugged.Op")}), "listed as"),
+        (Plugin(ops={"NoDomain": OpDef("NoDomain")}), "needs a domain"),
+        (Plugin(recipes={"inline": dict}), "is taken"),
+    ],
+)
+def test_operators_and_recipes_that_clash_name_their_package(plugin, part, registry):
+    registry.add(plugin, "pkg-clash")
+    with pytest.raises(LadingError, match=part) as caught:
+        registry.install()
+    assert caught.value.code == "P331" and "pkg-clash" in str(caught.value)
 
 
 @pytest.mark.parametrize("table", ["passes", "pipelines"])

@@ -248,6 +248,7 @@ def test_planned_weight_that_is_computed_is_refused(tied):
     node = graph.add("Identity", [value], types=[value.type], before=graph.first)
     graph.rename(value, "kept")
     graph.rename(node.output, name)
+    graph.set_fact(plan.name, plan)
     with pytest.raises(LadingError) as error:
         PassManager("insert-qdq").run(graph)
     assert error.value.code == "Q420"

@@ -287,11 +287,18 @@ def _gpt2() -> dict[str, Any]:
 
 def _added() -> dict[str, Any]:
     """Added tokens of every sort: nested, overlapping, with blanks, beyond ASCII, taking whitespace along."""
-    plain = ("<a>", "<a><b>", "b><c", "  ", "\t\t", "é", "naïve", "<｜x▁y｜>", "line\nbreak", "好的", "12")
+    plain = ("<a>", "<a><b>", "b><c", "é", "naïve", "<｜x▁y｜>", "line\nbreak", "好的", "12")
     tokens = [added(text, special=index % 2 == 0) for index, text in enumerate(plain)]
     tokens += [added("<left>", lstrip=True), added("<right>", rstrip=True), added("<both>", lstrip=True, rstrip=True)]
     tokens += [added("<norm>", normalized=True), added("<|word|>", single_word=True)]
     return with_added(_json(train_bpe(GPT2)), tokens)
+
+
+def _blanks() -> dict[str, Any]:
+    """Runs of blanks as tokens, as in vocabularies made for code."""
+    runs = [" " * size for size in range(24, 1, -1)] + ["\t\t\t", "\t\t"]
+    data = with_added(_json(train_bpe(GPT2)), [added(run, special=False, normalized=True) for run in runs])
+    return data | {"normalizer": {"type": "NFC"}}
 
 
 def _qwen2() -> dict[str, Any]:
@@ -309,6 +316,12 @@ def _llama3() -> dict[str, Any]:
     return data
 
 
+UNREACHED = (
+    " jumpsover", " tokenizations", " naïvely", " Besançons", " мирный", " языковой", " thếgiới", " tiếngViệt",
+    " κόσμους", " žluťoučkých", " güneşlik", " 公園", " 散步吧", " مرحبابك", " שלוםלך", "foxlike", "Größen",
+)  # fmt: skip
+
+
 def _llama3_ranks() -> dict[str, Any]:
     """As converted from a table of ranks: every split of a token into two tokens is a merge, and some are not reached.
 
@@ -324,11 +337,11 @@ def _llama3_ranks() -> dict[str, Any]:
         for at in range(1, len(text))
         if text[:at] in vocab and text[at:] in vocab
     ]
-    words = " jumps,fox,tokenization, careful, Сегодня, изучаем, нейронные, một, nhiều, tiếng, όμορφη, žluťoučký, güneşli, 天気"
     for token in data["added_tokens"]:
         vocab[token["content"]] = token["id"]
-    for word in words.split(","):
-        vocab.setdefault(spell_bytes(word.encode()), len(vocab))
+    for word in UNREACHED:
+        assert spell_bytes(word.encode()) not in vocab
+        vocab[spell_bytes(word.encode())] = len(vocab)
     return data
 
 
@@ -388,6 +401,7 @@ KINDS: dict[str, Callable[[], dict[str, Any]]] = {
     "gpt2": _gpt2,
     "qwen2": _qwen2,
     "added": _added,
+    "blanks": _blanks,
     "llama3": _llama3,
     "llama3-ranks": _llama3_ranks,
     "o200k": _o200k,
@@ -401,6 +415,98 @@ KINDS: dict[str, Callable[[], dict[str, Any]]] = {
     "unigram-bytes": lambda: _unigram(True),
     "wordpiece": _wordpiece,
 }
+
+
+# Stages put in place of those of the "gpt2" tokenizer: name -> (key of tokenizer.json, value).
+_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+_LEVEL_REGEX = {**_LEVEL, "use_regex": True}
+
+
+def _cuts(*items: dict[str, Any], last: dict[str, Any] = _LEVEL) -> tuple[str, dict[str, Any]]:
+    return "pre_tokenizer", {"type": "Sequence", "pretokenizers": [*items, last]}
+
+
+def _split(behavior: str, invert: bool = False, **pattern: str) -> dict[str, Any]:
+    return {"type": "Split", "pattern": pattern, "behavior": behavior, "invert": invert}
+
+
+_CL100K = QWEN2.replace("]?\\p{L}+|\\p{N}", "]?+\\p{L}+|\\p{N}{1,3}").replace("]+[\\r\\n]*", "]++[\\r\\n]*")
+_DIGITS = {"type": "Digits", "individual_digits": True}
+STAGES: dict[str, tuple[str, dict[str, Any]]] = {
+    "digits one by one": _cuts(_DIGITS),
+    "digits together": _cuts({"type": "Digits", "individual_digits": False}),
+    "punctuation": _cuts({"type": "Punctuation", "behavior": "Isolated"}),
+    "punctuation removed": _cuts({"type": "Punctuation", "behavior": "Removed"}),
+    "punctuation together": _cuts({"type": "Punctuation", "behavior": "Contiguous"}),
+    "whitespace removed": _cuts({"type": "WhitespaceSplit"}),
+    "one character removed": _cuts({"type": "CharDelimiterSplit", "delimiter": "-"}),
+    "bert words": _cuts({"type": "BertPreTokenizer"}),
+    "merged with previous": _cuts(_split("MergedWithPrevious", String=" ")),
+    "merged with next": _cuts(_split("MergedWithNext", String=" ")),
+    "merged with next beyond ascii": _cuts(_split("MergedWithNext", String="的")),
+    "contiguous": _cuts(_split("Contiguous", Regex="[0-9]")),
+    "matches removed": _cuts(_split("Removed", Regex="\\s+")),
+    "matches kept": _cuts(_split("Removed", True, Regex=GPT2)),
+    "literal": _cuts(_split("Isolated", String="a.")),
+    "possessive": _cuts(_split("Isolated", Regex=_CL100K)),
+    "letters and marks": _cuts(_split("Isolated", Regex=QWEN2.replace("\\p{L}+|", "[\\p{L}\\p{M}]+|"))),
+    "nested set": _cuts(_split("Isolated", Regex=" ?[^(\\s|[.,!?…。，、।۔،])]+")),
+    "digits, then words": _cuts(_DIGITS, last=_LEVEL_REGEX),
+    "space before text": ("pre_tokenizer", {**_LEVEL_REGEX, "add_prefix_space": True}),
+    "NFKC": ("normalizer", {"type": "NFKC"}),
+    "lowercase": ("normalizer", {"type": "Lowercase"}),
+    "replace": ("normalizer", {"type": "Replace", "pattern": {"String": "a"}, "content": "bb"}),
+    "runs of spaces": ("normalizer", {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}),
+    "prepend": ("normalizer", {"type": "Prepend", "prepend": "_"}),
+    "precompiled": ("normalizer", {"type": "Precompiled", "precompiled_charsmap": ""}),
+}
+
+
+def stage_text(name: str) -> str:
+    """tokenizer.json of "gpt2" with one stage exchanged."""
+    data = json.loads(tokenizer_text("gpt2"))
+    key, value = STAGES[name]
+    if name == "precompiled":
+        value = {**value, "precompiled_charsmap": build_charsmap(CHARSMAP)}
+    return json.dumps({**data, key: value})
+
+
+CHARSMAP = {
+    "ﬁ": "fi", "½": "1/2", "\u00a0": " ", "\u200b": "", "Ａ": "A", "①": "1", "e\u0301": "é", "a\u0300": "à", "ß": "ss",
+}  # fmt: skip
+
+
+def build_charsmap(entries: dict[str, str]) -> str:
+    """A SentencePiece table: a double-array trie over UTF-8 and the replacements, in base64."""
+    texts = bytearray()
+    root: dict[int, Any] = {}
+    for key, value in entries.items():
+        node = root
+        for byte in key.encode():
+            node = node.setdefault(byte, {})
+        node[0] = len(texts)
+        texts += value.encode() + b"\0"
+    units = [0] * 4096
+    used, bases = {0}, {0}
+
+    def free(base: int, node: dict[int, Any]) -> bool:
+        return base not in bases and all((base ^ label) not in used and (base ^ label) < 4096 for label in node)
+
+    def place(node: dict[int, Any], at: int) -> None:
+        base = next(base for base in range(1, 4096) if free(base, node))
+        bases.add(base)
+        used.update(base ^ label for label in node)
+        units[at] |= (at ^ base) << 10 | (256 if 0 in node else 0)
+        for label, child in node.items():
+            if label == 0:
+                units[base] = child | 1 << 31
+            else:
+                units[base ^ label] = label
+                place(child, base ^ label)
+
+    place(root, 0)
+    trie = b"".join(unit.to_bytes(4, "little") for unit in units)
+    return base64.b64encode(len(trie).to_bytes(4, "little") + trie + bytes(texts)).decode()
 
 
 def write_folder(folder: Path, text: str, template: str | None = None, **settings: Any) -> Path:

@@ -176,7 +176,7 @@ def _weights(graph: Graph, emission: Emission, errors: Mapping[str, tuple[float,
     table = graph.tables.get("embedding")
     if table is None:
         return entries
-    name = table.name.removesuffix(".bf16")
+    name = table.name
     if layout.embedding_file is not None:
         weight = layout.embedding_file
         storage = c.Storage(bits=16, method="cast" if weight.columns == graph.metadata["hidden_size"] else "split",

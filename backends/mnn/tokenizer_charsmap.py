@@ -18,7 +18,7 @@ from ir.diag import LadingError
 
 _LABEL = np.uint32(0x800000FF)
 _LONGEST_SEQUENCE = 5
-SEQUENCES = "a character is normalized together with the marks after it only where the table lists them together"
+MARKS = "a combining mark after a character that the normalization table replaces is kept"
 
 
 def charsmap_rules(encoded: Any, where: str) -> tuple[list[tuple[bytes, bytes]], list[str]]:
@@ -34,7 +34,7 @@ def charsmap_rules(encoded: Any, where: str) -> tuple[list[tuple[bytes, bytes]],
     longer = [key for key in entries if key not in single and len(key) <= _LONGEST_SEQUENCE]
     longer.sort(key=len, reverse=True)
     rules = [(key, entries[key]) for key in longer] + list(single.items())
-    return rules, [SEQUENCES] if longer else []
+    return rules, [MARKS] if rules else []
 
 
 def _entries(encoded: Any, where: str) -> dict[bytes, bytes]:
@@ -60,18 +60,23 @@ def _entries(encoded: Any, where: str) -> dict[bytes, bytes]:
 
 
 def _walk(units: np.ndarray, where: str) -> list[tuple[bytes, int]]:
-    """(key, value) of each entry, level by level; all children of a level are looked up at once."""
+    """(key, value) of each entry, level by level; all children of a level are looked up at once.
+
+    A sound trie has at most one node in each unit, which bounds the walk through a damaged one.
+    """
     found: list[tuple[bytes, int]] = []
     keys = [b""]
     bases = np.array([0], np.int64) ^ _offsets(units[:1])
     labels = np.arange(1, 256, dtype=np.int64)
-    for _ in range(64):
+    total = 0
+    while total <= len(units):
         children = bases[:, None] ^ labels
         inside = children < len(units)
         hit = inside & ((units[np.where(inside, children, 0)] & _LABEL) == labels)
         parents, which = np.nonzero(hit)
         if not len(parents):
             return found
+        total += len(parents)
         nodes = children[parents, which]
         keys = [keys[parent] + bytes((label + 1,)) for parent, label in zip(parents, which.tolist(), strict=True)]
         bases = nodes ^ _offsets(units[nodes])

@@ -31,7 +31,7 @@ import numpy as np
 from backends.mnn.tokenizer_bpe import BYTE_CHARS, final_merges, merge_words, spell_bytes
 from backends.mnn.tokenizer_mtok import header
 from backends.mnn.tokenizer_parts import META, Plan
-from backends.mnn.tokenizer_spec import TokenizerSpec
+from backends.mnn.tokenizer_spec import AddedToken, TokenizerSpec
 from ir.diag import LadingError
 
 SENTENCEPIECE, TIKTOKEN, BERT, BYTE_LEVEL = 0, 1, 2, 3
@@ -63,13 +63,27 @@ def write_text(spec: TokenizerSpec, plan: Plan) -> tuple[int, bytes]:
     """
     kind = text_type(spec, plan)
     specials = sorted(spec.added, key=lambda token: (-len(token.content.encode()), token.id))
-    ids = [token.id for token in specials]
+    ids = [token.id for token in specials if _listable(spec, token, kind)]
     if kind == BYTE_LEVEL:
         ids += number_tokens(spec)
         lines = _byte_level_lines(spec)
     else:
         lines = {SENTENCEPIECE: _piece_lines, TIKTOKEN: _plain_lines, BERT: _wordpiece_lines}[kind](spec)
     return kind, header(kind, ids, spec.stop_ids, spec.encode_prefix_ids) + b"\n".join([*lines, b""])
+
+
+def _listable(spec: TokenizerSpec, token: AddedToken, kind: int) -> bool:
+    """Whether the old reader finds the token by its own text, which it takes from decoding the id."""
+    if kind == SENTENCEPIECE:
+        return META not in token.content
+    return kind != BYTE_LEVEL or not _is_word_part(spec, token)
+
+
+def _is_word_part(spec: TokenizerSpec, token: AddedToken) -> bool:
+    """Whether an added token is at the same time a byte or a part of merges, so that its line must stay."""
+    if token.content not in spec.vocab:
+        return False
+    return len(token.content) == 1 or token.id in spec.merges
 
 
 def text_reasons(spec: TokenizerSpec, plan: Plan) -> list[str]:
@@ -94,6 +108,9 @@ def text_reasons(spec: TokenizerSpec, plan: Plan) -> list[str]:
         if token.lstrip or token.rstrip or token.single_word:
             reasons.append(f"{token.content!r} is found without regard to the whitespace or words around it")
             break
+    lost = next((token for token in spec.added if not _listable(spec, token, kind)), None)
+    if lost is not None:
+        reasons.append(f"{lost.content!r} is not found in a text")
     return reasons
 
 
@@ -132,7 +149,8 @@ def _byte_level_lines(spec: TokenizerSpec) -> list[bytes]:
     for text, index in spec.vocab.items():
         names[index] = text
     for token in spec.added:
-        names[token.id] = spell_bytes(token.content.encode())
+        if not _is_word_part(spec, token):
+            names[token.id] = spell_bytes(token.content.encode())
     broken = next((name for name in names if "\n" in name), None)
     if broken is not None:
         raise LadingError("B651", f"the token {broken!r} holds a line break", where=f"{spec.folder}/tokenizer.json")

@@ -1,0 +1,246 @@
+"""How an evaluation is cut into segments whose constants fit a memory limit; see `ir.evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from ir import pieces
+from ir.diag import LadingError
+from ir.graph import Graph, Node, Value
+from ir.infer import describe
+from ir.onnx_export import outside_reads, stored_bytes
+from ir.ops import opdef
+from ir.ort import Session
+from ir.types import TensorType
+
+INLINE_BYTES = 4096
+"""Constants up to this size are part of the model, where operators that need constant shapes look for them."""
+MODEL_BYTES = 1 << 20
+"""Bytes of small float constants that a segment's model may hold; further ones are fed."""
+GATHER_BYTES = 16 << 20
+"""A table above this size is read row by row even when there is no memory limit."""
+MOST_NODES = 1024
+"""Nodes of a segment: onnxruntime takes time that grows with the square of the nodes to load some models."""
+
+
+@dataclass
+class Segment:
+    """Nodes that one session runs, or a single node that is computed in pieces.
+
+    Attributes:
+        nodes: the nodes, each weight computation before its first reader.
+        inputs: values carried into the segment.
+        outputs: values carried out of it.
+        consts: constants that are fed.
+        in_pieces: the one node is computed by `ir.pieces`.
+    """
+
+    nodes: list[Node]
+    in_pieces: bool = False
+    inputs: list[Value] = field(default_factory=list)
+    outputs: list[Value] = field(default_factory=list)
+    consts: list[Value] = field(default_factory=list)
+    session: Session | None = None
+    dead: list[Value] = field(default_factory=list)
+
+
+def plan_segments(graph: Graph, wanted: list[Value], limit: int | None) -> list[Segment]:
+    """Cut the nodes that the wanted values need into segments."""
+    nodes = _ancestors(graph, wanted)
+    weights = _weight_only(nodes)
+    asked = {value.producer for value in wanted}
+    planner = _Planner(weights, limit)
+    for node in nodes:
+        if node not in weights or node in asked:
+            planner.place(node)
+    segments = planner.segments
+    _connect(segments, wanted)
+    return segments
+
+
+def _ancestors(graph: Graph, wanted: Iterable[Value]) -> list[Node]:
+    """The nodes that the wanted values need, in program order."""
+    needed: set[Node] = set()
+    waiting = [value.producer for value in wanted if value.producer is not None]
+    while waiting:
+        node = waiting.pop()
+        if node in needed:
+            continue
+        needed.add(node)
+        waiting.extend(v.producer for v in outside_reads(node) if v.producer is not None and v.graph is graph)
+    return [node for node in graph.nodes if node in needed]
+
+
+def _weight_only(nodes: list[Node]) -> set[Node]:
+    """Nodes whose results follow from constants alone."""
+    found: set[Node] = set()
+    for node in nodes:
+        if any(v is not None and v.const is None and v.producer not in found for v in node.inputs):
+            continue
+        definition = opdef(node)
+        if not node.subgraphs and definition is not None and definition.has("constant_foldable"):
+            found.add(node)
+    return found
+
+
+class _Planner:
+    """Puts nodes into segments, each weight computation before its first reader in the segment."""
+
+    def __init__(self, weights: set[Node], limit: int | None) -> None:
+        self.segments: list[Segment] = []
+        self._weights = weights
+        self._limit = limit
+        self._open: Segment | None = None
+        self._placed: set[Node] = set()
+        self._loaded: set[Value] = set()
+        self._bytes = 0
+
+    def place(self, node: Node) -> None:
+        """Put the next node in program order."""
+        if self._in_pieces(node):
+            self.segments.append(Segment([node], in_pieces=True))
+            self._open = None
+            return
+        closure = self._closure(node)
+        if self._open is not None and (len(self._open.nodes) >= MOST_NODES or self._is_full(closure)):
+            self._open = None
+        if self._open is None:
+            self._open = Segment([])
+            self.segments.append(self._open)
+            self._placed, self._loaded, self._bytes = set(), set(), 0
+        self._add(closure, node)
+
+    def _is_full(self, closure: list[Node]) -> bool:
+        return self._limit is not None and self._size(closure) > self._limit
+
+    def _in_pieces(self, node: Node) -> bool:
+        index = pieces.WEIGHT_INPUT.get(node.op)
+        weight = node.input(index) if index is not None else None
+        if weight is None or (weight.const is None and weight.producer not in self._weights):
+            return False
+        size = _weight_bytes(weight, self._weights)
+        over = self._limit is not None and size > self._limit
+        if not over and not (node.op == "Gather" and size > GATHER_BYTES):
+            return False
+        return pieces.can_run(node)
+
+    def _closure(self, node: Node) -> list[Node]:
+        """The weight computations a node needs, then the node."""
+        found: dict[Node, None] = {}
+        waiting = [(node, False)]
+        while waiting:
+            item, ready = waiting.pop()
+            if ready:
+                found[item] = None
+                continue
+            if item in found:
+                continue
+            waiting.append((item, True))
+            for value in outside_reads(item):
+                if value.producer in self._weights:
+                    waiting.append((value.producer, False))
+        return list(found)
+
+    def _size(self, closure: list[Node]) -> int:
+        """Bytes of the open segment's constants and computed weights with a closure added."""
+        more: dict[Value, int] = {}
+        for node in closure:
+            more.update((v, size) for v, size in _const_bytes(node).items() if v not in self._loaded)
+        return self._bytes + sum(more.values()) + _computed_bytes(n for n in closure[:-1] if n not in self._placed)
+
+    def _add(self, closure: list[Node], node: Node) -> None:
+        assert self._open is not None
+        self._bytes = self._size(closure)
+        alone: dict[Value, int] = {}
+        for item in closure:
+            alone.update(_const_bytes(item))
+            if item not in self._placed:
+                self._placed.add(item)
+                self._open.nodes.append(item)
+        self._loaded.update(alone)
+        size = sum(alone.values()) + _computed_bytes(closure[:-1])
+        if self._limit is not None and size > self._limit:
+            raise LadingError(
+                "T224",
+                f"the constants of {node.op} take {size >> 20} MiB, the memory limit is {self._limit >> 20} MiB",
+                describe(node),
+                f"allow at least {size} bytes",
+            )
+
+
+def _const_bytes(node: Node) -> dict[Value, int]:
+    found: dict[Value, int] = {}
+    for value in outside_reads(node):
+        if value.const is not None and value not in found:
+            found[value] = stored_bytes(value.const) if value.const.type.dtype.kind != "s" else 0
+    return found
+
+
+def _computed_bytes(nodes: Iterable[Node]) -> int:
+    """Bytes of the weights that nodes compute. All count: onnxruntime may compute each before the first is used."""
+    total = 0
+    for node in nodes:
+        type_ = node.outputs[0].type
+        size = type_.nbytes if isinstance(type_, TensorType) else None
+        # A real-valued zero is spread to the size of the weight before it is added.
+        total += (size or 0) * (2 if node.op == "mnn.AffineDequantize" else 1)
+    return total
+
+
+def _weight_bytes(weight: Value, weights: set[Node]) -> int:
+    """Bytes needed to have a weight whole."""
+    if weight.const is not None:
+        return stored_bytes(weight.const)
+    nodes: dict[Node, None] = {}
+    consts: dict[Value, int] = {}
+    waiting = [weight.producer]
+    while waiting:
+        node = waiting.pop()
+        if node in weights and node not in nodes:
+            nodes[node] = None
+            consts.update(_const_bytes(node))
+            waiting.extend(value.producer for value in node.inputs if value is not None)
+    return sum(consts.values()) + _computed_bytes(nodes)
+
+
+def _connect(segments: list[Segment], wanted: list[Value]) -> None:
+    """Find what each segment takes in, hands on and makes obsolete."""
+    last: dict[Value, int] = {}
+    made: list[dict[Value, None]] = []
+    for place, segment in enumerate(segments):
+        inside: dict[Value, None] = {value: None for node in segment.nodes for value in node.outputs}
+        made.append(inside)
+        taken: dict[Value, None] = {}
+        for node in segment.nodes:
+            for value in outside_reads(node):
+                if value.const is None and value not in inside:
+                    if segment.in_pieces and value is node.inputs[pieces.WEIGHT_INPUT[node.op]]:
+                        continue
+                    taken[value] = None
+        segment.inputs = list(taken)
+        for value in taken:
+            last[value] = place
+        if not segment.in_pieces:
+            consts = dict.fromkeys(v for node in segment.nodes for v in _const_bytes(node))
+            segment.consts = _fed_constants(list(consts))
+    keep = set(wanted)
+    for place, segment in enumerate(segments):
+        segment.outputs = [v for v in made[place] if v in keep or last.get(v, -1) > place]
+        segment.dead = [value for value, end in last.items() if end == place and value not in keep]
+
+
+def _fed_constants(consts: list[Value]) -> list[Value]:
+    """The constants that are fed; the others are part of the model."""
+    sizes = {value: stored_bytes(value.const) for value in consts if value.const.type.dtype.kind != "s"}  # type: ignore
+    large = [value for value, size in sizes.items() if size > INLINE_BYTES]
+    room = MODEL_BYTES
+    for value, size in sizes.items():
+        if size <= INLINE_BYTES:
+            room -= size
+            if room < 0 and not value.dtype.is_integer:
+                large.append(value)
+    return large
+
+
+__all__ = ["Segment", "plan_segments"]

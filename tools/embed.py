@@ -1,0 +1,184 @@
+"""The compiler inside other programs: a model in, passes over it, the same kind of model out.
+
+This is the stable interface for authors of other converters (``docs/embedding.md``). Importing it loads neither
+onnxruntime nor any other runtime or framework; what a model or a pass needs is loaded when it is used.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+
+from ir.decisions import DynamicInputs, PrecisionPlan
+from ir.diag import LadingError
+from ir.graph import Graph
+from passes.base import Pass, PassContext
+from passes.manager import Instrument, PassManager, Report
+from passes.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_graphsurgeon as gs
+
+Model = TypeVar("Model")
+Steps = str | Pipeline | Pass | Sequence[Pass]
+"""A pipeline: text or name, a parsed pipeline, or passes of one's own."""
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[Model]):
+    """What a run made.
+
+    Attributes:
+        model: the model after the passes, of the kind that was given.
+        graph: the same as `ir.Graph`.
+        report: what each pass did, with seconds, counts, rule statistics and warnings.
+    """
+
+    model: Model
+    graph: Graph
+    report: Report
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """Decisions that passes recorded, by name, as objects of `ir.decisions` and of plugins."""
+        return self.graph.facts
+
+    @property
+    def inputs(self) -> DynamicInputs | None:
+        """The reconciled inputs, when discover-inputs ran: the calling convention that the model now has."""
+        return self.graph.facts.get(DynamicInputs.name)
+
+    @property
+    def precision(self) -> PrecisionPlan | None:
+        """The storage type of every weight, when assign-precision ran."""
+        return self.graph.facts.get(PrecisionPlan.name)
+
+
+def run(
+    model: Model,
+    pipeline: Steps = "canonicalize",
+    *,
+    settings: Sequence[object] = (),
+    instruments: Sequence[Instrument] = (),
+    free: Literal["error", "input"] = "error",
+    base: str | os.PathLike[str] | None = None,
+    in_place: bool = False,
+) -> Outcome[Model]:
+    """Run passes on a model.
+
+    Args:
+        model: an ``onnx.ModelProto``, its bytes, an ``onnx_graphsurgeon.Graph``, or an `ir.Graph`, which is edited.
+            The first three are left as they are, and must stay so while the outcome is used: constants are shared.
+        pipeline: see `Steps`.
+        settings: objects that passes ask for by type, such as a target profile.
+        instruments: watch the passes, such as `passes.instruments.VerifyEach`.
+        free, base: see `lift`.
+        in_place: put the result into the graph-surgeon graph that was given; when a pass fails it is as before.
+
+    Raises:
+        LadingError: everything that is wrong with the model, the pipeline or the run.
+    """
+    kind = _kind(model)
+    if in_place and kind != "graphsurgeon":
+        raise ValueError("only graph-surgeon graphs are changed in place; ir graphs always are")
+    graph = lift(model, free=free, base=base)  # type: ignore[arg-type]
+    manager = PassManager(_pipeline(pipeline), instruments)
+    report = manager.run(graph, PassContext(*settings))
+    made: Any = model
+    if kind == "model":
+        made = lower(graph)
+    elif kind == "bytes":
+        made = lower(graph).SerializeToString()
+    elif kind == "graphsurgeon":
+        from backends.graphsurgeon import to_graphsurgeon, update
+
+        if in_place:
+            update(model, graph)  # type: ignore[arg-type]
+        else:
+            made = to_graphsurgeon(graph)
+    return Outcome(made, graph, report)
+
+
+def apply_in_place(model: gs.Graph, pipeline: Steps = "canonicalize", **options: Any) -> Outcome[gs.Graph]:
+    """Run passes on a graph-surgeon graph that the caller holds; `run` with ``in_place=True``.
+
+    Tensors that keep their names and nodes that keep operator and first output stay the same Python objects.
+    """
+    return run(model, pipeline, in_place=True, **options)
+
+
+def lift(
+    source: onnx.ModelProto | bytes | str | os.PathLike[str] | gs.Graph | Graph,
+    *,
+    free: Literal["error", "input"] = "error",
+    base: str | os.PathLike[str] | None = None,
+) -> Graph:
+    """The graph of a model.
+
+    Args:
+        source: a model as for `run`, the path of an ONNX file, or the folder or hub name of a checkpoint.
+        free: what to do about ONNX tensors that are used but never produced: an error, or free inputs of the graph.
+        base: folder of external data, where it is not that of the ONNX file.
+
+    Raises:
+        LadingError: F500 to F559 checkpoints, F600 to F615 ONNX, F620 graph-surgeon, F630 none of these.
+    """
+    kind = _kind(source)
+    if kind == "graph":
+        return source  # type: ignore[return-value]
+    if kind == "graphsurgeon":
+        from frontends.graphsurgeon import from_graphsurgeon
+
+        return from_graphsurgeon(source, free=free, base=base)  # type: ignore[arg-type]
+    if kind == "path" and _is_checkpoint(source):  # type: ignore[arg-type]
+        from frontends.checkpoint import load as load_checkpoint
+
+        return load_checkpoint(source)  # type: ignore[arg-type]
+    from frontends.onnx import load
+
+    return load(source, free=free, base=base)  # type: ignore[arg-type]
+
+
+def lower(graph: Graph) -> onnx.ModelProto:
+    """The ONNX model of a graph, its constants inside; ``backends.onnx.write`` writes files with external data."""
+    from backends.onnx import to_model
+
+    return to_model(graph)
+
+
+def _pipeline(steps: Steps) -> Pipeline | str:
+    if isinstance(steps, str | Pipeline):
+        return steps
+    return Pipeline((steps,) if isinstance(steps, Pass) else tuple(steps))
+
+
+def _kind(model: object) -> str:
+    """What sort of model an object is, told without importing the package it comes from."""
+    if isinstance(model, Graph):
+        return "graph"
+    if isinstance(model, str | os.PathLike):
+        return "path"
+    if isinstance(model, bytes | bytearray | memoryview):
+        return "bytes"
+    names = {(base.__module__.partition(".")[0], base.__name__) for base in type(model).__mro__}
+    if ("onnx_graphsurgeon", "Graph") in names:
+        return "graphsurgeon"
+    if getattr(type(model), "DESCRIPTOR", None) is not None and type(model).__name__ == "ModelProto":
+        return "model"
+    raise LadingError(
+        "F630",
+        f"a {type(model).__module__}.{type(model).__name__} is not a model",
+        hint="give an onnx.ModelProto, its bytes, an onnx_graphsurgeon.Graph or an ir.Graph",
+    )
+
+
+def _is_checkpoint(source: str | os.PathLike[str]) -> bool:
+    path = Path(source)
+    return path.is_dir() or (not path.exists() and not path.suffix and len(path.parts) == 2)
+
+
+__all__ = ["Outcome", "Steps", "apply_in_place", "lift", "lower", "run"]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import tempfile
 from base64 import b64decode
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 import onnx
 from google.protobuf.message import EncodeError
 
+from ir.collector import paused_collection
 from ir.diag import LadingError
 from ir.graph import OPSET, Graph, Node, Value
 from ir.onnx_export import (
@@ -40,6 +41,7 @@ from ir.onnx_keys import DEFAULT, DOC, LOCATION, MODEL, RESERVED, absent_outputs
 from ir.ops import opdef, opsets_of
 from ir.proto_tensor import ProtoTensor
 from ir.tensor import FileTensor, InlineTensor, Tensor, find_source
+from ir.types import TensorType
 
 LARGEST = 2**31 - 1
 """Bytes that a protobuf message can have."""
@@ -156,10 +158,11 @@ def _model(graph: Graph, layout: Layout, location: str, data: bool = True) -> on
     version = _format_version(graph, about.get("ir_version", IR_VERSION))
     model = onnx.ModelProto(ir_version=version)
     writer = _Writer(graph, None, True, {}, layout=layout, location=location, version=version, data=data)
-    writer.level(model.graph, graph)
-    for name, body in graph.functions.items():
-        op, _, overload = name.partition(":")
-        writer.given_function(op, overload, body)
+    with paused_collection():
+        writer.level(model.graph, graph)
+        for name, body in graph.functions.items():
+            op, _, overload = name.partition(":")
+            writer.given_function(op, overload, body)
     place = {name: index for index, name in enumerate(graph.functions)}
     model.functions.extend(sorted(writer.functions.values(), key=lambda proto: place.get(_key(proto), len(place))))
     if about.get("opset_import", True) or writer.opsets != {"": 1}:
@@ -225,6 +228,7 @@ class _Writer(Exporter):
         version: version of the format.
         data: write the bytes of the outermost graph's constants.
         kinds: attribute types as operators declare them.
+        written: messages of types, to be copied.
     """
 
     layout: Layout = field(default_factory=dict)
@@ -232,6 +236,7 @@ class _Writer(Exporter):
     version: int = IR_VERSION
     data: bool = True
     kinds: dict[tuple[str, str], int] = field(default_factory=dict)
+    written: dict[Hashable, onnx.TypeProto] = field(default_factory=dict)
 
     def fill(
         self,
@@ -302,6 +307,22 @@ class _Writer(Exporter):
         else:
             proto.CopyFrom(tensor_proto(tensor, name, self.opsets.get("", OPSET)))
         proto.name = name
+
+    def declare(self, proto: onnx.ValueInfoProto, value: Value) -> None:
+        """Write name and type of a value; a type that many values share is spelt out once."""
+        proto.name = value.name
+        type_ = value.type
+        if not isinstance(type_, TensorType):
+            super().declare(proto, value)
+            return
+        key = (type_.dtype.onnx, type_.shape)
+        written = self.written.get(key)
+        if written is None:
+            super().declare(proto, value)
+            # A copy, because denotations are added to what is written.
+            self.written[key] = onnx.TypeProto.FromString(proto.type.SerializeToString())
+        else:
+            proto.type.CopyFrom(written)
 
     # ---- nodes ----
 
@@ -388,15 +409,17 @@ class _Writer(Exporter):
         for value in (*body.inputs, *(value for node in body.nodes for value in node.outputs)):
             if value.type is not None:
                 self.declare(proto.value_info.add(), value)
-        self.restore_values(list(proto.value_info), proto.value_info, body, about.get("values", {}))
+        if about.get("values"):
+            self.restore_values(list(proto.value_info), proto.value_info, body, about["values"])
 
     def restore(self, proto: onnx.GraphProto, graph: Graph, about: Mapping[str, Any]) -> None:
         """Write documentation, metadata and annotations of a level."""
         if "doc" in about:
             proto.doc_string = about["doc"]
         _write_pairs(proto.metadata_props, about.get("metadata", {}))
-        infos = [*proto.input, *proto.output, *proto.value_info]
-        self.restore_values(infos, proto.value_info, graph, about.get("values", {}))
+        if about.get("values"):
+            infos = [*proto.input, *proto.output, *proto.value_info]
+            self.restore_values(infos, proto.value_info, graph, about["values"])
         held = {item.name: item for item in proto.initializer} if "tensors" in about else {}
         for name, found in about.get("tensors", {}).items():
             if name in held and not isinstance(graph.value(name).const if graph.has(name) else None, ProtoTensor):
@@ -412,8 +435,6 @@ class _Writer(Exporter):
         infos: Iterable[onnx.ValueInfoProto], more: Any, graph: Graph, values: Mapping[str, Mapping[str, Any]]
     ) -> None:
         """Write what is known of values besides their types."""
-        if not values:
-            return
         written: dict[str, list[onnx.ValueInfoProto]] = {}
         for info in infos:
             written.setdefault(info.name, []).append(info)

@@ -11,22 +11,21 @@ inputs with a default, kept in the graph's tables. Sparse initializers become de
 
 from __future__ import annotations
 
-import gc
 import mmap
 import os
 import stat
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError, Message
 
-from frontends.onnx_lift import Free, Lift, pairs
+from frontends.onnx_lift import Free, Lift, pairs, text
 from frontends.onnx_tensors import Place
 from frontends.onnx_wire import Malformed, without_weights
+from ir.collector import paused_collection
 from ir.diag import LadingError
 from ir.graph import Graph
 from ir.tensor import Tensor
@@ -124,8 +123,8 @@ def lift_message(
     if not isinstance(model, onnx.ModelProto):
         raise TypeError(f"an onnx.ModelProto is needed, not {type(model).__name__}")
     _check(model, place)
-    with _no_collection():
-        root = Graph(model.graph.name, _opsets(model.opset_import, place))
+    with paused_collection():
+        root = Graph(text(model.graph.name, str(place)), _opsets(model.opset_import, place))
         lift = Lift(root, model.graph, place, model.ir_version, free)
         lift.constants = constants or {}
         lift.fill(lift.scope)
@@ -134,18 +133,6 @@ def lift_message(
             root.metadata.setdefault(key, value)
         _functions(root, model, place)
     return root
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Building a large graph makes nothing but live objects, which the collector would visit over and over."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def _check(model: onnx.ModelProto, place: Place) -> None:
@@ -163,7 +150,7 @@ def _opsets(imports: Any, place: Place) -> dict[str, int]:
     """Versions by domain; a model that imports nothing is of version 1."""
     found: dict[str, int] = {}
     for item in imports:
-        domain = "" if item.domain == "ai.onnx" else item.domain
+        domain = "" if item.domain == "ai.onnx" else text(item.domain, str(place))
         if found.setdefault(domain, item.version) != item.version:
             message = f"operator set {item.domain!r} is imported in versions {found[domain]} and {item.version}"
             raise LadingError("F612", message, str(place))
@@ -176,7 +163,7 @@ def _opsets(imports: Any, place: Place) -> dict[str, int]:
 
 def _about(model: onnx.ModelProto) -> dict[str, Any]:
     about: dict[str, Any] = {"ir_version": model.ir_version}
-    about |= {field: text for field in _TEXTS if (text := getattr(model, field))}
+    about |= {field: text(found, field) for field in _TEXTS if (found := getattr(model, field))}
     if model.model_version:
         about["model_version"] = model.model_version
     if model.configuration:
@@ -191,6 +178,8 @@ def _about(model: onnx.ModelProto) -> dict[str, Any]:
 
 def _functions(root: Graph, model: onnx.ModelProto, place: Place) -> None:
     for proto in model.functions:
+        for item in (proto.domain, proto.name, proto.overload, proto.doc_string, *proto.attribute):
+            text(item, f"{place}, a function")
         domain = "" if proto.domain == "ai.onnx" else proto.domain
         if not proto.name or "." in proto.name:
             raise LadingError("F614", f"a function cannot be called {proto.name!r}", str(place))

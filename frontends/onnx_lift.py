@@ -22,6 +22,8 @@ from ir.types import ValueType
 Free = Literal["error", "input"]
 """What becomes of a tensor that is used but never produced."""
 
+MOST_SUGGESTED = 2000
+"""Names among which a similar one is looked for."""
 FIRST_WITH_DEFAULTS = 4
 """Format version from which an initializer that is also an input is that input's default; before, it is a constant."""
 
@@ -88,6 +90,7 @@ class Lift:
         self.scope = Scope(root, proto)
         self.defaults = ir_version >= FIRST_WITH_DEFAULTS
         self.constants: Mapping[str, Tensor] = {}
+        self.operators: dict[tuple[str, str], str] = {}
         self.numbers: dict[str, int] = {}
 
     @cached_property
@@ -106,14 +109,18 @@ class Lift:
         self.initializers(scope)
         self.nodes(scope, proto.node)
         graph.set_outputs([self.output(scope, item) for item in proto.output])
+        if not all(type(name) is str for name in scope.values):
+            bad = next(name for name in scope.values if type(name) is not str)
+            raise not_text(bad, f"{self.place}{self.outer}")
         about: dict[str, Any] = {}
         if proto.doc_string:
-            about["doc"] = proto.doc_string
+            about["doc"] = text(proto.doc_string, str(self.place))
         if proto.metadata_props:
             about["metadata"] = pairs(proto.metadata_props)
         if proto.quantization_annotation:
             about["annotations"] = [
-                [item.tensor_name, pairs(item.quant_parameter_tensor_names)] for item in proto.quantization_annotation
+                [text(item.tensor_name, "an annotation"), pairs(item.quant_parameter_tensor_names)]
+                for item in proto.quantization_annotation
             ]
         self.note(graph, about)
         values = {item.name: found for item in (*proto.input, *scope.types.values()) if (found := self.about(item))}
@@ -131,7 +138,7 @@ class Lift:
         """What a message says of a value besides its type."""
         found = denotation(item.type)
         if item.doc_string:
-            found["doc"] = item.doc_string
+            found["doc"] = text(item.doc_string, item.name)
         if item.metadata_props:
             found["metadata"] = pairs(item.metadata_props)
         return found
@@ -179,7 +186,7 @@ class Lift:
 
     def note_tensor(self, graph: Graph, proto: onnx.TensorProto) -> None:
         """Keep what an initializer says besides its contents."""
-        found: dict[str, Any] = {"doc": proto.doc_string} if proto.doc_string else {}
+        found: dict[str, Any] = {"doc": text(proto.doc_string, proto.name)} if proto.doc_string else {}
         if proto.metadata_props:
             found["metadata"] = pairs(proto.metadata_props)
         graph.metadata.setdefault(MODEL, {}).setdefault("tensors", {})[proto.name] = found
@@ -225,7 +232,7 @@ class Lift:
 
     def absent(self, scope: Scope, names: Iterable[str], reader: str) -> list[Value]:
         """Inputs of the outermost graph for names that nobody defines; LadingError F604 when that is not wanted."""
-        names = list(names)
+        names = [text(name, f"{self.place}{self.outer}, read by {reader}") for name in names]
         if self.free == "input" and all(names):
             root = scope.root
             made = []
@@ -237,7 +244,8 @@ class Lift:
                 made.append(value)
             return made
         shown = ", ".join(map(repr, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-        near = suggest(names[0], sorted(self.names - set(names)))
+        known = [name for name in self.names if type(name) is str and name not in names]
+        near = suggest(names[0], sorted(known)) if len(known) <= MOST_SUGGESTED else ""
         hint = near or "lift with free='input' to make such tensors inputs, for discover-inputs to reconcile"
         raise LadingError("F604", f"never produced: {shown}", f"{self.place}{self.outer}, read by {reader}", hint)
 
@@ -304,7 +312,8 @@ class Lift:
         graphs: dict[str, onnx.AttributeProto] = {}
         for item in proto.attribute:
             name = item.name
-            if name in attrs or name in graphs or not name:
+            if name in attrs or name in graphs or not name or type(name) is not str:
+                text(name, self.where(proto))
                 raise LadingError("F612", f"attribute {name!r} is there twice or has no name", self.where(proto))
             if item.ref_attr_name:
                 attrs[name] = stand_in(item.type or kind_of(item), label)
@@ -330,6 +339,8 @@ class Lift:
     ) -> None:
         """Add a node whose operands are known, then the graphs it holds."""
         names = list(proto.output)
+        if type(proto.name) is not str:
+            raise not_text(proto.name, f"{self.place}{self.outer}")
         outputs = [self.output_name(scope, proto, name) for name in names]
         label = proto.name or (names[0] if names else "")
         node = scope.graph.add(
@@ -367,27 +378,35 @@ class Lift:
         return self.types.read(info.type, name) if info is not None else None
 
     def operator(self, proto: onnx.NodeProto) -> str:
-        """Name of an operator in the IR; LadingError F614 when it cannot be written there."""
-        op_type, domain = proto.op_type, proto.domain
-        if not op_type or "." in op_type:
-            raise LadingError("F614", f"an operator cannot be called {op_type!r}", self.where(proto))
-        return f"{domain}.{op_type}" if domain and domain != "ai.onnx" else op_type
+        """Name of an operator in the IR; LadingError F614 for one that cannot be written there, F617 without version."""
+        key = (proto.op_type, proto.domain)
+        found = self.operators.get(key)
+        if found is None:
+            op_type, domain = (text(item, self.where(proto)) for item in key)
+            if not op_type or "." in op_type:
+                raise LadingError("F614", f"an operator cannot be called {op_type!r}", self.where(proto))
+            plain = domain in ("", "ai.onnx")
+            if plain and "" not in self.scope.graph.opsets:
+                message = f"{op_type} is an operator of ONNX, and no version of ONNX's operators is imported"
+                raise LadingError("F617", message, self.where(proto))
+            found = self.operators[key] = op_type if plain else f"{domain}.{op_type}"
+        return found
 
     def extras(self, node: Node, proto: onnx.NodeProto, names: list[str]) -> None:
         """Overload, documentation, metadata, and notes on what the IR writes differently."""
         if proto.overload:
-            node.overload = proto.overload
+            node.overload = text(proto.overload, self.where(proto))
         if proto.metadata_props:
             node.metadata = pairs(proto.metadata_props)
             loc = node.metadata.pop(LOCATION, "")
             if loc:
                 node.graph.set_loc(node, loc)  # type: ignore[union-attr]
         if proto.doc_string:
-            node.metadata[DOC] = proto.doc_string
+            node.metadata[DOC] = text(proto.doc_string, self.where(proto))
         if "" in names:
             node.metadata[ABSENT] = json.dumps([index for index, name in enumerate(names) if not name])
         if proto.attribute:
-            refs = {item.name: item.ref_attr_name for item in proto.attribute if item.ref_attr_name}
+            refs = {i.name: text(i.ref_attr_name, self.where(proto)) for i in proto.attribute if i.ref_attr_name}
             if refs:
                 if not self.outer:
                     message = "an attribute refers to one of a function, but the node is in no function"
@@ -398,14 +417,26 @@ class Lift:
 
     def subgraph(self, scope: Scope, node: Node, proto: onnx.GraphProto) -> Graph:
         """The graph of an attribute."""
-        graph = Graph(proto.name, owner=node)
+        graph = Graph(text(proto.name, str(self.place)), owner=node)
         self.fill(Scope(graph, proto, scope))
         return graph
 
 
 def pairs(items: Iterable[onnx.StringStringEntryProto]) -> dict[str, str]:
     """Key/value messages as a dict."""
-    return {item.key: item.value for item in items}
+    return {text(item.key, "a metadata entry"): text(item.value, f"the metadata {item.key!r}") for item in items}
+
+
+def text(item: str, where: str) -> str:
+    """A text as it is; LadingError F616 when it is not text, which the decoder gives as bytes."""
+    if type(item) is not str:
+        raise not_text(item, where)
+    return item
+
+
+def not_text(item: object, where: str) -> LadingError:
+    """The error for bytes in the place of text."""
+    return LadingError("F616", f"{item!r} is not text", where, "the file is damaged")
 
 
 def describe(proto: onnx.NodeProto) -> str:
@@ -415,4 +446,4 @@ def describe(proto: onnx.NodeProto) -> str:
     return f"{proto.op_type}{named}{made}"
 
 
-__all__ = ["Free", "Lift", "Scope", "describe", "pairs"]
+__all__ = ["Free", "Lift", "Scope", "describe", "pairs", "text"]

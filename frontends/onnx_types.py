@@ -67,6 +67,8 @@ class Types:
                 raise LadingError("F613", f"a dimension cannot be {size}", self._where(name), hint)
             return size
         text = proto.dim_param
+        if type(text) is not str:
+            raise LadingError("F616", f"{text!r} is not text", self._where(name), "the file is damaged")
         if not text or text[0] == "?":
             return self._unknown()
         if _OWN_NAME.fullmatch(text):

@@ -17,7 +17,7 @@ from ir import pieces
 from ir.diag import LadingError, suggest
 from ir.graph import Graph, Node, Value
 from ir.infer import describe
-from ir.onnx_export import export_nodes, onnx_dtype, tensor_proto
+from ir.onnx_export import export_nodes, tensor_proto
 from ir.ops import opdef
 from ir.ort import Session, constant_values, give_memory_back, load_constant, numpy_value, ort_value
 from ir.sample import sample_feeds
@@ -34,7 +34,7 @@ MOST_PIECE_BYTES = 16 << 20
 class Evaluator:
     """Runs a graph several times; every constant is loaded once for each call of `run_many`.
 
-    Without a memory limit constants stay loaded between calls.
+    Without a memory limit constants, and weights that are computed from them, stay in memory between calls.
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class Evaluator:
         self._segments = plan_segments(graph, list(self._wanted.values()), memory_limit)
         self._needed = _needed_inputs(graph, self._segments, self._wanted.values())
         self._held: dict[Tensor, Any] = {}
+        self._computed: dict[Value, Any] = {}
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The wanted values for one set of feeds; see `run_many`."""
@@ -111,32 +112,48 @@ class Evaluator:
         return state
 
     def _run_session(self, segment: Segment, states: list[dict[Value, Any]]) -> None:
-        if segment.session is None and states:
-            segment.session = self._open(segment, states[0])
-        tensors = {value.name: value.const for value in segment.consts}
+        fixed = {**self._weights(segment), **self._constants(segment)}
+        for state in states:
+            carried = {value: _carried(value, state) for value in segment.inputs}
+            if segment.session is None:
+                segment.session = self._open(segment, {**fixed, **carried})
+            state.update(_run(segment, {**fixed, **carried}))
+
+    def _weights(self, segment: Segment) -> dict[Value, Any]:
+        """The large weights that a segment reads, computed from constants."""
+        found: dict[Value, Any] = {}
+        for made in segment.weights:
+            if made.outputs[0] in self._computed:
+                found.update((value, self._computed[value]) for value in made.outputs)
+                continue
+            constants = self._constants(made, hold=False)
+            if made.session is None:
+                made.session = self._open(made, constants)
+            found.update(_run(made, constants))
+            del constants
+            give_memory_back()
+        if self.memory_limit is None:
+            self._computed.update(found)
+        return found
+
+    def _constants(self, segment: Segment, hold: bool = True) -> dict[Value, Any]:
+        """The constants that are fed to a segment; without a memory limit they are held for later."""
+        tensors = {value: value.const for value in segment.consts}
         missing = dict.fromkeys(tensor for tensor in tensors.values() if tensor not in self._held)
         loaded = {**self._held, **constant_values(missing)}  # type: ignore[arg-type]
-        if self.memory_limit is None:
+        if hold and self.memory_limit is None:
             self._held = loaded
-        consts = {name: loaded[tensor] for name, tensor in tensors.items()}
-        for state in states:
-            carried = {value.name: _carried(value, state) for value in segment.inputs}
-            results = segment.session.run({**consts, **carried}, [v.name for v in segment.outputs])  # type: ignore
-            state.update(zip(segment.outputs, results, strict=True))
+        return {value: loaded[tensor] for value, tensor in tensors.items()}  # type: ignore[index]
 
-    def _open(self, segment: Segment, state: Mapping[Value, Any]) -> Session:
-        """Load the model of a segment, its inputs declared as the values that really come in."""
-        consts = set(segment.consts)
-        types: dict[Value, Any] = {value: _declared(value, _carried(value, state)) for value in segment.inputs}
-        # Fed constants are packed as the default opset has it, whatever that of the graph is.
-        types.update((v, TensorType(dtype_of_onnx(onnx_dtype(v.dtype)), v.shape)) for v in segment.consts)
+    def _open(self, segment: Segment, fed: Mapping[Value, Any]) -> Session:
+        """Load the model of a segment, its inputs declared as the values that are really fed."""
         model = export_nodes(
             self.graph,
             segment.nodes,
-            segment.inputs,
+            [value for value in fed if value.const is None],
             segment.outputs,
-            constants=lambda value: None if value in consts else tensor_proto(value.const, value.name),  # type: ignore
-            types=types,
+            constants=lambda value: None if value in fed else tensor_proto(value.const, value.name),  # type: ignore
+            types={value: _declared(value, item) for value, item in fed.items()},
         )
         first, last = segment.nodes[0], segment.nodes[-1]
         where = describe(first) if first is last else f"{len(segment.nodes)} nodes\nfrom {first!r}\nto {last!r}"
@@ -162,6 +179,14 @@ class Evaluator:
 
     def _fetch(self, state: Mapping[Value, Any]) -> dict[str, np.ndarray]:
         return {name: _array(value, state) for name, value in self._wanted.items()}
+
+
+def _run(segment: Segment, fed: Mapping[Value, Any]) -> dict[Value, Any]:
+    """Outputs of the loaded model of a segment."""
+    assert segment.session is not None
+    feeds = {value.name: item for value, item in fed.items()}
+    results = segment.session.run(feeds, [value.name for value in segment.outputs])
+    return dict(zip(segment.outputs, results, strict=True))
 
 
 def _array(value: Value, state: Mapping[Value, Any]) -> np.ndarray:

@@ -23,12 +23,22 @@ from ir.types import Dim, MapType, TensorType, ValueType
 KNOWN_LIMIT = 256
 """Integer tensors of at most this many elements are followed element by element."""
 
-Result = "ValueType | None | tuple[ValueType | None, ...]"
+FOLLOW_DEPTH = 64
+"""Operators through which `infer_node` follows an integer tensor back."""
+
 Rule = Callable[["Inference", Node], Any]
 
 
 class TypeMismatch(Exception):
     """The inputs of a node do not fit its operator; the message says why."""
+
+
+class Malformed(Exception):
+    """A node breaks the declaration of its operator, so that no rule can read it."""
+
+    def __init__(self, problems: list[Diagnostic]) -> None:
+        super().__init__(problems[0].message)
+        self.problems = problems
 
 
 class Known(NamedTuple):
@@ -65,6 +75,7 @@ class Inference:
         self.known: dict[Value, Known | None] = {}
         self.problems: list[Diagnostic] = []
         self._used_names: set[str] = set()
+        self._depth = 0
         self.table = SymbolTable(self._is_taken)
         for value in root.inputs:
             if isinstance(value.type, TensorType):
@@ -95,8 +106,10 @@ class Inference:
         node = value.producer
         value_rule = VALUE_RULES.get(node.op) if node is not None else None
         self.known[value] = None
-        if value_rule is not None:
+        if value_rule is not None and self._depth < FOLLOW_DEPTH:
+            self._depth += 1
             self._follow(node, value_rule)  # type: ignore[arg-type]
+            self._depth -= 1
         return self.known[value]
 
     def ints_of(self, value: Value | None) -> tuple[int, ...] | None:
@@ -122,13 +135,15 @@ class Inference:
         """Infer every node of a graph in program order."""
         from ir.infer_values import VALUE_RULES
 
-        rules = rule_table()
+        rules = rule_table() if self.opset >= 7 else {}
         for node in graph.nodes:
-            rule = rules.get(node.op) if self.opset >= 7 else None
             try:
-                result = rule(self, node) if rule is not None else slow_rule(self, node)
+                result = self._apply(rules.get(node.op, slow_rule), node)
             except (TypeMismatch, ArithmeticError) as error:
                 self._report(node, str(error))
+                continue
+            except Malformed as error:
+                self.problems.extend(error.problems)
                 continue
             results = result if type(result) is tuple else (result,)
             for value, found in zip(node.outputs, results, strict=False):
@@ -137,6 +152,18 @@ class Inference:
             value_rule = VALUE_RULES.get(node.op)
             if value_rule is not None:
                 self._follow(node, value_rule)
+
+    def _apply(self, rule: Rule, node: Node) -> Any:
+        """What a rule gives for a node; `Malformed` when it stumbles over a node that its operator does not allow."""
+        try:
+            return rule(self, node)
+        except (KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
+            from ir.ops import check_node
+
+            problems = [problem for problem in check_node(node) if problem.severity == "error"]
+            if not problems:
+                raise
+            raise Malformed(problems) from error
 
     def _follow(self, node: Node, rule: Callable[[Inference, Node], Known | None]) -> None:
         type_ = node.outputs[0].type if node.outputs else None
@@ -331,9 +358,11 @@ def _load_rules() -> None:
 
 
 def slow_rule(run: Inference, node: Node) -> Any:
-    """The result types of an operator without a rule of our own."""
+    """The result types of an operator without a rule of our own; bodies it holds are inferred as they are declared."""
     from ir.infer_fallback import infer_by_onnx
 
+    for body in node.subgraphs:
+        run.graph(body)
     return infer_by_onnx(run, node)
 
 
@@ -344,7 +373,8 @@ def infer_types(graph: Graph) -> list[Diagnostic]:
     disagreement is reported. A second run changes nothing.
 
     Returns:
-        T210 for each recorded type that disagrees, T212 for each node whose inputs do not fit.
+        T210 for each recorded type that disagrees, T212 for each node whose inputs do not fit, T201 to T204 for nodes
+        that their operator does not allow and that therefore have no types.
     """
     run = Inference(graph)
     run.scan_names()
@@ -358,13 +388,13 @@ def infer_node(node: Node) -> list[ValueType | None]:
     A dimension that cannot be known is given as a `Dim` of a fresh name, which is declared in the graph's `dims`.
 
     Raises:
-        TypeMismatch: the inputs do not fit the operator.
+        TypeMismatch: the inputs do not fit the operator, or the node breaks its declaration.
     """
     run = Inference(node.graph, lazy=True)  # type: ignore[arg-type]
-    rule = rule_table().get(node.op) if run.opset >= 7 else None
+    rules = rule_table() if run.opset >= 7 else {}
     try:
-        result = rule(run, node) if rule is not None else slow_rule(run, node)
-    except ArithmeticError as error:
+        result = run._apply(rules.get(node.op, slow_rule), node)
+    except (ArithmeticError, Malformed) as error:
         raise TypeMismatch(str(error)) from error
     results = result if type(result) is tuple else (result,)
     return [run.named(found) for found in results]

@@ -285,6 +285,9 @@ def _parts(run: Inference, node: Node, x: TensorType, axis: int) -> list[Extent 
     size = -(-whole // count)
     if size * count != whole and "num_outputs" not in node._attrs:
         raise TypeMismatch(f"extent {whole} cannot be split into {count} equal parts")
+    if size * (count - 1) > whole:
+        # Too few elements for so many parts; what becomes of the last ones is not defined.
+        return [None] * count
     return [max(min(size, whole - size * index), 0) for index in range(count)]
 
 

@@ -28,7 +28,7 @@ from ir.onnx_values import (
     write_constant,
     write_type,
 )
-from ir.ops import define, opdef, opsets_of, root_of
+from ir.ops import OLDEST, define, opdef, opsets_of, root_of
 from ir.tensor import Tensor
 from ir.types import TensorType, ValueType
 
@@ -274,8 +274,10 @@ class Exporter:
         except (ValueError, AttributeError) as error:
             from ir.infer import describe
 
+            old = opsets_of(node.graph).get("", OPSET) < OLDEST
+            hint = "convert the model to a newer opset" if old else "infer the types of the graph first"
             message = f"{node.op} cannot be defined in ONNX terms: {error}"
-            raise LadingError("T230", message, describe(node), "infer the types of the graph first") from error
+            raise LadingError("T230", message, describe(node), hint) from error
 
     def _write_function(self, key: Hashable, node: Node, body: Graph, overload: str) -> None:
         import onnx

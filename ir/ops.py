@@ -290,6 +290,9 @@ def _rank(value: Value | None) -> int | None:
 
 # ---- definitions in ONNX terms ----
 
+OLDEST = 13
+"""First opset in which operators of other domains can be defined."""
+
 
 class Body:
     """Builds the meaning of one node with ONNX operators.
@@ -298,11 +301,15 @@ class Body:
         node: the node that is defined; its attributes and the element types and ranks of its inputs may be used.
         graph: the body, whose inputs stand for those of the node.
         inputs: the body's inputs; None where the node leaves an input out.
+        opset: version of the ONNX operators, that of the node's graph; `OLDEST` or later.
     """
 
     def __init__(self, node: Node) -> None:
         self.node = node
-        self.graph = Graph(node.op_type, {"": max(opsets_of(node.graph).get("", OPSET), OPSET)})
+        self.opset = opsets_of(node.graph).get("", OPSET)
+        if self.opset < OLDEST:
+            raise ValueError(f"it needs opset {OLDEST} or later, the graph has {self.opset}")
+        self.graph = Graph(node.op_type, {"": self.opset})
         self.inputs: list[Value | None] = []
         for index, value in enumerate(node.inputs):
             declared = None if value is None else self.graph.add_input(f"in{index}", value.type)
@@ -316,9 +323,13 @@ class Body:
         """Apply an ONNX operator and return its first output."""
         return self.graph.add(op, inputs, attrs).output
 
-    def split(self, count: int, *inputs: Value | None, **attrs: Any) -> tuple[Value, ...]:
-        """Apply Split and return all parts."""
-        return self.graph.add("Split", inputs, attrs, outputs=("",) * count).outputs
+    def reduce(self, op: str, x: Value, axes: Sequence[int], keep: bool = True) -> Value:
+        """Apply a reduction; no axes mean all of them."""
+        if not axes:
+            return self.op(op, x, keepdims=int(keep))
+        if self.opset >= (13 if op == "ReduceSum" else 18):
+            return self.op(op, x, self.ints(*axes), keepdims=int(keep))
+        return self.op(op, x, axes=tuple(axes), keepdims=int(keep))
 
     def ints(self, *numbers: int) -> Value:
         """An int64 vector."""
@@ -347,7 +358,7 @@ def define(node: Node) -> Graph:
 
     Raises:
         KeyError: the operator has no definition.
-        ValueError: an input type that the definition needs is unknown.
+        ValueError: an input type that the definition needs is unknown, or the graph's opset is too old.
     """
     definition = opdef(node)
     if definition is None or definition.define is None:
@@ -453,6 +464,7 @@ def _fits(value: Any, kind: str) -> bool:
 
 __all__ = [
     "ANY",
+    "OLDEST",
     "AttrDef",
     "Body",
     "OpDef",

@@ -44,16 +44,26 @@ def _affine_type(run: Inference, node: Node) -> ValueType | None:
 def _affine(body: Body) -> list[Value]:
     codes, scale, zero = body.inputs
     axis, block = body.attr("axis"), body.attr("block_size")
-    attrs = {"axis": axis, "block_size": block} if block else {"axis": axis}
-    scaled = body.op("DequantizeLinear", codes, scale, **attrs)
-    if block:
-        size = body.op("Gather", body.op("Shape", scaled), body.int(axis))
-        places = body.op("Range", body.int(0), size, body.int(1))
-        zero = body.op("Gather", zero, body.op("Div", places, body.int(block)), axis=axis)
-    elif body.rank(1) == 1 and body.rank(0) > 1:
+    if block and body.opset >= 21:
+        scaled = body.op("DequantizeLinear", codes, scale, axis=axis, block_size=block)
+        zero = _spread(body, zero, scaled, axis, block)
+    elif block:
+        numbers = body.op("Cast", codes, to=body.inputs[1].dtype.onnx)  # type: ignore[union-attr]
+        scaled = body.op("Mul", numbers, _spread(body, scale, numbers, axis, block))
+        zero = _spread(body, zero, numbers, axis, block)
+    else:
+        scaled = body.op("DequantizeLinear", codes, scale, axis=axis)
+    if not block and body.rank(1) == 1 and body.rank(0) > 1:
         rank = body.rank(0)
         zero = body.op("Unsqueeze", zero, body.ints(*(place for place in range(rank) if place != axis % rank)))
     return [body.op("Add", scaled, zero)]
+
+
+def _spread(body: Body, values: Value, like: Value, axis: int, block: int) -> Value:
+    """One value for each element of `like` along an axis, from one for each block."""
+    size = body.op("Gather", body.op("Shape", like), body.int(axis))
+    places = body.op("Range", body.int(0), size, body.int(1))
+    return body.op("Gather", values, body.op("Div", places, body.int(block)), axis=axis)
 
 
 DEFINITIONS = (

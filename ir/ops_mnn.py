@@ -15,6 +15,8 @@ from ir.infer import Inference, TypeMismatch
 from ir.infer_rules import arithmetic, axis_of, broadcast, one_dtype, reduced_shape, same_as_input, tensor, words
 from ir.infer_shapes import concat, reshaped, slice_, squeezed_shape, typed, unsqueezed_shape
 from ir.ops import ANY, AttrDef, Body, OpDef
+from ir.ops_plain import plain_attention, plain_gelu_erf, plain_gelu_tanh, plain_norm
+from ir.symbolic import Extent
 from ir.types import DTYPES, I32, TensorType, ValueType, dtype_of_onnx
 
 PURE = frozenset({"pure", "constant_foldable"})
@@ -122,10 +124,14 @@ def _norm_type(run: Inference, node: Node) -> ValueType | None:
 
 def _norm(body: Body) -> list[Value]:
     x, gamma, beta = body.inputs
-    attrs = {"axis": -len(body.attr("axis")), "epsilon": float(body.attr("epsilon"))}
-    if not body.attr("rms"):
-        return [body.op("LayerNormalization", x, gamma, beta, **attrs)]
-    return [body.op("Add", body.op("RMSNormalization", x, gamma, **attrs), beta)]
+    axes, epsilon, rms = body.attr("axis"), float(body.attr("epsilon")), body.attr("rms")
+    if rms and body.opset >= 23:
+        scaled = body.op("RMSNormalization", x, gamma, axis=-len(axes), epsilon=epsilon)
+        return [body.op("Add", scaled, beta)]
+    if not rms and body.opset >= 17:
+        return [body.op("LayerNormalization", x, gamma, beta, axis=-len(axes), epsilon=epsilon)]
+    scaled = body.op("Mul", plain_norm(body, x, len(axes), epsilon, rms), gamma)
+    return [body.op("Add", scaled, beta)]
 
 
 def _attention_type(run: Inference, node: Node) -> ValueType | None:
@@ -138,14 +144,30 @@ def _attention_type(run: Inference, node: Node) -> ValueType | None:
         if operand is not None and operand.shape is not None and len(operand.shape) != 4:
             raise TypeMismatch("q, k and v are [1, S, heads, size]")
     one, length, heads, size = q.shape
+    for operand in (k, v):
+        if operand is not None and operand.shape is not None:
+            _check_heads(heads, size, operand.shape)
     return TensorType(q.dtype, (one, length, run.table.multiply(heads, size)))
+
+
+def _check_heads(heads: Extent, size: Extent, shape: tuple) -> None:
+    """TypeMismatch when keys or values do not serve the query heads."""
+    if type(size) is int and type(shape[3]) is int and size != shape[3]:
+        raise TypeMismatch(f"heads of size {size} meet keys or values of size {shape[3]}")
+    if type(heads) is int and type(shape[2]) is int and heads % shape[2]:
+        raise TypeMismatch(f"{heads} query heads cannot share {shape[2]} key and value heads evenly")
 
 
 def _attention(body: Body) -> list[Value]:
     """A first call, whose cache holds this call's keys and values only."""
     q, k, v = (body.op("Transpose", value, perm=(0, 2, 1, 3)) for value in body.inputs[:3])
-    causal = body.rank(3) == 0
-    found = body.op("Attention", q, k, v, is_causal=1) if causal else body.op("Attention", q, k, v, body.inputs[3])
+    mask = None if body.rank(3) == 0 else body.inputs[3]
+    if body.opset < 23:
+        found = plain_attention(body, q, k, v, mask)
+    elif mask is None:
+        found = body.op("Attention", q, k, v, is_causal=1)
+    else:
+        found = body.op("Attention", q, k, v, mask)
     rows = body.op("Transpose", found, perm=(0, 2, 1, 3))
     return [body.op("Reshape", rows, body.ints(0, 0, -1))]
 
@@ -154,7 +176,11 @@ def _attention(body: Body) -> list[Value]:
 
 
 def _gelu_tanh(body: Body, x: Value) -> Value:
-    return body.op("Gelu", x, approximate="tanh")
+    return body.op("Gelu", x, approximate="tanh") if body.opset >= 20 else plain_gelu_tanh(body, x)
+
+
+def _gelu_erf(body: Body, x: Value) -> Value:
+    return body.op("Gelu", x) if body.opset >= 20 else plain_gelu_erf(body, x)
 
 
 def _hard_swish(body: Body, x: Value) -> Value:
@@ -190,7 +216,7 @@ UNARY: dict[str, Callable[[Body, Value], Value]] = {
     "ROUND": _round,
     "HARDSWISH": _hard_swish,
     "GELU": _gelu_tanh,
-    "GELU_STANDARD": _one("Gelu"),
+    "GELU_STANDARD": _gelu_erf,
     "SILU": lambda body, x: body.op("Mul", x, body.op("Sigmoid", x)),
 }
 """``UnaryOpOperation`` -> meaning. The runtime's GELU follows the tanh formula to 2e-4 only."""
@@ -303,9 +329,7 @@ def _reduction_type(run: Inference, node: Node) -> ValueType | None:
 
 
 def _reduction(body: Body) -> list[Value]:
-    axes = body.attr("axes")
-    operands = [body.inputs[0], body.ints(*axes)] if axes else [body.inputs[0]]
-    return [body.op(REDUCTIONS[body.attr("kind")], *operands, keepdims=int(body.attr("keep_dims")))]
+    return [body.reduce(REDUCTIONS[body.attr("kind")], body.inputs[0], body.attr("axes"), body.attr("keep_dims"))]
 
 
 def _last_axis(node: Node, index: int) -> bool:

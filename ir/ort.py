@@ -30,7 +30,6 @@ PLAIN = frozenset({"f32", "f64", "f16", "i8", "i16", "i32", "i64", "u8", "u16", 
 def _library() -> Any:
     import onnxruntime
 
-    onnxruntime.set_default_logger_severity(4)
     return onnxruntime
 
 

@@ -6,7 +6,7 @@ from collections.abc import Set
 from typing import NamedTuple
 
 from ir.graph import Graph, Node, Value
-from ir.infer import Inference, TypeMismatch, _conflict, rule_table, slow_rule
+from ir.infer import Inference, TypeMismatch, _conflict, _elements_agree, rule_table, slow_rule
 from ir.infer_values import VALUE_RULES
 from ir.types import Dim, TensorType, ValueType
 
@@ -58,6 +58,8 @@ class _Recheck(Inference):
                 # What the recorded names stand for is needed further down.
                 self._merged_shape(found.shape, recorded.shape)
                 return
+        elif _elements_agree(recorded, found):
+            return
         message = f"{node.op} gives {found} for %{value.name}, recorded is {recorded}: {problem}"
         self.found.append(Finding("T210", message, node, value.index))
 

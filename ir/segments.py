@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from ir import pieces
@@ -20,6 +20,10 @@ MODEL_BYTES = 1 << 20
 """Bytes of small float constants that a segment's model may hold; further ones are fed."""
 GATHER_BYTES = 16 << 20
 """A table above this size is read row by row even when there is no memory limit."""
+LARGE_BYTES = 1 << 16
+"""Weights above this size that are computed from constants are computed once for all feeds."""
+GROUP_BYTES = 128 << 20
+"""Weights of about this size are computed in one go."""
 MOST_NODES = 1024
 """Nodes of a segment: onnxruntime takes time that grows with the square of the nodes to load some models."""
 
@@ -29,15 +33,19 @@ class Segment:
     """Nodes that one session runs, or a single node that is computed in pieces.
 
     Attributes:
-        nodes: the nodes, each weight computation before its first reader.
+        nodes: the nodes; small computations on constants come before their first reader.
+        weights: segments that compute the large weights that the nodes read, from constants alone.
         inputs: values carried into the segment.
         outputs: values carried out of it.
         consts: constants that are fed.
         in_pieces: the one node is computed by `ir.pieces`.
+        session: the loaded model, once it has run.
+        dead: values that nothing reads after it.
     """
 
     nodes: list[Node]
     in_pieces: bool = False
+    weights: list[Segment] = field(default_factory=list)
     inputs: list[Value] = field(default_factory=list)
     outputs: list[Value] = field(default_factory=list)
     consts: list[Value] = field(default_factory=list)
@@ -48,15 +56,68 @@ class Segment:
 def plan_segments(graph: Graph, wanted: list[Value], limit: int | None) -> list[Segment]:
     """Cut the nodes that the wanted values need into segments."""
     nodes = _ancestors(graph, wanted)
-    weights = _weight_only(nodes)
     asked = {value.producer for value in wanted}
-    planner = _Planner(weights, limit)
+    planner = _Planner(limit)
     for node in nodes:
-        if node not in weights or node in asked:
+        if not planner.is_weight(node) or node in asked:
             planner.place(node)
     segments = planner.segments
+    for segment in segments:
+        if not segment.in_pieces:
+            _set_weights_apart(segment, planner.weights - asked)
     _connect(segments, wanted)
     return segments
+
+
+def _set_weights_apart(segment: Segment, weights: set[Node]) -> None:
+    """Move the computation of large weights into segments of their own, which run once for all feeds."""
+    large: dict[Value, None] = {}
+    for node in segment.nodes:
+        if node not in weights:
+            large.update((v, None) for v in outside_reads(node) if v.producer in weights and _is_large(v))
+    if not large:
+        return
+    mine = [node for node in segment.nodes if node not in weights]
+    reads = [value for node in mine for value in outside_reads(node) if value not in large]
+    kept = _made_from(reads, weights, large)
+    for group in _groups(list(large)):
+        apart = _made_from(group, weights)
+        nodes = [node for node in segment.nodes if node in apart]
+        segment.weights.append(Segment(nodes, outputs=group, consts=_fed_constants(nodes)))
+    segment.nodes = [node for node in segment.nodes if node not in weights or node in kept]
+
+
+def _groups(values: list[Value]) -> Iterator[list[Value]]:
+    """Weights in order, in groups of about `GROUP_BYTES`."""
+    group: list[Value] = []
+    size = 0
+    for value in values:
+        more = _computed_bytes([value.producer])  # type: ignore[list-item]
+        if group and size + more > GROUP_BYTES:
+            yield group
+            group, size = [], 0
+        group.append(value)
+        size += more
+    yield group
+
+
+def _made_from(values: list[Value], weights: set[Node], given: Iterable[Value] = ()) -> set[Node]:
+    """The weight computations behind some values, those behind given ones left out."""
+    found: set[Node] = set()
+    known = set(given)
+    waiting = list(values)
+    while waiting:
+        value = waiting.pop()
+        node = value.producer
+        if value not in known and node in weights and node not in found:
+            found.add(node)
+            waiting.extend(outside_reads(node))
+    return found
+
+
+def _is_large(value: Value) -> bool:
+    size = value.type.nbytes if isinstance(value.type, TensorType) else None
+    return size is not None and size > LARGE_BYTES
 
 
 def _ancestors(graph: Graph, wanted: Iterable[Value]) -> list[Node]:
@@ -72,29 +133,27 @@ def _ancestors(graph: Graph, wanted: Iterable[Value]) -> list[Node]:
     return [node for node in graph.nodes if node in needed]
 
 
-def _weight_only(nodes: list[Node]) -> set[Node]:
-    """Nodes whose results follow from constants alone."""
-    found: set[Node] = set()
-    for node in nodes:
-        if any(v is not None and v.const is None and v.producer not in found for v in node.inputs):
-            continue
-        definition = opdef(node)
-        if not node.subgraphs and definition is not None and definition.has("constant_foldable"):
-            found.add(node)
-    return found
-
-
 class _Planner:
     """Puts nodes into segments, each weight computation before its first reader in the segment."""
 
-    def __init__(self, weights: set[Node], limit: int | None) -> None:
+    def __init__(self, limit: int | None) -> None:
         self.segments: list[Segment] = []
-        self._weights = weights
+        self.weights: set[Node] = set()
         self._limit = limit
         self._open: Segment | None = None
         self._placed: set[Node] = set()
         self._loaded: set[Value] = set()
         self._bytes = 0
+
+    def is_weight(self, node: Node) -> bool:
+        """True for a node that follows from constants alone and may be computed again; asked in program order."""
+        if any(v is not None and v.const is None and v.producer not in self.weights for v in node.inputs):
+            return False
+        definition = opdef(node)
+        if node.subgraphs or definition is None or not definition.has("constant_foldable") or self._in_pieces(node):
+            return False
+        self.weights.add(node)
+        return True
 
     def place(self, node: Node) -> None:
         """Put the next node in program order."""
@@ -117,9 +176,9 @@ class _Planner:
     def _in_pieces(self, node: Node) -> bool:
         index = pieces.WEIGHT_INPUT.get(node.op)
         weight = node.input(index) if index is not None else None
-        if weight is None or (weight.const is None and weight.producer not in self._weights):
+        if weight is None or (weight.const is None and weight.producer not in self.weights):
             return False
-        size = _weight_bytes(weight, self._weights)
+        size = _weight_bytes(weight, self.weights)
         over = self._limit is not None and size > self._limit
         if not over and not (node.op == "Gather" and size > GATHER_BYTES):
             return False
@@ -138,7 +197,7 @@ class _Planner:
                 continue
             waiting.append((item, True))
             for value in outside_reads(item):
-                if value.producer in self._weights:
+                if value.producer in self.weights:
                     waiting.append((value.producer, False))
         return list(found)
 
@@ -211,10 +270,11 @@ def _connect(segments: list[Segment], wanted: list[Value]) -> None:
     for place, segment in enumerate(segments):
         inside: dict[Value, None] = {value: None for node in segment.nodes for value in node.outputs}
         made.append(inside)
+        computed = {value for part in segment.weights for value in part.outputs}
         taken: dict[Value, None] = {}
         for node in segment.nodes:
             for value in outside_reads(node):
-                if value.const is None and value not in inside:
+                if value.const is None and value not in inside and value not in computed:
                     if segment.in_pieces and value is node.inputs[pieces.WEIGHT_INPUT[node.op]]:
                         continue
                     taken[value] = None
@@ -222,16 +282,16 @@ def _connect(segments: list[Segment], wanted: list[Value]) -> None:
         for value in taken:
             last[value] = place
         if not segment.in_pieces:
-            consts = dict.fromkeys(v for node in segment.nodes for v in _const_bytes(node))
-            segment.consts = _fed_constants(list(consts))
+            segment.consts = _fed_constants(segment.nodes)
     keep = set(wanted)
     for place, segment in enumerate(segments):
         segment.outputs = [v for v in made[place] if v in keep or last.get(v, -1) > place]
         segment.dead = [value for value, end in last.items() if end == place and value not in keep]
 
 
-def _fed_constants(consts: list[Value]) -> list[Value]:
+def _fed_constants(nodes: list[Node]) -> list[Value]:
     """The constants that are fed; the others are part of the model."""
+    consts = dict.fromkeys(value for node in nodes for value in _const_bytes(node))
     sizes = {value: stored_bytes(value.const) for value in consts if value.const.type.dtype.kind != "s"}  # type: ignore
     large = [value for value, size in sizes.items() if size > INLINE_BYTES]
     room = MODEL_BYTES

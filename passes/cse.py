@@ -96,7 +96,8 @@ def _const_key(tensor: Tensor) -> Hashable:
     if _is_small(tensor):
         return kind, shape, tensor.load().tobytes()
     if isinstance(tensor, InlineTensor):
-        return kind, shape, tensor.elements(0, 64).tobytes()
+        head = tensor.elements(0, 64)
+        return kind, shape, tuple(head.tolist()) if kind == "str" else head.tobytes()
     return kind, shape
 
 

@@ -231,7 +231,7 @@ class _Masks:
             )
             planes.append(last.output)
         for node, window in by_node.items():
-            inputs = list(node.inputs[:3]) + [planes[1 if window else 0]] + list(node.inputs[4:])
+            inputs = [*node.inputs[:3], planes[1 if window else 0], *node.inputs[4:]]
             graph.set_inputs(node, inputs)
             graph.set_attrs(node, is_causal=0)
         return value

@@ -149,9 +149,9 @@ class Registry:
     def _table_of(self, table: str) -> Iterable[str]:
         return {*self.passes, *self.pipelines} if table == "steps" else getattr(self, table)
 
-    def package(self, name: str) -> str:
-        """The package that a pass or pipeline comes from."""
-        return self._package["steps", name]
+    def package(self, name: str, table: str = "steps") -> str:
+        """The package that a pass or pipeline comes from, or an item of another table."""
+        return self._package[table, name]
 
     def pass_class(self, name: str) -> type[Pass]:
         """The class of a pass name, imported now; KeyError for an unknown name, LadingError P330 if it cannot load."""
@@ -209,10 +209,24 @@ class Registry:
             for name, item in getattr(self, table).items():
                 package = self._package[table, name]
                 found = self.imported(item, package) if isinstance(item, str) else item
+                if _built_in(table).get(name, found) is not found:
+                    message = f"the {table.rstrip('s')} {name!r} is taken: it is claimed by {BUILT_IN} and by {package}"
+                    raise LadingError("P331", message, package, f"rename it in {package}")
                 try:
                     _install(table, name, found)
                 except ValueError as error:
                     raise LadingError("P331", str(error), package) from error
+
+
+def _built_in(table: str) -> Mapping[str, Any]:
+    if table == "ops":
+        from ir.ops import load_own
+
+        return load_own()
+    from ir.tensor import RECIPES
+
+    import_module("ir.split")
+    return RECIPES
 
 
 def _install(table: str, name: str, item: Any) -> None:

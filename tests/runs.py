@@ -42,7 +42,7 @@ def compiled(source: Path, out: Path, pipeline: str, **options) -> Path:
 
 def run_actions(folder: Path, version: str, actions: Sequence[dict], **settings) -> list[dict]:
     """Results of actions of `backends.mnn.native.run_model` with exact arithmetic, all in one process of the release."""
-    config = folder / config_for(version)
+    config = config_for(folder, version)
     run = run_model(
         config, actions, overrides={**EXACT_CONFIG, **settings}, interpreter=interpreters()[version], timeout_s=600
     )

@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from backends.contract import check_files, read
+from backends.mnn.configs import config_for
 from tests.checkpoints import hot_tensors, make_checkpoint, write_weights
 from tools.compile import main
 from tools.compiler import EXAMPLE
@@ -93,6 +94,13 @@ def test_one_release_as_target_needs_one_tokenizer(tmp_path):
     assert run("-o", tmp_path / "out", "--verify", "none", "--target", "3.6.1").exit_code == 0
     assert not (tmp_path / "out" / "tokenizer.txt").exists()
     assert read(tmp_path / "out").target.releases == ("3.6.1",)
+
+
+def test_old_release_as_target_gets_its_tokenizer_in_the_one_configuration(tmp_path):
+    out = tmp_path / "out"
+    assert run("-o", out, "--verify", "none", "--target", "3.4.1").exit_code == 0
+    assert not (out / "tokenizer.mtok").exists()
+    assert json.loads((out / config_for(out, "3.4.1")).read_text())["tokenizer_file"] == "tokenizer.txt"
 
 
 def test_half_scales_are_written_for_releases_that_read_them_only(tmp_path):
@@ -348,7 +356,8 @@ def test_interrupt_leaves_nothing(tmp_path):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and "interrupted" in errors and "Traceback" not in errors
+    # Python ends itself by the signal, which shells report as 130 too, when it interrupted code made from text.
+    assert process.returncode in (130, -signal.SIGINT) and errors == "interrupted; nothing was written\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
 
 

@@ -72,6 +72,9 @@ class Case:
         self.folder = compiled(source, folder / "out", "fp32")
         self.decoded = min(64, self.model.config.max_position_embeddings - 8)
         self.logits = torch_logits(self.model, self.ids)
+        # Where frequencies depend on the length, earlier keys keep the rotation of their time, so only a text within the
+        # trained length gives the same in pieces as at once.
+        self.within = torch_logits(self.model, self.ids[:40])
         self.greedy = torch_greedy(self.model, self.ids[:8], self.decoded)
         self._runs: dict[str, list[dict]] = {}
 
@@ -100,9 +103,8 @@ def test_logits_are_those_of_torch_in_one_prefill(case, version):
 
 @pytest.mark.parametrize("version", each_release())
 def test_logits_through_the_cache_are_those_of_one_prefill(case, version):
-    # Where frequencies depend on the length, earlier keys keep the rotation of their time, so only short texts agree.
     got = logits_of(case.run(version)[1])
-    assert np.abs(got - case.logits[: len(got)]).max() <= BAR
+    assert np.abs(got - case.within).max() <= BAR
 
 
 @pytest.mark.parametrize("version", each_release())

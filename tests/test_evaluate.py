@@ -201,6 +201,47 @@ def test_sliding_window_mask(dtype: type) -> None:
     np.testing.assert_array_equal(found, ((j <= i) & (j > i - 3))[None, None])
 
 
+@pytest.mark.parametrize("opset", [13, 17, 20, 22])
+@pytest.mark.parametrize(
+    ("op", "shapes", "attrs"),
+    [
+        ("mnn.Attention", [(1, 5, 4, 8), (1, 5, 2, 8), (1, 5, 2, 8), ()], {}),
+        ("mnn.Attention", [(1, 5, 4, 8), (1, 5, 2, 8), (1, 5, 2, 8), (1, 1, 5, 5)], {}),
+        ("mnn.LayerNorm", [(2, 3, 4), (4,), (4,)], {"rms": 1}),
+        ("mnn.LayerNorm", [(2, 3, 4), (3, 4), (3, 4)], {"rms": 0, "axis": (-2, -1)}),
+        ("mnn.Unary", [(2, 3)], {"kind": "GELU"}),
+        ("mnn.Unary", [(2, 3)], {"kind": "GELU_STANDARD"}),
+        ("mnn.Unary", [(2, 3)], {"kind": "HARDSWISH"}),
+        ("mnn.Reduction", [(2, 3)], {"kind": "SUM", "axes": (1,), "keep_dims": 1}),
+        ("mnn.Reduction", [(2, 3)], {"kind": "MEAN", "axes": (1,), "keep_dims": 0}),
+        ("mnn.Convolution", [(2, 3, 1, 1), (3, 4), (4,)], {}),
+        ("mnn.Squeeze", [(1, 3)], {"axes": (0,)}),
+        ("mnn.AffineDequantize", [(4, 6), (2, 6), (2, 6)], {"axis": 0, "block_size": 2}),
+    ],
+)
+def test_definitions_hold_at_older_opsets(opset: int, op: str, shapes: list[tuple[int, ...]], attrs: dict) -> None:
+    """Graphs read from files keep their opset; what was defined with newer operators must mean the same there."""
+    arrays = [normal(*shape) for shape in shapes]
+    if op == "mnn.AffineDequantize":
+        arrays[0] = RNG.integers(-9, 9, shapes[0]).astype(np.int8)
+    found = []
+    for version in (opset, 24):
+        graph = Graph("old", {"": version})
+        values = [
+            graph.add_input(f"x{i}", TensorType(InlineTensor(a).type.dtype, a.shape)) for i, a in enumerate(arrays)
+        ]
+        graph.set_outputs([graph.add(op, values, attrs).output])
+        assert infer_types(graph) == []
+        found += evaluate(graph, {f"x{i}": array for i, array in enumerate(arrays)}).values()
+    np.testing.assert_allclose(found[0], found[1], rtol=2e-5, atol=2e-6)
+
+
+def test_definitions_at_too_old_an_opset_are_refused() -> None:
+    graph = Graph("old", {"": 12})
+    graph.set_outputs([graph.add("mnn.Unary", [graph.add_input("x", TensorType(F32, (1,)))], {"kind": "COS"}).output])
+    assert "opset 13 or later" in check("T230", graph, {"x": normal(1)})
+
+
 def weight_graph(op: str, codes: Tensor, scale: np.ndarray, zero: np.ndarray | None, attrs: dict) -> Graph:
     graph = Graph("weight")
     values = [graph.add_const("codes", codes), graph.add_const("scale", InlineTensor(scale))]
@@ -405,6 +446,29 @@ def test_dequantized_weights_stream(op: str, flip: bool, limit: int) -> None:
         np.testing.assert_allclose(array, whole[name], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("limit", [None, 1 << 20])
+def test_weights_are_computed_once_for_all_feeds(limit: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ir.ort import Session
+
+    graph = Graph("once")
+    x = graph.add_input("x", TensorType(F32, (Dim("n"), 128)))
+    codes = Counting(RNG.integers(-8, 8, (128, 256)).astype(np.int8))
+    scale = graph.add_const("scale", InlineTensor(np.float32(0.1)))
+    weight = graph.add("DequantizeLinear", [graph.add_const("codes", codes), scale]).output
+    graph.set_outputs([graph.add("MatMul", [x, weight]).output])
+    assert infer_types(graph) == []
+    ran: list[int] = []
+    run_session = Session.run
+    monkeypatch.setattr(Session, "run", lambda self, *args: ran.append(id(self)) or run_session(self, *args))
+    evaluator = Evaluator(graph, memory_limit=limit)
+    feeds = [{"x": normal(rows, 128)} for rows in (1, 2, 3)]
+    for found, given in zip(evaluator.run_many(feeds), feeds, strict=True):
+        np.testing.assert_allclose(found[graph.outputs[0].name], given["x"] @ (codes.inner.load() * 0.1), 1e-4, 1e-4)
+    assert len(ran) == 1 + 3 and codes.read == 128
+    evaluator.run_many(feeds)
+    assert len(ran) == 4 + (3 if limit is None else 4)
+
+
 @pytest.mark.parametrize("case", ["Gemm", "GemmT", "Conv", "MatMul", "Gather", "GatherQ"])
 def test_operators_in_pieces(case: str) -> None:
     graph = Graph("pieces")
@@ -485,7 +549,20 @@ def test_memory_stays_near_the_limit(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 64
+    assert int(done.stdout) < 96
+
+
+def test_constant_rows_of_a_large_table_are_read_alone() -> None:
+    graph = Graph("rows")
+    table = Counting(np.arange(5 << 20, dtype=np.float32).reshape(-1, 1024))
+    places = graph.add_const("places", InlineTensor(np.array([5, 7])))
+    rows = graph.add("Gather", [graph.add_const("table", table), places]).output
+    x = graph.add_input("x", TensorType(F32, (1,)))
+    graph.set_outputs([graph.add("Add", [rows, x]).output])
+    assert infer_types(graph) == []
+    (found,) = evaluate(graph, {"x": np.ones(1, np.float32)}).values()
+    np.testing.assert_array_equal(found, table.inner.load()[[5, 7]] + 1)
+    assert table.read == 2
 
 
 # ---- constants, feeds, errors ----

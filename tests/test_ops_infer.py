@@ -555,6 +555,8 @@ def test_a_number_outside_the_recorded_range() -> None:
         ("mnn.Convolution", "f32[2, 3, 2, 1] f32[3, 5]", {}),
         ("mnn.LayerNorm", "f32[2, 3] f32[2] f32[2]", {"axis": (0,)}),
         ("mnn.Attention", "f32[1, 2, 8] f32[1, 2, 8] f32[1, 2, 8] f32[]", {}),
+        ("mnn.Attention", "f32[1, 2, 4, 8] f32[1, 2, 3, 8] f32[1, 2, 3, 8] f32[]", {}),
+        ("mnn.Attention", "f32[1, 2, 4, 8] f32[1, 2, 2, 8] f32[1, 2, 2, 6] f32[]", {}),
         ("mnn.Slice", "f32[4]", {"axis": 0, "points": (5,)}),
         ("mnn.Squeeze", "f32[1]", {"axes": ()}),
         ("mnn.Select", "i32[2] f32[2] f16[2]", {}),
@@ -572,6 +574,25 @@ def test_inputs_that_do_not_fit(op: str, inputs: str, attrs: dict) -> None:
         return
     assert [problem.code for problem in found] == ["T212"]
     assert found[0].message.startswith(op)
+
+
+@pytest.mark.parametrize(
+    ("op", "inputs", "attrs", "code"),
+    [
+        ("MatMul", "f32[2, 2]", {}, "T201"),
+        ("Cast", "f32[2]", {}, "T203"),
+        ("Transpose", "f32[2, 2]", {"perm": (0, "a")}, "T204"),
+        ("mnn.Cast", "f32[2]", {}, "T203"),
+        ("mnn.Slice", "f32[2]", {"axis": 0}, "T203"),
+        ("mnn.Attention", "f32[1, 2, 2, 2]", {}, "T201"),
+    ],
+)
+def test_malformed_nodes_are_reported_as_such(op: str, inputs: str, attrs: dict, code: str) -> None:
+    graph, node = build(op, inputs, attrs, 1)
+    assert [problem.code for problem in infer_types(graph)] == [code]
+    assert node.output.type is None
+    with pytest.raises(TypeMismatch):
+        infer_node(node)
 
 
 def test_one_problem_does_not_stop_the_rest() -> None:
@@ -600,6 +621,17 @@ def test_infer_node_records_nothing() -> None:
     bad = m.graph.add("Reshape", [m.x, m.ints(-1, -1)])
     with pytest.raises(TypeMismatch, match="more than one -1"):
         infer_node(bad)
+
+
+def test_infer_node_does_not_follow_integers_forever() -> None:
+    m = Maker(x="f32[S]")
+    size = m.add("Shape", m.x)
+    m.graph.set_type(size, TensorType(I64, (1,)))
+    for _ in range(5000):
+        size = m.add("Add", size, m.ints(0))
+        m.graph.set_type(size, TensorType(I64, (1,)))
+    (found,) = infer_node(m.graph.add("ConstantOfShape", [size]))
+    assert found.rank == 1 and found.shape[0] != Dim("S")
 
 
 def branches(graph: Graph, condition: Value, *values: Value) -> Node:
@@ -709,7 +741,17 @@ def test_an_input_that_cannot_be_left_out() -> None:
     assert check_node(graph.add("Clip", [x, None, x])) == []
 
 
-def test_a_name_claimed_twice_names_both_packages() -> None:
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is gone after it."""
+    from ir import infer, ops
+
+    rules = dict(rule_table())
+    monkeypatch.setattr(ops, "_OWN", dict(ops.load_own()))
+    monkeypatch.setattr(infer, "RULES", rules)
+
+
+def test_a_name_claimed_twice_names_both_packages(registry: None) -> None:
     row = OpDef("acme.Scale", package="acme", attrs={"by": AttrDef("by", "float", 2.0)})
     assert register(row) is register(row)
     assert lookup("acme.Scale") is row
@@ -721,7 +763,7 @@ def test_a_name_claimed_twice_names_both_packages() -> None:
         register(OpDef("MatMul", package="other"))
 
 
-def test_registered_operators_are_inferred_and_run() -> None:
+def test_registered_operators_are_inferred_and_run(registry: None) -> None:
     register(
         OpDef(
             "acme.Square",

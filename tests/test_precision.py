@@ -142,7 +142,7 @@ def test_json_file_says_the_same_as_toml(tmp_path):
 )
 def test_bad_file_is_refused_with_its_rule(tied, tmp_path, text, code, says):
     path = rules_file(tmp_path, text)
-    with pytest.raises(LadingError, match="plan.toml") as error:
+    with pytest.raises(LadingError, match=r"plan\.toml") as error:
         planned(tied, plan=path)
     assert error.value.code == code and says in str(error.value)
 

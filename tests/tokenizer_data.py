@@ -1,4 +1,4 @@
-"""Tokenizers and strings for the tokenizer tests, and a way to run MNN's tokenizer in another process.
+"""Tokenizers and strings for the tokenizer tests.
 
 Vocabularies are trained here on text made from a few sentences in many scripts and from sources of the standard
 library, so the tests need no file from elsewhere.
@@ -11,11 +11,8 @@ import json
 import os
 import random
 import string
-import subprocess
-import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,8 +20,6 @@ from typing import Any
 from backends.mnn.tokenizer_bpe import BYTE_CHARS, spell_bytes
 
 META = "\u2581"
-RELEASES = ("3.4.0", "3.4.1", "3.5.0", "3.6.0", "3.6.1")
-ENVS_VARIABLE = "LADING_MNN_ENVS"
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -186,15 +181,16 @@ CHATML = (
 )
 
 
-def _json(tokenizer: Any) -> dict[str, Any]:
-    return json.loads(tokenizer.to_str())
+def _bpe(pattern: str) -> dict[str, Any]:
+    """A byte-level BPE of 1500 tokens whose words are cut by a Split on `pattern`, or by ByteLevel for GPT-2's."""
+    return json.loads(_train_bpe(pattern))
 
 
-def train_bpe(pattern: str, size: int = 1500, **options: Any) -> Any:
-    """A byte-level BPE whose words are cut by a Split on `pattern` (or by ByteLevel itself for GPT-2's)."""
+@cache
+def _train_bpe(pattern: str) -> str:
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    tokenizer = Tokenizer(models.BPE(**options))
+    tokenizer = Tokenizer(models.BPE())
     if pattern == GPT2:
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     else:
@@ -203,12 +199,13 @@ def train_bpe(pattern: str, size: int = 1500, **options: Any) -> Any:
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, level])
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=1500, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(training_text(), trainer)
-    return tokenizer
+    return tokenizer.to_str()
 
 
-def train_sentencepiece(model: str = "bpe", size: int = 1500) -> Any:
+@cache
+def _train_sentencepiece(model: str) -> str:
     """A vocabulary over text with U+2581 for spaces, with byte tokens, `<unk>`, `<s>` and `</s>` first."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -216,13 +213,13 @@ def train_sentencepiece(model: str = "bpe", size: int = 1500) -> Any:
     if model == "unigram":
         tokenizer = Tokenizer(models.Unigram())
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
-        trainer = trainers.UnigramTrainer(vocab_size=size, special_tokens=first, unk_token="<unk>", show_progress=False)
+        trainer = trainers.UnigramTrainer(vocab_size=1500, special_tokens=first, unk_token="<unk>", show_progress=False)
     else:
         tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
-        trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=first, limit_alphabet=400, show_progress=False)
+        trainer = trainers.BpeTrainer(vocab_size=1500, special_tokens=first, limit_alphabet=400, show_progress=False)
     tokenizer.train_from_iterator((line.rstrip("\n") for line in training_text()), trainer)
-    return tokenizer
+    return tokenizer.to_str()
 
 
 def added(content: str, number: int = -1, special: bool = True, **flags: bool) -> dict[str, Any]:
@@ -282,7 +279,7 @@ def tokenizer_text(kind: str) -> str:
 
 
 def _gpt2() -> dict[str, Any]:
-    return with_added(_json(train_bpe(GPT2)), [added("<|endoftext|>")])
+    return with_added(_bpe(GPT2), [added("<|endoftext|>")])
 
 
 def _added() -> dict[str, Any]:
@@ -291,23 +288,24 @@ def _added() -> dict[str, Any]:
     tokens = [added(text, special=index % 2 == 0) for index, text in enumerate(plain)]
     tokens += [added("<left>", lstrip=True), added("<right>", rstrip=True), added("<both>", lstrip=True, rstrip=True)]
     tokens += [added("<norm>", normalized=True), added("<|word|>", single_word=True)]
-    return with_added(_json(train_bpe(GPT2)), tokens)
+    return with_added(_bpe(GPT2), tokens)
 
 
 def _blanks() -> dict[str, Any]:
     """Runs of blanks as tokens, as in vocabularies made for code."""
     runs = [" " * size for size in range(24, 1, -1)] + ["\t\t\t", "\t\t"]
-    data = with_added(_json(train_bpe(GPT2)), [added(run, special=False, normalized=True) for run in runs])
+    data = with_added(_bpe(GPT2), [added(run, special=False, normalized=True) for run in runs])
     return data | {"normalizer": {"type": "NFC"}}
 
 
 def _qwen2() -> dict[str, Any]:
     thoughts = [added(text, special=False) for text in ("<think>", "</think>")]
-    return with_added(_json(train_bpe(QWEN2)), [*map(added, IM), *thoughts]) | {"normalizer": {"type": "NFC"}}
+    return with_added(_bpe(QWEN2), [*map(added, IM), *thoughts]) | {"normalizer": {"type": "NFC"}}
 
 
 def _llama3() -> dict[str, Any]:
-    data = _json(train_bpe(LLAMA3, ignore_merges=True))
+    data = _bpe(LLAMA3)
+    data["model"]["ignore_merges"] = True
     names = ["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>", *(f"<|reserved_{n}|>" for n in range(20))]
     with_added(data, map(added, names))
     start = data["added_tokens"][0]["id"]
@@ -346,11 +344,11 @@ def _llama3_ranks() -> dict[str, Any]:
 
 
 def _o200k() -> dict[str, Any]:
-    return with_added(_json(train_bpe(O200K)), [added("<|endoftext|>"), added("<|call|>", rstrip=True)])
+    return with_added(_bpe(O200K), [added("<|endoftext|>"), added("<|call|>", rstrip=True)])
 
 
 def _deepseek() -> dict[str, Any]:
-    data = _json(train_bpe(GPT2))
+    data = _bpe(GPT2)
     cuts = [r"\p{N}{1,3}", "[一-龥\u3040-ゟ゠-ヿ]+", DEEPSEEK3]
     split = [{"type": "Split", "pattern": {"Regex": cut}, "behavior": "Isolated", "invert": False} for cut in cuts]
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
@@ -362,7 +360,7 @@ def _deepseek() -> dict[str, Any]:
 
 
 def _sentencepiece(normalizer: Any, pre_tokenizer: Any, decoder: Any = None, model: str = "bpe") -> dict[str, Any]:
-    data = _json(train_sentencepiece(model))
+    data = json.loads(_train_sentencepiece(model))
     with_added(data, map(added, ("<unk>", "<s>", "</s>")))
     data |= {"normalizer": normalizer, "pre_tokenizer": pre_tokenizer, "decoder": decoder or _LEGACY_DECODER}
     data["post_processor"] = bos_processor("<s>", 1)
@@ -397,7 +395,13 @@ def _wordpiece() -> dict[str, Any]:
     return with_added(data, map(added, ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")))
 
 
+def _example() -> dict[str, Any]:
+    folder = Path(__file__).parent.parent / "examples" / "tiny-qwen2.5"
+    return json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+
+
 KINDS: dict[str, Callable[[], dict[str, Any]]] = {
+    "example": _example,
     "gpt2": _gpt2,
     "qwen2": _qwen2,
     "added": _added,
@@ -517,111 +521,6 @@ def write_folder(folder: Path, text: str, template: str | None = None, **setting
     if template is not None:
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     return folder
-
-
-# -- running MNN ------------------------------------------------------------------------------------------------------
-
-# A model of two operators (Input `input_ids`, UnaryOp NEG to `logits`), as MNN's converter writes it. It loads on all
-# releases and is never run: the tokenizer is only reachable through a loaded model.
-_MODEL = base64.b64decode(
-    "GAAAABQADAAAAAAAAAAIAAAAAAAAAAQAFAAAAAgAAAAsAAAAAgAAABQAAAAEAAAABgAAAGxvZ2l0cwAACQAAAGlucHV0X2lkcwAAAAIAAAB0AAAA"
-    "FAAAABAAHAAIABAADAAUAAQAGAAQAAAAGAAAABwAAAA0AAAARgAAABgAAABlAAAAAQAAAAEAAAABAAAAAAAAAAYAAABsb2dpdHMAAAgADAAIAAQA"
-    "CAAAAAEAAAABAAAAEAAcAAQAEAAMABQACAAYABAAAAAYAAAAGAAAADQAAAAVAAAAFAAAACIAAAAAAAAAAQAAAAAAAAAJAAAAaW5wdXRfaWRzAAoA"
-    "EAAMAAgABwAKAAAAAAAAAAEAAAAEAAAAAwAAAAEAAAABAAAACAAAAA=="
-)
-_CHILD = """
-import json, os, sys
-import MNN.llm as llm
-root = sys.argv[1]
-
-def show(model, number):
-    try:
-        return model.tokenizer_decode(number).encode()
-    except UnicodeDecodeError as error:
-        return error.object
-
-answers = []
-for name in sorted(os.listdir(root), key=int):
-    folder = os.path.join(root, name)
-    model = llm.create(os.path.join(folder, "config.json"))
-    model.load()
-    job = json.load(open(os.path.join(folder, "job.json")))
-    rows = []
-    for text in job["texts"]:
-        ids = model.tokenizer_encode(text)
-        rows.append([ids, b"".join(show(model, number) for number in ids).hex()])
-    answers.append([rows, [model.apply_chat_template(messages) for messages in job["chats"]]])
-with open(sys.argv[2], "w") as file:
-    json.dump(answers, file)
-sys.stdout.flush()
-os._exit(0)
-"""
-
-
-@dataclass(frozen=True)
-class Job:
-    """A tokenizer file and what to do with it; `jinja` is the object of llm_config.json."""
-
-    tokenizer: bytes
-    texts: Sequence[str] = ()
-    chats: Sequence[Any] = ()
-    jinja: Any = None
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Ids and joined single-token decodings of the texts, and the rendered chats."""
-
-    ids: list[list[int]]
-    decoded: list[bytes]
-    prompts: list[str]
-
-
-def interpreter_of(release: str) -> str | None:
-    """The Python that has this MNN release: of the folder named by the variable, else this one if it has it."""
-    root = os.environ.get(ENVS_VARIABLE)
-    if root:
-        path = Path(root) / f"mnn-{release}" / "bin" / "python"
-        if path.is_file():
-            return str(path)
-    return sys.executable if installed_release() == release else None
-
-
-@cache
-def installed_release() -> str | None:
-    from importlib import metadata
-
-    try:
-        return metadata.version("MNN")
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def run_mnn(python: str, folder: Path, *jobs: Job) -> list[Answer]:
-    """What this interpreter's MNN answers, from one child process."""
-    root, answer = folder / "jobs", folder / "answer.json"
-    for number, job in enumerate(jobs):
-        _write_job(root / str(number), job)
-    command = [python, "-c", _CHILD, str(root), str(answer)]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=300)
-    if not answer.is_file():
-        raise RuntimeError(f"MNN stopped with {done.returncode}: {(done.stdout + done.stderr)[-2000:]}")
-    return [
-        Answer([row[0] for row in rows], [bytes.fromhex(row[1]) for row in rows], prompts)
-        for rows, prompts in json.loads(answer.read_text())
-    ]
-
-
-def _write_job(folder: Path, job: Job) -> None:
-    folder.mkdir(parents=True)
-    (folder / "llm.mnn").write_bytes(_MODEL)
-    (folder / "llm.mnn.weight").write_bytes(bytes(16))
-    (folder / "tokenizer.bin").write_bytes(job.tokenizer)
-    config = {"llm_model": "llm.mnn", "llm_weight": "llm.mnn.weight", "tokenizer_file": "tokenizer.bin"}
-    (folder / "config.json").write_text(json.dumps({**config, "backend_type": "cpu", "thread_num": 1}))
-    inner = {"hidden_size": 8, "layer_nums": 1, "attention_mask": "float"}
-    (folder / "llm_config.json").write_text(json.dumps(inner | ({"jinja": job.jinja} if job.jinja else {})))
-    (folder / "job.json").write_text(json.dumps({"texts": list(job.texts), "chats": list(job.chats)}))
 
 
 def random_vocabulary(size: int, seed: int = 3) -> dict[str, Any]:

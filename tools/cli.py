@@ -86,6 +86,8 @@ def guarded(action: Callable[[], int], as_json: bool) -> int:
         else:
             for item in error.diagnostics:
                 click.echo(str(item), err=True)
+            for note in getattr(error, "__notes__", ()):
+                click.echo(f"  {note}", err=True)
             click.echo(f"  (lading explain {error.code})", err=True)
         return EXIT_FAILED
     except KeyboardInterrupt:

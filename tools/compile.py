@@ -15,7 +15,7 @@ from tools.cli import JSON_OPTION, QUIET_OPTION, Screen, command
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder to write; default build/<model name>.")
 @click.option("--passes", "pipeline", default="default", show_default=True, metavar="PIPELINE",
               help="Name or text of a pipeline, or path of a TOML file.")  # fmt: skip
-@click.option("--target", default="portable", show_default=True, help="'portable' (all releases) or one MNN release.")
+@click.option("--target", default="portable", show_default=True, help="'portable', an MNN release, or '>=3.5,<3.6.1'.")
 @click.option("--verify", type=click.Choice(["none", "quick", "full"]), default="quick", show_default=True,
               help="How much to read back and run on the installed MNN.")  # fmt: skip
 @click.option("--text", type=click.Path(path_type=Path), help="File whose perplexity is measured; the example has one.")

@@ -43,7 +43,7 @@ class Request:
         model: checkpoint folder or hub name.
         out: directory to write.
         pipeline: pipeline text, name, or path of a TOML file.
-        target: ``portable`` or an MNN release.
+        target: ``portable``, an MNN release, or version clauses such as ``>=3.4,<3.6``.
         verify: ``none``, ``quick`` or ``full``.
         text: file whose perplexity is measured, or None.
         force: replace a directory written before.
@@ -134,9 +134,32 @@ def compile_model(request: Request, listener: Listener | None = None) -> Result:
     clock = _Clock()
     pipeline = load_pipeline(request.pipeline)
     _Job(request, say, clock).check()
+    pipeline = _for_target(pipeline, request.target)
     say.phase("reading the checkpoint")
     with ThreadPoolExecutor(request.workers or os.cpu_count() or 1) as pool, ThreadPoolExecutor(1) as side:
         return _Job(request, say, clock).run(pipeline, pool, side)
+
+
+def _for_target(pipeline: Any, name: str) -> Any:
+    """The pipeline with what it leaves open set to what the target needs."""
+    from dataclasses import replace
+
+    from backends.mnn.profiles import target
+    from passes.assign_precision import AssignPrecision
+    from passes.discover_inputs import DiscoverInputs
+
+    chosen = target(name)
+
+    def change(one: Any) -> Any:
+        if isinstance(one, DiscoverInputs) and one.signature == DiscoverInputs.signature:
+            return replace(one, signature=chosen.signature)
+        if isinstance(one, AssignPrecision) and not one.embedding_bits and not all(
+            release.tie_embeddings for release in chosen.releases
+        ):
+            return replace(one, embedding_bits=32)
+        return one
+
+    return pipeline.map(change)
 
 
 class _Clock:

@@ -18,8 +18,8 @@ NOTE = "<!-- Written by `python -m tools.docs`; do not edit. -->"
 
 _COMMANDS = f"""\
 Installation makes the command `lading`. In a source tree that is not installed, `python -m tools.compile` is
-`lading compile` and `python -m tools.releases` is `lading releases`. `lading --version` prints the version, `--help` or
-`-h` after a command its options.
+`lading compile`, and so on; `python -m tools.main` is `lading` itself. `lading --version` prints the version, `--help`
+or `-h` after a command its options.
 
 Results go to standard output, progress and errors to standard error. A progress bar is drawn when standard error is a
 terminal.

@@ -10,7 +10,15 @@ from ir.codes import CODES
 from ir.diag import LadingError, suggest
 from tools.cli import command
 
-TOOLS = {"compile": "tools.compile", "releases": "tools.releases"}
+TOOLS = {
+    "compile": "tools.compile",
+    "diff": "tools.diff",
+    "doctor": "tools.doctor",
+    "inspect": "tools.inspect",
+    "opt": "tools.opt",
+    "reduce": "tools.reduce",
+    "releases": "tools.releases",
+}
 """Subcommand to module; the module's `main` is the command."""
 
 

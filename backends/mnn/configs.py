@@ -7,6 +7,7 @@ five-element list that all releases read. Numbers are written with the exact JSO
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from backends.mnn.layout import Layout
@@ -100,7 +101,8 @@ def model_config(graph: Graph, layout: Layout, template: Mapping[str, str]) -> d
     return config
 
 
-def config_for(version: str) -> str:
-    """Name of the configuration file that a release should load."""
+def config_for(folder: Path, version: str) -> Path:
+    """The configuration file of a model directory that a release should load."""
     release = RELEASES.get(version)
-    return CONFIG if release is None or release.mtok else CONFIG_TEXT
+    older = folder / CONFIG_TEXT
+    return older if release is not None and not release.mtok and older.is_file() else folder / CONFIG

@@ -12,6 +12,7 @@ from typing import Any
 
 from backends.mnn import configs
 from backends.mnn.fill import embedding_jobs, fill, weight_jobs
+from backends.mnn.fit import check_storage, fit
 from backends.mnn.layout import Layout, plan_layout
 from backends.mnn.native import json_to_mnn
 from backends.mnn.net import build_net
@@ -84,11 +85,13 @@ def emit(
         progress: called with (weights done, weights in all).
 
     Raises:
-        LadingError: B600 to B632, and what `backends.mnn.native` and `backends.mnn.tokenizer` raise.
+        LadingError: B600 to B632, B702, and what `backends.mnn.native` and `backends.mnn.tokenizer` raise.
     """
     started = time.perf_counter()
+    fit(graph, target)
     layout = plan_layout(graph)
     _check_target(layout, target)
+    check_storage(layout, target)
     net = build_net(graph, layout)
     emission = Emission(folder, layout, {}, settings)
     emission.seconds["layout"] = time.perf_counter() - started

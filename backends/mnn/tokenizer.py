@@ -18,7 +18,7 @@ import re
 from typing import Literal
 from weakref import WeakKeyDictionary
 
-from backends.mnn.tokenizer_checks import added_reasons, check_added, check_model, model_reasons
+from backends.mnn.tokenizer_checks import added_reasons, affix_reasons, check_added, check_model, model_reasons
 from backends.mnn.tokenizer_mtok import write_mtok
 from backends.mnn.tokenizer_parts import Plan, make_plan
 from backends.mnn.tokenizer_reader import read_text
@@ -66,15 +66,22 @@ def inexact(spec: TokenizerSpec, form: Form, oldest: str = "3.5.0") -> list[str]
     """Reasons why ids or decoded text may differ from the original tokenizer's, most general first."""
     plan = _checked_plan(spec, oldest)
     if form == "text":
-        return text_reasons(spec, plan)
-    return [*plan.reasons, *model_reasons(spec, plan), *added_reasons(spec, plan)]
+        return [*text_reasons(spec, plan), *affix_reasons(spec)]
+    return [*plan.reasons, *model_reasons(spec, plan), *affix_reasons(spec), *added_reasons(spec, plan)]
+
+
+_PLANS: WeakKeyDictionary[TokenizerSpec, dict[bool, Plan]] = WeakKeyDictionary()
 
 
 def _checked_plan(spec: TokenizerSpec, oldest: str) -> Plan:
-    check_model(spec)
-    check_added(spec)
-    release = tuple(int(part) for part in oldest.split("."))
-    return make_plan(spec, strip_allowed=release >= _STRIP_SINCE)
+    """The plan for a spec, made once for each of the two generations of readers."""
+    plans = _PLANS.setdefault(spec, {})
+    strip_allowed = tuple(int(part) for part in oldest.split(".")) >= _STRIP_SINCE
+    if strip_allowed not in plans:
+        check_model(spec)
+        check_added(spec)
+        plans[strip_allowed] = make_plan(spec, strip_allowed)
+    return plans[strip_allowed]
 
 
 _TEXT_TOKENIZERS: WeakKeyDictionary[TokenizerSpec, TextTokenizer] = WeakKeyDictionary()

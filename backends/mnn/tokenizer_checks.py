@@ -40,7 +40,7 @@ def _in_word(char: str) -> bool:
 
 def model_reasons(spec: TokenizerSpec, plan: Plan) -> list[str]:
     """How ids of rare texts differ because of the vocabulary model."""
-    kinds = {part.kind for part in (plan.pre_tokenizer, *plan.pre_tokenizer.children)}
+    kinds = {part.kind for part in plan.cutters}
     reasons = []
     if spec.kind == "bpe":
         if spec.options.get("ignore_merges"):
@@ -54,6 +54,12 @@ def model_reasons(spec: TokenizerSpec, plan: Plan) -> list[str]:
         reasons.append("of equally likely ways to split a word another may be taken")
     if spec.kind == "wordpiece":
         reasons.append("the longest word is counted in bytes, not in characters")
+    return reasons
+
+
+def affix_reasons(spec: TokenizerSpec) -> list[str]:
+    """What the library puts around a text and MNN does not, whatever the form."""
+    reasons = []
     if spec.suffix_ids:
         reasons.append(f"the ids {list(spec.suffix_ids)} are not appended to the text")
     if spec.prefix_ids != spec.encode_prefix_ids:

@@ -94,11 +94,8 @@ class DisplayTexts:
 
     def __init__(self, spec: TokenizerSpec, plan: Plan) -> None:
         self.spec = spec
-        kinds = {part.kind for part in (plan.decoder, *plan.decoder.children)}
-        self.byte_level = "byte_level" in kinds
-        self.wordpiece = next(
-            (part.fields[0] for part in (plan.decoder, *plan.decoder.children) if part.kind == "wordpiece"), None
-        )
+        self.byte_level = any(part.kind == "byte_level" for part in plan.decoders)
+        self.wordpiece = next((part.fields[0] for part in plan.decoders if part.kind == "wordpiece"), None)
 
     @cached_property
     def by_id(self) -> dict[int, str]:
@@ -150,25 +147,30 @@ def listed_specials(spec: TokenizerSpec, texts: DisplayTexts) -> list[int]:
     ]
     while True:
         names = {token.content for token in listed}
-        others = [token.content for token in spec.added if token.content not in names]
-        kept = [token for token in listed if not any(_overlap(token.content, other) for other in others)]
+        clash = _Clashes([token.content for token in spec.added if token.content not in names])
+        kept = [token for token in listed if not clash.with_text(token.content)]
         if len(kept) == len(listed):
             break
         listed = kept
     return [token.id for token in sorted(kept, key=lambda token: (-len(token.content.encode()), token.id))]
 
 
-def _overlap(one: str, other: str) -> bool:
-    """Whether a text can hold both so that they share characters."""
-    if other.startswith(one) or one.startswith(other):
-        return True
-    if other[0] not in one[1:] and one[0] not in other[1:]:
-        return False
-    if one in other or other in one:
-        return True
-    return any(
-        one.endswith(other[:size]) or other.endswith(one[:size]) for size in range(1, min(len(one), len(other)))
-    )
+class _Clashes:
+    """Which texts can share characters of a longer text with one of `others`, so that the order of search matters."""
+
+    def __init__(self, others: Sequence[str]) -> None:
+        self.whole = set(others)
+        self.heads = {text[:size] for text in others for size in range(1, len(text) + 1)}
+        self.tails = {text[start:] for text in others for start in range(len(text))}
+        self.all = "\0".join(others)
+
+    def with_text(self, text: str) -> bool:
+        size = len(text)
+        return (
+            text in self.all
+            or any(text[at:] in self.heads or text[:at] in self.tails for at in range(1, size))
+            or any(text[start:end] in self.whole for start in range(size) for end in range(start + 1, size + 1))
+        )
 
 
 # -- parts ------------------------------------------------------------------------------------------------------------

@@ -57,6 +57,21 @@ class Plan:
     always_prefix: bool | None = None
     words: WholeWords | None = None
 
+    @property
+    def normalizers(self) -> tuple[Part, ...]:
+        """The normalizers, each for itself."""
+        return self.normalizer.children or (self.normalizer,)
+
+    @property
+    def cutters(self) -> tuple[Part, ...]:
+        """The pre-tokenizers, each for itself."""
+        return self.pre_tokenizer.children or (self.pre_tokenizer,)
+
+    @property
+    def decoders(self) -> tuple[Part, ...]:
+        """The decoders, each for itself."""
+        return self.decoder.children or (self.decoder,)
+
     def say(self, *reasons: str) -> None:
         """Add reasons that are not yet listed."""
         self.reasons += [reason for reason in dict.fromkeys(reasons) if reason and reason not in self.reasons]
@@ -74,8 +89,8 @@ def make_plan(spec: TokenizerSpec, strip_allowed: bool = False) -> Plan:
     """
     plan = Plan()
     maker = _Maker(spec, plan, strip_allowed)
-    normalizers = _flatten(spec.normalizer, "normalizers")
-    cutters = _flatten(spec.pre_tokenizer, "pretokenizers")
+    normalizers = maker.stages(spec.normalizer, "normalizers")
+    cutters = maker.stages(spec.pre_tokenizer, "pretokenizers")
     if not maker.sentencepiece(normalizers, cutters):
         parts = [part for item in normalizers for part in maker.normalizer(item)]
         pieces = maker.marked(parts, cutters)
@@ -83,14 +98,6 @@ def make_plan(spec: TokenizerSpec, strip_allowed: bool = False) -> Plan:
         plan.pre_tokenizer = _sequence(pieces or [part for item in cutters for part in maker.cutter(item)])
     plan.decoder = maker.decoder(spec.decoder)
     return plan
-
-
-def _flatten(stage: Mapping[str, Any] | None, key: str) -> list[Mapping[str, Any]]:
-    if stage is None:
-        return []
-    if stage.get("type") == "Sequence":
-        return [inner for child in stage.get(key) or () for inner in _flatten(child, key)]
-    return [stage]
 
 
 def _sequence(parts: Iterable[Part]) -> Part:
@@ -110,6 +117,28 @@ class _Maker:
         self.strip_allowed = strip_allowed
         self.where = f"{spec.folder}/tokenizer.json"
 
+    def stages(self, stage: Mapping[str, Any] | None, key: str) -> list[Mapping[str, Any]]:
+        """The stages of nested sequences in one list."""
+        if stage is None:
+            return []
+        if stage["type"] != "Sequence":
+            return [stage]
+        return [inner for child in stage.get(key) or () for inner in self.stages(child, key)]
+
+    def text(self, item: Mapping[str, Any], key: str) -> str:
+        """A field that must be text, and not empty."""
+        value = item.get(key)
+        if not value:
+            raise LadingError("B641", f"{item['type']} has no {key}", where=self.where)
+        return value
+
+    def pattern(self, item: Mapping[str, Any]) -> tuple[str | None, str | None]:
+        """The literal text or the regular expression of a stage; the other is None."""
+        value = item.get("pattern")
+        if value is None:
+            raise LadingError("B641", f"{item['type']} has no pattern", where=self.where)
+        return value.get("String"), value.get("Regex")
+
     # -- normalizers --------------------------------------------------------------------------------------------------
 
     def normalizer(self, item: Mapping[str, Any]) -> list[Part]:
@@ -117,7 +146,7 @@ class _Maker:
         maker: Callable[[Mapping[str, Any]], list[Part]] | None = {
             "NFC": self.composed,
             "NFKC": self.composed,
-            "Prepend": lambda item: [Part("prepend", (item["prepend"],))],
+            "Prepend": lambda item: [Part("prepend", (self.text(item, "prepend"),))],
             "Replace": self.replace,
             "Lowercase": self.lowercase,
             "Strip": self.strip,
@@ -134,8 +163,8 @@ class _Maker:
         return [Part("replace", rule) for rule in compose_rules(item["type"])]
 
     def replace(self, item: Mapping[str, Any]) -> list[Part]:
-        pattern, content = item.get("pattern") or {}, item.get("content", "")
-        literal, regex = pattern.get("String"), pattern.get("Regex")
+        content = item.get("content", "")
+        literal, regex = self.pattern(item)
         if literal:
             return [Part("replace", (literal, content))]
         if regex == " {2,}" and content in (" ", META):
@@ -146,8 +175,7 @@ class _Maker:
         raise LadingError("B643", f"replacement by the regular expression {regex!r}", where=self.where)
 
     def cuts_at_meta(self) -> bool:
-        stages = _flatten(self.spec.pre_tokenizer, "pretokenizers")
-        return any(stage.get("type") == "Metaspace" for stage in stages)
+        return any(stage.get("type") == "Metaspace" for stage in self.stages(self.spec.pre_tokenizer, "pretokenizers"))
 
     def lowercase(self, _item: Mapping[str, Any]) -> list[Part]:
         """MNN's table maps one character to one; the only letter that becomes two is İ."""
@@ -199,7 +227,7 @@ class _Maker:
             "Punctuation": self.punctuation,
             "Whitespace": self.words,
             "WhitespaceSplit": lambda _: [self.cut("\\s+", "Removed")],
-            "CharDelimiterSplit": lambda item: [self.cut(quote(item["delimiter"]), "Removed")],
+            "CharDelimiterSplit": lambda item: [self.cut(quote(self.text(item, "delimiter")), "Removed")],
             "BertPreTokenizer": self.bert_words,
         }.get(str(kind))
         if maker is None:
@@ -219,8 +247,10 @@ class _Maker:
         return [*parts, Part("byte_level", (int(regex),))]
 
     def split(self, item: Mapping[str, Any]) -> list[Part]:
-        source, behavior = item.get("pattern") or {}, item.get("behavior", "Isolated")
-        pattern = source["Regex"] if "Regex" in source else quote(source.get("String", ""))
+        behavior = item.get("behavior", "Isolated")
+        literal, regex = self.pattern(item)
+        pattern = regex if literal is None else quote(literal)
+        assert pattern is not None
         if behavior in ("Isolated", "Removed"):
             return [self.cut(pattern, behavior, bool(item.get("invert")))]
         one = _one_character(pattern)
@@ -259,9 +289,10 @@ class _Maker:
         if not self.spec.options.get("ignore_merges") or not cutters or cutters[-1].get("type") != "ByteLevel":
             return []
         regex = cutters[-1].get("use_regex", True)
-        first = cutters[0].get("pattern", {}).get("Regex") if len(cutters) == 2 and not regex else None
-        isolated = first and cutters[0].get("behavior") == "Isolated" and not cutters[0].get("invert")
-        pattern = GPT2_PATTERN if len(cutters) == 1 and regex else first if isolated else None
+        pattern = GPT2_PATTERN if len(cutters) == 1 and regex else None
+        if len(cutters) == 2 and not regex and cutters[0].get("type") == "Split":
+            isolated = cutters[0].get("behavior") == "Isolated" and not cutters[0].get("invert")
+            pattern = self.pattern(cutters[0])[1] if isolated else None
         prefixed = cutters[-1].get("add_prefix_space", True)
         translated = translate_marked(pattern, MARKED, (OPEN, CLOSE)) if pattern and not prefixed else None
         words = whole_words(self.spec) if translated is not None else None
@@ -346,7 +377,7 @@ class _Maker:
             return Part("fuse")
         parts: list[Part] = []
         fused = False
-        for child in _flatten(item, "decoders"):
+        for child in self.stages(item, "decoders"):
             parts += self.decode_step(child, fused)
             fused = fused or child.get("type") in ("Fuse", "ByteLevel", "WordPiece")
         if any(child.kind == "byte_fallback" for child in parts):
@@ -360,14 +391,13 @@ class _Maker:
         if kind == "WordPiece":
             self.plan.say("decoding a single WordPiece token puts a space in front of it")
             return [Part("wordpiece", (item.get("prefix", "##"), int(item.get("cleanup", True))))]
-        if kind == "Replace" and (item.get("pattern") or {}).get("String"):
-            return [Part("replace", (item["pattern"]["String"], item.get("content", "")))]
+        if kind == "Replace" and (literal := self.pattern(item)[0]):
+            return [Part("replace", (literal, item.get("content", "")))]
         if kind == "Strip":
-            start, stop = int(item.get("start", 0)), int(item.get("stop", 0))
+            start, stop, content = int(item.get("start", 0)), int(item.get("stop", 0)), self.text(item, "content")
             if not fused and (start or stop):
-                self.plan.say(f"{LIST_DECODE} strips {item['content']!r} off the ends of the text, not of each token")
-            count = max(start, stop)
-            return [Part("strip", (item["content"], int(i < start), int(i < stop))) for i in range(count)]
+                self.plan.say(f"{LIST_DECODE} strips {content!r} off the ends of the text, not of each token")
+            return [Part("strip", (content, int(i < start), int(i < stop))) for i in range(max(start, stop))]
         if kind == "Metaspace":
             return self.decode_metaspace(item)
         raise LadingError("B646", f"decoder of type {kind!r}", where=self.where)

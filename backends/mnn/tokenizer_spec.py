@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from backends.mnn.tokenizer_shape import check_shape
 from ir.diag import LadingError
 
 SPECIAL_NAMES = ("bos", "eos", "unk", "pad", "sep", "cls", "mask")
@@ -202,14 +203,19 @@ def _read_tokenizer_json(folder: Path) -> dict[str, Any]:
             hint="run: python -c \"from transformers import AutoTokenizer as T; "
             f"T.from_pretrained('{folder}').save_pretrained('{folder}')\"",
         )
-    return _read_json(path)
+    data = _read_json(path)
+    check_shape(data, str(path))
+    return data
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        data = json.loads(path.read_bytes())
+        raw = path.read_bytes()
+        data = json.loads(raw)
+        if b"\\ud" in raw.lower():
+            json.dumps(data, ensure_ascii=False).encode()
     except (OSError, ValueError, RecursionError) as error:
         raise LadingError("B641", f"cannot be read as JSON: {error}", where=str(path)) from error
     if not isinstance(data, dict):
@@ -370,7 +376,8 @@ def _read_added(
     where = str(folder / "tokenizer.json")
     tokens: dict[str, AddedToken] = {}
     last = -1
-    for row in data.get("added_tokens") or ():
+    rows = data.get("added_tokens") or []
+    for row in rows if isinstance(rows, list) else [rows]:
         content = row.get("content") if isinstance(row, dict) else None
         if not isinstance(content, str) or not content:
             raise LadingError("B647", f"added token without text: {row!r}", where=where)
@@ -440,10 +447,12 @@ def _affixes(processor: Any, where: str) -> tuple[tuple[int, ...], tuple[int, ..
     sides: tuple[list[int], list[int]] = ([], [])
     seen = 0
     for item in processor.get("single") or ():
-        if "Sequence" not in item:
-            sides[seen].extend(_template_ids(item.get("SpecialToken", {}).get("id"), processor, where))
+        name, inner = next(iter(item.items())) if isinstance(item, dict) and len(item) == 1 else ("", None)
+        label = inner.get("id") if isinstance(inner, dict) else None
+        if name == "SpecialToken":
+            sides[seen].extend(_template_ids(label, processor, where))
             continue
-        if item["Sequence"].get("id") != "A" or seen:
+        if name != "Sequence" or label != "A" or seen:
             raise LadingError("B648", "the template for a single text holds more than that text", where=where)
         seen = 1
     return tuple(sides[0]), tuple(sides[1])

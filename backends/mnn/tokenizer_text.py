@@ -41,18 +41,15 @@ def text_type(spec: TokenizerSpec, plan: Plan) -> int:
     """The type that comes nearest to the tokenizer."""
     if spec.kind == "wordpiece":
         return BERT
-    kinds = {part.kind for part in (plan.pre_tokenizer, *plan.pre_tokenizer.children)}
-    if "byte_level" in kinds:
+    if any(part.kind == "byte_level" for part in plan.cutters):
         return BYTE_LEVEL
     return SENTENCEPIECE if _prefixed(plan) else TIKTOKEN
 
 
 def _prefixed(plan: Plan) -> bool:
     """Whether each stretch of text gets a leading U+2581, as type 0 always does."""
-    normalizers = (plan.normalizer, *plan.normalizer.children)
-    cutters = (plan.pre_tokenizer, *plan.pre_tokenizer.children)
-    before = any(part.kind == "prepend" and part.fields[0] in (" ", META) for part in normalizers)
-    return before or any(part.kind == "metaspace" and part.fields[1] for part in cutters)
+    before = any(part.kind == "prepend" and part.fields[0] in (" ", META) for part in plan.normalizers)
+    return before or any(part.kind == "metaspace" and part.fields[1] for part in plan.cutters)
 
 
 def write_text(spec: TokenizerSpec, plan: Plan) -> tuple[int, bytes]:
@@ -92,9 +89,10 @@ def text_reasons(spec: TokenizerSpec, plan: Plan) -> list[str]:
     reasons = []
     if kind == BYTE_LEVEL:
         reasons.append("words are cut by a pattern of MNN 3.4, in which letters beyond ASCII are punctuation")
+        reasons.append("a stretch of ten thousand letters (or characters beyond ASCII) in a row may stop MNN 3.4")
         if spec.options.get("ignore_merges"):
             reasons.append("a word that is a token as a whole is still put together by merges")
-        if any(part.kind == "metaspace" for part in plan.pre_tokenizer.children):
+        if any(part.kind == "metaspace" for part in plan.cutters):
             reasons.append("no space is put before a text")
     if kind == SENTENCEPIECE:
         reasons += _piece_reasons(spec, plan)
@@ -126,8 +124,7 @@ def _piece_reasons(spec: TokenizerSpec, plan: Plan) -> list[str]:
         reasons.append("most words come out otherwise: MNN 3.4 joins the likeliest neighbours, it has no Unigram model")
     if _normalizes(spec):
         reasons.append("text is not normalized")
-    legacy = any(part.kind == "prepend" for part in (plan.normalizer, *plan.normalizer.children))
-    if not legacy:
+    if not any(part.kind == "prepend" for part in plan.normalizers):
         reasons.append("a text that begins with a space gets another one")
     if plan.always_prefix is not None:
         reasons.append("text that follows an added token gets a leading space too")

@@ -177,7 +177,7 @@ class _Run:
         ]
         actions += [{"do": "forward", "pieces": [window]} for window in self.windows]
         extra = {} if interpreter is None else {"interpreter": interpreter}
-        config = subject.folder / config_for(version)
+        config = config_for(subject.folder, version)
         run = run_model(config, actions, overrides=overrides, timeout_s=1800, **extra).require(str(config))
         self.load_s = float(run.load["load_s"])
         results = [dict(item) for item in run.results if item is not None]

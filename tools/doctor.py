@@ -1,0 +1,155 @@
+"""``python -m tools.doctor``: tell on which MNN releases a model made by anybody runs, and why not on the others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ir.diag import LadingError
+from tools.cli import EXIT_FAILED, JSON_OPTION, QUIET_OPTION, Screen, command
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from backends.mnn.findings import Report
+    from backends.mnn.profiles import Release
+
+
+@command("doctor")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--runtime", default="portable", show_default=True, metavar="VERSIONS",
+              help="Releases to judge: 'portable', 'all', a version, or clauses such as \">=3.4,<3.6\".")  # fmt: skip
+@click.option("--run", "really", is_flag=True, help="Also run the model on every release that has an environment.")
+@JSON_OPTION
+@QUIET_OPTION
+def main(path: Path, runtime: str, really: bool, as_json: bool, quiet: bool) -> int:
+    """Judge PATH, an MNN model directory, an .mnn file or an ONNX file, without running it.
+
+    The exit code is 0 when the model is healthy on all releases asked about and 1 when it is not.
+    """
+    report = diagnose(path, releases_of(runtime))
+    if really:
+        _run(report)
+    if as_json:
+        click.echo(json.dumps(report.as_dict(), indent=2, ensure_ascii=False))
+    elif not quiet:
+        show(Screen(as_json, quiet).console, report)
+    return 0 if report.healthy else EXIT_FAILED
+
+
+def releases_of(text: str) -> tuple[Release, ...]:
+    """Releases that a user means; unlike a target they may feed different inputs.
+
+    Raises:
+        LadingError: B600 or B700.
+    """
+    from backends.mnn.profiles import PROFILES, matching, target
+
+    if text == "all":
+        return tuple(PROFILES.values())
+    return matching(text) if any(mark in text for mark in "<>=!~,") else target(text).releases
+
+
+def diagnose(path: Path, releases: Sequence[Release]) -> Report:
+    """The report on a directory, an ``.mnn`` file or an ONNX file.
+
+    Raises:
+        LadingError: B711 there is nothing of this name, U950 an ONNX file that cannot be read.
+    """
+    from backends.mnn.doctor import examine, examine_signature
+
+    if path.suffix.lower() != ".onnx" or not path.is_file():
+        return examine(path, releases)
+    inputs, outputs = _onnx_signature(path)
+    return examine_signature(path, inputs, outputs, releases)
+
+
+def _onnx_signature(path: Path) -> tuple[dict[str, tuple[str, list[Any]]], list[str]]:
+    """Element type and shape of each input that is not a weight, and the names of the outputs."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    from ir.types import dtype_of_onnx
+
+    try:
+        graph = onnx.load(str(path), load_external_data=False).graph
+    except (DecodeError, OSError) as error:
+        raise LadingError("U950", f"not a readable ONNX model: {error}", where=str(path)) from error
+    stored = {item.name for item in graph.initializer}
+    inputs = {}
+    for item in graph.input:
+        if item.name not in stored:
+            kind = item.type.tensor_type
+            shape = [dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?" for dim in kind.shape.dim]
+            inputs[item.name] = (dtype_of_onnx(kind.elem_type).name, shape)
+    if not graph.node:
+        raise LadingError("U950", "the file holds no ONNX operators", where=str(path))
+    return inputs, [item.name for item in graph.output]
+
+
+def _run(report: Report) -> None:
+    """Run a directory on this environment's MNN and on those of `backends.mnn.releases`.
+
+    Raises:
+        LadingError: U950 something that cannot be run.
+    """
+    import sys
+
+    from backends.mnn.doctor import run_and_compare
+    from backends.mnn.releases import ReleaseEnvironments, installed_version
+
+    if report.kind != "directory":
+        raise LadingError("U950", "--run needs a model directory", where=report.subject)
+    interpreters: dict[str, Path | str] = dict(ReleaseEnvironments().available())
+    interpreters.setdefault(installed_version() or "", sys.executable)
+    run_and_compare(report, interpreters)
+
+
+# ---- what is shown ------------------------------------------------------------------------------------------------
+
+
+def show(console: Console, report: Report) -> None:
+    """Print a report for people."""
+    from rich.table import Table
+    from rich.text import Text
+
+    console.print(Text.assemble((report.subject, "bold"), f"  {_words(report)}"))
+    table = Table(box=None, pad_edge=False, show_edge=False)
+    for head in ("MNN", "verdict", "because of", *(["run"] if report.runs else [])):
+        table.add_column(head)
+    for release in report.releases:
+        codes = ", ".join(dict.fromkeys(item.code for item in report.problems(release.version)))
+        verdict = Text("healthy", "green") if not codes else Text("broken", "red")
+        cells = [release.version, verdict, codes]
+        table.add_row(*cells, *([report.runs.get(release.version, "")] if report.runs else []))
+    console.print(table)
+    for item in report.findings:
+        style = "red" if item.severity == "error" else "yellow"
+        console.print()
+        console.print(Text.assemble((f"{item.code} ", style), (f"on {', '.join(item.releases)}  ", "dim"), item.message))
+        if item.where:
+            console.print(Text(f"  at {item.where}", "dim"))
+        if item.fix:
+            console.print(Text(f"  fix: {item.fix}"))
+
+
+def _words(report: Report) -> str:
+    needs = report.needs
+    if not needs:
+        return ""
+    parts = [f"inputs {', '.join(needs['inputs'])}"]
+    if needs.get("layers"):
+        parts.append(f"{needs['layers']} attention layers")
+    if needs.get("bits"):
+        parts.append(f"{'/'.join(map(str, needs['bits']))} bits in blocks of {'/'.join(map(str, needs['blocks']))}")
+    if needs.get("made_by"):
+        parts.append(f"converted by MNN {needs['made_by']}")
+    return "; ".join(parts)
+
+
+if __name__ == "__main__":
+    main()

@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,9 +16,13 @@ from ir.diag import Diagnostic, LadingError
 if TYPE_CHECKING:
     from backends.contract import Contract
     from backends.mnn.emit import Emission, Settings
+    from backends.mnn.readback import WeightError
+    from backends.mnn.tokenizer_job import TokenizerJob
     from backends.mnn.verify import Verification
     from ir.graph import Graph
+    from passes.base import Pass
     from passes.manager import Instrument, Report
+    from passes.pipeline import Pipeline
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "tiny-qwen2.5"
 """Where the example checkpoint lies in a source tree."""
@@ -130,17 +134,33 @@ def compile_model(request: Request, listener: Listener | None = None) -> Result:
     """
     from passes.pipeline import load as load_pipeline
 
-    say = listener or Listener()
-    clock = _Clock()
     pipeline = load_pipeline(request.pipeline)
-    _Job(request, say, clock).check()
-    pipeline = _for_target(pipeline, request.target)
-    say.phase("reading the checkpoint")
-    with ThreadPoolExecutor(request.workers or os.cpu_count() or 1) as pool, ThreadPoolExecutor(1) as side:
-        return _Job(request, say, clock).run(pipeline, pool, side)
+    _check(request)
+    workers = request.workers or os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool, ThreadPoolExecutor(1) as side:
+        job = _Job(request, listener or Listener(), _for_target(pipeline, request.target), pool, side)
+        return job.run()
 
 
-def _for_target(pipeline: Any, name: str) -> Any:
+def _check(request: Request) -> None:
+    """Refuse now what can be refused before work starts."""
+    from backends.mnn.profiles import target
+    from backends.mnn.releases import installed_version
+    from backends.staging import check_target
+
+    target(request.target)
+    check_target(request.out, request.force)
+    if request.text is not None and not request.text.is_file():
+        raise LadingError("U903", "no such text file", where=str(request.text))
+    if request.verify != "none" and installed_version() is None:
+        raise LadingError(
+            "U906",
+            "verification needs the MNN runtime, which is not installed",
+            hint="pip install MNN, or --verify none",
+        )
+
+
+def _for_target(pipeline: Pipeline, name: str) -> Pipeline:
     """The pipeline with what it leaves open set to what the target needs."""
     from dataclasses import replace
 
@@ -150,11 +170,13 @@ def _for_target(pipeline: Any, name: str) -> Any:
 
     chosen = target(name)
 
-    def change(one: Any) -> Any:
+    def change(one: Pass) -> Pass:
         if isinstance(one, DiscoverInputs) and one.signature == DiscoverInputs.signature:
             return replace(one, signature=chosen.signature)
-        if isinstance(one, AssignPrecision) and not one.embedding_bits and not all(
-            release.tie_embeddings for release in chosen.releases
+        if (
+            isinstance(one, AssignPrecision)
+            and not one.embedding_bits
+            and not all(release.tie_embeddings for release in chosen.releases)
         ):
             return replace(one, embedding_bits=32)
         return one
@@ -177,50 +199,44 @@ class _Clock:
 
 
 class _Job:
-    def __init__(self, request: Request, listener: Listener, clock: _Clock) -> None:
+    """One compilation: what its steps share."""
+
+    def __init__(
+        self, request: Request, listener: Listener, pipeline: Pipeline, pool: Executor, side: Executor
+    ) -> None:
+        from backends.mnn.profiles import target
+
         self.request = request
         self.listener = listener
-        self.clock = clock
+        self.pipeline = pipeline
+        self.pool = pool
+        self.side = side
+        self.target = target(request.target)
+        self.clock = _Clock()
         self.warnings: list[Diagnostic] = []
 
-    def check(self) -> None:
-        """Everything that can be refused before work starts."""
-        from backends.mnn.profiles import target
-        from backends.staging import check_target
-
-        target(self.request.target)
-        check_target(self.request.out, self.request.force)
-        text = self.request.text
-        if text is not None and not text.is_file():
-            raise LadingError("U903", "no such text file", where=str(text))
-        if self.request.verify != "none":
-            _require_runtime()
-
-    def run(self, pipeline: Any, pool: ThreadPoolExecutor, side: ThreadPoolExecutor) -> Result:
+    def run(self) -> Result:
         from backends.mnn.emit import tokenizer_request
-        from backends.mnn.profiles import target
         from backends.mnn.tokenizer_job import TokenizerJob
         from backends.staging import staged_directory
         from frontends.hub import resolve
 
-        folder = resolve(self.request.model, revision=self.request.revision)
-        chosen = target(self.request.target)
-        with staged_directory(self.request.out, force=self.request.force) as staging:
-            compare = self.request.verify != "none"
-            job = tokenizer_request(folder, staging, chosen, compare=compare, lines=self.request.text)
+        self.listener.phase("reading the checkpoint")
+        request = self.request
+        folder = resolve(request.model, revision=request.revision)
+        with staged_directory(request.out, force=request.force) as staging:
+            compare = request.verify != "none"
+            job = tokenizer_request(folder, staging, self.target, compare=compare, lines=request.text)
             with TokenizerJob(job) as tokenizer:
-                graph, report = self._lower(folder, pipeline)
-                self.listener.phase("writing the weights")
-                emission = self._emit(graph, staging, tokenizer.result, folder, chosen, pool, side)
-            self.clock.lap("write")
-            verification, errors = self._verify(graph, emission, folder, pool)
-            contract = self._contract(graph, emission, chosen, report, verification, errors, pool)
-            self.clock.lap("contract")
-        sample = self._sample(folder, verification)
+                graph, report = self._lower(folder)
+                emission = self._emit(graph, staging, folder, tokenizer)
+            verification, errors = self._verify(graph, emission, folder)
+            contract = self._contract(graph, emission, report, verification, errors)
+        sample = _sample(folder, verification)
         seconds = {**self.clock.seconds, "total": self.clock.total()}
-        return Result(self.request.out, contract, report, emission, verification, sample, seconds, self.warnings)
+        return Result(request.out, contract, report, emission, verification, sample, seconds, self.warnings)
 
-    def _lower(self, folder: Path, pipeline: Any) -> tuple[Graph, Report]:
+    def _lower(self, folder: Path) -> tuple[Graph, Report]:
         """The checkpoint as a graph that MNN can hold."""
         from frontends.checkpoint import load
         from passes.base import PassContext
@@ -231,26 +247,29 @@ class _Job:
         self.warnings += [Diagnostic(**item) for item in graph.metadata.pop("warnings", ())]
         self.clock.lap("read")
         self.listener.phase("running the passes")
-        report = PassManager(pipeline, self.request.instruments).run(graph, PassContext())
+        report = PassManager(self.pipeline, self.request.instruments).run(graph, PassContext())
         _require_lowered(graph, report)
         self.warnings += report.all_diagnostics()
         self.clock.lap("passes")
         return graph, report
 
-    def _emit(self, graph, staging, tokenizer, folder, target, pool, side) -> Emission:
+    def _emit(self, graph: Graph, staging: Path, folder: Path, tokenizer: TokenizerJob) -> Emission:
         from backends.mnn.emit import emit
 
-        return emit(
+        self.listener.phase("writing the weights")
+        emission = emit(
             graph,
             staging,
-            tokenizer=tokenizer,
+            tokenizer=tokenizer.result,
             sampling=_generation_config(folder),
-            target=target,
+            target=self.target,
             settings=self._settings(graph),
-            executor=pool,
-            side=side,
+            executor=self.pool,
+            side=self.side,
             progress=self.listener.weights,
         )
+        self.clock.lap("write")
+        return emission
 
     def _settings(self, graph: Graph) -> Settings:
         """Low memory keeps codes packed; floats gain nothing from it, and single precision must stay single."""
@@ -262,7 +281,9 @@ class _Job:
         precision = "high" if widths == {32} else "low"
         return Settings(self.request.precision or precision, self.request.memory or memory, self.request.threads)
 
-    def _verify(self, graph, emission, folder, pool) -> tuple[Verification | None, dict]:
+    def _verify(
+        self, graph: Graph, emission: Emission, folder: Path
+    ) -> tuple[Verification | None, dict[str, WeightError]]:
         if self.request.verify == "none":
             return None, {}
         from backends.mnn.readback import read_back
@@ -272,7 +293,7 @@ class _Job:
 
         self.listener.phase("reading back what was written")
         sample = QUICK_SAMPLE if self.request.verify == "quick" else None
-        errors = read_back(graph, emission.layout, emission.folder, pool, sample=sample)
+        errors = read_back(graph, emission.layout, emission.folder, self.pool, sample=sample)
         self.clock.lap("read back")
         encode = _encoder(folder)
         text = encode(self.request.text.read_text(encoding="utf-8", errors="replace")) if self.request.text else []
@@ -296,7 +317,14 @@ class _Job:
         self.clock.lap("verify")
         return verification, errors
 
-    def _contract(self, graph, emission, target, report, verification, errors, pool) -> Contract:
+    def _contract(
+        self,
+        graph: Graph,
+        emission: Emission,
+        report: Report,
+        verification: Verification | None,
+        errors: Mapping[str, WeightError],
+    ) -> Contract:
         from backends.contract import write
         from backends.mnn.paperwork import make_contract
 
@@ -304,24 +332,27 @@ class _Job:
         contract = make_contract(
             graph,
             emission,
-            target=target,
+            target=self.target,
             pipeline=report.pipeline,
             passes=[(item.name, item.counts) for item in report.passes],
             errors={name: (item.rms_relative, item.max_abs) for name, item in errors.items()},
             measurements=verification.measurements if verification is not None else [],
             warnings=self.warnings,
-            executor=pool,
+            executor=self.pool,
         )
         write(contract, emission.folder)
+        self.clock.lap("contract")
         return contract
 
-    def _sample(self, folder: Path, verification: Verification | None) -> tuple[str, str] | None:
-        if verification is None or not verification.sample:
-            return None
-        from tokenizers import Tokenizer
 
-        text = Tokenizer.from_file(str(folder / "tokenizer.json")).decode(verification.sample, skip_special_tokens=True)
-        return PROMPTS[0], text
+def _sample(folder: Path, verification: Verification | None) -> tuple[str, str] | None:
+    """The first prompt and what the runtime made of it."""
+    if verification is None or not verification.sample:
+        return None
+    from tokenizers import Tokenizer
+
+    text = Tokenizer.from_file(str(folder / "tokenizer.json")).decode(verification.sample, skip_special_tokens=True)
+    return PROMPTS[0], text
 
 
 def _encoder(folder: Path) -> Callable[[str], list[int]]:
@@ -365,15 +396,4 @@ def _require_lowered(graph: Graph, report: Report) -> None:
             f"this pipeline does not end in a graph that MNN can hold: {first.message}",
             where=f"pipeline {report.pipeline}\n{first.where}",
             hint="end it with legalize-mnn, as the pipeline 'default' does",
-        )
-
-
-def _require_runtime() -> None:
-    from backends.mnn.releases import installed_version
-
-    if installed_version() is None:
-        raise LadingError(
-            "U906",
-            "verification needs the MNN runtime, which is not installed",
-            hint="pip install MNN, or --verify none",
         )

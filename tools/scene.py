@@ -10,7 +10,6 @@ from ir.diag import LadingError, suggest
 from ir.graph import Graph, Node, Value
 from ir.repeats import Repeat, repeats
 from ir.text import type_text
-from ir.types import TensorType
 from tools.layout import Box, Placement, Point, layered
 
 LARGEST = 1500
@@ -127,6 +126,7 @@ class _Maker:
         self.group_of: dict[Node, int] = {}
         self.hidden: set[Node] = set()
         self.absorbed: dict[Node, list[Node]] = {}
+        self.inside: set[Node] = set()
         for index, repeat in enumerate(repeats(graph) if only is None else ()):
             self.fold(index, repeat)
         self.only = only
@@ -160,20 +160,15 @@ class _Maker:
         """Hide what one node alone computes from constants, such as a dequantized weight, inside that node."""
         for node in self.graph.nodes:
             values = [value for value in node.inputs if value is not None]
-            made = all(v.const is not None or v.producer in self.absorbed_nodes() for v in values)
+            made = all(v.const is not None or v.producer in self.inside for v in values)
             readers = {user for value in node.outputs for user in value.users}
             pinned = any(value.use_count > len(value.uses) for value in node.outputs)
             if values and made and len(readers) == 1 and not pinned and node not in self.hidden:
                 (reader,) = readers
                 if reader.graph is self.graph and reader not in self.hidden:
                     self.absorbed.setdefault(reader, []).extend([*self.absorbed.pop(node, ()), node])
-                    self._absorbed.add(node)
+                    self.inside.add(node)
                     self.hidden.add(node)
-
-    def absorbed_nodes(self) -> set[Node]:
-        if not hasattr(self, "_absorbed"):
-            self._absorbed: set[Node] = set()
-        return self._absorbed
 
     def real(self, value: Value) -> Value:
         """The value that is drawn in place of one."""
@@ -245,7 +240,7 @@ class _Maker:
 
         for one in (node, *self.absorbed.get(node, ())):
             for value in reads(one):
-                if value.const is None and value.producer not in self._absorbed:
+                if value.const is None and value.producer not in self.inside:
                     self._edge(self.real(value), node)
 
     def _edge(self, value: Value, target: Hashable) -> None:
@@ -260,11 +255,7 @@ class _Maker:
 def _place(scene: Scene) -> None:
     """Place the blocks each on its own, then everything with the blocks as boxes."""
     inner = [_place_group(scene, index) for index in range(len(scene.groups))]
-    outer: dict[tuple[Hashable, Hashable], list[tuple[Hashable, Hashable]]] = {}
-    for a, b in scene.edges:
-        x, y = _home(scene, a), _home(scene, b)
-        if x != y:
-            outer.setdefault((x, y, _port(scene, a, x), _port(scene, b, y)), []).append((a, b))  # type: ignore[arg-type]
+    outer = [(x, y) for a, b in scene.edges if (x := _home(scene, a)) != (y := _home(scene, b))]
     sizes: dict[Hashable, tuple[float, float]] = {}
     for key, item in scene.items.items():
         home = _home(scene, key)
@@ -280,7 +271,7 @@ def _place(scene: Scene) -> None:
             enter[x, y] = inner[y[1]].boxes["in", a].middle + PADDING  # type: ignore[index]
         if x != y and x != a:
             leave[x, y] = inner[x[1]].boxes["out", a].middle + PADDING  # type: ignore[index]
-    drawn = layered(sizes, [key[:2] for key in outer], enter=enter, leave=leave)  # type: ignore[misc]
+    drawn = layered(sizes, outer, enter=enter, leave=leave)
     scene.width, scene.height = drawn.width, drawn.height
     scene.boxes = {key: box for key, box in drawn.boxes.items() if key in scene.items}
     for index, one in enumerate(inner):
@@ -295,10 +286,6 @@ def _place(scene: Scene) -> None:
 def _home(scene: Scene, key: Hashable) -> Hashable:
     group = scene.items[key].group
     return key if group is None else ("group", group)
-
-
-def _port(scene: Scene, key: Hashable, home: Hashable) -> Hashable:
-    return None if key == home else key
 
 
 def _place_group(scene: Scene, index: int) -> Placement:
@@ -344,9 +331,7 @@ def _short(text: str, limit: int = LONGEST_LABEL) -> str:
 
 
 def _type(value: Value) -> str:
-    if isinstance(value.type, TensorType) or value.type is not None:
-        return type_text(value.type)
-    return ""
+    return "" if value.type is None else type_text(value.type)
 
 
 def _sign(value: Value) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from backends.mnn.configs import CONFIG, LLM_CONFIG
+from backends.mnn.configs import CONFIG
 from backends.mnn.doctor_graph import REPAIR, lacking
 from backends.mnn.findings import Finding
 from backends.mnn.mnn_file import numbers
@@ -165,10 +165,12 @@ def _embedding(subject: Subject, releases: Sequence[Release]) -> Iterator[Findin
     old = lacking(releases, lambda release: forms <= set(release.tie_embeddings))
     if old:
         kind = " and ".join(sorted(forms - {"pairs"})) or "five numbers"
-        happens = "rows are read from the embedding file" if subject.embedding_path.is_file() else "rows are uninitialized"
+        happens = "read from the embedding file" if subject.embedding_path.is_file() else "uninitialized memory"
+        happens = happens if forms & {"object", "six"} else "decoded with other formulas"
         yield Finding(
             "B728",
-            f"tie_embeddings is spelled in a way ({kind}) that is not understood; {happens}: garbage without a message",
+            f"tie_embeddings is spelled in a way ({kind}) that is not understood; rows are {happens}: garbage without a "
+            "message",
             old,
             f"write five numbers and single-precision scales, or {REPAIR}",
             where,
@@ -284,6 +286,3 @@ def _tokenizer_problem(settings: Settings, path: Any, release: Release) -> str:
         return f"{path.name} does not begin like a tokenizer file"
     kind = int(head[1])
     return "" if kind in release.tokenizers else f"{path.name} is of type {kind}, which is not read"
-
-
-__all__ = ["LLM_CONFIG", "file_findings", "tie_forms", "tie_numbers"]

@@ -288,11 +288,12 @@ def _codes(subject: Subject, releases: Sequence[Release]) -> Iterator[Finding]:
             "B721", "quantScale is absent or 0, so all weights are read as zero", every, "write quantScale 1.0", _place(zero)
         )
     odd = [op for op in subject.convolutions if (form := alpha_form(op)) is not None and form[1] % 4]
-    if odd and subject.setting(releases[0], "memory", "low") == "low":
+    low = lacking(releases, lambda release: subject.setting(release, "memory", "low") != "low")
+    if odd and low:
         yield Finding(
             "B722",
             f"{alpha_form(odd[0])[1]} weights share a scale, which is no multiple of 4: garbage with memory low",
-            every,
+            low,
             'set "memory": "normal" in config.json, or quantize in blocks of 32 or 64',
             _place(odd),
         )

@@ -169,11 +169,14 @@ class _Run:
     ) -> None:
         self.version = version
         self.settings = {**subject.settings, **{k: v for k, v in overrides.items() if k in subject.settings}}
-        self.prompts = [list(prompt) for prompt in subject.prompts[: level.prompts]]
-        cuts = range(0, len(subject.text) - WINDOW + 1, WINDOW)
-        self.windows = [list(subject.text[cut : cut + WINDOW]) for cut in cuts][: level.windows]
+        context = subject.original.metadata["context"]
+        self.prompts = [list(prompt[: context // 2]) for prompt in subject.prompts[: level.prompts]]
+        width = min(WINDOW, context)
+        cuts = range(0, len(subject.text) - width + 1, width)
+        self.windows = [list(subject.text[cut : cut + width]) for cut in cuts][: level.windows]
         actions: list[dict[str, Any]] = [
-            {"do": "greedy", "prompt": prompt, "tokens": level.decode, "keep": "all"} for prompt in self.prompts
+            {"do": "greedy", "prompt": prompt, "tokens": min(level.decode, context - len(prompt)), "keep": "all"}
+            for prompt in self.prompts
         ]
         actions += [{"do": "forward", "pieces": [window]} for window in self.windows]
         extra = {} if interpreter is None else {"interpreter": interpreter}

@@ -187,6 +187,7 @@ def _rest(code: str, what: str, count: int, where: str) -> list[Diagnostic]:
 def _metadata(config: ModelConfig, layout: Layout, tensors: Mapping[str, Tensor]) -> dict[str, object]:
     from frontends.rope import table
 
+    frequencies = table(config.rope)
     return {
         "family": config.family.model_type,
         "model_type": config.family.model_type,
@@ -207,7 +208,8 @@ def _metadata(config: ModelConfig, layout: Layout, tensors: Mapping[str, Tensor]
             "theta": config.rope.theta,
             "width": config.rotary_dim,
             "factor": config.rope.factor,
-            "attention_factor": table(config.rope).attention_factor,
+            "attention_factor": frequencies.attention_factor,
+            "steady": frequencies.variant.limit if frequencies.variant is not None else None,
             "layers": [layer.rope for layer in config.layers],
         },
         "dtypes": sorted({tensors[name].type.dtype.name for name in layout.shapes}),

@@ -170,6 +170,14 @@ def test_full_verification_of_every_width_is_recorded(tmp_path):
     assert all(item.error is not None and 0 < item.error.rms_relative < 0.02 for item in contract.weights)
 
 
+def test_ropes_that_change_with_the_length_are_verified_where_they_are_steady(tmp_path):
+    scaling = {"rope_type": "dynamic", "factor": 4.0}
+    source = make_checkpoint(tmp_path / "source", "llama", max_position_embeddings=40, rope_scaling=scaling)
+    result = run(source, "-o", tmp_path / "out", "--passes", "fp32", "--verify", "full")
+    assert result.exit_code == 0, result.output
+    assert all(item.decode_equal_tokens == item.decode_tokens > 0 for item in read(tmp_path / "out").verified)
+
+
 # ---- what does not ----
 
 

@@ -84,7 +84,7 @@ def test_damaged_files_raise_coded_errors_only():
     for _ in range(150):
         data = bytearray(whole[: chance.randrange(1, len(whole))] if chance.random() < 0.3 else whole)
         for _ in range(chance.randrange(1, 6)):
-            data[chance.choice((chance.randrange(len(data)), chance.randrange(min(4096, len(data)))))] = chance.choice((0, 1, 4, 127, 128, 255))
+    XX
         try:
             parse_net(bytes(data))
         except LadingError as error:

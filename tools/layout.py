@@ -230,8 +230,9 @@ def _coordinates(layers: list[list[_Spot]]) -> None:
         down = sweep % 2 == 0
         for layer in layers if down else layers[::-1]:
             _align(layer, down)
-    for layer in layers:
-        _align(layer, None)
+    for _ in range(SWEEPS):
+        for layer in layers:
+            _align(layer, None)
     left = min((spot.x for layer in layers for spot in layer), default=0.0)
     for layer in layers:
         for spot in layer:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-_LIGHT = """--paper:#fbfbfa;--ink:#1c2126;--soft:#5d6873;--line:#b3bcc5;--panel:#ffffff;--rule:#dfe3e7;--frame:#f0f3f6;
+_LIGHT = """--paper:#fbfbfa;--ink:#1c2126;--soft:#5d6873;--line:#a9b4be;--panel:#ffffff;--rule:#dfe3e7;--frame:#f0f3f6;
 --edge:#97a3ae;--pick:#c2410c;--math:#eef1f4;--linear:#dbe9fb;--attention:#ece2fb;--norm:#dcf2e4;--layout:#f6f0dc;
 --storage:#e3e6ea;--control:#fbe0e8;--input:#ffffff;--output:#ffffff;--stroke:#8b98a5"""
-_DARK = """--paper:#14181c;--ink:#e7ebee;--soft:#9aa6b1;--line:#4b5661;--panel:#1c2126;--rule:#313940;--frame:#1b2025;
+_DARK = """--paper:#14181c;--ink:#e7ebee;--soft:#9aa6b1;--line:#5a6672;--panel:#1c2126;--rule:#313940;--frame:#191e23;
 --edge:#66727e;--pick:#fb923c;--math:#2a3138;--linear:#1f3a5c;--attention:#3c2d58;--norm:#1f4231;--layout:#443c1e;
 --storage:#363e46;--control:#53273a;--input:#14181c;--output:#14181c;--stroke:#6d7a87"""
 
@@ -45,7 +45,7 @@ h1{font-size:15px;margin:0;overflow:hidden;text-overflow:ellipsis;white-space:no
 .tools{display:flex;gap:6px;align-items:center;margin-left:auto;flex-wrap:wrap}
 input,button{font:inherit;color:inherit;background:var(--paper);border:1px solid var(--line);border-radius:7px;padding:4px 10px;
 height:32px}
-input{width:15em;min-width:8em}
+input{width:19em;min-width:8em}
 button{cursor:pointer;min-width:34px}
 button:hover{border-color:var(--ink)}
 :focus-visible{outline:2px solid var(--pick);outline-offset:1px}

@@ -98,7 +98,7 @@ def _badge(index: int, box: Box, scene: Scene) -> str:
     group = scene.groups[index]
     text = f"×{group.count}"
     width = 16 + 11 * len(text)
-    x, y = box.x + box.width - width - 10, box.y + box.height - 14
+    x, y = box.x + 12, box.y - 14
     return (
         f'<g class="badge" data-group="{index}" tabindex="0" role="button" aria-label="block repeated {group.count} times">'
         f"<title>this block of {escape(group.title)} occurs {group.count} times in a row</title>"

@@ -169,7 +169,7 @@ class _Run:
     ) -> None:
         self.version = version
         self.settings = {**subject.settings, **{k: v for k, v in overrides.items() if k in subject.settings}}
-        context = subject.original.metadata["context"]
+        context = _steady_context(subject.original)
         self.prompts = [list(prompt[: context // 2]) for prompt in subject.prompts[: level.prompts]]
         width = min(WINDOW, context)
         cuts = range(0, len(subject.text) - width + 1, width)
@@ -222,6 +222,16 @@ class _Run:
             equal,
             *perplexity,
         )
+
+
+def _steady_context(graph: Graph) -> int:
+    """Longest sequence whose logits do not depend on how it is cut into calls.
+
+    Ropes whose frequencies change with the length leave cached keys as they were rotated, so beyond that length decoding
+    through the cache and reading at once differ by design.
+    """
+    context, steady = graph.metadata["context"], graph.metadata["rope"]["steady"]
+    return context if steady is None else min(context, steady)
 
 
 def _reference_float(graph: Graph, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:

@@ -104,9 +104,12 @@ def _fill_constants(made: gs.Graph, graph: Graph) -> None:
     for tensor in _all_tensors(made):
         if isinstance(tensor, gs.Constant) and tensor.name in graph.consts:
             tensor._values = lazy_values(graph.consts[tensor.name])
+    for inner in made.subgraphs(recursive=True):
+        _fill_constants(inner, graph)
 
 
 def _all_tensors(graph: gs.Graph) -> Iterator[gs.Tensor]:
+    """The tensors of a graph's own level."""
     yield from graph.inputs
     yield from graph.outputs
     for node in graph.nodes:
@@ -172,17 +175,18 @@ class _Update:
         self.new = new
         self.tensors = {tensor.name: tensor for tensor in _all_tensors(held) if tensor.name}
         self.nodes = {node.outputs[0].name: node for node in held.nodes if len(node.outputs) and node.outputs[0].name}
+        # The tensors themselves are kept too, so that no other one gets the same id.
         self.outer = {id(tensor): tensor for tensor in _all_tensors(new) if tensor.name}
         self.mapped: dict[int, gs.Tensor] = {}
 
     def run(self) -> None:
-        """Move nodes, inputs and outputs over."""
+        """Move nodes, inputs, outputs and functions over."""
         held, new = self.held, self.new
-        before = list(held.nodes)
         plan = [(node, list(node.inputs), list(node.outputs)) for node in new.nodes]
-        for node in (*before, *new.nodes):
-            node.inputs.clear()
-            node.outputs.clear()
+        # All links are made anew. Removing them one by one would compare nodes by what they contain.
+        for item in (*held.nodes, *new.nodes, *_all_tensors(held), *_all_tensors(new)):
+            list.clear(item.inputs)
+            list.clear(item.outputs)
         held.nodes[:] = [self.node(node, inputs, outputs) for node, inputs, outputs in plan]
         held.inputs = [self.tensor(item) for item in new.inputs]
         held.outputs = [self.tensor(item) for item in new.outputs]
@@ -195,8 +199,8 @@ class _Update:
         if kept is None or kept.op != node.op or kept.domain != node.domain:
             kept = node
         kept.name, kept.attrs = node.name, node.attrs
-        kept.inputs.extend(self.tensor(item) for item in inputs)
-        kept.outputs.extend(self.tensor(item) for item in outputs)
+        kept.inputs.extend([self.tensor(item) for item in inputs])
+        kept.outputs.extend([self.tensor(item) for item in outputs])
         for graph in node.attrs.values():
             self.inside(graph)
         return kept
@@ -209,8 +213,10 @@ class _Update:
             return
         for node in graph.nodes:
             for place, item in enumerate(node.inputs):
-                if item.name and id(item) in self.outer:
-                    node.inputs[place] = self.tensor(item)
+                if id(item) in self.outer:
+                    kept = self.tensor(item)
+                    list.__setitem__(node.inputs, place, kept)
+                    list.append(kept.outputs, node)
             for inner in node.attrs.values():
                 self.inside(inner)
         graph.outputs = [self.tensor(item) if id(item) in self.outer else item for item in graph.outputs]

@@ -34,6 +34,8 @@ SCAN_BYTES = 64 << 20
 """Size from which the weights of a model file are left in the file."""
 WEIGHT_BYTES = 16 << 10
 """Raw size from which a tensor of such a file counts as a weight."""
+FIRST_WITH_OPSETS = 3
+"""Format version from which a model states the versions of its operators; before, they are of version 1."""
 _TEXTS = ("producer_name", "producer_version", "domain", "doc_string")
 
 
@@ -124,7 +126,7 @@ def lift_message(
         raise TypeError(f"an onnx.ModelProto is needed, not {type(model).__name__}")
     _check(model, place)
     with paused_collection():
-        root = Graph(text(model.graph.name, str(place)), _opsets(model.opset_import, place))
+        root = Graph(text(model.graph.name, str(place)), _opsets(model.opset_import, place) or {"": 1})
         lift = Lift(root, model.graph, place, model.ir_version, free)
         lift.constants = constants or {}
         lift.fill(lift.scope)
@@ -142,12 +144,14 @@ def _check(model: onnx.ModelProto, place: Place) -> None:
     if model.ir_version > onnx.IR_VERSION:
         message = f"format version {model.ir_version} is newer than {onnx.IR_VERSION}, which the onnx package knows"
         raise LadingError("F602", message, str(place), "update the onnx package")
+    if model.ir_version >= FIRST_WITH_OPSETS and not model.opset_import:
+        raise LadingError("F617", "the model imports no operator set", str(place), "the file may be cut off")
     if model.training_info:
         raise LadingError("F603", "the model has training information", str(place), "export it for inference")
 
 
 def _opsets(imports: Any, place: Place) -> dict[str, int]:
-    """Versions by domain; a model that imports nothing is of version 1."""
+    """Versions by domain."""
     found: dict[str, int] = {}
     for item in imports:
         domain = "" if item.domain == "ai.onnx" else text(item.domain, str(place))
@@ -158,7 +162,7 @@ def _opsets(imports: Any, place: Place) -> dict[str, int]:
         if item.version < 1 or (not domain and item.version > newest):
             message = f"operator set {item.domain or 'ai.onnx'!r} version {item.version} is not known; ONNX's newest is {newest}"
             raise LadingError("F602", message, str(place), "update the onnx package")
-    return found or {"": 1}
+    return found
 
 
 def _about(model: onnx.ModelProto) -> dict[str, Any]:
@@ -178,7 +182,8 @@ def _about(model: onnx.ModelProto) -> dict[str, Any]:
 
 def _functions(root: Graph, model: onnx.ModelProto, place: Place) -> None:
     for proto in model.functions:
-        for item in (proto.domain, proto.name, proto.overload, proto.doc_string, *proto.attribute):
+        words = (proto.domain, proto.name, proto.overload, proto.doc_string)
+        for item in (*words, *proto.attribute, *proto.input, *proto.output):
             text(item, f"{place}, a function")
         domain = "" if proto.domain == "ai.onnx" else proto.domain
         if not proto.name or "." in proto.name:
@@ -194,6 +199,8 @@ def _functions(root: Graph, model: onnx.ModelProto, place: Place) -> None:
 
 def _function(proto: onnx.FunctionProto, place: Place, ir_version: int, name: str) -> Graph:
     body = Graph(proto.name, _opsets(proto.opset_import, place))
+    if not proto.opset_import:
+        body.opsets.clear()
     graph = onnx.GraphProto(name=proto.name, node=proto.node, value_info=proto.value_info)
     for item in proto.input:
         graph.input.add(name=item)

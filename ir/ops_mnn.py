@@ -88,6 +88,17 @@ def _squeeze(body: Body) -> list[Value]:
     return [body.op(body.node.op_type, body.inputs[0], body.ints(*body.attr("axes")))]
 
 
+def _gather_type(run: Inference, node: Node) -> ValueType | None:
+    x, index = tensor(node.inputs[0]), tensor(node.inputs[1])
+    if x is None or index is None or x.shape is None or index.shape is None:
+        return None
+    return TensorType(x.dtype, (*index.shape, *x.shape[1:]))
+
+
+def _gather(body: Body) -> list[Value]:
+    return [body.op("Gather", *body.inputs, axis=0)]
+
+
 # ---- linear, norm, attention ----
 
 
@@ -458,6 +469,16 @@ DEFINITIONS = (
         define=_concat,
         rowwise=_last_axis,
         doc="Joins tensors along an axis.",
+    ),
+    OpDef(
+        "mnn.GatherV2",
+        inputs=("x", "index"),
+        min_inputs=2,
+        max_inputs=2,
+        traits=PURE,
+        infer=_gather_type,
+        define=_gather,
+        doc="Rows of x by their numbers: x [n, ...] and index [...] to [*index, ...].",
     ),
     OpDef(
         "mnn.Squeeze",

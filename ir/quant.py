@@ -344,8 +344,7 @@ class _Layout:
         np.add(wide, self._per_element(shift) if isinstance(shift, np.ndarray) else shift, out=wide)
         whole = self.scratch.take("a" if not self.long else "c", shape, np.int16)
         np.copyto(whole, wide, casting="unsafe")
-        np.maximum(whole, self._constant("zeros", 0), out=whole)
-        np.minimum(whole, self._constant(f"span{spec.bits}", spec.high - spec.low), out=whole)
+        np.clip(whole, 0, spec.high - spec.low, out=whole)
         small = self.scratch.take("b", shape, np.int8)
         np.copyto(small, whole, casting="unsafe")
         np.add(small, np.int8(spec.low), out=small)
@@ -368,12 +367,6 @@ class _Layout:
     def _per_element(self, numbers: np.ndarray) -> np.ndarray:
         """One number per block, repeated so that it broadcasts against the words."""
         return numbers[:, None] if self.long else np.repeat(numbers, self.lanes)
-
-    def _constant(self, name: str, value: int) -> np.ndarray:
-        """A row of equal int16 numbers: numpy is ten times faster with it than with a scalar."""
-        row = self.scratch.take(name, self.words.shape[1:], np.int16)
-        row.fill(value)
-        return row
 
 
 def _transpose_units(rows: np.ndarray, out: np.ndarray, unit: int) -> None:
@@ -461,6 +454,9 @@ class QuantizedWeight:
         method = METHODS[self.spec.method]
         for first in range(start, stop, step):
             last = min(stop, first + step)
+            if (stored := getattr(self.source, "stored_blocks", None)) is not None:
+                yield first, last, stored(first, last)
+                continue
             rows = self.source.rows(first, last)
             if self.source.type.dtype not in method.accepts:
                 rows = convert(rows, F32, self.source.loc)

@@ -837,9 +837,16 @@ def _from_quant(name: str) -> Callable[..., Tensor]:
     return build
 
 
+def _stored_codes(*args: Any, **kwargs: Any) -> Tensor:
+    from ir.packed import stored_codes
+
+    return stored_codes(*args, **kwargs)
+
+
 for _function in (transposed, row_slice, row_concat, row_gather, reshaped, cast, scaled, shifted, multiplied):
     register_recipe(_function.__name__, _function)
 register_recipe("inline", _inline)
 register_recipe("file", _file)
+register_recipe("stored_codes", _stored_codes)
 for _part in ("codes", "scale", "zero_point", "dequantized"):
     register_recipe(f"quantized_{_part}", _from_quant(f"rebuild_{_part}"))

@@ -34,7 +34,7 @@ PASSES: dict[str, str] = {
 
 PIPELINES: dict[str, str] = {
     "canonicalize": "repeat{max=8}(infer-types,fold,simplify,cse,dce),toposort",
-    "default": "canonicalize,discover-inputs,assign-precision,insert-qdq,legalize-mnn,sink-layouts,cse,dce",
+    "default": "infer-types,discover-inputs,assign-precision,insert-qdq,legalize-mnn,sink-layouts,cse,dce",
     "fp32": "default{bits=32 logits-bits=32}",
     "fp16": "default{bits=16 logits-bits=16}",
     "int8": "default{bits=8 logits-bits=8}",

@@ -432,7 +432,8 @@ def _node(proto: onnx.NodeProto) -> dict[str, Any]:
     data["domain"] = _domain(proto.domain)
     data["attribute"] = {item.name: _attribute(item) for item in proto.attribute}
     if proto.op_type == "Constant" and "sparse_value" in data["attribute"]:
-        data["attribute"] = {"value": {"type": 4, "t": _dense(proto.attribute[0].sparse_tensor)}}
+        made = {"type": repr(4), "t": _dense(proto.attribute[0].sparse_tensor), "tensors": [], "graphs": []}
+        data["attribute"] = {"value": made}
     return data
 
 

@@ -80,7 +80,7 @@ def test_sizes_shrink_everywhere_alike(tmp_path):
         return has("MatMul")(found) and has("Reshape")(found) and len(found.consts) == 2 and not verify(found)
 
     best, _ = reduced(graph, tmp_path, holds)
-    matrix = next(value for value in best.consts.values() if value.type.dtype is F32)
+    matrix = next(value for value in best.consts.values() if value.type.dtype == F32)
     assert matrix.type.shape == (1, 1) and matrix.const.load().tolist() == [[0.0]] and best.dims == {}
 
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tools.cli import JSON_OPTION, QUIET_OPTION, Screen, command
+
+if TYPE_CHECKING:
+    from passes.manager import Instrument
+    from passes.options import OptionSpec
 
 
 @command("compile")
@@ -44,7 +49,16 @@ from tools.cli import JSON_OPTION, QUIET_OPTION, Screen, command
 @click.option("--print-pipeline", is_flag=True, help="Print the pipeline in canonical form, and leave.")
 @JSON_OPTION
 @QUIET_OPTION
-def main(model, out, pipeline, list_passes, print_pipeline, as_json, quiet, **options) -> int:
+def main(
+    model: str | None,
+    out: Path | None,
+    pipeline: str,
+    list_passes: bool,
+    print_pipeline: bool,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> int:
     """Compile MODEL, a Hugging Face checkpoint folder or hub name, into an MNN model directory that runs.
 
     Without MODEL the example checkpoint of the source tree is compiled.
@@ -77,13 +91,12 @@ def _list_passes(screen: Screen) -> int:
     return 0
 
 
-def _default(option) -> str:
+def _default(option: OptionSpec) -> str:
     return "" if option.required else f" = {option.write(option.default).partition('=')[2] or 'true'}"
 
 
-def _compile(screen: Screen, model, out, pipeline, options) -> int:
+def _compile(screen: Screen, model: str | None, out: Path | None, pipeline: str, options: dict[str, Any]) -> int:
     from tools.compiler import Request, compile_model, example_checkpoint
-    from tools.report import show_result
 
     if model is None:
         example = example_checkpoint()
@@ -100,20 +113,25 @@ def _compile(screen: Screen, model, out, pipeline, options) -> int:
 
         click.echo(json.dumps(result_data(result), indent=2, ensure_ascii=False))
     elif not screen.quiet:
+        from tools.report import show_result
+
         show_result(screen.console, result, timing=watch["timing"])
     return 0
 
 
-def _instruments(options) -> list:
-    from passes.check_numbers import CheckNumbers
-    from passes.instruments import DumpIR, KeepLastGood, VerifyEach
-
-    found: list = []
+def _instruments(options: dict[str, Any]) -> list[Instrument]:
+    found: list[Instrument] = []
     if options["dump_ir"] is not None:
+        from passes.instruments import DumpIR, KeepLastGood
+
         found += [DumpIR(options["dump_ir"], only_changed=False), KeepLastGood(options["dump_ir"])]
     if options["verify_each"]:
+        from passes.instruments import VerifyEach
+
         found.append(VerifyEach())
     if options["check_numbers"]:
+        from passes.check_numbers import CheckNumbers
+
         found.append(CheckNumbers(memory_limit=256 << 20))
     return found
 

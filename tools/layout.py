@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_right, insort
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 
 Key = Hashable
 Edge = tuple[Key, Key]
@@ -233,6 +234,7 @@ def _coordinates(layers: list[list[_Spot]]) -> None:
     for _ in range(SWEEPS):
         for layer in layers:
             _align(layer, None)
+    _straighten(layers)
     left = min((spot.x for layer in layers for spot in layer), default=0.0)
     for layer in layers:
         for spot in layer:
@@ -252,6 +254,35 @@ def _align(layer: list[_Spot], down: bool | None) -> None:
     for spot, x in zip(layer, _increasing(wishes), strict=True):
         spot.x = x + offset
         offset += spot.width + GAP_X
+
+
+def _straighten(layers: list[list[_Spot]]) -> None:
+    """Put boxes and lanes that follow each other one by one right below each other, where there is room."""
+    done: set[int] = set()
+    level: dict[int, list[_Spot]] = {id(spot): layer for layer in layers for spot in layer}
+
+    def interval(spot: _Spot) -> tuple[float, float]:
+        layer, half = level[id(spot)], spot.width / 2
+        low = layer[spot.place - 1].x + layer[spot.place - 1].width + GAP_X + half if spot.place else -inf
+        high = layer[spot.place + 1].x - GAP_X - half if spot.place + 1 < len(layer) else inf
+        return low, high
+
+    for layer in layers:
+        for spot in layer:
+            if id(spot) in done:
+                continue
+            run, (low, high) = [spot], interval(spot)
+            while len(run[-1].below) == 1 and len(run[-1].below[0].above) == 1:
+                following = run[-1].below[0]
+                least, most = interval(following)
+                if max(low, least) > min(high, most):
+                    break
+                low, high = max(low, least), min(high, most)
+                run.append(following)
+            middle = min(max(sum(item.middle for item in run) / len(run), low), high)
+            for item in run:
+                item.x = middle - item.width / 2
+                done.add(id(item))
 
 
 def _increasing(wishes: Sequence[tuple[float, float]]) -> list[float]:

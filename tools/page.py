@@ -64,7 +64,7 @@ aside h2{font-size:15px;margin:0 0 8px;overflow-wrap:anywhere}
 aside h3{font-size:12px;font-weight:600;color:var(--soft);margin:12px 0 2px}
 aside p,aside li{margin:0;overflow-wrap:anywhere;font-size:13px}
 aside ul{margin:0;padding:0;list-style:none}
-aside li+li{margin-top:3px}
+aside li+li,aside p+p{margin-top:3px}
 .legend{display:grid;grid-template-columns:1fr 1fr;gap:5px 12px;margin-top:4px}
 .legend span{display:flex;gap:7px;align-items:center;font-size:13px}
 .legend i{width:16px;height:13px;border-radius:4px;border:1px solid var(--stroke);flex:none}
@@ -115,7 +115,9 @@ function go(index) {
   scale = Math.max(scale, 0.7); left = cx - (x + w / 2) * scale; top_ = cy - (y + h / 2) * scale; show();
 }
 
-function line(tag, text, parent) { const made = document.createElement(tag); made.textContent = text; parent.append(made); return made; }
+function line(tag, text, parent) {
+  const made = document.createElement(tag); made.textContent = text; parent.append(made); return made;
+}
 function fields(details) {
   for (const [name, value] of Object.entries(details)) {
     line("h3", name[0].toUpperCase() + name.slice(1), panel);
@@ -125,7 +127,8 @@ function fields(details) {
 }
 function overview() {
   panel.replaceChildren(); line("h2", data.title, panel);
-  for (const [name, text] of data.facts) { line("h3", name, panel); line("p", text, panel); }
+  let last = "";
+  for (const [name, text] of data.facts) { if (name !== last) line("h3", name, panel); line("p", text, panel); last = name; }
   line("h3", "Colours", panel);
   const legend = line("div", "", panel); legend.className = "legend";
   for (const kind of ["linear", "attention", "norm", "math", "layout", "storage", "control"]) {

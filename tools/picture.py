@@ -6,6 +6,7 @@ Both are self-contained and follow the reader's light or dark setting.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Hashable, Sequence
 from html import escape
 from pathlib import Path
@@ -16,6 +17,7 @@ from tools.page import COLOURS, PAGE
 from tools.scene import Scene
 
 MARGIN = 24.0
+_UNFIT = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 BEND = 0.45
 """How far a curve goes straight on before it bends, as a part of its height."""
 
@@ -25,7 +27,7 @@ def svg(scene: Scene) -> str:
     width, height = scene.width + 2 * MARGIN, scene.height + 2 * MARGIN
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_n(width)} {_n(height)}" width="{_n(width)}" '
-        f'height="{_n(height)}" role="img" aria-label="{escape(scene.title or "graph")}">'
+        f'height="{_n(height)}" role="img" aria-label="{_text(scene.title or "graph")}">'
     )
     paper = f'<rect class="paper" width="{_n(width)}" height="{_n(height)}"/>'
     return f"{head}\n<style>{COLOURS}</style>\n{paper}\n{_drawing(scene)}\n</svg>\n"
@@ -52,9 +54,9 @@ def html(scene: Scene, facts: Sequence[tuple[str, str]] = ()) -> str:
         "groups": [{"title": group.title, "count": group.count, "details": group.details} for group in scene.groups],
         "edges": [[number[a], number[b]] for a, b in scene.edges],
     }  # fmt: skip
-    # "</" would end the script element, wherever it stands.
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/").replace("<!--", "<\\!--")
-    page = PAGE.replace("{{title}}", escape(scene.title or "graph")).replace("{{colours}}", COLOURS)
+    # No name may end the script element or open another.
+    text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+    page = PAGE.replace("{{title}}", _text(scene.title or "graph")).replace("{{colours}}", COLOURS)
     before, _, rest = page.partition("{{drawing}}")
     middle, _, after = rest.partition("{{data}}")
     return before + _drawing(scene) + middle + text + after
@@ -78,8 +80,9 @@ def _drawing(scene: Scene) -> str:
     parts += [_frame(box) for box in scene.frames]
     parts.append('<g class="edges">')
     for (a, b), points in scene.routes.items():
-        title = escape(scene.edges[a, b])
-        parts.append(f'<path class="edge" data-from="{number[a]}" data-to="{number[b]}" d="{_curve(points)}"><title>{title}</title></path>')
+        ends = f'data-from="{number[a]}" data-to="{number[b]}"'
+        title = f"<title>{_text(scene.edges[a, b])}</title>"
+        parts.append(f'<path class="edge" {ends} d="{_curve(points)}">{title}</path>')
     parts.append("</g>")
     parts += [_badge(index, box, scene) for index, box in enumerate(scene.frames)]
     parts += [_item(scene, key, index) for key, index in number.items()]
@@ -101,7 +104,7 @@ def _badge(index: int, box: Box, scene: Scene) -> str:
     x, y = box.x + 12, box.y - 14
     return (
         f'<g class="badge" data-group="{index}" tabindex="0" role="button" aria-label="block repeated {group.count} times">'
-        f"<title>this block of {escape(group.title)} occurs {group.count} times in a row</title>"
+        f"<title>this block of {_text(group.title)} occurs {group.count} times in a row</title>"
         f'<rect x="{_n(x)}" y="{_n(y)}" width="{_n(width)}" height="28" rx="14"/>'
         f'<text x="{_n(x + width / 2)}" y="{_n(y + 19)}">{text}</text></g>'
     )
@@ -110,16 +113,16 @@ def _badge(index: int, box: Box, scene: Scene) -> str:
 def _item(scene: Scene, key: Hashable, index: int) -> str:
     item, box = scene.items[key], scene.boxes[key]
     round_ = box.height / 2 if item.kind in ("input", "output") else 8
-    title = escape(item.details.get("name") or item.label)
+    title = _text(item.details.get("name") or item.label)
     parts = [
-        f'<g class="node {item.kind}" data-item="{index}" tabindex="0" role="button" aria-label="{escape(item.label)}">',
+        f'<g class="node {item.kind}" data-item="{index}" tabindex="0" role="button" aria-label="{_text(item.label)}">',
         f"<title>{title}</title>",
         f'<rect x="{_n(box.x)}" y="{_n(box.y)}" width="{_n(box.width)}" height="{_n(box.height)}" rx="{_n(round_)}"/>',
     ]
     first = box.y + (20 if item.note else box.height / 2 + 4.5)
-    parts.append(f'<text class="label" x="{_n(box.middle)}" y="{_n(first)}">{escape(item.label)}</text>')
+    parts.append(f'<text class="label" x="{_n(box.middle)}" y="{_n(first)}">{_text(item.label)}</text>')
     if item.note:
-        parts.append(f'<text class="note" x="{_n(box.middle)}" y="{_n(box.y + 36)}">{escape(item.note)}</text>')
+        parts.append(f'<text class="note" x="{_n(box.middle)}" y="{_n(box.y + 36)}">{_text(item.note)}</text>')
     return "".join(parts) + "</g>"
 
 
@@ -139,6 +142,11 @@ def _curve(points: Sequence[Point]) -> str:
 
 def _shifted(box: Box) -> tuple[float, float, float, float]:
     return box.x + MARGIN, box.y + MARGIN, box.width, box.height
+
+
+def _text(text: str) -> str:
+    """A text for markup; what XML cannot hold, such as control characters, becomes a replacement character."""
+    return escape(_UNFIT.sub("\ufffd", text))
 
 
 def _n(value: float) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import inf
 from typing import Any
 
-from ir.analysis import depths, dominance_frontiers, entries, exits, frontier, minimum_cut, reachable, regions
+from ir.analysis import depths, dominance_frontiers, entries, exits, frontier, minimum_cut, reachable, regions, single_value_cuts
 from ir.diag import LadingError, suggest
 from ir.graph import Graph, Node, Value
 from ir.liveness import peak_memory, size_of
@@ -39,6 +39,7 @@ class Summary:
         unused: inputs that lead to no output, number of nodes that do not, constants that nothing reads.
         shape_nodes: nodes that compute from shapes and constants alone.
         memory: sizes put in, peak bytes of values, the node at the peak, the largest values then, unknown sizes.
+        bottlenecks: values inside the graph through which everything goes on its way to the first output.
         split: the values of fewest bytes that separate inputs from outputs; None when none do.
     """
 
@@ -59,7 +60,8 @@ class Summary:
     unused: dict[str, Any]
     shape_nodes: int
     memory: dict[str, Any]
-    split: dict[str, Any] | None = field(default=None)
+    bottlenecks: list[str]
+    split: dict[str, Any] | None
 
 
 def summarize(graph: Graph, sizes: Mapping[str, int] | None = None) -> Summary:
@@ -92,6 +94,7 @@ def summarize(graph: Graph, sizes: Mapping[str, int] | None = None) -> Summary:
         unused=_unused(graph),
         shape_nodes=len(frontier(graph, (), exits(graph)).computed),
         memory=_memory(graph, chosen),
+        bottlenecks=_bottlenecks(graph),
         split=_split(graph, chosen),
     )
 
@@ -199,6 +202,13 @@ def _memory(graph: Graph, sizes: Mapping[str, int]) -> dict[str, Any]:
     }
 
 
+def _bottlenecks(graph: Graph) -> list[str]:
+    if not graph.outputs:
+        return []
+    found = single_value_cuts(graph, entries(graph), graph.outputs[0])
+    return [value.name for value in found if value.producer is not None and value is not graph.outputs[0]]
+
+
 def _split(graph: Graph, sizes: Mapping[str, int]) -> dict[str, Any] | None:
     if not graph.outputs or len(graph.nodes) > SLOW_NODES:
         return None
@@ -233,7 +243,8 @@ def lines(found: Summary) -> list[tuple[str, str]]:
     rows += [("dimension", f"{name} = {range_}") for name, range_ in found.dims.items()]
     for item in found.blocks:
         operators = ", ".join(f"{count} {op}" if count > 1 else op for op, count in item["operators"].items())
-        rows.append(("block", f"{item['count']} times {item['nodes']} nodes, {item['parameters']:,} parameters in each: {operators}"))
+        size = f"{item['nodes']} nodes, {item['parameters']:,} parameters in each"
+        rows.append(("block", f"{item['count']} times {size}: {operators}"))
     rows.append(("parameters", f"{found.parameters:,}"))
     for row in found.storage:
         text = f"{row['type']}, {row['stored']}: {_count(row['count'], 'constant')}, {row['elements']:,} elements"
@@ -256,6 +267,10 @@ def _about_memory(found: Summary) -> list[tuple[str, str]]:
     if found.split is not None:
         names = ", ".join(f"%{name}" for name in found.split["values"][:4])
         rows.append(("narrowest", f"{amount(found.split['bytes'])} through {names}"))
+    if found.bottlenecks:
+        first, last = found.bottlenecks[0], found.bottlenecks[-1]
+        places = f"%{first}" if first == last else f"%{first} to %{last}"
+        rows.append(("bottlenecks", f"{_count(len(found.bottlenecks), 'value')} that everything goes through: {places}"))
     return rows
 
 

@@ -204,6 +204,10 @@ def _concat(node: Node, layout: Layout) -> tuple[str, str, dict[str, Any]]:
     return "Concat", "Axis", {"axis": node.attrs["axis"]}
 
 
+def _gather(node: Node, layout: Layout) -> tuple[str, str, dict[str, Any]]:
+    return "GatherV2", "GatherV2", {"Taxis": "DT_INT32", "Tindices": "DT_INT32", "Tparams": "DT_FLOAT"}
+
+
 def _squeeze(node: Node, layout: Layout) -> tuple[str, str, dict[str, Any]]:
     return node.op_type, "SqueezeParam", {"squeezeDims": list(node.attrs["axes"])}
 
@@ -230,6 +234,7 @@ ENCODE: dict[str, Callable[[Node, Layout], tuple[str, str, dict[str, Any]]]] = {
     "mnn.Concat": _concat,
     "mnn.ConvertTensor": _convert,
     "mnn.Convolution": _convolution,
+    "mnn.GatherV2": _gather,
     "mnn.LayerNorm": _layer_norm,
     "mnn.Reduction": _reduction,
     "mnn.Reshape": _reshape,

@@ -147,14 +147,16 @@ def quantize_pack(
         out = np.empty(size, np.uint8)
     if out.shape != (size,) or out.dtype != np.uint8:
         raise ValueError(f"rows {start} to {stop} need uint8[{size}], not {out.dtype}{list(out.shape)}")
-    pair = () if weight.spec.symmetric else (2,)
-    alpha = np.empty((stop - start, weight.blocks, *pair), np.float16 if half else np.float32)
+    scale = np.empty((stop - start, weight.blocks), np.float32)
+    zero = None if weight.spec.symmetric else np.empty_like(scale)
     for first, last, part in weight.pieces(start, stop, row_alignment(bits, features)):
         low = (first - start) * features * bits // 8
         count = packed_bytes((last - first) * features, bits)
         pack_codes(part.codes, bits, out[low : low + count])
-        alpha[first - start : last - start] = pack_alpha(part.scale, part.zero, half)
-    return out, alpha
+        scale[first - start : last - start] = part.scale
+        if zero is not None:
+            zero[first - start : last - start] = real_zero(part.scale, part.zero)
+    return out, pack_alpha(scale, zero, half)
 
 
 def pack_floats(source: Tensor, start: int, stop: int, half: bool) -> np.ndarray:

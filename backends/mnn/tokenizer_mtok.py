@@ -37,7 +37,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from struct import Struct, pack
+from struct import pack
 from typing import Any
 
 import numpy as np
@@ -62,7 +62,8 @@ _DECODERS = {
     "byte_level": (0, ""), "byte_fallback": (1, ""), "metaspace": (2, "sB"), "wordpiece": (3, "sB"), "fuse": (4, ""),
     "replace": (5, "ss"), "strip": (6, "sII"), "sequence": (7, ""),
 }  # fmt: skip
-_ENTRY = Struct("<HI")
+# Longer special tokens, which do not occur, are not worth the search for clashes.
+_LONGEST_LISTED = 256
 
 
 def write_mtok(spec: TokenizerSpec, plan: Plan) -> bytes:
@@ -143,6 +144,7 @@ def listed_specials(spec: TokenizerSpec, texts: DisplayTexts) -> list[int]:
         for token in spec.added
         if token.special
         and not (token.lstrip or token.rstrip or "<0x" in token.content)
+        and len(token.content) <= _LONGEST_LISTED
         and texts.found_as(token) == token.content
     ]
     while True:

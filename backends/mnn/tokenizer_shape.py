@@ -12,11 +12,12 @@ from ir.diag import LadingError
 
 _TEXT = frozenset(("type", "content", "prepend", "replacement", "delimiter", "prefix", "behavior", "prepend_scheme"))
 _FLAG = frozenset(
-    ("add_prefix_space", "use_regex", "individual_digits", "invert", "strip_left", "strip_right", "clean_text")
-    + ("handle_chinese_chars", "strip_accents", "lowercase", "cleanup", "split", "byte_fallback", "ignore_merges")
+    "add_prefix_space use_regex individual_digits invert strip_left strip_right clean_text handle_chinese_chars "
+    "strip_accents lowercase cleanup split byte_fallback ignore_merges".split()
 )
 _COUNT = frozenset(("start", "stop", "max_input_chars_per_word"))
 _CHILDREN = frozenset(("normalizers", "pretokenizers", "decoders", "processors"))
+_LIST = _CHILDREN | {"single"}
 _OPTIONAL_TEXT = frozenset(("unk_token", "continuing_subword_prefix", "end_of_word_suffix"))
 _STAGES = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 
@@ -52,9 +53,9 @@ def _children(stage: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _problem(key: str, value: Any) -> str:
     """What the value should be, or an empty text if it is that."""
-    if key in _CHILDREN:
+    if key in _LIST:
         return "" if isinstance(value, list) else "a list"
-    if value is None:
+    if value is None and (key == "strip_accents" or key not in _FLAG):
         return ""
     if key in _TEXT | _OPTIONAL_TEXT:
         return "" if isinstance(value, str) else "text"

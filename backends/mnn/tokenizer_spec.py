@@ -159,8 +159,11 @@ def load_tokenizer(folder: Path, model_vocab_size: int | None = None, template: 
     added = _within_model(added, vocab, size, folder, notes)
     _note_missing(settings, vocab, added, notes)
     ids = {token.content: token.id for token in added}
-    prefix, suffix = _affixes(data.get("post_processor"), str(folder / "tokenizer.json"))
     limit = max(size, max(vocab.values(), default=-1) + 1, max(ids.values(), default=-1) + 1)
+    prefix, suffix = _affixes(data.get("post_processor"), str(folder / "tokenizer.json"))
+    if not all(0 <= number < limit for number in (*prefix, *suffix)):
+        problem = f"the post-processor adds the ids {[*prefix, *suffix]} to a vocabulary of {limit}"
+        raise LadingError("B648", problem, where=str(folder / "tokenizer.json"))
     eos = texts.get("eos")
     own = ids.get(eos, vocab.get(eos)) if eos is not None else None
     stops = _stop_ids(folder, config, own, limit)
@@ -375,6 +378,7 @@ def _read_added(
     """
     where = str(folder / "tokenizer.json")
     tokens: dict[str, AddedToken] = {}
+    taken = set(vocab.values())
     last = -1
     rows = data.get("added_tokens") or []
     for row in rows if isinstance(rows, list) else [rows]:
@@ -386,6 +390,8 @@ def _read_added(
         number = vocab.get(content)
         if number is None:
             number = last + 1 if last >= len(vocab) else len(vocab)
+            if number in taken:
+                raise LadingError("B647", f"added token {content!r} gets id {number} of another token", where=where)
         if row.get("id") != number:
             notes.append(f"added token {content!r} has id {number}, not the {row.get('id')} of tokenizer.json")
         last = max(last, number)
@@ -466,7 +472,7 @@ def _pair_id(processor: Mapping[str, Any], key: str, where: str) -> int:
 
 
 def _template_ids(name: Any, processor: Mapping[str, Any], where: str) -> list[int]:
-    entry = (processor.get("special_tokens") or {}).get(name)
+    entry = (processor.get("special_tokens") or {}).get(name) if isinstance(name, str) else None
     numbers = entry.get("ids") if isinstance(entry, dict) else None
     if not isinstance(numbers, list) or not all(isinstance(number, int) for number in numbers):
         raise LadingError("B648", f"the post-processor names {name!r} but gives no ids for it", where=where)

@@ -1,7 +1,8 @@
 """The ONNX backend test cases, and what becomes of each when it goes through the compiler.
 
-``python tests/onnx_cases.py OUT.jsonl [--only TEXT] [--pipeline TEXT]`` runs them all in a few worker processes, so that a
-crash of native code costs one case, and writes one JSON object per case. `tests/test_onnx_conformance.py` reads them.
+``python tests/onnx_cases.py OUT.jsonl [--only TEXT] [--pipeline TEXT] [--frozen]`` runs them all in a few worker processes,
+so that a crash of native code costs one case, and writes one JSON object per case. With ``--frozen`` the cases with several
+inputs are run once more with all inputs but the first made constants. `tests/test_onnx_conformance.py` reads the file.
 
 A case counts as *right* when its outputs are the expected ones within the tolerance that the case states. Each case is
 run as it is and as the compiler leaves it, in onnxruntime without graph optimisation; where onnxruntime cannot run the
@@ -13,13 +14,14 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import re
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +151,27 @@ def _light_cases(folder: Path) -> Iterator[Case | Missing]:
 def _ones(info: onnx.ValueInfoProto) -> np.ndarray:
     shape = [dim.dim_value for dim in info.type.tensor_type.shape.dim]
     return np.ones(shape, onnx.helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type))
+
+
+def freeze(case: Case) -> Case | None:
+    """The case with all inputs but the first made constants; None when that is no other case or cannot be done."""
+    model = onnx.ModelProto.FromString(case.model)
+    given = {item.name for item in model.graph.initializer}
+    free = [item for item in model.graph.input if model.ir_version >= 4 or item.name not in given]
+    if len(case.data) != 1 or len(free) < 2 or len(case.data[0][0]) != len(free):
+        return None
+    inputs, outputs = case.data[0]
+    for info, value in list(zip(free, inputs, strict=True))[1:]:
+        if not isinstance(value, np.ndarray):
+            return None
+        value = value.astype(object) if value.dtype.kind in "US" else value
+        proto = numpy_helper.from_array(value, info.name)
+        if proto.data_type != info.type.tensor_type.elem_type:
+            return None
+        model.graph.initializer.append(proto)
+        if model.ir_version >= 4:
+            model.graph.input.remove(info)
+    return replace(case, kind=f"frozen-{case.kind}", model=model.SerializeToString(), data=[(inputs[:1], outputs)])
 
 
 # ---- running ----
@@ -564,16 +587,19 @@ def run_all(cases: Sequence[Case], pipeline: str, workers: int = 2) -> Iterator[
 
 def main() -> None:
     """Run from the command line; see the module docstring."""
-    import multiprocessing.connection  # noqa: F401
-
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
     parser.add_argument("--only", default="")
     parser.add_argument("--pipeline", default="canonicalize")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--frozen", action="store_true")
     args = parser.parse_args()
+    # What the reference evaluator can do must not depend on what else is installed.
+    sys.modules["PIL"] = None  # type: ignore[assignment]
     found = collect()
     cases = [case for case in found if isinstance(case, Case) and args.only in case.key]
+    if args.frozen:
+        cases += [made for case in cases if (made := freeze(case)) is not None]
     with open(args.out, "w") as file:
         for case in found:
             if isinstance(case, Missing) and args.only in case.key:

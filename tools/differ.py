@@ -323,7 +323,7 @@ class Differ:
             two = matching.forth.get(one)
             if two is None:
                 # A constant that several constants of the other graph stand for is there, only shared differently.
-                self._add("removed", "constant", f"{_typed(one)} {summary(one.const)}", place)
+                self._add("removed", "constant", _constant(one), place)
                 continue
             details = list(self._value(one, two))
             if not same_contents(one.const, two.const):
@@ -333,21 +333,20 @@ class Differ:
                 self._add("changed", "constant", _typed(one), place, details)
         for two in matching.b.consts.values():
             if not matching.has_partner(two):
-                self._add("added", "constant", f"{_typed(two)} {summary(two.const)}", place)
+                self._add("added", "constant", _constant(two), place)
 
     # ---- nodes ----
 
     def _nodes(self, matching: Matching, place: str) -> None:
-        changed: list[tuple[Node, list[tuple[str, str, str]]]] = []
+        changed: dict[Node, list[tuple[str, str, str]]] = {}
         for one, two in matching.nodes.items():
             details = list(self._node(matching, one, two, place))
             if details:
-                changed.append((one, details))
-        position = {node: index for index, node in enumerate(matching.a.nodes)}
-        for one, details in sorted(changed, key=lambda item: position[item[0]]):
-            self._add("changed", "node", _line(one), place, details)
+                changed[one] = details
         for one in matching.a.nodes:
-            if one not in matching.nodes:
+            if one in changed:
+                self._add("changed", "node", _line(one), place, changed[one])
+            elif one not in matching.nodes:
                 self._add("removed", "node", _line(one), place)
         for two in matching.b.nodes:
             if two not in matching.back:
@@ -408,17 +407,24 @@ def _stands_for(matching: Matching, x: Value | None, y: Value | None) -> bool:
 
 def summary(tensor: Tensor) -> str:
     """Element type, shape and a few numbers of a tensor, for people."""
-    kind = str(tensor.type)
+    return f"{tensor.type} {_numbers(tensor)}".rstrip()
+
+
+def _constant(value: Value) -> str:
+    return f"{_typed(value)} {_numbers(value.const)}".rstrip()  # type: ignore[arg-type]
+
+
+def _numbers(tensor: Tensor) -> str:
     size = tensor.type.size or 0
     if size == 0 or size > ELEMENT_LIMIT or tensor.type.dtype.kind not in "fiub":
-        return kind
+        return ""
     if size <= 8:
-        return f"{kind} [{', '.join(f'{item:g}' for item in np.asarray(tensor.load(), np.float64).reshape(-1))}]"
+        return f"[{', '.join(f'{item:g}' for item in np.asarray(tensor.load(), np.float64).reshape(-1))}]"
     low, high, total = np.inf, -np.inf, 0.0
     for _, _, rows in tensor.pieces():
         part = np.asarray(rows, np.float64)
         low, high, total = min(low, part.min()), max(high, part.max()), total + part.sum()
-    return f"{kind} from {low:g} to {high:g}, mean {total / size:g}"
+    return f"from {low:g} to {high:g}, mean {total / size:g}"
 
 
 def _contents(one: Tensor, two: Tensor) -> tuple[str, str, str] | None:

@@ -18,6 +18,7 @@ TOOLS = {
     "opt": "tools.opt",
     "reduce": "tools.reduce",
     "releases": "tools.releases",
+    "repair": "tools.repair",
 }
 """Subcommand to module; the module's `main` is the command."""
 

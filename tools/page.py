@@ -56,7 +56,7 @@ main svg{position:absolute;inset:0;width:100%;height:100%;display:block}
 .node,.badge{cursor:pointer;outline:none}
 .node:hover rect,.node:focus-visible rect{stroke:var(--pick);stroke-width:2}
 .node.hit rect{stroke:var(--pick);stroke-width:2.4}
-.searching .node:not(.hit){opacity:.35}
+.searching .node:not(.hit){opacity:.45}
 .node.chosen rect{stroke:var(--pick);stroke-width:3}
 .edge.near{stroke:var(--pick);stroke-width:2.2}
 aside{width:340px;overflow:auto;padding:14px 16px;background:var(--panel);border-left:1px solid var(--rule)}
@@ -78,7 +78,7 @@ input{flex:1}}
 </head>
 <body>
 <header><h1>{{title}}</h1>
-<div class="tools"><input id="find" type="search" placeholder="Find operators, names, types" aria-label="Find">
+<div class="tools"><input id="find" type="search" placeholder="Find" aria-label="Find">
 <span class="hits" id="hits" aria-live="polite"></span>
 <button id="out" aria-label="Smaller">−</button><button id="in" aria-label="Larger">+</button>
 <button id="fit">Fit</button><button id="theme">Theme</button></div></header>

@@ -264,10 +264,9 @@ def size_of(graph: Graph) -> str:
     """The size of a graph for people."""
     nodes = sum(1 for _ in graph.walk())
     total = sum(value.type.size or 0 for value in graph.consts.values())  # type: ignore[union-attr]
-    return (
-        f"{nodes} nodes, {len(graph.inputs)} inputs, {len(graph.outputs)} outputs, {len(graph.consts)} constants "
-        f"({total} elements)"
-    )
+    counts = {"node": nodes, "input": len(graph.inputs), "output": len(graph.outputs), "constant": len(graph.consts)}
+    text = ", ".join(f"{count} {what}{'' if count == 1 else 's'}" for what, count in counts.items())
+    return f"{text} ({total} elements)" if total else text
 
 
 # ---- edits ----

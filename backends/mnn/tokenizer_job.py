@@ -200,5 +200,8 @@ def _count_differences(spec: Any, source: Path, lines: str) -> tuple[int, int]:
     if lines:
         text = Path(lines).read_text(encoding="utf-8", errors="replace").splitlines()
         strings += [line for line in text if line.strip()][:MAX_LINES]
-    differing = sum(original.encode(string).ids != emulated.encode(string) for string in strings)
+    # What the chat template writes itself is not written a second time, so the prefix is the exported one.
+    prefix = list(spec.encode_prefix_ids)
+    wanted = [prefix + original.encode(string, add_special_tokens=False).ids for string in strings]
+    differing = sum(ids != emulated.encode(string) for ids, string in zip(wanted, strings, strict=True))
     return differing, len(strings)

@@ -44,16 +44,14 @@ class Part:
 class Plan:
     """What is written before and after the vocabulary, and how it differs from tokenizer.json.
 
-    `oldest` is the first MNN release that reads every part. `always_prefix` tells how the scheme "first" (a space
-    before the text, but not after an added token) was resolved, None where it does not occur. `words` goes into the
-    vocabulary of the binary form.
+    `always_prefix` tells how the scheme "first" (a space before the text, but not after an added token) was resolved,
+    None where it does not occur. `words` goes into the vocabulary of the binary form.
     """
 
     normalizer: Part = field(default_factory=lambda: Part("none"))
     pre_tokenizer: Part = field(default_factory=lambda: Part("none"))
     decoder: Part = field(default_factory=lambda: Part("fuse"))
     reasons: list[str] = field(default_factory=list)
-    oldest: str = "3.5.0"
     always_prefix: bool | None = None
     words: WholeWords | None = None
 
@@ -194,7 +192,6 @@ class _Maker:
         if not self.strip_allowed:
             self.plan.say("whitespace at the beginning of a text is kept; removing it needs MNN 3.6.0")
             return []
-        self.plan.oldest = "3.6.0"
         self.plan.say(WIDE_EDGES)
         return [Part("strip", (1, 0))]
 

@@ -126,13 +126,6 @@ class TokenizerSpec:
                 return item.content
         return next((text for text, known in self.vocab.items() if known == token), None)
 
-    def id_of(self, text: str) -> int | None:
-        """The id of a token given by its full text, added tokens first."""
-        for item in self.added:
-            if item.content == text:
-                return item.id
-        return self.vocab.get(text)
-
 
 def load_tokenizer(folder: Path, model_vocab_size: int | None = None, template: str = "default") -> TokenizerSpec:
     """Read the tokenizer files of a checkpoint folder.
@@ -149,24 +142,15 @@ def load_tokenizer(folder: Path, model_vocab_size: int | None = None, template: 
     folder = Path(folder)
     data = _read_tokenizer_json(folder)
     settings = _read_json(folder / "tokenizer_config.json")
-    texts = _special_texts(folder, settings)
     config = _read_json(folder / "config.json")
     size = _vocab_size(folder, config) if model_vocab_size is None else model_vocab_size
     model = _section(data, "model", folder)
     kind, vocab, merges, scores = _read_model(model, folder)
     notes: list[str] = []
-    added = _read_added(data, vocab, folder, notes)
-    added = _within_model(added, vocab, size, folder, notes)
+    added = _within_model(_read_added(data, vocab, folder, notes), vocab, size, folder, notes)
     _note_missing(settings, vocab, added, notes)
-    ids = {token.content: token.id for token in added}
-    limit = max(size, max(vocab.values(), default=-1) + 1, max(ids.values(), default=-1) + 1)
-    prefix, suffix = _affixes(data.get("post_processor"), str(folder / "tokenizer.json"))
-    if not all(0 <= number < limit for number in (*prefix, *suffix)):
-        problem = f"the post-processor adds the ids {[*prefix, *suffix]} to a vocabulary of {limit}"
-        raise LadingError("B648", problem, where=str(folder / "tokenizer.json"))
-    eos = texts.get("eos")
-    own = ids.get(eos, vocab.get(eos)) if eos is not None else None
-    stops = _stop_ids(folder, config, own, limit)
+    texts = _special_texts(folder, settings)
+    prefix, suffix, stops = _ids_around(folder, data, config, _Known(vocab, added, size), texts.get("eos"))
     if not stops:
         notes.append("no id that ends generation is known, so generation runs to its length limit")
     return TokenizerSpec(
@@ -432,6 +416,30 @@ def _note_missing(
 
 
 # -- ids around a text ------------------------------------------------------------------------------------------------
+
+
+class _Known:
+    """All tokens of a tokenizer by text, and how many ids there are."""
+
+    def __init__(self, vocab: Mapping[str, int], added: tuple[AddedToken, ...], size: int) -> None:
+        self.vocab = vocab
+        self.added = {token.content: token.id for token in added}
+        self.count = 1 + max(size - 1, max(vocab.values(), default=-1), max(self.added.values(), default=-1))
+
+    def id_of(self, text: str | None) -> int | None:
+        return None if text is None else self.added.get(text, self.vocab.get(text))
+
+
+def _ids_around(
+    folder: Path, data: Mapping[str, Any], config: Mapping[str, Any], known: _Known, eos: str | None
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Ids before and after a text, and those that end generation."""
+    where = str(folder / "tokenizer.json")
+    prefix, suffix = _affixes(data.get("post_processor"), where)
+    if not all(0 <= number < known.count for number in (*prefix, *suffix)):
+        problem = f"the post-processor adds the ids {[*prefix, *suffix]} to a vocabulary of {known.count}"
+        raise LadingError("B648", problem, where=where)
+    return prefix, suffix, _stop_ids(folder, config, known.id_of(eos), known.count)
 
 
 def _affixes(processor: Any, where: str) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -17,7 +17,9 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterator
 from functools import cache
+from typing import Literal
 
+Form = Literal["NFC", "NFKC"]
 Rule = tuple[bytes, bytes]
 
 NFC_GAPS = "rare combining marks are not put in canonical order before letters are composed"
@@ -35,7 +37,7 @@ _MARK_GROUPS = (_LATIN_MARKS, tuple(range(0x5B0, 0x5C8)), (*range(0x64B, 0x656),
 
 
 @cache
-def compose_rules(form: str) -> tuple[Rule, ...]:
+def compose_rules(form: Form) -> tuple[Rule, ...]:
     """Replacements, to be applied in order, that bring UTF-8 text to `NFC` or `NFKC`."""
     rules = list(_single_rules(form))
     rules += 2 * _swap_rules(_MARK_GROUPS, ascending=True)
@@ -53,7 +55,7 @@ def decompose_table() -> tuple[tuple[int, bytes], ...]:
     return tuple((code, text.encode()) for code, text in pairs if text != chr(code))
 
 
-def _single_rules(form: str) -> Iterator[Rule]:
+def _single_rules(form: Form) -> Iterator[Rule]:
     """Characters that no normalized text contains: singletons, composition exclusions, compatibility forms."""
     for low, high in _RANGES:
         for code in range(low, high + 1):

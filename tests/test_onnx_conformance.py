@@ -200,9 +200,7 @@ def test_wrong_numbers_and_lost_outputs_are_noticed():
     assert onnx_cases.examine(case(), Pipeline((Spoil(),))).trouble == ("result: output 0: other numbers",)
     assert onnx_cases.examine(case(value=4.0), Pipeline((Spoil(),))).trouble == ("result: output 0: other numbers",)
     assert any("output" in text for text in onnx_cases.examine(case(), Pipeline((Lose(),))).trouble)
-    assert "KeyError" in onnx_cases.examine(case(), "no-such-pass").trouble[0] or "P301" in str(
-        onnx_cases.examine(case(), "no-such-pass").trouble
-    )
+    assert "P301" in onnx_cases.examine(case(), "no-such-pass").trouble[0]
 
 
 def test_a_crash_costs_one_case():

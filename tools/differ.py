@@ -120,18 +120,22 @@ class Matching:
     def _by_expression(self) -> None:
         """Nodes that compute the same from the same inputs and constants; of several, those of one name first."""
         keys = Keys(self._leaf)
+        named: dict[Hashable, Node] = {}
         groups: dict[int, list[Node]] = {}
         for number, node in zip(keys.add(self.b.nodes), self.b.nodes, strict=True):
+            named[number, _name(node)] = node
             groups.setdefault(number, []).append(node)
-        found = [(node, groups.get(number, ())) for number, node in zip(keys.add(self.a.nodes), self.a.nodes, strict=True)]
-        for node, group in found:
-            two = next((other for other in group if _name(other) == _name(node) and other not in self.back), None)
+        found = list(zip(self.a.nodes, keys.add(self.a.nodes), strict=True))
+        for node, number in found:
+            two = named.get((number, _name(node)))
             if two is not None:
                 self._match(node, two)
-        for node, group in found:
-            two = next((other for other in group if other not in self.back), None)
-            if node not in self.nodes and two is not None:
-                self._match(node, two)
+        rest = {number: iter(group) for number, group in groups.items()}
+        for node, number in found:
+            if node not in self.nodes:
+                two = next((other for other in rest.get(number, ()) if other not in self.back), None)
+                if two is not None:
+                    self._match(node, two)
 
     def _leaf(self, value: Value) -> Hashable | None:
         if value.const is not None:

@@ -91,7 +91,7 @@ def _tokenizer(result: Result) -> str:
     lines = []
     for item in tokenizer.files:
         inexact = next((row for row in tokenizer.inexact if set(row.releases) == set(item.releases)), None)
-        note = "exact"
+        note = "exact" if inexact is None else "exact but for rare characters"
         if item.file.endswith(".txt") and inexact is not None:
             note = "approximate"
             if inexact.of:

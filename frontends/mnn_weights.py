@@ -167,7 +167,9 @@ def add_weight(graph: Graph, name: str, weight: Tensor | QuantizedWeight, *, row
         return graph.add("Cast", [const], {"to": F32.onnx}, outputs=[f"{name}.wide"], types=[type_]).output
     parts = [("codes", weight.codes), ("scale", weight.scale), ("zero", weight.zero_point)]
     inputs = [
-        graph.add_const(f"{name}.{word}", part if rows_first else transposed(part)) for word, part in parts if part is not None
+        graph.add_const(f"{name}.{word}", part if rows_first else transposed(part))
+        for word, part in parts
+        if part is not None
     ]
     shape = weight.shape if rows_first else weight.shape[::-1]
     return graph.add(

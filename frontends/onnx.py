@@ -6,7 +6,8 @@ read, external data and the weights of large files stay in their files, which mu
 used. A model given as a message must not be changed meanwhile.
 
 Initializers that are also inputs are constants up to format version 3, as in onnxruntime; from version 4 on they are
-inputs with a default, kept in the graph's tables. Sparse initializers become dense.
+inputs with a default, kept in the graph's tables. Sparse initializers become dense. Documentation of attributes and
+checksums of external data are not kept.
 """
 
 from __future__ import annotations

@@ -25,9 +25,7 @@ class StoredCodes(Derived):
     def __init__(self, codes: Tensor, alpha: Tensor, rows: int, columns: int, bits: int, low: int) -> None:
         self.codes, self.alpha, self.bits, self.low = codes, alpha, bits, low
         self.pairs = alpha.type.rank == 3
-        super().__init__(
-            TensorType(F32, (rows, columns)), codes, alpha, rows=rows, columns=columns, bits=bits, low=low
-        )
+        super().__init__(TensorType(F32, (rows, columns)), codes, alpha, rows=rows, columns=columns, bits=bits, low=low)
 
     def stored_blocks(self, start: int, stop: int) -> Blocks:
         """Codes, scales and zeros of a row range in arrays of their own."""
@@ -85,7 +83,9 @@ def stored_codes(codes: Tensor, alpha: Tensor, rows: int, columns: int, bits: in
     blocks = alpha.type.shape[1] if len(alpha.type.shape or ()) in (2, 3) else 0  # type: ignore[index]
     enough = codes.nbytes * 8 >= rows * columns * bits
     if not (enough and blocks and columns % blocks == 0 and alpha.row_count == rows and 2 <= bits <= 8):
-        raise LadingError("T254", f"{codes.type} and {alpha.type} are no {bits}-bit matrix [{rows}, {columns}]", codes.loc)
+        raise LadingError(
+            "T254", f"{codes.type} and {alpha.type} are no {bits}-bit matrix [{rows}, {columns}]", codes.loc
+        )
     return StoredCodes(codes, alpha, rows, columns, bits, low)
 
 

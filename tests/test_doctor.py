@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from pathlib import Path
 
@@ -133,7 +134,8 @@ def test_past_key_values_are_fed_by_3_0_only_when_the_configuration_says_so(mode
         ops(net, "Attention")[0]["inputIndexes"].append(place)
         main = {"dims": [2, 1, -1, 1, 8], "dtype": "DT_FLOAT", "dformat": "NCHW"}
         net["oplists"].insert(
-            0, {"type": "Input", "name": "past_key_values", "main_type": "Input", "main": main, "outputIndexes": [place]}
+            0,
+            {"type": "Input", "name": "past_key_values", "main_type": "Input", "main": main, "outputIndexes": [place]},
         )
 
     rebuild(model, change)
@@ -216,7 +218,9 @@ def test_findings_in_graphs(name, model):
     change, code, broken = GRAPHS[name]
     rebuild(model, change)
     assert {version for version in RELEASES if code in codes_on(model, version)} == broken
-    assert {version for version in RELEASES if code not in codes_on(model, version)} == healthy_on(model) or len(broken) == 5
+    assert {version for version in RELEASES if code not in codes_on(model, version)} == healthy_on(model) or len(
+        broken
+    ) == 5
 
 
 def test_attention_scale_that_older_releases_do_not_read(model):
@@ -312,7 +316,14 @@ def test_warnings_break_nothing(model):
     found = {item.code: item for item in examine(model, PORTABLE).findings if item.severity == "warning"}
     assert set(found) == {"B724", "B725", "B727"}
     words = " ".join(f"{item.message} {item.fix}" for item in examine(model, PORTABLE).findings)
-    for word in ("temprature", "temperature", "'top_k' stands twice", "hidden_size stand in both", "topK", "layer_nums is 7"):
+    for word in (
+        "temprature",
+        "temperature",
+        "'top_k' stands twice",
+        "hidden_size stand in both",
+        "topK",
+        "layer_nums is 7",
+    ):
         assert word in words, word
 
 
@@ -412,3 +423,20 @@ def test_a_verdict_that_reality_contradicts_is_a_finding(sound, tmp_path):
     assert {item.code for item in report.findings} == {"B735"}
     assert "broken" not in report.findings[0].message and "failed" in report.findings[0].message
     assert not report.healthy
+
+
+def test_damaged_models_are_judged_and_never_crash(sound, tmp_path):
+    folder = shutil.copytree(sound, tmp_path / "model")
+    whole = (folder / "llm.mnn").read_bytes()
+    chance = random.Random(3)
+    for _ in range(60):
+        data = bytearray(whole)
+        for _ in range(chance.randrange(1, 20)):
+            data[chance.randrange(len(data))] = chance.choice((0, 1, 2, 4, 127, 255))
+        (folder / "llm.mnn").write_bytes(data)
+        key, value = (
+            chance.choice(("tie_embeddings", "hidden_size", "attn_scale", "jinja")),
+            chance.choice((None, "x", -1, [], {})),
+        )
+        (folder / "llm_config.json").write_text(json.dumps({"attention_mask": "float", key: value}))
+        assert not examine(folder, ALL).healthy

@@ -45,7 +45,14 @@ def test_own_files_read_like_the_converter_spells_them(family, options, tmp_path
 
 def test_floats_have_all_their_digits(tmp_path):
     main = {"axis": [-1], "epsilon": 2.37e-06, "gamma": [1.5], "beta": [0.1], "useRMSNorm": True}
-    op = {"type": "LayerNorm", "name": "n", "main_type": "LayerNorm", "main": main, "inputIndexes": [0], "outputIndexes": [1]}
+    op = {
+        "type": "LayerNorm",
+        "name": "n",
+        "main_type": "LayerNorm",
+        "main": main,
+        "inputIndexes": [0],
+        "outputIndexes": [1],
+    }
     json_to_mnn({"oplists": [op], "tensorName": ["x", "y"]}, tmp_path / "a.mnn")
     found = read_net(tmp_path / "a.mnn")["oplists"][0]["main"]
     assert found["epsilon"] == float(np.float32(2.37e-06)) and found["beta"][0] == np.float32(0.1)
@@ -84,7 +91,8 @@ def test_damaged_files_raise_coded_errors_only():
     for _ in range(150):
         data = bytearray(whole[: chance.randrange(1, len(whole))] if chance.random() < 0.3 else whole)
         for _ in range(chance.randrange(1, 6)):
-    XX
+            place = chance.randrange(chance.choice((len(data), min(4096, len(data)))))
+            data[place] = chance.choice((0, 1, 4, 127, 128, 255))
         try:
             parse_net(bytes(data))
         except LadingError as error:

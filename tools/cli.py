@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ir.diag import LadingError
+from ir.diag import Diagnostic, LadingError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -81,13 +81,14 @@ def guarded(action: Callable[[], int], as_json: bool) -> int:
     try:
         return action()
     except LadingError as error:
+        # What instruments noted, such as the line that reproduces the failure, is shown like the error itself.
+        notes = [Diagnostic(error.code, text, severity="note") for text in getattr(error, "__notes__", ())]
+        found = [*error.diagnostics, *notes]
         if as_json:
-            click.echo(json.dumps({"errors": [item.as_dict() for item in error.diagnostics]}, indent=2))
+            click.echo(json.dumps({"errors": [item.as_dict() for item in found]}, indent=2))
         else:
-            for item in error.diagnostics:
+            for item in found:
                 click.echo(str(item), err=True)
-            for note in getattr(error, "__notes__", ()):
-                click.echo(f"  {note}", err=True)
             click.echo(f"  (lading explain {error.code})", err=True)
         return EXIT_FAILED
     except KeyboardInterrupt:

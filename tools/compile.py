@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 )
 @click.option("--threads", type=click.IntRange(1), default=4, show_default=True, help="Runtime threads to write.")
 @click.option("--workers", type=click.IntRange(1), help="Threads of the compiler; default one per processor.")
+@click.option("--guard", is_flag=True, help="Also write check_inputs.py and lading_guard.h, which check inputs.")
 @click.option("--force", is_flag=True, help="Replace a folder written before.")
 @click.option(
     "--dump-ir", type=click.Path(path_type=Path), metavar="DIR", help="Write the IR before and after each pass."

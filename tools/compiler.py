@@ -55,6 +55,7 @@ class Request:
         max_kl: bar for the KL divergence from the float model; None takes the one for the narrowest width.
         memory, precision: runtime settings to write; None chooses by the stored widths.
         threads: runtime threads to write.
+        guard: also write the modules that check inputs in an application.
         workers: threads of this process; None takes one per processor.
         instruments: watch the passes.
     """
@@ -71,6 +72,7 @@ class Request:
     memory: str | None = None
     precision: str | None = None
     threads: int = 4
+    guard: bool = False
     workers: int | None = None
     instruments: Sequence[Instrument] = ()
 
@@ -340,6 +342,10 @@ class _Job:
             warnings=self.warnings,
             executor=self.pool,
         )
+        if self.request.guard:
+            from backends.guard import add_guard
+
+            contract = add_guard(contract, emission.folder)
         write(contract, emission.folder)
         self.clock.lap("contract")
         return contract

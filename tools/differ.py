@@ -326,7 +326,6 @@ class Differ:
         for one in matching.a.consts.values():
             two = matching.forth.get(one)
             if two is None:
-                # A constant that several constants of the other graph stand for is there, only shared differently.
                 self._add("removed", "constant", _constant(one), place)
                 continue
             details = list(self._value(one, two))

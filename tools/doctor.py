@@ -130,7 +130,9 @@ def show(console: Console, report: Report) -> None:
     for item in report.findings:
         style = "red" if item.severity == "error" else "yellow"
         console.print()
-        console.print(Text.assemble((f"{item.code} ", style), (f"on {', '.join(item.releases)}  ", "dim"), item.message))
+        console.print(
+            Text.assemble((f"{item.code} ", style), (f"on {', '.join(item.releases)}  ", "dim"), item.message)
+        )
         if item.where:
             console.print(Text(f"  at {item.where}", "dim"))
         if item.fix:

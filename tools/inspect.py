@@ -30,8 +30,9 @@ def _size(_context: click.Context, _parameter: click.Parameter, texts: tuple[str
 @click.option("--around", metavar="VALUE", help="Draw only what is near to a value.")
 @click.option("--steps", type=click.IntRange(1), default=3, show_default=True, help="How near, in nodes.")
 @click.option("--from", "frontend", metavar="NAME", help="Frontend that reads INPUT; default by suffix.")
+@click.option("--free-inputs", is_flag=True, help="Let tensors of an ONNX model that nothing produces be inputs.")
 @JSON_OPTION
-def main(source, sizes, svg, html, around, steps, frontend, as_json) -> int:
+def main(source, sizes, svg, html, around, steps, frontend, free_inputs, as_json) -> int:
     """Describe the graph INPUT: interface, repeated blocks, parameters and how they are stored, operators, memory.
 
     Pictures show repeated blocks once, and weights inside the nodes that read them.
@@ -39,7 +40,7 @@ def main(source, sizes, svg, html, around, steps, frontend, as_json) -> int:
     from tools.sources import Formats
     from tools.summary import lines, summarize
 
-    graph = Formats().read(source, frontend)
+    graph = Formats().read(source, frontend, free_inputs=free_inputs)
     found = summarize(graph, sizes)
     rows = lines(found)
     if svg is not None or html is not None:

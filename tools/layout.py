@@ -11,6 +11,7 @@ from bisect import bisect_right, insort
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
+from operator import mul
 
 Key = Hashable
 Edge = tuple[Key, Key]
@@ -20,6 +21,9 @@ GAP_X, GAP_Y = 26.0, 38.0
 LANE = 12.0
 """Width kept free for an edge that passes a layer."""
 SWEEPS = 12
+"""How often the layers are put in order."""
+ROUGH, PULLS = 4, 160
+"""How often their boxes are then drawn to those above and below."""
 SPREAD = 0.7
 """Part of a box's width over which the edges that enter it are spread."""
 
@@ -64,7 +68,7 @@ class Placement:
 
 @dataclass(eq=False)
 class _Spot:
-    """A box or a lane in one layer."""
+    """A box or a lane in one layer; `ports` says how far from the middle the edge to a neighbour is attached."""
 
     key: Key
     width: float
@@ -74,10 +78,19 @@ class _Spot:
     place: int = 0
     above: list[_Spot] = field(default_factory=list)
     below: list[_Spot] = field(default_factory=list)
+    ports: dict[int, float] = field(default_factory=dict)
 
     @property
     def middle(self) -> float:
         return self.x + self.width / 2
+
+    def port(self, other: _Spot) -> float:
+        """How far from the middle the edge to a neighbour is attached."""
+        return self.ports.get(id(other), 0.0)
+
+    def rank(self, other: _Spot) -> float:
+        """Place in the layer of the end of the edge to a neighbour, between the places of the spots beside."""
+        return self.place + self.port(other) / (self.width + 1.0)
 
 
 def layered(
@@ -100,7 +113,7 @@ def layered(
     wanted = list(dict.fromkeys((a, b) for a, b in edges if a != b))
     layer_of = _layers(list(sizes), wanted, set(top), set(bottom))
     down = {edge: edge if layer_of[edge[0]] < layer_of[edge[1]] else (edge[1], edge[0]) for edge in wanted}
-    spots, lanes, layers = _spots(sizes, layer_of, list(dict.fromkeys(down.values())))
+    spots, lanes, layers = _spots(sizes, layer_of, list(dict.fromkeys(down.values())), enter or {}, leave or {})
     _order(layers)
     _coordinates(layers)
     return _placed(spots, lanes, layers, layer_of, down, enter or {}, leave or {})
@@ -153,14 +166,20 @@ def _topological(keys: list[Key], after: Mapping[Key, list[Key]], before: Mappin
     return list(done)
 
 
-def _spots(sizes: Mapping[Key, tuple[float, float]], layer_of: Mapping[Key, int], edges: list[Edge]):
+def _spots(
+    sizes: Mapping[Key, tuple[float, float]],
+    layer_of: Mapping[Key, int],
+    edges: list[Edge],
+    enter: Mapping[Edge, float],
+    leave: Mapping[Edge, float],
+):
     spots = {key: _Spot(key, *size) for key, size in sizes.items()}
     layers: list[list[_Spot]] = [[] for _ in range(max(layer_of.values(), default=-1) + 1)]
     for key, spot in spots.items():
         layers[layer_of[key]].append(spot)
     lanes: dict[tuple[Key, int], _Spot] = {}
     for a, b in edges:
-        last = spots[a]
+        first = last = spots[a]
         for level in range(layer_of[a] + 1, layer_of[b]):
             lane = lanes.get((a, level))
             if lane is None:
@@ -171,6 +190,11 @@ def _spots(sizes: Mapping[Key, tuple[float, float]], layer_of: Mapping[Key, int]
             last = lane
         last.below.append(spots[b])
         spots[b].above.append(last)
+        if (a, b) in enter:
+            spots[b].ports[id(last)] = enter[a, b] - spots[b].width / 2
+        if (a, b) in leave:
+            following = lanes.get((a, layer_of[a] + 1), spots[b])
+            first.ports[id(following)] = leave[a, b] - first.width / 2
     return spots, lanes, [layer for layer in layers if layer] if not all(layers) else layers
 
 
@@ -203,15 +227,15 @@ def _number(layers: list[list[_Spot]]) -> None:
 
 def _barycentre(spot: _Spot, down: bool) -> float:
     near = spot.above if down else spot.below
-    return sum(other.place for other in near) / len(near) if near else spot.place
+    return sum(other.rank(spot) for other in near) / len(near) if near else spot.place
 
 
 def _crossings(layers: list[list[_Spot]]) -> int:
     total = 0
     for layer in layers:
-        seen: list[int] = []
+        seen: list[float] = []
         for spot in layer:
-            ends = sorted(other.place for other in spot.below)
+            ends = sorted(other.rank(spot) for other in spot.below)
             total += sum(len(seen) - bisect_right(seen, end) for end in ends)
             for end in ends:
                 insort(seen, end)
@@ -227,13 +251,11 @@ def _coordinates(layers: list[list[_Spot]]) -> None:
         for spot in layer:
             spot.x = x
             x += spot.width + GAP_X
-    for sweep in range(2 * SWEEPS):
+    # Towards one side only is fast but does not settle; towards both sides every step brings all of it nearer.
+    for sweep in range(ROUGH + PULLS):
         down = sweep % 2 == 0
         for layer in layers if down else layers[::-1]:
-            _align(layer, down)
-    for _ in range(SWEEPS):
-        for layer in layers:
-            _align(layer, None)
+            _align(layer, down if sweep < ROUGH else None)
     _straighten(layers)
     left = min((spot.x for layer in layers for spot in layer), default=0.0)
     for layer in layers:
@@ -246,9 +268,11 @@ def _align(layer: list[_Spot], down: bool | None) -> None:
     offset, wishes = 0.0, []
     for spot in layer:
         near = [*spot.above, *spot.below] if down is None else spot.above if down else spot.below
-        weight = 8.0 if spot.is_lane and all(other.is_lane for other in near) else 2.0 if near else 0.1
-        middle = sum(other.middle for other in near) / len(near) if near else spot.middle
-        wishes.append((middle - spot.width / 2 - offset, weight))
+        pulls = [4.0 if spot.is_lane and other.is_lane else 1.0 for other in near]
+        weight = sum(pulls)
+        wanted = (other.middle + other.port(spot) - spot.port(other) for other in near)
+        middle = sum(map(mul, pulls, wanted)) / weight if near else spot.middle
+        wishes.append((middle - spot.width / 2 - offset, weight or 0.01))
         offset += spot.width + GAP_X
     offset = 0.0
     for spot, x in zip(layer, _increasing(wishes), strict=True):
@@ -274,6 +298,8 @@ def _straighten(layers: list[list[_Spot]]) -> None:
             run, (low, high) = [spot], interval(spot)
             while len(run[-1].below) == 1 and len(run[-1].below[0].above) == 1:
                 following = run[-1].below[0]
+                if following.ports or run[-1].ports:
+                    break
                 least, most = interval(following)
                 if max(low, least) > min(high, most):
                     break
@@ -306,7 +332,9 @@ def _placed(spots, lanes, layers, layer_of, down, enter, leave) -> Placement:
     found = Placement(height=y - GAP_Y if layers else 0.0)
     for key, spot in spots.items():
         level = level_of[id(spot)]
-        found.boxes[key] = Box(spot.x, tops[level] + (heights[level] - spot.height) / 2, spot.width, spot.height)
+        # What begins or ends beside something tall does so at its foot or head, where its edges have a free way.
+        part = 1.0 if not spot.above else 0.0 if not spot.below else 0.5
+        found.boxes[key] = Box(spot.x, tops[level] + (heights[level] - spot.height) * part, spot.width, spot.height)
     found.width = max((box.x + box.width for box in found.boxes.values()), default=0.0)
     found.width = max([found.width, *(lane.x + lane.width for lane in lanes.values())])
     for edge, (a, b) in down.items():
@@ -316,6 +344,7 @@ def _placed(spots, lanes, layers, layer_of, down, enter, leave) -> Placement:
             middle += [(lane.middle, tops[level]), (lane.middle, tops[level] + heights[level])]
         found.routes[edge] = middle
     _attach(found, down, enter, leave)
+    _keep_clear(found, down, {key: (tops[at], tops[at] + heights[at]) for key, at in layer_of.items()})
     return found
 
 
@@ -337,8 +366,19 @@ def _attach(found: Placement, down: Mapping[Edge, Edge], enter: Mapping[Edge, fl
     for edge, (a, _) in down.items():
         box = found.boxes[a]
         found.routes[edge].insert(0, (box.x + leave.get(edge, box.width / 2), box.y + box.height))
-        if down[edge] != edge:
-            found.routes[edge].reverse()
+
+
+def _keep_clear(found: Placement, down: Mapping[Edge, Edge], rows: Mapping[Key, tuple[float, float]]) -> None:
+    """Lead routes straight out of and into their layers, past taller boxes; turn those that lead upwards."""
+    for edge, (a, b) in down.items():
+        points = found.routes[edge]
+        (x, low), (u, high) = points[0], points[-1]
+        if low < rows[a][1]:
+            points.insert(1, (x, rows[a][1]))
+        if rows[b][0] < high:
+            points.insert(-1, (u, rows[b][0]))
+        if (a, b) != edge:
+            points.reverse()
 
 
 __all__ = ["Box", "Placement", "layered"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import platform
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -63,6 +63,16 @@ def this_platform() -> str:
     return f"{platform.system()} {platform.machine()}"
 
 
+def _digest_of(folder: Path, names: Collection[str]) -> str:
+    import hashlib
+
+    found = hashlib.sha256()
+    for name in sorted(names):
+        with (folder / name).open("rb") as file:
+            found.update(f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return found.hexdigest()
+
+
 class Source:
     """A checkpoint: its float graph, and what the Hugging Face libraries make of the sample texts."""
 
@@ -70,12 +80,23 @@ class Source:
         self.folder = folder
         self.lock = threading.RLock()
 
+    def check(self) -> None:
+        """Raise LadingError U976 now when the tokenizer cannot be read."""
+        self._encode(())
+
     @cached_property
     def graph(self) -> Graph:
         """The float graph from token ids to logits."""
         from frontends.checkpoint import load
 
         return load(self.folder)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) of everything that the references are made from: configuration, weights, tokenizer, template."""
+        texts = (path.name for kind in ("*.json", "*.jinja") for path in self.folder.glob(kind))
+        names = {*self.graph.metadata["sources"], *texts}
+        return _digest_of(self.folder, names)
 
     @cached_property
     def ids(self) -> list[int]:
@@ -103,7 +124,11 @@ class Source:
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         from tokenizers import Tokenizer
 
-        tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+        path = self.folder / "tokenizer.json"
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises nothing narrower
+            raise LadingError("U976", f"the tokenizer cannot be read: {error}", where=str(path)) from error
         return [tokenizer.encode(text).ids for text in texts]
 
     @cached_property
@@ -161,22 +186,19 @@ class Artefact:
     @cached_property
     def digest(self) -> str:
         """SHA-256 (hex) of the names and contents of all files but the contract, which the matrix itself writes to."""
-        import hashlib
-
         from backends.contract import CONTRACT_FILE
 
-        found = hashlib.sha256()
-        for path in sorted(self.folder.rglob("*")):
-            if path.is_file() and path.name != CONTRACT_FILE:
-                with path.open("rb") as file:
-                    content = hashlib.file_digest(file, "sha256").hexdigest()
-                found.update(f"{path.relative_to(self.folder).as_posix()} {content}\n".encode())
-        return found.hexdigest()
+        found = (path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file())
+        return _digest_of(self.folder, {name for name in found if name != CONTRACT_FILE})
 
-    @property
+    @cached_property
     def narrowest(self) -> int:
-        """Fewest bits of a stored weight."""
-        return min(item.storage.bits for item in self.contract.weights)
+        """Fewest bits of a stored weight; embedding rows that are stored as half floats without loss count as 32."""
+        dtypes = self.source.graph.metadata["dtypes"]
+        return min(
+            32 if item.layout == "rows-bf16" and (item.method == "split" or dtypes == ["bf16"]) else item.bits
+            for item in (weight.storage for weight in self.contract.weights)
+        )
 
     @property
     def kind(self) -> Kind:
@@ -261,7 +283,7 @@ class _Judge:
 
     def all(self) -> dict[str, dict[str, Any]]:
         """Every check in order; one that the process did not live to see fails with how it ended."""
-        self.checks["load"] = _check(self.exact.loaded, "" if self.exact.loaded else self.exact.failure or "")
+        self.checks["load"] = _check(self.exact.loaded, "" if self.exact.loaded else _why_not_loaded(self.exact))
         if not self.exact.loaded:
             return self.checks
         for number, name in enumerate(CHECKS[1:6]):
@@ -355,6 +377,13 @@ class _Judge:
         ok = found.kl <= max(bar, SHIPPED_FACTOR * weights)
         note = f"KL {found.kl:.2g} from the float model, {weights:.2g} of it by stored weights"
         return {**_check(ok, note), "kl": found.kl, "top1": found.top1, "kl_weights": weights}
+
+
+def _why_not_loaded(run: ModelRun) -> str:
+    """How the process ended, and its last words where it could say something."""
+    words = [line for line in run.child.log.splitlines() if line.strip()]
+    told = f": {words[-1].strip()}" if words and run.child.signal is None else ""
+    return f"{run.failure}{told}"
 
 
 def _check(ok: bool, note: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,7 @@ MOST_REASONS = 4
               help="Name or text of a pipeline, or path of a TOML file.")  # fmt: skip
 @click.option("-o", "--out", default="-", metavar="FILE", help="Where to write; default standard output, as text.")
 @click.option("--from", "frontend", metavar="NAME", help="Frontend that reads INPUT; default by suffix.")
+@click.option("--free-inputs", is_flag=True, help="Let tensors of an ONNX model that nothing produces be inputs.")
 @click.option("--to", "backend", metavar="NAME", help="Backend that writes the result; default by suffix.")
 @click.option("--verify-each", is_flag=True, help="Check the IR after each pass.")
 @click.option("--check-numbers", is_flag=True, help="Evaluate the IR after each pass and name the first that drifts.")
@@ -62,17 +64,21 @@ def main(source, pipeline, out, frontend, backend, stats, timing, explain_rules,
     formats = Formats()
     chosen = load(pipeline, formats.registry)
     formats.backend(backend or formats.backend_for(out))
-    graph = formats.read(source, frontend)
+    graph = formats.read(source, frontend, free_inputs=options["free_inputs"])
     times, rules = Timing(), RuleStats()
-    instruments = [times, rules, *_instruments(source, options)]
+    folder = options["dump_ir"] or Path(tempfile.gettempdir()) / f"lading-opt-{_stem(source)}"
+    instruments = [times, rules, *_instruments(folder, options)]
     manager = PassManager(chosen, instruments, registry=formats.registry)
     try:
         report = manager.run(graph, PassContext(explain=explain_rules))
-    except LadingError as error:
-        raise with_notes(error) from error
+    except LadingError:
+        raise
     except Exception:
         click.echo(traceback.format_exc().rstrip(), err=True)
         return EXIT_CRASHED
+    if options["keep"] and options["dump_ir"] is None:
+        with suppress(OSError):
+            folder.rmdir()
     _check(graph)
     formats.write(graph, out, backend)
     for item in report.all_diagnostics():
@@ -83,7 +89,7 @@ def main(source, pipeline, out, frontend, backend, stats, timing, explain_rules,
     return 0
 
 
-def _instruments(source: str, options) -> list:
+def _instruments(folder: Path, options) -> list:
     from passes.check_numbers import CheckNumbers
     from passes.instruments import DumpIR, JsonReport, KeepLastGood, StopAfter, VerifyEach
 
@@ -91,7 +97,6 @@ def _instruments(source: str, options) -> list:
     if options["dump_ir"] is not None:
         found.append(DumpIR(options["dump_ir"], only_changed=False))
     if options["keep"]:
-        folder = options["dump_ir"] or Path(tempfile.gettempdir()) / f"lading-opt-{_stem(source)}"
         found.append(KeepLastGood(folder, reproducing(options["verify_each"], options["check_numbers"])))
     if options["verify_each"]:
         found.append(VerifyEach())
@@ -116,12 +121,6 @@ def reproducing(verify_each: bool, check_numbers: bool) -> str:
     words = ["lading"] if Path(sys.argv[0]).name == "lading" else [shlex.quote(sys.executable), "-m", "tools.main"]
     flags = [" --verify-each"] * verify_each + [" --check-numbers"] * check_numbers
     return " ".join(words) + COMMAND.removeprefix("lading") + "".join(flags)
-
-
-def with_notes(error: LadingError) -> LadingError:
-    """The error with what instruments noted about it as diagnostics of its own."""
-    notes = [Diagnostic(error.code, text, severity="note") for text in getattr(error, "__notes__", ())]
-    return LadingError.of([*error.diagnostics, *notes])
 
 
 def _check(graph: Graph) -> None:

@@ -143,7 +143,7 @@ def _set_embedding(graph: Graph, subject: Subject, target: Target) -> None:
     found = tie_numbers(tie)
     if found is None or found[0] == 0:
         return
-    half = isinstance(tie, dict) and tie.get("alpha_dtype") == "fp16" or isinstance(tie, list) and tie[5:] == [1]
+    half = tie.get("alpha_dtype") == "fp16" if isinstance(tie, dict) else tie[5:] == [1]
     layer = subject.logits_layer or {}
     rows = layer.get("main", {}).get("common", {}).get("outputCount", 0)
     columns = graph.value("input_ids").shape[-1]

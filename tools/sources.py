@@ -72,11 +72,11 @@ class _Onnx:
     suffixes = (".onnx",)
 
     @staticmethod
-    def load(path: str) -> Graph:
-        """Read an ONNX model; tensors that nothing produces are errors."""
+    def load(path: str, free_inputs: bool = False) -> Graph:
+        """Read an ONNX model; tensors that nothing produces are errors, or inputs when asked."""
         from frontends.onnx import load
 
-        return load(path)
+        return load(path, free="input" if free_inputs else "error")
 
     @staticmethod
     def write(graph: Graph, path: Path) -> None:
@@ -192,17 +192,19 @@ class Formats:
 
     # ---- doing ----
 
-    def read(self, source: str, name: str | None = None) -> Graph:
+    def read(self, source: str, name: str | None = None, *, free_inputs: bool = False) -> Graph:
         """The graph of a source: a path, ``-``, or a hub name.
 
         Args:
             source: where the graph is.
             name: the frontend; None chooses by suffix.
+            free_inputs: let tensors of an ONNX model that nothing produces be inputs; no other format has such.
         """
         chosen = name or self.frontend_for(source)
         if source == STANDARD and chosen != TEXT:
             raise LadingError("U914", f"the frontend {chosen!r} cannot read standard input", hint="give a file")
-        graph = self.frontend(chosen).load(source if source == STANDARD else os.path.expanduser(source))
+        path = source if source == STANDARD else os.path.expanduser(source)
+        graph = _Onnx.load(path, free_inputs) if chosen == ONNX else self.frontend(chosen).load(path)
         if not isinstance(graph, Graph):
             package = self.registry.package(chosen, "frontends")
             raise LadingError("U912", f"the frontend {chosen!r} did not return an ir.graph.Graph", package)

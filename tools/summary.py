@@ -8,7 +8,17 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any
 
-from ir.analysis import depths, dominance_frontiers, entries, exits, frontier, minimum_cut, reachable, regions, single_value_cuts
+from ir.analysis import (
+    depths,
+    dominance_frontiers,
+    entries,
+    exits,
+    frontier,
+    minimum_cut,
+    reachable,
+    regions,
+    single_value_cuts,
+)
 from ir.diag import LadingError, suggest
 from ir.graph import Graph, Node, Value
 from ir.liveness import peak_memory, size_of

@@ -58,7 +58,9 @@ def _readable(subject: Subject, releases: Sequence[Release]) -> Iterator[Finding
         if settings.missing:
             yield Finding("B723", f"{settings.name} is missing", every, "copy the whole folder, or export again", where)
         elif settings.problem:
-            yield Finding("B723", f"{settings.name} cannot be read as JSON: {settings.problem}", every, "mend it", where)
+            yield Finding(
+                "B723", f"{settings.name} cannot be read as JSON: {settings.problem}", every, "mend it", where
+            )
     if not subject.model_path.is_file():
         yield Finding("B723", f"{subject.model_path.name} is missing", every, "copy it again", str(subject.model_path))
 
@@ -251,9 +253,7 @@ def _weights(subject: Subject, releases: Sequence[Release]) -> Iterator[Finding]
     if size is None:
         crash = lacking(releases, lambda release: release.no_weight_file != "crash")
         happens = "the process crashes" if crash == _every(releases) else "loading fails, on 3.4 with a crash"
-        yield Finding(
-            "B723", f"{path.name} is missing: {happens}", _every(releases), "copy it again", str(path)
-        )
+        yield Finding("B723", f"{path.name} is missing: {happens}", _every(releases), "copy it again", str(path))
     elif last > size:
         yield Finding(
             "B730", f"{path.name} has {size:,} bytes, and {op.get('name') or op.get('type')} ends at {last:,}: a crash",

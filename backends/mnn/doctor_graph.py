@@ -216,7 +216,11 @@ def _attention(subject: Subject, releases: Sequence[Release]) -> Iterator[Findin
     packed = [op for op in ops if op.get("main", {}).get("output_c4")]
     if old := lacking(releases, lambda release: release.packed_attention) if packed else ():
         yield Finding(
-            "B720", "output_c4 of Attention is ignored, so what follows reads another layout", old, REPAIR, _place(packed)
+            "B720",
+            "output_c4 of Attention is ignored, so what follows reads another layout",
+            old,
+            REPAIR,
+            _place(packed),
         )
     shared = [op for op in ops if op.get("main", {}).get("kv_shared_layer_index", -1) >= 0]
     if old := lacking(releases, lambda release: release.shared_cache) if shared else ():
@@ -233,7 +237,13 @@ def _attention(subject: Subject, releases: Sequence[Release]) -> Iterator[Findin
 def _scale(subject: Subject, releases: Sequence[Release], ops: Sequence[dict[str, Any]]) -> Iterator[Finding]:
     scale = subject.llm_config.values.get("attn_scale")
     size = head_size(subject)
-    if not ops or not isinstance(scale, float) or not scale or size is None or math.isclose(scale, size**-0.5, rel_tol=1e-4):
+    if (
+        not ops
+        or not isinstance(scale, float)
+        or not scale
+        or size is None
+        or math.isclose(scale, size**-0.5, rel_tol=1e-4)
+    ):
         return
     if old := lacking(releases, lambda release: release.attention_scale):
         yield Finding(
@@ -249,16 +259,20 @@ def head_size(subject: Subject) -> int | None:
     """Width of one attention head as the graph spells it; None when it cannot be told."""
     for op in subject.ops:
         if op.get("type") == "RoPE":
-            return op.get("main", {}).get("head_dim")
+            return op.get("main", {}).get("head_dim") or None
         if op.get("type") == "Attention":
-            queries = subject.producers.get(numbers(op.get("inputIndexes"))[0], {})
-            for _ in range(8):
-                dims = _reshape_dims(subject, queries)
-                if len(dims) == 4:
-                    return dims[-1]
-                operands = numbers(queries.get("inputIndexes"))
-                queries = subject.producers.get(operands[0], {}) if operands else {}
-            return None
+            return _query_size(subject, op)
+    return None
+
+
+def _query_size(subject: Subject, op: dict[str, Any]) -> int | None:
+    """Last size of the nearest reshape to four axes above the queries."""
+    for _ in range(8):
+        operands = numbers(op.get("inputIndexes"))
+        op = subject.producers.get(operands[0], {}) if operands else {}
+        dims = _reshape_dims(subject, op)
+        if len(dims) == 4:
+            return dims[-1] if dims[-1] > 0 else None
     return None
 
 
@@ -271,7 +285,7 @@ def _reshape_dims(subject: Subject, op: dict[str, Any]) -> list[int]:
         return numbers(op.get("main", {}).get("dims"))
     shape = subject.producers.get(inputs[1], {})
     if shape.get("type") == "Const":
-        return numbers(shape["main"].get("int32s"))
+        return numbers(shape.get("main", {}).get("int32s"))
     parts = [subject.producers.get(index, {}) for index in numbers(shape.get("inputIndexes"))]
     return [(numbers(part.get("main", {}).get("int32s")) or [-1])[0] for part in parts]
 
@@ -285,7 +299,11 @@ def _codes(subject: Subject, releases: Sequence[Release]) -> Iterator[Finding]:
     ]
     if zero:
         yield Finding(
-            "B721", "quantScale is absent or 0, so all weights are read as zero", every, "write quantScale 1.0", _place(zero)
+            "B721",
+            "quantScale is absent or 0, so all weights are read as zero",
+            every,
+            "write quantScale 1.0",
+            _place(zero),
         )
     odd = [op for op in subject.convolutions if (form := alpha_form(op)) is not None and form[1] % 4]
     low = lacking(releases, lambda release: subject.setting(release, "memory", "low") != "low")

@@ -60,7 +60,7 @@ def rewrite(graph: Graph, subject: Subject, folder: Path, target: Target, execut
         executor: runs the jobs that fill the weight file.
 
     Raises:
-        LadingError: what `backends.mnn.emit` raises, and B740 to B742.
+        LadingError: what `backends.mnn.emit` raises, B742, and what `backends.mnn.tokenizer` raises.
     """
     fit(graph, target)
     layout = plan_layout(graph)
@@ -119,9 +119,7 @@ def _text_form(subject: Subject, file: MtokFile, source: Path) -> bytes:
     return encode_text(spec_of(file, str(source)))[1]
 
 
-def _write_configs(
-    graph: Graph, subject: Subject, folder: Path, layout: Layout, tokenizers: Mapping[str, str]
-) -> None:
+def _write_configs(graph: Graph, subject: Subject, folder: Path, layout: Layout, tokenizers: Mapping[str, str]) -> None:
     llm = dict(subject.llm_config.values)
     first = dict(subject.config.values)
     # A key that stands in both keeps the value that most releases read, in one file.
@@ -130,9 +128,7 @@ def _write_configs(
     llm |= _model_keys(graph, layout, llm)
     llm = {key: value for key, value in llm.items() if value is not None}
     for name, tokenizer in tokenizers.items():
-        config = {
-            key: value for key, value in first.items() if key not in _OWN and key not in llm
-        }
+        config = {key: value for key, value in first.items() if key not in _OWN and key not in llm}
         config |= {"llm_model": configs.MODEL, "llm_weight": configs.WEIGHTS, "llm_config": configs.LLM_CONFIG}
         if layout.embedding is None:
             config["embedding_file"] = configs.EMBEDDING

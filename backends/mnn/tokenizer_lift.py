@@ -13,27 +13,19 @@ import numpy as np
 
 from backends.mnn.tokenizer_reader import MtokFile, Stage
 from backends.mnn.tokenizer_spec import AddedToken, TokenizerSpec
-from ir.diag import LadingError
 
 _BEHAVIORS = ("Isolated", "Removed", "MergedWithPrevious")
 
 
 def spec_of(file: MtokFile, where: str = "") -> TokenizerSpec:
-    """The tokenizer that a binary file holds.
-
-    Raises:
-        LadingError: B740 a merge whose result the vocabulary lacks.
-    """
+    """The tokenizer that a binary file holds; the reader has checked that each merge gives a token."""
     added_ids = {row[0] for row in file.added}
     vocab = {text.decode("utf-8", "replace"): index for text, index in file.entries if index not in added_ids}
     texts = dict(file.entries)
     by_id = {index: text for text, index in file.entries}
     rows = []
     for left, right, _ in sorted(file.merges, key=lambda row: row[2]):
-        whole = texts.get(by_id.get(left, b"") + by_id.get(right, b""))
-        if whole is None:
-            raise LadingError("B740", f"the merge of tokens {left} and {right} gives no token", where=where)
-        rows.append((left, right, whole))
+        rows.append((left, right, texts[by_id[left] + by_id[right]]))
     unk = file.model_fields.get("unk")
     return TokenizerSpec(
         folder=where,

@@ -1,0 +1,240 @@
+"""Repaired models: the same logits on every release as the original gives where it runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from backends.mnn import native
+from backends.mnn.configs import config_for
+from backends.mnn.doctor import examine
+from backends.mnn.mnn_file import read_net
+from backends.mnn.profiles import RELEASES, target
+from backends.mnn.tokenizer_lift import spec_of
+from backends.mnn.tokenizer_reader import read_text, read_tokenizer
+from ir.diag import LadingError
+from tests.checkpoints import make_checkpoint
+from tests.runs import compiled, each_release, interpreters
+from tools.repair import main, repair
+
+DATA = Path(__file__).resolve().parent / "data"
+OFFICIAL = {"official-default-int8": 2e-5, "official-unfused-int4": 0.0, "official-unfused-int8-fp32scales": 0.0}
+"""Allowed difference from the original on 3.6.1, relative to the largest logit; fused operators round otherwise."""
+
+PIECES = [list(range(5, 40)), [7], [9, 10, 11]]
+
+
+def run(*arguments: object):
+    """The command in this process."""
+    return CliRunner().invoke(main, [str(item) for item in arguments])
+
+
+def logits(folder: Path, version: str) -> np.ndarray:
+    """Logits of a prefill, a single token and a further piece, exact arithmetic."""
+    result = native.run_model(
+        config_for(folder, version),
+        [{"do": "forward", "pieces": PIECES}],
+        interpreter=interpreters()[version],
+        timeout_s=120,
+    )
+    return np.concatenate(result.require(str(folder)).results[0]["logits"])
+
+
+@pytest.fixture(scope="module")
+def repaired(tmp_path_factory):
+    """Each official model repaired for all releases, made when first asked for."""
+    made: dict[str, Path] = {}
+
+    def get(name: str) -> Path:
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp("repaired") / name
+            repair(DATA / name, made[name])
+        return made[name]
+
+    return get
+
+
+# ---- official models ----
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_repaired_official_models_are_healthy_everywhere(name, repaired):
+    report = examine(repaired(name), target("portable").releases)
+    assert report.healthy, [str(item.diagnostic()) for item in report.findings]
+
+
+@pytest.mark.skipif("3.6.1" not in interpreters(), reason="the originals run on MNN 3.6.1 only")
+@pytest.mark.parametrize("version", each_release())
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_repaired_official_models_give_the_original_logits_on_every_release(name, version, repaired):
+    wanted = logits(DATA / name, "3.6.1")
+    found = logits(repaired(name), version)
+    assert found.shape == wanted.shape and np.abs(wanted).max() > 10
+    assert np.abs(found - wanted).max() <= OFFICIAL[name] * np.abs(wanted).max()
+
+
+def test_configuration_is_respelled(repaired):
+    folder = repaired("official-default-int8")
+    llm = json.loads((folder / "llm_config.json").read_text())
+    assert len(llm["tie_embeddings"]) == 5 and llm["attention_mask"] == "float" and "attn_scale" not in llm
+    assert llm["jinja"]["eos"] == "<|im_end|>" and llm["layer_nums"] == 2
+    for name, tokenizer in (("config.json", "tokenizer.mtok"), ("config.3.4.json", "tokenizer.txt")):
+        config = json.loads((folder / name).read_text())
+        assert config["tokenizer_file"] == tokenizer and config["topK"] == config["top_k"] == 40
+        assert type(config["repetition_penalty"]) is float and not set(config) & set(llm)
+
+
+def test_the_text_tokenizer_holds_the_tokens_of_the_binary_one(repaired):
+    source = read_tokenizer((DATA / "official-default-int8" / "tokenizer.mtok").read_bytes())
+    text = read_text((repaired("official-default-int8") / "tokenizer.txt").read_bytes())
+    assert text.header.type == 3 and text.header.stop_ids == source.header.stop_ids
+    assert all(text.tokens[index] == row for row, index in source.entries if index > 2)
+    assert len(text.merges) == len(source.merges)
+    spec = spec_of(source)
+    assert spec.kind == "bpe" and [token.content for token in spec.added][:2] == ["<|endoftext|>", "<|im_start|>"]
+
+
+@pytest.mark.parametrize("version", each_release())
+def test_the_text_tokenizer_is_read_by_the_runtime(version, repaired):
+    folder = repaired("official-default-int8")
+    action = {"do": "encode", "texts": ["hello <|im_end|> world", "def main():"]}
+    result = native.run_model(config_for(folder, version), [action], interpreter=interpreters()[version], timeout_s=60)
+    ids = result.require().results[0]["ids"]
+    assert 2 in ids[0] and all(ids)
+
+
+# ---- own models ----
+
+OWN = {
+    "int8-tied": ("qwen2", {"tie_word_embeddings": True}, "int8"),
+    "int4-untied": ("qwen2", {}, "int4"),
+    "fp16-tied": ("llama", {"tie_word_embeddings": True}, "fp16"),
+    "fp32": ("qwen3", {}, "fp32"),
+    "fp32-parts": ("qwen2", {"tie_word_embeddings": True, "dtype": "f32"}, "fp32"),
+    "symmetric": ("qwen2", {}, "int8{symmetric}"),
+    "windows": ("mistral", {"sliding_window": 11}, "int8"),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_repairing_a_sound_model_changes_no_logit(name, tmp_path):
+    family, options, pipeline = OWN[name]
+    folder = compiled(make_checkpoint(tmp_path / "model", family, **options), tmp_path / "old", pipeline)
+    done = repair(folder, tmp_path / "new")
+    assert done.kept and done.before == done.after == list(RELEASES)
+    version = "3.6.1" if "3.6.1" in interpreters() else next(iter(interpreters()))
+    assert np.array_equal(logits(folder, version), logits(tmp_path / "new", version))
+
+
+def test_repairing_keeps_the_bytes_of_weights(tmp_path):
+    folder = compiled(make_checkpoint(tmp_path / "model", "qwen2"), tmp_path / "old", "int4")
+    repair(folder, tmp_path / "new")
+    assert (folder / "llm.mnn.weight").read_bytes() == (tmp_path / "new" / "llm.mnn.weight").read_bytes()
+
+
+# ---- other conventions ----
+
+
+def test_a_model_without_logits_index_gets_it(tmp_path):
+    source = make_checkpoint(tmp_path / "model", "qwen2")
+    old = compiled(source, tmp_path / "old", "fp32", target="3.0.0")
+    whole = compiled(source, tmp_path / "whole", "fp32")
+    done = repair(old, tmp_path / "new")
+    assert done.before == [] and done.after == list(RELEASES)
+    version = next(iter(interpreters()))
+    wanted = logits(whole, version)
+    assert np.abs(logits(tmp_path / "new", version) - wanted).max() < 1e-5 * np.abs(wanted).max()
+
+
+def test_an_official_model_repaired_for_3_0_loads_with_the_old_names(tmp_path):
+    done = repair(DATA / "official-default-int8", tmp_path / "new", "3.0.0")
+    assert done.after == ["3.0.0"]
+    names = read_net(tmp_path / "new" / "llm.mnn")["tensorName"]
+    assert "logits_index" not in names
+    config = json.loads((tmp_path / "new" / "llm_config.json").read_text())
+    table = np.fromfile(tmp_path / "new" / "embeddings_bf16.bin", "<u2").reshape(-1, config["hidden_size"])
+    ids = PIECES[0]
+    gap = np.arange(len(ids))[:, None] >= np.arange(len(ids))
+    feeds = {
+        "input_ids": (table[ids].astype(np.uint32) << 16).view(np.float32)[:, None],
+        "attention_mask": np.where(gap, 0, np.finfo(np.float32).min).astype(np.float32)[None, None],
+        "position_ids": np.arange(len(ids), dtype=np.int32),
+    }
+    request = {"model": str(tmp_path / "new" / "llm.mnn"), "inputs": list(feeds), "outputs": ["logits"]}
+    ended = native.run_child(native.RUNNER.with_name("module_runner.py"), request, feeds, interpreter=sys.executable,
+                             timeout_s=60)  # fmt: skip
+    assert ended.ok, ended.log
+    if "3.6.1" in interpreters():
+        wanted = logits(DATA / "official-default-int8", "3.6.1")[: len(ids)]
+        assert np.abs(ended.arrays["outputs/logits"][0] - wanted).max() < 1e-4 * np.abs(wanted).max()
+
+
+# ---- the command, and what is refused ----
+
+
+def test_the_command_tells_what_it_did(tmp_path):
+    result = run(DATA / "official-unfused-int4", "-o", tmp_path / "a")
+    assert result.exit_code == 0, result.output
+    assert "healthy on 3.6.0, 3.6.1 of 3.4.0" in result.stdout and "half-float scales widened" in result.stdout
+    result = run(DATA / "official-unfused-int4", "-o", tmp_path / "b", "--target", ">=3.6", "--json")
+    data = json.loads(result.stdout)
+    assert (
+        data["bytes_kept"]
+        and data["healthy_after"] == ["3.6.0", "3.6.1"]
+        and not (tmp_path / "b" / "tokenizer.txt").exists()
+    )
+    assert "error[B630]" in run(DATA / "official-unfused-int4", "-o", tmp_path / "a").stderr
+
+
+def copied(tmp_path: Path) -> Path:
+    """An official model to be damaged."""
+    return shutil.copytree(DATA / "official-unfused-int4", tmp_path / "model")
+
+
+def edit(path: Path, **changes) -> None:
+    """Set keys of a JSON file."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def break_merge(folder: Path) -> None:
+    data = (folder / "tokenizer.mtok").read_bytes()
+    file = read_tokenizer(data)
+    left, right, rank = file.merges[0]
+    row = b"".join(number.to_bytes(4, "little") for number in (left, right, rank))
+    other = b"".join(number.to_bytes(4, "little") for number in (left, 2040, rank))
+    (folder / "tokenizer.mtok").write_bytes(data.replace(row, other))
+
+
+REFUSED = {
+    "no-config": (lambda f: (f / "config.json").unlink(), "B741"),
+    "bad-config": (lambda f: (f / "llm_config.json").write_text("{"), "B741"),
+    "no-model": (lambda f: (f / "llm.mnn").unlink(), "B711"),
+    "model-cut": (lambda f: (f / "llm.mnn").write_bytes((f / "llm.mnn").read_bytes()[:5000]), "B710"),
+    "weights-cut": (lambda f: (f / "llm.mnn.weight").write_bytes(b"abc"), "F642"),
+    "no-tokenizer": (lambda f: (f / "tokenizer.mtok").unlink(), "B742"),
+    "no-embedding": (lambda f: edit(f / "llm_config.json", tie_embeddings=None), "B742"),
+    "bad-merge": (break_merge, "B657"),
+    "window": (lambda f: edit(f / "llm_config.json", attention_type="mix"), "U951"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_repaired_is_refused_and_leaves_nothing(name, tmp_path):
+    change, code = REFUSED[name]
+    folder = copied(tmp_path)
+    change(folder)
+    with pytest.raises(LadingError) as caught:
+        repair(folder, tmp_path / "out")
+    assert caught.value.code == code, caught.value
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+def test_a_lone_file_is_refused(tmp_path):
+    result = run(DATA / "official-unfused-int4" / "llm.mnn", "-o", tmp_path / "out")
+    assert result.exit_code == 1 and "error[B741]" in result.stderr

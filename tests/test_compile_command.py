@@ -127,6 +127,13 @@ def test_quiet_prints_nothing(tmp_path):
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
 
 
+def test_guards_are_written_and_listed_when_asked_for(tmp_path):
+    assert run("-o", tmp_path / "out", "--verify", "none", "--guard").exit_code == 0
+    contract = read(tmp_path / "out")
+    assert {"check_inputs.py", "lading_guard.h"} <= {item.path for item in contract.files}
+    assert check_files(contract, tmp_path / "out") == []
+
+
 def test_list_passes_names_passes_options_and_pipelines():
     text = run("--list-passes").stdout
     assert "assign-precision" in text and "logits-bits" in text and "int4" in text

@@ -7,17 +7,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ir import ops
 from ir.diag import LadingError
 from ir.graph import Graph, Node, Value
 from ir.types import Dim, TensorType
 
 NORMS = ("RMSNormalization", "LayerNormalization", "SimplifiedLayerNormalization")
-
-_UNARY = frozenset(
-    "Abs Cast Ceil Cos Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity LeakyRelu Log Mish Neg Not Reciprocal Relu "
-    "Round Selu Sigmoid Sign Sin Softplus Softsign Sqrt Swish Tanh ThresholdedRelu".split()
-)
-_BINARY = frozenset("Add Sub Mul Div Pow Max Min Mod Where Clip PRelu Sum Mean And Or Xor Equal Greater Less".split())
 
 
 def token_input(graph: Graph) -> Value:
@@ -239,15 +234,18 @@ def _has_rows(value: Value) -> bool:
 
 def is_rowwise(node: Node) -> bool:
     """True when a node computes each row (all but the last axis) of its result from the same row of its operands."""
-    if node.op in _UNARY:
-        return True
-    if node.op in _BINARY:
-        return all(value is None or not value.is_const or _broadcasts_rows(value) for value in node.inputs)
-    if node.op in NORMS:
-        return node.attrs.get("axis", -1) in (-1, (node.inputs[0].type.rank or 0) - 1)
-    if node.op == "MatMul":
-        return not _has_rows(node.inputs[1]) and node.inputs[1].type.rank == 2
-    return node.op == "Softmax" and node.attrs.get("axis", -1) in (-1, (node.inputs[0].type.rank or 0) - 1)
+    definition = ops.opdef(node)
+    if definition is None:
+        return False
+    for index, value in enumerate(node.inputs):
+        if value is None:
+            continue
+        if _has_rows(value):
+            if not ops.is_rowwise(node, index):
+                return False
+        elif definition.has("elementwise") and not _broadcasts_rows(value):
+            return False
+    return True
 
 
 def _broadcasts_rows(value: Value) -> bool:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -31,6 +35,7 @@ from ir.verify import verify
 from passes.manager import PassManager
 
 FLOAT = TensorProto.FLOAT
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def info(name, shape=("n",), dtype=FLOAT):
@@ -763,3 +768,15 @@ def test_a_decoder_through_the_passes_computes_the_same():
     assert isinstance(again, Graph)
     found = evaluate(again, feeds(2))
     assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_the_comparison_with_other_rewriters_runs(tmp_path):
+    out = tmp_path / "table.md"
+    command = [sys.executable, "-m", "benchmarks.rewriters", "--nodes", "200", "500", "--repeat", "1", "--limit", "60"]
+    command += ["--tools", "lading", "onnx-graphsurgeon", "--markdown", str(out), "--json", str(tmp_path / "table.json")]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    rows = [line.split(" | ") for line in out.read_text().splitlines()[2:]]
+    assert [row[0].removeprefix("| ") for row in rows] == ["lading"] * 2 + ["onnx-graphsurgeon"] * 2
+    assert all(int(row[2]) < 0.7 * int(row[1]) for row in rows), "every tool made the graph smaller"
+    timings = json.loads((tmp_path / "table.json").read_text())
+    assert [timing["max_difference"] for timing in timings] == [0.0, 0.0, None, None]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ir.diag import Diagnostic, LadingError
+from tools.interrupts import held_interrupts
 
 if TYPE_CHECKING:
     from backends.contract import Contract
@@ -230,13 +231,23 @@ class _Job:
             compare = request.verify != "none"
             job = tokenizer_request(folder, staging, self.target, compare=compare, lines=request.text)
             with TokenizerJob(job) as tokenizer:
-                graph, report = self._lower(folder)
+                with held_interrupts():
+                    self._import_native()
+                    graph, report = self._lower(folder)
                 emission = self._emit(graph, staging, folder, tokenizer)
             verification, errors = self._verify(graph, emission, folder)
             contract = self._contract(graph, emission, report, verification, errors)
         sample = _sample(folder, verification)
         seconds = {**self.clock.seconds, "total": self.clock.total()}
         return Result(request.out, contract, report, emission, verification, sample, seconds, self.warnings)
+
+    def _import_native(self) -> None:
+        """Import what later phases need of native modules now, while interrupts wait."""
+        if self.request.verify != "none":
+            import onnxruntime
+            import tokenizers
+
+            assert onnxruntime and tokenizers
 
     def _lower(self, folder: Path) -> tuple[Graph, Report]:
         """The checkpoint as a graph that MNN can hold."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ir.diag import Diagnostic, LadingError
+from ir.diag import LadingError
 from tools.cli import command
 
 if TYPE_CHECKING:

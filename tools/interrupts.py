@@ -1,0 +1,36 @@
+"""Interrupts from the keyboard that wait for a short phase to end.
+
+Native extension modules do not survive being interrupted while they are imported: some crash, some stay half made. So a
+phase that imports them holds the first interrupt back until it is done; a second one ends it at once.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+@contextmanager
+def held_interrupts() -> Iterator[None]:
+    """Raise KeyboardInterrupt for an interrupt during the block at its end; outside the main thread, do nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    seen: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(number)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if seen:
+        raise KeyboardInterrupt

@@ -50,7 +50,7 @@ class AssignPrecision(Pass):
     embedding_bits: Literal[0, 4, 8, 16, 32] = option(0, help="width of the embedding rows; 0 follows logits-bits")
     block: int = option(64, help="input features that share a scale; 0 for one scale a row", low=0)
     symmetric: bool = option(False, help="no zero point")
-    zero: Literal["int", "float"] = option("int", help="integer zero point (standard ONNX) or a real-valued one")
+    zero: Literal["int", "float"] = option("int", help="integer zero point (standard ONNX) or a real-valued one; always real with scale=f16")
     scale: Literal["f32", "f16"] = option("f32", help="element type of scales; f16 needs MNN 3.6.0")
     method: str = option("rtn", help="quantization method")
     keep: tuple[str, ...] = option((), help="patterns of weights that stay in single precision")
@@ -88,6 +88,9 @@ class AssignPrecision(Pass):
             base = _embedding_storage(base, weight, explicit=rule is not None and "bits" in rule.storage)
         if base.bits > 8:
             return Storage(base.bits, rule=base.rule)
+        if base.scale == "f16" and not base.symmetric:
+            # The runtime reads the product of zero point and scale, which half precision would round away from the codes.
+            base = replace(base, zero="float")
         return replace(base, block=fit_block(weight.columns, base.block))
 
     def _width(self, weight: Weight) -> int:

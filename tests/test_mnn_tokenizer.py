@@ -112,7 +112,7 @@ def answers(specs: Any, samples: Any, tmp_path_factory: pytest.TempPathFactory) 
 def _interpreter(release: str) -> str:
     python = run.interpreter_of(release)
     if python is None:
-        pytest.skip(f"MNN {release} is not at hand; name a folder of environments in {run.ENVS_VARIABLE}")
+        pytest.skip(f"no environment of MNN {release}: make one with python -m tools.releases, or set LADING_MNN_ENVS")
     return python
 
 

@@ -220,6 +220,11 @@ def test_real_zero_is_stored_under_its_own_operator(tied):
     assert node.op == "mnn.AffineDequantize" and node.inputs[2].dtype.name == "f32"
 
 
+def test_half_scales_come_with_real_zeros(tied):
+    _, plan = planned(tied, scale="f16")
+    assert {item.zero for item in plan.storage.values()} == {"float"}
+
+
 def test_half_floats_are_stored_under_casts(tied):
     graph = run(tied, "infer-types,discover-inputs,assign-precision{bits=16 logits-bits=16},insert-qdq")
     node = graph.value("lm_head.weight").producer

@@ -13,8 +13,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from backends.mnn.releases import ReleaseEnvironments
+
 RELEASES = ("3.4.0", "3.4.1", "3.5.0", "3.6.0", "3.6.1")
-ENVS_VARIABLE = "LADING_MNN_ENVS"
 
 # A model of two operators (Input `input_ids`, UnaryOp NEG to `logits`), as MNN's converter writes it. It loads on all
 # releases and is never run: the tokenizer is only reachable through a loaded model.
@@ -73,12 +74,10 @@ class Answer:
 
 
 def interpreter_of(release: str) -> str | None:
-    """The Python that has this MNN release: of the folder named by the variable, else this one if it has it."""
-    root = os.environ.get(ENVS_VARIABLE)
-    if root:
-        path = Path(root) / f"mnn-{release}" / "bin" / "python"
-        if path.is_file():
-            return str(path)
+    """The Python that has this MNN release: of its own environment, else this one if it has it."""
+    path = ReleaseEnvironments().find(release)
+    if path is not None:
+        return str(path)
     return sys.executable if installed_release() == release else None
 
 

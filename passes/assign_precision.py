@@ -50,7 +50,7 @@ class AssignPrecision(Pass):
     embedding_bits: Literal[0, 4, 8, 16, 32] = option(0, help="width of the embedding rows; 0 follows logits-bits")
     block: int = option(64, help="input features that share a scale; 0 for one scale a row", low=0)
     symmetric: bool = option(False, help="no zero point")
-    zero: Literal["int", "float"] = option("int", help="integer zero point (standard ONNX) or a real-valued one; always real with scale=f16")
+    zero: Literal["int", "float"] = option("int", help="integer zero point (ONNX) or a real one; always real with scale=f16")
     scale: Literal["f32", "f16"] = option("f32", help="element type of scales; f16 needs MNN 3.6.0")
     method: str = option("rtn", help="quantization method")
     keep: tuple[str, ...] = option((), help="patterns of weights that stay in single precision")

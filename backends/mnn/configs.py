@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from backends.mnn.layout import Layout
+from backends.mnn.layout import Layout, Matrix
 from backends.mnn.profiles import RELEASES
 from ir.decisions import DynamicInputs
 from ir.graph import Graph
@@ -88,17 +88,19 @@ def model_config(graph: Graph, layout: Layout, template: Mapping[str, str]) -> d
     if windows:
         config |= {"attention_type": "mix", "sliding_window": windows[0]}
     if layout.embedding is not None:
-        matrix = layout.embedding
-        block = 0 if matrix.weight.block == matrix.weight.columns else matrix.weight.block
-        offsets = [matrix.code_offset, matrix.alpha_offset, matrix.alpha_bytes]
-        config["tie_embeddings"] = (
-            [matrix.code_offset, 0, 0, 16, 0]
-            if matrix.weight.quantized is None
-            else [*offsets, matrix.weight.bits, block]
-        )
+        config["tie_embeddings"] = _row_table(layout.embedding)
     if template:
         config["jinja"] = dict(template)
     return config
+
+
+def _row_table(matrix: Matrix) -> list[int]:
+    """Where embedding rows lie: first code, alpha, bytes of alpha, bits, block (0 for a row); 1 behind it for half alpha."""
+    if matrix.weight.quantized is None:
+        return [matrix.code_offset, 0, 0, 16, 0]
+    block = 0 if matrix.weight.block == matrix.weight.columns else matrix.weight.block
+    found = [matrix.code_offset, matrix.alpha_offset, matrix.alpha_bytes, matrix.weight.bits, block]
+    return [*found, 1] if matrix.weight.quantized.spec.scale == "f16" else found
 
 
 def config_for(folder: Path, version: str) -> Path:

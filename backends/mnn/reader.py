@@ -162,21 +162,25 @@ class MnnModel:
             path = self._file(self.config.get("embedding_file", "embeddings_bf16.bin"))
             table = np.memmap(path, "<u2", "r").reshape(-1, width)
             return (table[ids].astype(np.uint32) << 16).view(np.float32)
-        at, alpha_at, alpha_bytes, bits, block = tied
+        at, alpha_at, alpha_bytes, bits, block = tied[:5]
+        scale_type = "<f2" if len(tied) > 5 and tied[5] == 1 else "<f4"
         if bits == 16:
             size = self.weights.size - (self.weights.size - at) % 2
             table = self.weights[at:size].view("<f2")
             return np.stack([table[i * width : (i + 1) * width] for i in ids]).astype(np.float32)
         blocks = width // block if block else 1
-        return np.stack([self._embedding_row(int(i), width, bits, blocks, at, alpha_at, alpha_bytes) for i in ids])
+        return np.stack(
+            [self._embedding_row(int(i), width, bits, blocks, at, alpha_at, alpha_bytes, scale_type) for i in ids]
+        )
 
     def _embedding_row(
-        self, row: int, width: int, bits: int, blocks: int, at: int, alpha_at: int, alpha_bytes: int
+        self, row: int, width: int, bits: int, blocks: int, at: int, alpha_at: int, alpha_bytes: int, scale_type: str
     ) -> np.ndarray:
         codes = _unpack(self.weights, at, bits, row * width, (row + 1) * width).astype(np.float32) - (1 << (bits - 1))
-        vocabulary = self._vocabulary()
-        per_row = alpha_bytes // 4 // vocabulary
-        raw = self.weights[alpha_at + 4 * row * per_row : alpha_at + 4 * (row + 1) * per_row].view("<f4")
+        size = np.dtype(scale_type).itemsize
+        per_row = alpha_bytes // size // self._vocabulary()
+        start = alpha_at + size * row * per_row
+        raw = self.weights[start : start + size * per_row].view(scale_type).astype(np.float32)
         return _dequantize(codes[None], raw.reshape(1, -1), per_row == 2 * blocks)[0]
 
     def _vocabulary(self) -> int:

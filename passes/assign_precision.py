@@ -50,8 +50,13 @@ class AssignPrecision(Pass):
     embedding_bits: Literal[0, 4, 8, 16, 32] = option(0, help="width of the embedding rows; 0 follows logits-bits")
     block: int = option(64, help="input features that share a scale; 0 for one scale a row", low=0)
     symmetric: bool = option(False, help="no zero point")
-    zero: Literal["int", "float"] = option("int", help="integer zero point (ONNX) or a real one; always real with scale=f16")
-    scale: Literal["f32", "f16"] = option("f32", help="element type of scales; f16 needs MNN 3.6.0")
+    zero: Literal["int", "float"] = option(
+        "int", help="integer zero point (ONNX) or a real one; always real with scale=f16"
+    )
+    scale: Literal["auto", "f32", "f16"] = option(
+        "auto",
+        help="element type of scales; f16 needs MNN 3.6.0; auto is f16 where every release of the target reads it",
+    )
     method: str = option("rtn", help="quantization method")
     keep: tuple[str, ...] = option((), help="patterns of weights that stay in single precision")
     plan: Path | None = option(None, help="quantization file (TOML or JSON)")
@@ -80,7 +85,9 @@ class AssignPrecision(Pass):
     def _choose(self, weight: Weight, rules: tuple[Rule, ...], used: set[str]) -> Storage:
         name = weight.value.name
         rule = next((rule for rule in rules if rule.applies(name, weight.role)), None)
-        base = Storage(self._width(weight), self.block, self.symmetric, self.zero, self.scale, self.method, weight.role)
+        base = Storage(
+            self._width(weight), self.block, self.symmetric, self.zero, self._scale(), self.method, weight.role
+        )
         if rule is not None:
             used.add(rule.where)
             base = replace(base, **rule.storage, rule=rule.where)
@@ -92,6 +99,10 @@ class AssignPrecision(Pass):
             # The runtime reads the product of zero point and scale, which half precision would round away from the codes.
             base = replace(base, zero="float")
         return replace(base, block=fit_block(weight.columns, base.block))
+
+    def _scale(self) -> Literal["f32", "f16"]:
+        # Single precision is what every release reads; whoever knows the target replaces "auto" before the pass runs.
+        return "f32" if self.scale == "auto" else self.scale
 
     def _width(self, weight: Weight) -> int:
         if weight.role == "layer":

@@ -103,6 +103,17 @@ def test_old_release_as_target_gets_its_tokenizer_in_the_one_configuration(tmp_p
     assert json.loads((out / config_for(out, "3.4.1")).read_text())["tokenizer_file"] == "tokenizer.txt"
 
 
+def test_newest_target_gets_the_smallest_form_that_it_reads(tmp_path):
+    assert run("-o", tmp_path / "all", "--verify", "none").exit_code == 0
+    assert run("-o", tmp_path / "new", "--target", ">=3.6").exit_code == 0
+    scales = [{item.storage.scale_dtype for item in read(tmp_path / name).weights} for name in ("all", "new")]
+    assert scales == [{"f32"}, {"f16"}]
+    sizes = [(tmp_path / name / "llm.mnn.weight").stat().st_size for name in ("all", "new")]
+    assert sizes[1] < 0.92 * sizes[0]
+    asked = run("-o", tmp_path / "asked", "--target", "3.6.1", "--passes", "default{scale=f32}", "--verify", "none")
+    assert asked.exit_code == 0 and {item.storage.scale_dtype for item in read(tmp_path / "asked").weights} == {"f32"}
+
+
 def test_half_scales_are_written_for_releases_that_read_them_only(tmp_path):
     options = ("--passes", "default{scale=f16}", "--verify", "quick")
     assert run("-o", tmp_path / "new", *options, "--target", "3.6.1").exit_code == 0

@@ -1,7 +1,7 @@
 """Tokenizer files of MNN: equal ids and text on the runtime, honest reasons where they differ, errors with codes.
 
-The reference is the tokenizers library. MNN runs in a child process: the installed release always, the others of which there is an environment,
-made by `python -m tools.releases`.
+The reference is the tokenizers library. MNN runs in a child process: the installed release always, the others where
+`python -m tools.releases` has made an environment for them.
 """
 
 from __future__ import annotations

@@ -176,12 +176,12 @@ def _for_target(pipeline: Pipeline, name: str) -> Pipeline:
     def change(one: Pass) -> Pass:
         if isinstance(one, DiscoverInputs) and one.signature == DiscoverInputs.signature:
             return replace(one, signature=chosen.signature)
-        if (
-            isinstance(one, AssignPrecision)
-            and not one.embedding_bits
-            and not all(release.tie_embeddings for release in chosen.releases)
-        ):
-            return replace(one, embedding_bits=32)
+        if isinstance(one, AssignPrecision):
+            tied = all(release.tie_embeddings for release in chosen.releases)
+            if not tied and not one.embedding_bits:
+                one = replace(one, embedding_bits=32)
+            if chosen.f16_scales and one.scale == "auto":
+                one = replace(one, scale="f16")
         return one
 
     return pipeline.map(change)

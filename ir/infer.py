@@ -8,10 +8,11 @@ fresh name, so that two unknown dimensions are never equal by accident.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import import_module
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -31,14 +32,6 @@ Rule = Callable[["Inference", Node], Any]
 
 class TypeMismatch(Exception):
     """The inputs of a node do not fit its operator; the message says why."""
-
-
-class Malformed(Exception):
-    """A node breaks the declaration of its operator, so that no rule can read it."""
-
-    def __init__(self, problems: list[Diagnostic]) -> None:
-        super().__init__(problems[0].message)
-        self.problems = problems
 
 
 class Known(NamedTuple):
@@ -106,7 +99,7 @@ class Inference:
         node = value.producer
         value_rule = VALUE_RULES.get(node.op) if node is not None else None
         self.known[value] = None
-        if value_rule is not None and self._depth < FOLLOW_DEPTH:
+        if value_rule is not None and self._depth < FOLLOW_DEPTH and is_sound(node):  # type: ignore[arg-type]
             self._depth += 1
             self._follow(node, value_rule)  # type: ignore[arg-type]
             self._depth -= 1
@@ -136,34 +129,25 @@ class Inference:
         from ir.infer_values import VALUE_RULES
 
         rules = rule_table() if self.opset >= 7 else {}
+        flaws_of = Forms(graph).flaws
         for node in graph.nodes:
+            flaws = flaws_of(node)
+            if flaws:
+                self.problems.extend(flaws)
+                continue
+            found_before = len(self.problems)
             try:
-                result = self._apply(rules.get(node.op, slow_rule), node)
+                result = rules.get(node.op, slow_rule)(self, node)
             except (TypeMismatch, ArithmeticError) as error:
                 self._report(node, str(error))
-                continue
-            except Malformed as error:
-                self.problems.extend(error.problems)
                 continue
             results = result if type(result) is tuple else (result,)
             for value, found in zip(node.outputs, results, strict=False):
                 if found is not None and found is not value.type:
                     self._merge(node, value, found)
             value_rule = VALUE_RULES.get(node.op)
-            if value_rule is not None:
+            if value_rule is not None and len(self.problems) == found_before:
                 self._follow(node, value_rule)
-
-    def _apply(self, rule: Rule, node: Node) -> Any:
-        """What a rule gives for a node; `Malformed` when it stumbles over a node that its operator does not allow."""
-        try:
-            return rule(self, node)
-        except (KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
-            from ir.ops import check_node
-
-            problems = [problem for problem in check_node(node) if problem.severity == "error"]
-            if not problems:
-                raise
-            raise Malformed(problems) from error
 
     def _follow(self, node: Node, rule: Callable[[Inference, Node], Known | None]) -> None:
         type_ = node.outputs[0].type if node.outputs else None
@@ -324,6 +308,54 @@ def _graphs(graph: Graph):
             yield from _graphs(sub)
 
 
+_FORMS: WeakKeyDictionary[Graph, tuple[dict[str, int], set[tuple]]] = WeakKeyDictionary()
+"""By outermost graph: its opsets, and the forms of nodes that were found to be as their operators declare."""
+
+
+class Forms:
+    """Tells which nodes of a graph break the declaration of their operator.
+
+    What `ir.ops.check_node` says depends on the form of a node alone: operator, arity, and the kinds of its attributes.
+    A graph has few forms, so each is checked once.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        while graph.parent is not None:
+            graph = graph.parent
+        found = _FORMS.get(graph)
+        if found is None or found[0] != graph.opsets:
+            found = _FORMS[graph] = (dict(graph.opsets), set())
+        self._sound = found[1]
+
+    def flaws(self, node: Node) -> Sequence[Diagnostic]:
+        """The errors that `check_node` finds in a node."""
+        inputs, attrs = node.inputs, node._attrs
+        left_out = tuple(i for i, value in enumerate(inputs) if value is None) if None in inputs else None
+        kinds = tuple([(name, _kind(value)) for name, value in attrs.items()]) if attrs else None
+        form = (node.op, len(inputs), len(node.outputs), left_out, kinds)
+        return () if form in self._sound else self._check(node, form)
+
+    def _check(self, node: Node, form: tuple) -> Sequence[Diagnostic]:
+        from ir.ops import check_node, opdef
+
+        found = check_node(node)
+        if not found and opdef(node) is not None:
+            self._sound.add(form)
+        return [problem for problem in found if problem.severity == "error"]
+
+
+def _kind(value: Any) -> Any:
+    """What a check of an attribute looks at: words themselves, of all else the type."""
+    if type(value) is tuple:
+        return frozenset(map(type, value))
+    return value if type(value) is str else type(value)
+
+
+def is_sound(node: Node) -> bool:
+    """True when a node is as its operator declares it, so that rules may read it without looking twice."""
+    return not Forms(node.graph).flaws(node)  # type: ignore[arg-type]
+
+
 RULES: dict[str, Rule] = {}
 """Inference rules by operator name; filled by `rule` and by `ir.ops.register`, read through `rule_table`."""
 
@@ -392,12 +424,15 @@ def infer_node(node: Node) -> list[ValueType | None]:
     """
     run = Inference(node.graph, lazy=True)  # type: ignore[arg-type]
     rules = rule_table() if run.opset >= 7 else {}
+    flaws = Forms(run.root).flaws(node)
+    if flaws:
+        raise TypeMismatch(flaws[0].message)
     try:
-        result = run._apply(rules.get(node.op, slow_rule), node)
-    except (ArithmeticError, Malformed) as error:
+        result = rules.get(node.op, slow_rule)(run, node)
+    except ArithmeticError as error:
         raise TypeMismatch(str(error)) from error
     results = result if type(result) is tuple else (result,)
     return [run.named(found) for found in results]
 
 
-__all__ = ["Inference", "Known", "Rule", "TypeMismatch", "infer_node", "infer_types"]
+__all__ = ["Forms", "Inference", "Known", "Rule", "TypeMismatch", "infer_node", "infer_types", "is_sound"]

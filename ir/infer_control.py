@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from ir.graph import Graph, Node, Value
 from ir.infer import Inference, TypeMismatch, rule
-from ir.infer_rules import axis_of, tensor
+from ir.infer_rules import axis_of, part_axis, tensor
 from ir.types import BOOL, I64, TensorType, ValueType
 
 
 @rule("If")
 def if_(run: Inference, node: Node) -> tuple[ValueType | None, ...]:
     then, other = node._attrs["then_branch"], node._attrs["else_branch"]
+    if len(then.outputs) != len(other.outputs):
+        raise TypeMismatch(f"the alternatives give {len(then.outputs)} and {len(other.outputs)} values")
     run.graph(then)
     run.graph(other)
     return tuple(either(a.type, b.type) for a, b in zip(then.outputs, other.outputs, strict=True))
@@ -33,6 +35,10 @@ def either(a: ValueType | None, b: ValueType | None) -> ValueType | None:
 def loop(run: Inference, node: Node) -> tuple[ValueType | None, ...]:
     body: Graph = node._attrs["body"]
     carried = node.inputs[2:]
+    if len(body.inputs) != len(node.inputs):
+        raise TypeMismatch(f"the body takes {len(body.inputs)} values, not {len(node.inputs)}")
+    if len(body.outputs) <= len(carried):
+        raise TypeMismatch(f"the body gives {len(body.outputs)} values, not {1 + len(carried)} or more")
     _declare(body.inputs[0], TensorType(I64, ()))
     _declare(body.inputs[1], TensorType(BOOL, ()))
     for value, outer in zip(body.inputs[2:], carried, strict=True):
@@ -58,19 +64,28 @@ def scan(run: Inference, node: Node) -> tuple[ValueType | None, ...]:
     body: Graph = node._attrs["body"]
     count = node._attrs["num_scan_inputs"]
     states = len(node.inputs) - count
+    if not 0 < count <= len(node.inputs):
+        raise TypeMismatch(f"{count} of {len(node.inputs)} inputs are to be scanned")
+    if len(body.inputs) != len(node.inputs) or len(body.outputs) < states:
+        raise TypeMismatch(
+            f"the body takes {len(body.inputs)} and gives {len(body.outputs)} values "
+            f"for {len(node.inputs)} inputs, {states} of them states"
+        )
     axes = node._attrs.get("scan_input_axes") or (0,) * count
+    places = node._attrs.get("scan_output_axes") or (0,) * (len(body.outputs) - states)
+    if len(axes) != count or len(places) != len(body.outputs) - states:
+        raise TypeMismatch("there is not one axis for each scanned input and output")
     for value, outer in zip(body.inputs, node.inputs[:states], strict=False):
-        _declare(value, outer.type)  # type: ignore[union-attr]
+        _declare(value, outer.type if outer is not None else None)
     length = None
     for value, outer, axis in zip(body.inputs[states:], node.inputs[states:], axes, strict=True):
         found = tensor(outer)
         if found is None or found.shape is None:
             continue
-        axis = axis_of(axis, len(found.shape))
+        axis = part_axis(axis, len(found.shape))
         length = found.shape[axis] if type(length) is not int else length
         _declare(value, TensorType(found.dtype, found.shape[:axis] + found.shape[axis + 1 :]))
     run.graph(body)
-    places = node._attrs.get("scan_output_axes") or (0,) * (len(body.outputs) - states)
     stacked = [_stacked(v, axis, length) for v, axis in zip(body.outputs[states:], places, strict=True)]
     return (*(value.type for value in body.outputs[:states]), *stacked)
 

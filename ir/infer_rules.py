@@ -44,6 +44,21 @@ def axis_of(axis: int, rank: int) -> int:
     return axis % rank if rank else 0
 
 
+def part_axis(axis: int, rank: int) -> int:
+    """A non-negative axis of an operand that must have one; TypeMismatch when it is out of range or a scalar's."""
+    if not rank:
+        raise TypeMismatch(f"a scalar has no axis {axis}")
+    return axis_of(axis, rank)
+
+
+def element_type(code: int) -> DType:
+    """The element type of an ``onnx.TensorProto.DataType`` number; TypeMismatch when there is none."""
+    try:
+        return dtype_of_onnx(code)
+    except KeyError:
+        raise TypeMismatch(f"{code} is not the number of an element type") from None
+
+
 def broadcast(run: Inference, shapes: Sequence[Shape | None]) -> Shape | None:
     """Numpy broadcasting of shapes; None when one is unknown."""
     if any(shape is None for shape in shapes):
@@ -134,7 +149,7 @@ def where(run: Inference, node: Node) -> ValueType | None:
 def cast(run: Inference, node: Node) -> ValueType | None:
     x = tensor(node.inputs[0])
     to = node._attrs["to"]
-    return None if x is None else TensorType(dtype_of_onnx(to), x.shape)
+    return None if x is None else TensorType(element_type(to), x.shape)
 
 
 @rule("CastLike")
@@ -160,7 +175,7 @@ def quantize(run: Inference, node: Node) -> ValueType | None:
     if zero is not None:
         return TensorType(zero.dtype, x.shape)
     asked = node._attrs.get("output_dtype", 0)
-    return TensorType(dtype_of_onnx(asked) if asked else DTYPES["u8"], x.shape)
+    return TensorType(element_type(asked) if asked else DTYPES["u8"], x.shape)
 
 
 @rule("DequantizeLinear")
@@ -170,7 +185,7 @@ def dequantize(run: Inference, node: Node) -> ValueType | None:
         return None
     check_blocks(node, x, scale, node._attrs.get("axis", 1))
     asked = node._attrs.get("output_dtype", 0)
-    return TensorType(dtype_of_onnx(asked) if asked else scale.dtype, x.shape)
+    return TensorType(element_type(asked) if asked else scale.dtype, x.shape)
 
 
 def check_blocks(node: Node, codes: TensorType, scale: TensorType, axis: int) -> None:
@@ -243,6 +258,8 @@ def reduce(run: Inference, node: Node) -> ValueType | None:
     keep = node._attrs.get("keepdims", 1)
     if axes is None:
         count = 0 if keep else run.length_of(node.input(1))
+        if count is not None and count > len(x.shape):
+            raise TypeMismatch(f"{count} axes of an operand of rank {len(x.shape)}")
         return TensorType(x.dtype, None if count is None else (None,) * (len(x.shape) - count))  # type: ignore[arg-type]
     if not axes and node._attrs.get("noop_with_empty_axes"):
         return x
@@ -272,6 +289,8 @@ def top_k(run: Inference, node: Node) -> tuple[ValueType | None, ...]:
     if x is None or x.shape is None:
         return (x, TensorType(I64))
     found = run.known_of(node.input(1))
+    if found is not None and len(found.entries) != 1:
+        raise TypeMismatch(f"k has {len(found.entries)} elements, not 1")
     count = node._attrs["k"] if "k" in node._attrs else found.entries[0] if found is not None else None
     axis = axis_of(node._attrs.get("axis", -1), len(x.shape))
     count = run.table.fresh() if count is None else count
@@ -287,7 +306,7 @@ def layer_norm(run: Inference, node: Node) -> tuple[ValueType | None, ...]:
     x = tensor(node.inputs[0])
     if x is None:
         return (None,)
-    stash = dtype_of_onnx(node._attrs.get("stash_type", 1))
+    stash = element_type(node._attrs.get("stash_type", 1))
     if x.shape is None:
         return (x, TensorType(stash), TensorType(stash))
     axis = axis_of(node._attrs.get("axis", -1), len(x.shape))
@@ -336,6 +355,8 @@ def attention(run: Inference, node: Node) -> tuple[ValueType | None, ...]:
         value_size = run.table.quotient([v.shape[2]], [kv_heads])
         y = (batch, length, run.table.multiply(q_heads, value_size))
     past = tensor(node.input(4))
+    if past is not None and past.shape is not None and len(past.shape) != 4:
+        raise TypeMismatch("past_key is of rank 4")
     total: Extent | None = new
     if node.input(4) is not None:
         total = None if past is None or past.shape is None else run.table.add(past.shape[2], new)
@@ -347,4 +368,15 @@ def attention(run: Inference, node: Node) -> tuple[ValueType | None, ...]:
     )
 
 
-__all__ = ["axis_of", "broadcast", "check_blocks", "matmul_shape", "one_dtype", "reduced_shape", "tensor", "words"]
+__all__ = [
+    "axis_of",
+    "broadcast",
+    "check_blocks",
+    "element_type",
+    "matmul_shape",
+    "one_dtype",
+    "part_axis",
+    "reduced_shape",
+    "tensor",
+    "words",
+]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ir.graph import Node
-from ir.infer import Inference, Known, TypeMismatch, rule
-from ir.infer_rules import Shape, axis_of, broadcast, one_dtype, tensor
+from ir.infer import KNOWN_LIMIT, Inference, Known, TypeMismatch, rule
+from ir.infer_rules import Shape, axis_of, broadcast, one_dtype, part_axis, tensor
 from ir.symbolic import Extent
 from ir.types import DTYPES, F32, I64, Dim, TensorType, ValueType
 
@@ -55,12 +55,12 @@ def constant_of_shape(run: Inference, node: Node) -> ValueType | None:
 
 
 def _wanted(run: Inference, node: Node, index: int) -> Shape | None:
-    """The shape that an integer input spells, as far as it is known."""
+    """The shape that an integer input spells, as far as it is known; None too for a rank beyond all sense."""
     found = run.known_of(node.inputs[index])
     if found is not None:
         return found.entries
     count = run.length_of(node.inputs[index])
-    return None if count is None else (None,) * count
+    return None if count is None or count > KNOWN_LIMIT else (None,) * count
 
 
 @rule("Range")
@@ -72,6 +72,8 @@ def range_(run: Inference, node: Node) -> ValueType | None:
     if any(bound is None for bound in bounds):
         return typed(x.dtype, (run.table.fresh(),))
     start, limit, delta = bounds
+    if any(bound != bound for bound in bounds):
+        raise TypeMismatch("a bound is not a number")
     if all(isinstance(bound, int | float) for bound in bounds):
         return typed(x.dtype, (max(int(-(-(limit - start) // delta)), 0),))  # type: ignore[operator]
     if delta != 1 or isinstance(start, float) or isinstance(limit, float):
@@ -83,6 +85,8 @@ def range_(run: Inference, node: Node) -> ValueType | None:
 def _scalar(run: Inference, node: Node, index: int) -> Extent | float | None:
     found = run.known_of(node.inputs[index])
     if found is not None:
+        if len(found.entries) != 1:
+            raise TypeMismatch(f"a bound has {len(found.entries)} elements, not 1")
         return found.entries[0]
     value = node.inputs[index]
     if value is not None and value.const is not None and value.type.size == 1:  # type: ignore[union-attr]
@@ -163,6 +167,8 @@ def transpose(run: Inference, node: Node) -> ValueType | None:
     order = node._attrs.get("perm") or range(len(x.shape) - 1, -1, -1)
     if len(order) != len(x.shape):
         raise TypeMismatch(f"perm has {len(order)} axes, the operand {len(x.shape)}")
+    if len({axis_of(axis, len(x.shape)) for axis in order}) != len(order):
+        raise TypeMismatch(f"perm {tuple(order)} names an axis twice")
     return TensorType(x.dtype, tuple(x.shape[axis] for axis in order))
 
 
@@ -175,6 +181,8 @@ def squeeze(run: Inference, node: Node) -> ValueType | None:
     axes = run.attribute_or_input(node, "axes", 1) if given else None
     if axes is None and given:
         count = run.length_of(node.input(1))
+        if count is not None and count > len(x.shape):
+            raise TypeMismatch(f"{count} axes of an operand of rank {len(x.shape)}")
         return typed(x.dtype, None if count is None else (None,) * (len(x.shape) - count))
     if axes is None:
         if not x.is_static:
@@ -185,7 +193,7 @@ def squeeze(run: Inference, node: Node) -> ValueType | None:
 
 def squeezed_shape(shape: Shape, axes: tuple[int, ...]) -> Shape:
     """A shape without the axes of extent 1 named; TypeMismatch when one has another extent."""
-    gone = {axis_of(axis, len(shape)) for axis in axes}
+    gone = {part_axis(axis, len(shape)) for axis in axes}
     for axis in gone:
         if type(shape[axis]) is int and shape[axis] != 1:
             raise TypeMismatch(f"axis {axis} has extent {shape[axis]}, not 1")
@@ -200,7 +208,8 @@ def unsqueeze(run: Inference, node: Node) -> ValueType | None:
     axes = run.attribute_or_input(node, "axes", 1)
     if axes is None:
         count = run.length_of(node.input(1))
-        return typed(x.dtype, None if count is None else (None,) * (len(x.shape) + count))
+        known = count is not None and count <= KNOWN_LIMIT
+        return typed(x.dtype, (None,) * (len(x.shape) + count) if known else None)  # type: ignore[operator]
     return TensorType(x.dtype, unsqueezed_shape(x.shape, axes))
 
 
@@ -227,7 +236,7 @@ def concat(run: Inference, node: Node) -> ValueType | None:
     known = [shape for shape in shapes if shape is not None]
     if not known:
         return TensorType(dtype)  # type: ignore[arg-type]
-    axis = axis_of(node._attrs.get("axis", 1), len(known[0]))
+    axis = part_axis(node._attrs.get("axis", 1), len(known[0]))
     return typed(dtype, concat_shape(run, shapes, axis))
 
 
@@ -260,7 +269,7 @@ def split(run: Inference, node: Node) -> tuple[ValueType | None, ...]:
     count = len(node.outputs)
     if x is None or x.shape is None:
         return (x,) * count
-    axis = axis_of(node._attrs.get("axis", 0), len(x.shape))
+    axis = part_axis(node._attrs.get("axis", 0), len(x.shape))
     return tuple(
         TensorType(x.dtype, (*x.shape[:axis], part, *x.shape[axis + 1 :])) for part in _parts(run, node, x, axis)
     )
@@ -302,6 +311,8 @@ def slice_(run: Inference, node: Node) -> ValueType | None:
         return typed(x.dtype, sliced_shape(run, x.shape, starts, ends, axes, (1,) * len(starts)))
     axes = run.ints_of(node.input(3)) if node.input(3) is not None else None
     count = _length(run, node)
+    if axes is None and count is not None and count > len(x.shape):
+        raise TypeMismatch(f"{count} axes of an operand of rank {len(x.shape)}")
     if axes is None and node.input(3) is None and count is not None:
         axes = tuple(range(count))
     if axes is None:
@@ -324,9 +335,11 @@ def _entries(run: Inference, node: Node, index: int, count: int) -> tuple[Extent
 
 def sliced_shape(run: Inference, shape: Shape, starts: Any, ends: Any, axes: tuple[int, ...], steps: Any) -> Shape:
     """Shape of a Slice; a bound that is not known is None."""
+    if not len(starts) == len(ends) == len(axes) == len(steps):
+        raise TypeMismatch(f"{len(starts)} starts, {len(ends)} ends and {len(steps)} steps for {len(axes)} axes")
     result = list(shape)
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        axis = axis_of(axis, len(shape))
+        axis = part_axis(axis, len(shape))
         result[axis] = _sliced(run, shape[axis], start, end, step)
     return tuple(result)
 
@@ -395,7 +408,11 @@ def gather_nd(run: Inference, node: Node) -> ValueType | None:
     x, places = tensor(node.inputs[0]), tensor(node.inputs[1])
     if x is None:
         return None
-    if x.shape is None or places is None or places.shape is None or type(places.shape[-1]) is not int:
+    if x.shape is None or places is None or places.shape is None:
+        return TensorType(x.dtype)
+    if not places.shape:
+        raise TypeMismatch("places without an axis of coordinates")
+    if type(places.shape[-1]) is not int:
         return TensorType(x.dtype)
     depth = node._attrs.get("batch_dims", 0) + places.shape[-1]
     if depth > len(x.shape):

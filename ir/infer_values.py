@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ir.graph import Node
-from ir.infer import Inference, Known, known_array
+from ir.infer import KNOWN_LIMIT, Inference, Known, known_array
 from ir.infer_rules import tensor
 from ir.symbolic import Extent
 
@@ -70,7 +70,7 @@ def _concat(run: Inference, node: Node) -> Known | None:
         found = run.known_of(value)
         if found is None:
             type_ = tensor(value)
-            if type_ is None or not type_.is_static:
+            if type_ is None or not type_.is_static or type_.size > KNOWN_LIMIT:  # type: ignore[operator]
                 return None
             entries.extend([None] * type_.size)  # type: ignore[operator]
         else:
@@ -96,7 +96,7 @@ def _slice(run: Inference, node: Node) -> Known | None:
         return None
     start, end = run.ints_of(node.inputs[1]), run.ints_of(node.inputs[2])
     step = run.ints_of(node.input(4)) if node.input(4) is not None else (1,)
-    if start is None or end is None or step is None:
+    if not start or not end or not step or step[0] == 0:
         return None
     return Known(1, found.entries[slice(start[0], end[0], step[0])])
 
@@ -108,7 +108,7 @@ def _split(run: Inference, node: Node) -> Known | None:
         return None
     start, first = 0, None
     for value in node.outputs:
-        size = value.shape[0] if value.shape is not None else None
+        size = value.shape[0] if value.shape else None
         if type(size) is not int:
             return None
         part = Known(1, found.entries[start : start + size])
@@ -213,22 +213,26 @@ def _filled(run: Inference, node: Node) -> Known | None:
     fill = node._attrs.get("value")
     if count is None or fill is None or len(count) > 1 or (count and count[0] > 256):
         return None
+    if not fill.type.size:
+        return None
     return Known(len(count), (int(fill.load().reshape(-1)[0]),) * (count[0] if count else 1))
 
 
 @_follows("Range")
 def _range(run: Inference, node: Node) -> Known | None:
     bounds = [run.ints_of(value) for value in node.inputs]
-    if any(bound is None for bound in bounds):
+    if not all(bounds):
         return None
-    numbers = range(*(bound[0] for bound in bounds))  # type: ignore[index]
-    return Known(1, tuple(numbers)) if len(numbers) <= 256 else None
+    start, limit, step = (bound[0] for bound in bounds)  # type: ignore[index]
+    if step == 0 or (limit - start) // step > KNOWN_LIMIT:
+        return None
+    return Known(1, tuple(range(start, limit, step)))
 
 
 @_follows("Expand")
 def _expand(run: Inference, node: Node) -> Known | None:
     found, shape = run.known_of(node.inputs[0]), node.outputs[0].shape
-    if found is None or len(shape) != 1 or type(shape[0]) is not int:
+    if found is None or len(shape) != 1 or type(shape[0]) is not int or shape[0] > KNOWN_LIMIT:
         return None
     entries = _spread(found.entries, shape[0])
     return None if entries is None else Known(1, entries)

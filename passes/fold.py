@@ -10,7 +10,7 @@ import numpy as np
 from ir.diag import LadingError
 from ir.evaluate import evaluate_constants
 from ir.graph import Graph, Node, Value
-from ir.infer import TypeMismatch, infer_node
+from ir.infer import TypeMismatch, infer_node, is_sound
 from ir.ops import lookup, opsets_of
 from ir.tensor import InlineTensor, Tensor
 from ir.types import TensorType
@@ -162,7 +162,7 @@ class _Choice:
             definition = lookup(node.op, self.opsets)
             foldable = definition is not None and definition.has("constant_foldable") and node.op not in STORAGE
             self.foldable[node.op] = foldable
-        if not foldable or not node.outputs or node.subgraphs:
+        if not foldable or not node.outputs or node.subgraphs or not is_sound(node):
             return False
         if _widens(node) or _divides_by_zero(node) or any(spoken_of(self.graph, value) for value in node.outputs):
             return False
@@ -221,7 +221,7 @@ def _divides_by_zero(node: Node) -> bool:
 
 def _literal(node: Node) -> Tensor | None:
     """The tensor that a ``Constant`` node holds, as it is."""
-    if node.op != "Constant":
+    if node.op != "Constant" or not is_sound(node):
         return None
     for key, kind in (
         ("value_int", np.int64),

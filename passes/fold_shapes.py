@@ -6,9 +6,9 @@ import numpy as np
 
 from ir.graph import Value
 from ir.types import TensorType
-from passes.identities import small_ints
+from passes.identities import rule, small_ints
 from passes.patterns import Attr, Const, Match, Maybe, Op, Rest, Var
-from passes.rewrite import Rewriter, RuleSet, rule
+from passes.rewrite import Rewriter, RuleSet
 
 x = Var("x")
 
@@ -59,7 +59,7 @@ def dimensions_are_known(m: Match, rw: Rewriter) -> Value | None:
     """Cutting dimensions that are numbers out of a shape that also has others."""
     dims = shape_vector(m.x, m.start, m.end)
     starts, ends, steps = small_ints(m.starts), small_ints(m.ends), small_ints(m.steps) or (1,)
-    if dims is None or starts is None or ends is None or len(starts) != 1 or 0 in steps:
+    if dims is None or starts is None or ends is None or len(starts) != 1 or len(ends) != 1 or 0 in steps:
         return m.skip("the rank or the bounds are unknown")
     return _constant(dims[_as_python(starts[0], ends[0], steps[0])], m, rw)
 
@@ -75,7 +75,8 @@ def part_is_known(m: Match, rw: Rewriter) -> Value | None:
     """Picking one number from joined vectors picks it from its part."""
     index = small_ints(m.index)
     lengths = [
-        part.type.size if isinstance(part.type, TensorType) and part.type.rank == 1 else None for part in m.parts
+        part.type.size if part is not None and isinstance(part.type, TensorType) and part.type.rank == 1 else None
+        for part in m.parts
     ]
     if index is None or len(index) != 1 or None in lengths:
         return m.skip("the lengths of the parts or the index are unknown")

@@ -6,13 +6,54 @@ look alike stays.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
+
 from ir.graph import Value
+from ir.infer import is_sound
 from ir.ops import opdef
-from ir.types import DType, TensorType
-from passes.patterns import SCAN_LIMIT, Attr, Const, Match, Maybe, Op, Rest, Var, is_filled
-from passes.rewrite import Rewriter, RuleSet, rule
+from ir.types import Dim, DType, TensorType, ValueType
+from passes.patterns import SCAN_LIMIT, Attr, Const, Match, Maybe, Op, Pattern, Rest, Var, is_filled
+from passes.rewrite import Replacement, Rewriter, Rule, RuleSet
+from passes.rewrite import rule as unguarded
 
 x = Var("x")
+
+
+def rule(pattern: Pattern) -> Callable[[Callable[[Match, Rewriter], Replacement]], Rule]:
+    """A rule of one output that leaves nodes alone which break the declaration of their operator.
+
+    It also leaves a node whose recorded type its replacement could not have, so that type inference can report it.
+    """
+
+    def make(function: Callable[[Match, Rewriter], Replacement]) -> Rule:
+        @wraps(function)
+        def guarded(m: Match, rw: Rewriter) -> Replacement:
+            if not all(map(is_sound, m.nodes)):
+                return m.skip("a node breaks the declaration of its operator")
+            result = function(m, rw)
+            if isinstance(result, Value) and not may_be_same(result.type, m.output.type):
+                return m.skip("the recorded type cannot be true")
+            return result
+
+        return unguarded(pattern)(guarded)
+
+    return make
+
+
+def may_be_same(a: ValueType | None, b: ValueType | None) -> bool:
+    """False when two types cannot be those of one value; a symbolic dimension may be any number."""
+    if a is None or b is None or a == b:
+        return True
+    if not isinstance(a, TensorType) or not isinstance(b, TensorType):
+        return type(a) is type(b)
+    if a.dtype != b.dtype:
+        return False
+    if a.shape is None or b.shape is None:
+        return True
+    return len(a.shape) == len(b.shape) and all(
+        x == y or isinstance(x, Dim) or isinstance(y, Dim) for x, y in zip(a.shape, b.shape, strict=True)
+    )
 
 
 def same_type(a: Value, b: Value) -> bool:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ir.graph import Graph, Value
+from ir.infer import is_sound
 from ir.ops import COMMUTATIVE
 from ir.types import TensorType
 from passes.base import Pass, PassContext, Result
-from passes.identities import represents, same_type, small_ints
+from passes.identities import represents, rule, same_type, small_ints
 from passes.patterns import Attr, Const, Match, Op, Rest, Var
-from passes.rewrite import Rewriter, RuleSet, rule
+from passes.rewrite import Rewriter, RuleSet
 
 x, y = Var("x"), Var("y")
 _MOVES = "Reshape|Flatten|Squeeze|Unsqueeze"
@@ -36,6 +37,8 @@ def join_transposes(m: Match, rw: Rewriter) -> Value | None:
     """Two transposes are one, or none."""
     if m.first is None or m.second is None:
         return x_reversed_twice(m)
+    if sorted(m.first) != sorted(m.second) or sorted(m.first) != list(range(len(m.first))):
+        return m.skip("they are not permutations of the same axes")
     perm = tuple(m.first[axis] for axis in m.second)
     if perm == tuple(range(len(perm))):
         return m.x
@@ -79,8 +82,9 @@ def join_concats(m: Match, rw: Rewriter) -> Value | None:
     """A concatenation of concatenations along the same axis is one."""
     flat: list[Value] = []
     for part in m.parts:
-        inner = part.producer
-        if inner is not None and inner.op == "Concat" and inner.attrs["axis"] == m.axis and part.use_count == 1:
+        inner = part.producer if part is not None else None
+        joins = inner is not None and inner.op == "Concat" and inner.attrs.get("axis") == m.axis
+        if joins and part.use_count == 1 and is_sound(inner):
             flat.extend(inner.inputs)
         else:
             flat.append(part)
@@ -95,7 +99,7 @@ def undo_negation(m: Match, rw: Rewriter) -> Value | None:
     return m.x if m.root.op == m.node("inner").op else m.skip("the two operators differ")
 
 
-@rule(Op("Relu|Abs|Ceil|Floor|Round|Sign", x, name="outer"))
+@rule(Op("Relu|Abs|Ceil|Floor|Round|Sign", x))
 def drop_repeated(m: Match, rw: Rewriter) -> Value | None:
     """Operators that do nothing the second time."""
     inner = m.x.producer

@@ -376,6 +376,8 @@ def test_interrupt_leaves_nothing(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "tools.compile", str(source), "-o", str(tmp_path / "out"), "--verify", "full"],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A shell that starts tests in the background has them ignore interrupts, and children would do so too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(".out.partial-*")) and time.monotonic() < deadline:

@@ -11,6 +11,14 @@ import pytest
 from tools.interrupts import held_interrupts
 
 
+@pytest.fixture(autouse=True)
+def default_handler():
+    """Python's own handler, whatever the shell left; put back afterwards."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupt():
     os.kill(os.getpid(), signal.SIGINT)
 
@@ -55,3 +63,9 @@ def test_other_threads_are_left_alone():
     thread.start()
     thread.join()
     assert seen == [True]
+
+
+def test_ignored_interrupts_stay_ignored():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with held_interrupts():
+        interrupt()

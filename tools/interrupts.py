@@ -15,12 +15,13 @@ from types import FrameType
 
 @contextmanager
 def held_interrupts() -> Iterator[None]:
-    """Raise KeyboardInterrupt for an interrupt during the block at its end; outside the main thread, do nothing."""
-    if threading.current_thread() is not threading.main_thread():
+    """Raise KeyboardInterrupt for an interrupt during the block at its end; do nothing outside the main
+    thread or where interrupts are ignored."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:
         yield
         return
     seen: list[int] = []
-    before = signal.getsignal(signal.SIGINT)
 
     def note(number: int, frame: FrameType | None) -> None:
         if seen:

@@ -1,6 +1,6 @@
-"""The garbage collector, out of the way while large graphs are built.
+"""The garbage collector, out of the way while large graphs are built or rewritten.
 
-Building a graph or a message makes nothing but live objects, which the collector would visit over and over.
+That makes little but live objects, which the collector would visit over and over, for longer than most passes take.
 """
 
 from __future__ import annotations

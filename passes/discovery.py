@@ -12,7 +12,7 @@ from ir.diag import LadingError
 from ir.graph import Graph, Node, Value
 from ir.types import Dim, TensorType
 
-NORMS = ("RMSNormalization", "LayerNormalization", "SimplifiedLayerNormalization")
+NORMS = ("RMSNormalization", "LayerNormalization")
 
 
 def token_input(graph: Graph) -> Value:

@@ -6,13 +6,12 @@ passes require, establish and break.
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from time import perf_counter
 from typing import Any
 
+from ir.collector import paused_collection
 from ir.diag import Diagnostic, LadingError
 from ir.graph import Graph
 from passes.base import Pass, PassContext
@@ -316,7 +315,7 @@ class _Run:
         report = PassReport(step.number, step.path, one.name, str(one))
         version, nodes = graph.version, len(graph.nodes)
         start = perf_counter()
-        with _no_garbage_collection():
+        with paused_collection():
             counts = one.run(graph, ctx)
         report.seconds = perf_counter() - start
         report.counts = dict(counts or {})
@@ -328,18 +327,6 @@ class _Run:
         if not report.changed:
             self.idle_at[one] = version
         return report
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Put the cyclic collector off: on a large graph its full scans would take longer than most passes."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def _merged(reports: Sequence[RewriteReport]) -> dict[str, RuleStat]:

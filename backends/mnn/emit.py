@@ -18,7 +18,6 @@ from backends.mnn.native import json_to_mnn
 from backends.mnn.net import build_net
 from backends.mnn.profiles import Target
 from backends.mnn.tokenizer_job import TokenizerFiles, TokenizerRequest
-from ir.diag import LadingError
 from ir.graph import Graph
 
 
@@ -90,7 +89,6 @@ def emit(
     started = time.perf_counter()
     fit(graph, target)
     layout = plan_layout(graph)
-    _check_target(layout, target)
     check_storage(layout, target)
     net = build_net(graph, layout)
     emission = Emission(folder, layout, {}, settings)
@@ -114,20 +112,6 @@ def _timed(emission: Emission, step: str, function: Callable[..., None], *args: 
     started = time.perf_counter()
     function(*args)
     emission.seconds[step] = time.perf_counter() - started
-
-
-def _check_target(layout: Layout, target: Target) -> None:
-    if target.f16_scales:
-        return
-    for matrix in layout.matrices.values():
-        if matrix.weight.quantized is not None and matrix.weight.quantized.spec.scale == "f16":
-            old = [release.version for release in target.releases if not release.f16_scales]
-            raise LadingError(
-                "B603",
-                f"half-float scales are read as garbage by MNN {', '.join(old)}",
-                where=matrix.weight.name,
-                hint="use scale=f32, or a target of 3.6.0 and later",
-            )
 
 
 def _fill_all(emission: Emission, executor: Executor, progress: Callable[[int, int], None] | None) -> None:

@@ -45,11 +45,28 @@ def check_storage(layout: Layout, target: Target) -> None:
     """Raise what a release of the target would read wrong.
 
     Raises:
-        LadingError: B702 embedding rows in the weight file in a form that a release misreads.
+        LadingError: B603 half-float scales, B702 embedding rows in the weight file in a form that a release misreads.
     """
-    matrix = layout.embedding
-    if matrix is None:
+    for matrix in layout.matrices.values():
+        _check_scales(matrix, target)
+    if layout.embedding is not None:
+        _check_rows(layout.embedding, target)
+
+
+def _check_scales(matrix: Matrix, target: Target) -> None:
+    quantized = matrix.weight.quantized
+    if quantized is None or quantized.spec.scale != "f16":
         return
+    if old := target.lacking(lambda release: release.f16_scales):
+        raise LadingError(
+            "B603",
+            f"half-float scales are read as garbage by MNN {', '.join(old)}",
+            where=matrix.weight.name,
+            hint="use scale=f32, or a target of 3.6.0 and later",
+        )
+
+
+def _check_rows(matrix: Matrix, target: Target) -> None:
     form = tie_form(matrix)
     if old := target.lacking(lambda release: form in release.tie_embeddings):
         raise LadingError(

@@ -291,8 +291,8 @@ def _number(record: Mapping[str, object], key: str, where: str) -> float:
     value = record.get(key)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise LadingError("F541", f"{key} is {shown(value)}; it must be a number", where)
-    if value < 0 or value > 1e18:
-        raise LadingError("F541", f"{key} is {shown(value)}; it must lie between 0 and 1e18", where)
+    if value != 0 and not 1e-18 <= value <= 1e18:
+        raise LadingError("F541", f"{key} is {shown(value)}; it must be 0 or lie between 1e-18 and 1e18", where)
     return float(value)
 
 

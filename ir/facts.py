@@ -71,6 +71,7 @@ class RawFact(Fact):
 FACTS: dict[str, type[Fact] | str] = {
     "dynamic-inputs": "ir.decisions:DynamicInputs",
     "precision-plan": "ir.decisions:PrecisionPlan",
+    "sensitivity": "ir.decisions:Sensitivity",
     "calibration": "ir.moments:Calibration",
 }
 """Fact classes by name; a string ``module:Class`` is imported when it is first needed."""

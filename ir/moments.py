@@ -7,11 +7,12 @@ key is a digest of everything the numbers depend on, so that a stale entry is ne
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
 import numpy as np
 
@@ -21,10 +22,13 @@ from ir.facts import Fact, register
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ir.gram import MomentSums
     from ir.graph import Graph
 
 CACHE_VARIABLE = "LADING_CACHE"
 """Environment variable that names the folder of cached work."""
+MIRROR = 256
+"""Rows and columns of the squares in which a triangle is mirrored."""
 
 
 def cache_folder() -> Path:
@@ -47,7 +51,7 @@ class CalibrationText:
 
     def digest(self) -> str:
         """Digest of the windows of both kinds and of their order."""
-        return _digest(self.calibration + (np.array([-1], np.int32),) + self.held_out)
+        return _digest((*self.calibration, np.array([-1], np.int32), *self.held_out))
 
 
 def windows_digest(windows: Sequence[np.ndarray]) -> str:
@@ -117,27 +121,26 @@ class MomentStore:
         Raises:
             LadingError: Q431 no room or no permission.
         """
-        size = moments.features
-        flat = np.empty(4 + 3 * size + size * (size + 1) // 2, np.float32)
-        flat[:2].view(np.int64)[0] = moments.tokens
-        flat[2:4].view(np.int64)[0] = size
-        flat[4 : 4 + 3 * size] = np.concatenate([moments.mean, moments.low, moments.high])
-        place = 4 + 3 * size
-        for row in range(size):
-            flat[place : place + row + 1] = moments.second[row, : row + 1]
-            place += row + 1
-        path = self.path(moments.key)
-        scratch = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with scratch.open("wb") as file:
-                np.save(file, flat)
-            os.replace(scratch, path)
-        except OSError as error:
-            scratch.unlink(missing_ok=True)
-            message = f"cannot keep calibration statistics: {error.strerror}"
-            hint = f"free some space, or set {CACHE_VARIABLE} to another folder"
-            raise LadingError("Q431", message, where=str(path), hint=hint) from error
+        rows = (moments.second[row, : row + 1] for row in range(moments.features))
+        self.write(moments.key, moments.tokens, (moments.mean, moments.low, moments.high), rows)
+
+    def save_sums(self, key: str, sums: MomentSums) -> None:
+        """Write what was summed up, without making the square matrix; errors as for `save`."""
+        self.write(key, sums.tokens, sums.vectors(), sums.second())
+
+    def write(self, key: str, tokens: int, vectors: Sequence[np.ndarray], rows: Iterable[np.ndarray]) -> None:
+        """Write statistics from mean, low and high and the rows of the lower triangle; errors as for `save`."""
+        size = len(vectors[0])
+        count = 4 + 3 * size + size * (size + 1) // 2
+
+        def fill(file: BinaryIO) -> None:
+            header = {"descr": "<f4", "fortran_order": False, "shape": (count,)}
+            np.lib.format.write_array_header_1_0(file, header)
+            file.write(np.array([tokens, size], "<i8").tobytes())
+            for part in (*vectors, *rows):
+                file.write(np.ascontiguousarray(part, "<f4").tobytes())
+
+        write_whole(self.path(key), fill)
 
     def load(self, key: str) -> Moments:
         """Read statistics.
@@ -152,16 +155,46 @@ class MomentStore:
             tokens, size = (int(number) for number in flat[:4].view(np.int64))
             if flat.dtype != np.float32 or flat.shape != (4 + 3 * size + size * (size + 1) // 2,):
                 raise ValueError("its size does not fit")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise LadingError("Q430", f"no calibration statistics: {error}", where=str(path), hint=hint) from error
         mean, low, high = np.array(flat[4 : 4 + 3 * size]).reshape(3, size)
-        second = np.empty((size, size), np.float32)
-        place = 4 + 3 * size
-        for row in range(size):
-            second[row, : row + 1] = flat[place : place + row + 1]
-            second[: row + 1, row] = second[row, : row + 1]
-            place += row + 1
-        return Moments(key, tokens, second, mean, low, high)
+        return Moments(key, tokens, _square(flat[4 + 3 * size :], size), mean, low, high)
+
+
+def _square(packed: np.ndarray, size: int) -> np.ndarray:
+    """The symmetric matrix whose lower triangle stands in a vector, row by row."""
+    whole = np.empty((size, size), np.float32)
+    place = 0
+    for row in range(size):
+        whole[row, : row + 1] = packed[place : place + row + 1]
+        place += row + 1
+    for start in range(0, size, MIRROR):
+        stop = min(start + MIRROR, size)
+        whole[start:stop, stop:] = whole[stop:, start:stop].T
+        corner = np.tril(whole[start:stop, start:stop])
+        whole[start:stop, start:stop] = corner + np.tril(corner, -1).T
+    return whole
+
+
+def write_whole(path: Path, fill: Callable[[BinaryIO], None]) -> None:
+    """Write a file of the cache so that it appears complete or not at all.
+
+    Raises:
+        LadingError: Q431 no room or no permission.
+    """
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with scratch.open("wb") as file:
+            fill(file)
+        os.replace(scratch, path)
+    except OSError as error:
+        message = f"cannot keep calibration statistics: {error.strerror}"
+        hint = f"free some space, or set {CACHE_VARIABLE} to another folder"
+        raise LadingError("Q431", message, where=str(path), hint=hint) from error
+    finally:
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
 
 
 @register
@@ -207,4 +240,13 @@ class Calibration(Fact):
         )
 
 
-__all__ = ["CACHE_VARIABLE", "Calibration", "CalibrationText", "MomentStore", "Moments", "cache_folder", "windows_digest"]
+__all__ = [
+    "CACHE_VARIABLE",
+    "Calibration",
+    "CalibrationText",
+    "MomentStore",
+    "Moments",
+    "cache_folder",
+    "windows_digest",
+    "write_whole",
+]

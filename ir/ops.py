@@ -131,10 +131,11 @@ def load_own() -> Mapping[str, OpDef]:
     global _loaded
     if not _loaded:
         _loaded = True
-        from ir import ops_lading, ops_mnn
+        from ir import ops_lading, ops_mnn, ops_mnn_activations, ops_mnn_fused
 
-        for definition in (*ops_lading.DEFINITIONS, *ops_mnn.DEFINITIONS):
-            register(definition)
+        for module in (ops_lading, ops_mnn, ops_mnn_activations, ops_mnn_fused):
+            for definition in module.DEFINITIONS:
+                register(definition)
     return _OWN
 
 

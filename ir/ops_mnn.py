@@ -136,13 +136,18 @@ def _norm_type(run: Inference, node: Node) -> ValueType | None:
 def _norm(body: Body) -> list[Value]:
     x, gamma, beta = body.inputs
     axes, epsilon, rms = body.attr("axis"), float(body.attr("epsilon")), body.attr("rms")
+    return [normalized(body, x, gamma, beta, len(axes), epsilon, rms)]
+
+
+def normalized(body: Body, x: Value, gamma: Value, beta: Value, axes: int, epsilon: float, rms: bool) -> Value:
+    """The last `axes` axes of `x` normalized, times gamma plus beta."""
     if rms and body.opset >= 23:
-        scaled = body.op("RMSNormalization", x, gamma, axis=-len(axes), epsilon=epsilon)
-        return [body.op("Add", scaled, beta)]
+        scaled = body.op("RMSNormalization", x, gamma, axis=-axes, epsilon=epsilon)
+        return body.op("Add", scaled, beta)
     if not rms and body.opset >= 17:
-        return [body.op("LayerNormalization", x, gamma, beta, axis=-len(axes), epsilon=epsilon)]
-    scaled = body.op("Mul", plain_norm(body, x, len(axes), epsilon, rms), gamma)
-    return [body.op("Add", scaled, beta)]
+        return body.op("LayerNormalization", x, gamma, beta, axis=-axes, epsilon=epsilon)
+    scaled = body.op("Mul", plain_norm(body, x, axes, epsilon, rms), gamma)
+    return body.op("Add", scaled, beta)
 
 
 def _attention_type(run: Inference, node: Node) -> ValueType | None:
@@ -170,9 +175,13 @@ def _check_heads(heads: Extent, size: Extent, shape: tuple) -> None:
 
 
 def _attention(body: Body) -> list[Value]:
-    """A first call, whose cache holds this call's keys and values only."""
-    q, k, v = (body.op("Transpose", value, perm=(0, 2, 1, 3)) for value in body.inputs[:3])
-    mask = None if body.rank(3) == 0 else body.inputs[3]
+    q, k, v, mask = body.inputs
+    return [attended(body, q, k, v, None if body.rank(3) == 0 else mask)]
+
+
+def attended(body: Body, q: Value, k: Value, v: Value, mask: Value | None) -> Value:
+    """A first call, whose cache holds this call's keys and values only: ``[1, S, heads, D]`` to ``[1, S, heads*D]``."""
+    q, k, v = (body.op("Transpose", value, perm=(0, 2, 1, 3)) for value in (q, k, v))
     if body.opset < 23:
         found = plain_attention(body, q, k, v, mask)
     elif mask is None:
@@ -180,7 +189,7 @@ def _attention(body: Body) -> list[Value]:
     else:
         found = body.op("Attention", q, k, v, mask)
     rows = body.op("Transpose", found, perm=(0, 2, 1, 3))
-    return [body.op("Reshape", rows, body.ints(0, 0, -1))]
+    return body.op("Reshape", rows, body.ints(0, 0, -1))
 
 
 # ---- elementwise ----

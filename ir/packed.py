@@ -10,7 +10,17 @@ from __future__ import annotations
 import numpy as np
 
 from ir.diag import LadingError
-from ir.quant import METHODS, Blocks, QuantizedWeight, QuantSpec, Scratch, register_method, shared_quantized
+from ir.moments import Moments
+from ir.quant import (
+    METHODS,
+    Blocks,
+    QuantizedWeight,
+    QuantMethod,
+    QuantSpec,
+    Scratch,
+    register_method,
+    shared_quantized,
+)
 from ir.tensor import Derived, Tensor
 from ir.types import F16, F32, DType, TensorType
 
@@ -100,13 +110,13 @@ def stored_weight(source: StoredCodes, scale: str = "") -> QuantizedWeight:
     return shared_quantized(source, spec)
 
 
-class _Stored:
+class _Stored(QuantMethod):
     """The method of weights that are quantized already; it chooses nothing."""
 
     name = METHOD
     accepts: frozenset[DType] = frozenset({F32})
 
-    def quantize(self, rows: np.ndarray, spec: QuantSpec, scratch: Scratch) -> Blocks:
+    def quantize(self, rows: np.ndarray, spec: QuantSpec, scratch: Scratch, moments: Moments | None) -> Blocks:
         raise LadingError("F640", "the method 'stored' keeps codes that exist and cannot make any")
 
 

@@ -191,22 +191,27 @@ def _product_slab(node: Node, weight: Value) -> Slab | None:
     return slab_of(weight, 1) or slab_of(weight, 0)
 
 
-def run(node: Node, operands: list[list[np.ndarray | None]], budget: int) -> list[np.ndarray]:
+def run(
+    node: Node, operands: list[list[np.ndarray | None]], budget: int, contents: Tensor | None = None
+) -> list[np.ndarray]:
     """Compute one node for several sets of operands, reading each piece of the weight once.
 
     Args:
         node: a node for which `can_run` is true.
         operands: for each set the node's inputs, the weight's place left None.
         budget: size of a piece in bytes.
+        contents: what to take for a constant weight instead of what it holds.
     """
     weight = node.inputs[WEIGHT_INPUT[node.op]]
     assert weight is not None
     if node.op == "Gather":
-        return _gather(weight, [given[1] for given in operands], budget)  # type: ignore[misc]
+        slab = slab_of(weight, 0) if contents is None else _table_slab(contents)
+        return _gather(slab, weight.shape, [given[1] for given in operands], budget)  # type: ignore[misc,arg-type]
     matrices = [_matrix(node, given[0]) for given in operands]  # type: ignore[arg-type]
     joined = np.concatenate(matrices) if len(matrices) > 1 else matrices[0]
     flipped = node.op == "Gemm" and bool(attribute(node, "transB"))
-    product = _product(joined, weight, flipped, budget)
+    slab = _product_slab(node, weight) if contents is None else _stored(contents, 1) or _stored(contents, 0)
+    product = _product(joined, slab, weight.shape, flipped, budget)  # type: ignore[arg-type]
     results, start = [], 0
     for given, matrix in zip(operands, matrices, strict=True):
         part = product[start : start + len(matrix)]
@@ -243,12 +248,14 @@ def _ranges(extent: int, width: int, itemsize: int, budget: int) -> Iterator[tup
         yield start, min(start + step, extent)
 
 
-def _product(x: np.ndarray, weight: Value, flipped: bool, budget: int) -> np.ndarray:
+def _table_slab(contents: Tensor) -> Slab:
+    return _stored(contents, 0) or Slab(0, contents.rows)
+
+
+def _product(x: np.ndarray, slab: Slab, shape: tuple[int, int], flipped: bool, budget: int) -> np.ndarray:
     """``x @ W`` (``x @ W.T`` when flipped) from columns of W where it is stored so, else from its rows."""
-    slab = slab_of(weight, 1) or slab_of(weight, 0)
-    assert slab is not None
-    extent, across = weight.shape[slab.axis], weight.shape[1 - slab.axis]  # type: ignore[index]
-    columns = weight.shape[0] if flipped else weight.shape[1]  # type: ignore[index]
+    extent, across = shape[slab.axis], shape[1 - slab.axis]
+    columns = shape[0] if flipped else shape[1]
     by_columns = (slab.axis == 1) != flipped
     out = (np.empty if by_columns else np.zeros)((len(x), columns), x.dtype)
     for start, stop in _ranges(extent, across, x.dtype.itemsize, budget):
@@ -261,11 +268,9 @@ def _product(x: np.ndarray, weight: Value, flipped: bool, budget: int) -> np.nda
     return out
 
 
-def _gather(weight: Value, places: list[np.ndarray], budget: int) -> list[np.ndarray]:
+def _gather(slab: Slab, shape: tuple[int, int], places: list[np.ndarray], budget: int) -> list[np.ndarray]:
     """Rows of a matrix; only those asked for are read."""
-    slab = slab_of(weight, 0)
-    assert slab is not None
-    count, width = weight.shape  # type: ignore[misc]
+    count, width = shape
     wanted = [np.where(index < 0, index + count, index).astype(np.int64) for index in places]
     unique = np.unique(np.concatenate([index.reshape(-1) for index in wanted]))
     if unique.size and not 0 <= unique[0] <= unique[-1] < count:

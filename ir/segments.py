@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
+from itertools import accumulate
+from math import prod
 
 from ir import pieces
 from ir.diag import LadingError
@@ -24,6 +26,8 @@ LARGE_BYTES = 1 << 16
 """Weights above this size that are computed from constants are computed once for all feeds."""
 GROUP_BYTES = 128 << 20
 """Weights of about this size are computed in one go."""
+USUAL_SIZE = 256
+"""Size that is assumed of a symbolic dimension to judge where little has to be carried from one segment to the next."""
 MOST_NODES = 1024
 """Nodes of a segment: onnxruntime takes time that grows with the square of the nodes to load some models."""
 
@@ -52,24 +56,48 @@ class Segment:
     session: Session | None = None
     dead: list[Value] = field(default_factory=list)
 
+    @property
+    def constants(self) -> list[Value]:
+        """The constants that are fed, those of the weights it computes included."""
+        return [*self.consts, *(value for part in self.weights for value in part.consts)]
 
-def plan_segments(graph: Graph, wanted: list[Value], limit: int | None) -> list[Segment]:
+
+@dataclass(frozen=True)
+class Plan:
+    """What a plan of segments has to consider besides the wanted values.
+
+    Attributes:
+        limit: bytes of constants to hold at once; None for no limit.
+        keep: wanted values stay to the end; False when they may go once nothing reads them any more.
+        reserve: bytes that an observer of a wanted value needs from when it is made to the end of its segment; the
+            limit counts for them too, but apart from the constants.
+        fed: constants that are fed whatever their size, because other contents may take their place.
+    """
+
+    limit: int | None = None
+    keep: bool = True
+    reserve: Mapping[Value, int] = field(default_factory=dict)
+    fed: Set[Value] = frozenset()
+
+
+def plan_segments(graph: Graph, wanted: list[Value], plan: Plan) -> list[Segment]:
     """Cut the nodes that the wanted values need into segments."""
     nodes = _ancestors(graph, wanted)
     asked = {value.producer for value in wanted}
-    planner = _Planner(limit)
-    for node in nodes:
-        if not planner.is_weight(node) or node in asked:
-            planner.place(node)
+    planner = _Planner(plan)
+    placed = [node for node in nodes if not planner.is_weight(node) or node in asked]
+    planner.crossing = _crossing(placed)
+    for node in placed:
+        planner.place(node)
     segments = planner.segments
     for segment in segments:
         if not segment.in_pieces:
-            _set_weights_apart(segment, planner.weights - asked)
-    _connect(segments, wanted)
+            _set_weights_apart(segment, planner.weights - asked, plan.fed)
+    _connect(segments, wanted, plan)
     return segments
 
 
-def _set_weights_apart(segment: Segment, weights: set[Node]) -> None:
+def _set_weights_apart(segment: Segment, weights: set[Node], fed: Set[Value]) -> None:
     """Move the computation of large weights into segments of their own, which run once for all feeds."""
     large: dict[Value, None] = {}
     for node in segment.nodes:
@@ -83,7 +111,7 @@ def _set_weights_apart(segment: Segment, weights: set[Node]) -> None:
     for group in _groups(list(large)):
         apart = _made_from(group, weights)
         nodes = [node for node in segment.nodes if node in apart]
-        segment.weights.append(Segment(nodes, outputs=group, consts=_fed_constants(nodes)))
+        segment.weights.append(Segment(nodes, outputs=group, consts=_fed_constants(nodes, fed)))
     segment.nodes = [node for node in segment.nodes if node not in weights or node in kept]
 
 
@@ -133,17 +161,42 @@ def _ancestors(graph: Graph, wanted: Iterable[Value]) -> list[Node]:
     return [node for node in graph.nodes if node in needed]
 
 
+def _crossing(nodes: list[Node]) -> dict[Node, int]:
+    """About how many bytes are live after each node, for sequences of `USUAL_SIZE`."""
+    place = {node: index for index, node in enumerate(nodes)}
+    change = [0] * (len(nodes) + 1)
+    last: dict[Value, int] = {}
+    for index, node in enumerate(nodes):
+        last.update((value, index) for value in outside_reads(node) if value.producer in place)
+    for value, end in last.items():
+        size = _usual_bytes(value)
+        change[place[value.producer]] += size  # type: ignore[index]
+        change[end] -= size
+    return dict(zip(nodes, accumulate(change), strict=False))
+
+
+def _usual_bytes(value: Value) -> int:
+    if not isinstance(value.type, TensorType) or value.shape is None:
+        return 0
+    sizes = (dim if type(dim) is int else USUAL_SIZE for dim in value.shape)
+    return prod(sizes) * value.dtype.bits // 8
+
+
 class _Planner:
     """Puts nodes into segments, each weight computation before its first reader in the segment."""
 
-    def __init__(self, limit: int | None) -> None:
+    def __init__(self, plan: Plan) -> None:
         self.segments: list[Segment] = []
         self.weights: set[Node] = set()
-        self._limit = limit
+        self._limit = plan.limit
+        self._reserve = plan.reserve
         self._open: Segment | None = None
         self._placed: set[Node] = set()
         self._loaded: set[Value] = set()
+        self.crossing: dict[Node, int] = {}
         self._bytes = 0
+        self._reserved = 0
+        self._filled: list[tuple[Node, int]] = []
 
     def is_weight(self, node: Node) -> bool:
         """True for a node that follows from constants alone and may be computed again; asked in program order."""
@@ -161,17 +214,50 @@ class _Planner:
             self.segments.append(Segment([node], in_pieces=True))
             self._open = None
             return
-        closure = self._closure(node)
-        if self._open is not None and (len(self._open.nodes) >= MOST_NODES or self._is_full(closure)):
-            self._open = None
-        if self._open is None:
-            self._open = Segment([])
-            self.segments.append(self._open)
-            self._placed, self._loaded, self._bytes = set(), set(), 0
-        self._add(closure, node)
+        if self._open is not None and self._is_full(node):
+            self._cut()
+        if self._open is None or self._is_full(node):
+            self._start()
+        self._append(node)
 
-    def _is_full(self, closure: list[Node]) -> bool:
-        return self._limit is not None and self._size(closure) > self._limit
+    def _start(self) -> None:
+        self._open = Segment([])
+        self.segments.append(self._open)
+        self._placed, self._loaded, self._filled = set(), set(), []
+        self._bytes = self._reserved = 0
+
+    def _append(self, node: Node) -> None:
+        self._add(self._closure(node), node)
+        self._reserved += self._room(node)
+        self._filled.append((node, self._bytes + self._reserved))
+
+    def _cut(self) -> None:
+        """End the open segment where least is live, of the places that leave it half full; the rest is open again."""
+        enough = self._filled[-1][1] // 2
+        places = [index for index, (_, size) in enumerate(self._filled) if size >= enough]
+        best = min(places, key=lambda index: (self.crossing[self._filled[index][0]], -index))
+        nodes = [node for node, _ in self._filled]
+        self.segments.pop()
+        self._start()
+        for node in nodes[: best + 1]:
+            self._append(node)
+        if best + 1 < len(nodes):
+            self._start()
+        for node in nodes[best + 1 :]:
+            self._append(node)
+
+    def _room(self, node: Node) -> int:
+        return sum(self._reserve.get(value, 0) for value in node.outputs)
+
+    def _is_full(self, node: Node) -> bool:
+        assert self._open is not None
+        if len(self._open.nodes) >= MOST_NODES:
+            return True
+        if self._limit is None or not self._filled:
+            return False
+        reserve = self._room(node)
+        over = reserve > 0 and self._reserved + reserve > self._limit
+        return over or self._size(self._closure(node)) > self._limit
 
     def _in_pieces(self, node: Node) -> bool:
         index = pieces.WEIGHT_INPUT.get(node.op)
@@ -263,7 +349,7 @@ def _weight_bytes(weight: Value, weights: set[Node]) -> int:
     return sum(consts.values()) + _computed_bytes(nodes)
 
 
-def _connect(segments: list[Segment], wanted: list[Value]) -> None:
+def _connect(segments: list[Segment], wanted: list[Value], plan: Plan) -> None:
     """Find what each segment takes in, hands on and makes obsolete."""
     last: dict[Value, int] = {}
     made: list[dict[Value, None]] = []
@@ -282,25 +368,28 @@ def _connect(segments: list[Segment], wanted: list[Value]) -> None:
         for value in taken:
             last[value] = place
         if not segment.in_pieces:
-            segment.consts = _fed_constants(segment.nodes)
-    keep = set(wanted)
+            segment.consts = _fed_constants(segment.nodes, plan.fed)
+    asked = set(wanted)
+    keep = asked if plan.keep else set()
     for place, segment in enumerate(segments):
-        segment.outputs = [v for v in made[place] if v in keep or last.get(v, -1) > place]
+        segment.outputs = [v for v in made[place] if v in asked or last.get(v, -1) > place]
         segment.dead = [value for value, end in last.items() if end == place and value not in keep]
+        if not plan.keep:
+            segment.dead += [value for value in segment.outputs if value not in last]
 
 
-def _fed_constants(nodes: list[Node]) -> list[Value]:
+def _fed_constants(nodes: list[Node], fed: Set[Value]) -> list[Value]:
     """The constants that are fed; the others are part of the model."""
     consts = dict.fromkeys(value for node in nodes for value in _const_bytes(node))
     sizes = {value: stored_bytes(value.const) for value in consts if value.const.type.dtype.kind != "s"}  # type: ignore
-    large = [value for value, size in sizes.items() if size > INLINE_BYTES]
+    large = [value for value, size in sizes.items() if size > INLINE_BYTES or value in fed]
     room = MODEL_BYTES
     for value, size in sizes.items():
-        if size <= INLINE_BYTES:
+        if size <= INLINE_BYTES and value not in fed:
             room -= size
             if room < 0 and not value.dtype.is_integer:
                 large.append(value)
     return large
 
 
-__all__ = ["Segment", "plan_segments"]
+__all__ = ["Plan", "Segment", "plan_segments"]

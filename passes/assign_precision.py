@@ -1,44 +1,49 @@
-"""Choose how every weight matrix is stored, by policy; the decision is recorded and `insert-qdq` makes it real."""
+"""Choose how every weight matrix is stored, by policy or by measurement; `insert-qdq` makes the decision real."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from ir.decisions import PrecisionPlan, Storage
 from ir.diag import LadingError
-from ir.graph import Graph, Node, Value
+from ir.graph import Graph
 from ir.quant import METHODS, fit_block
-from ir.tensor import same_tensor, transposed
-from ir.types import TensorType
 from passes.base import Pass, PassContext
-from passes.discovery import is_rowwise
+from passes.limits import Limit, limit_of
 from passes.options import option
-from passes.plan_file import Rule, load_rules
-
-EMBEDDING_WIDTHS = (4, 8, 16, 32)
-"""Widths at which runtimes read embedding rows."""
+from passes.plan_file import ROLES, WIDTHS, Rule, load_rules
+from passes.weights import EMBEDDING_WIDTHS, Weight, can_tie, same_matrix, weights_of
 
 
-@dataclass(frozen=True)
-class Weight:
-    """One matrix to plan: the constant, its role, and the length of its rows of input features."""
+class Prepared(NamedTuple):
+    """What the options say, read before any work.
 
-    value: Value
-    role: Literal["layer", "logits", "embedding"]
-    columns: int
-    rows: int
+    Attributes:
+        rules: of `keep` and of the quantization file, first match wins.
+        floors: least widths; every one that matches holds.
+        limit: what measurement has to keep; None for policy.
+    """
+
+    rules: tuple[Rule, ...]
+    floors: tuple[Rule, ...]
+    limit: Limit | None
 
 
 @dataclass(frozen=True)
 class AssignPrecision(Pass):
-    """Give every weight matrix a storage: rules of a file first, then the options by role.
+    """Give every weight matrix a storage: by rules and by role, or by measurement under a limit.
 
     Norm gains, biases and every other vector stay in single precision. A block that does not divide a row of input
     features is replaced by the largest that does (32, 16, 8 or 4 at least), else by one scale a row. Embedding and logits
     matrix are stored once when the checkpoint ties them and both get the same storage.
+
+    With one of budget, max-size and max-kl the storages are chosen by measurement: how much each weight's error costs in
+    KL divergence on held-out text, and how that error falls with every candidate. It needs the pass calibrate before it
+    and text to measure with. Rules then narrow the candidates of the weights they match.
     """
 
     name = "assign-precision"
@@ -57,48 +62,110 @@ class AssignPrecision(Pass):
         "auto",
         help="element type of scales; f16 needs MNN 3.6.0; auto is f16 where every release of the target reads it",
     )
-    method: str = option("rtn", help="quantization method")
+    method: str = option("auto", help="quantization method; auto is rtn, and gptq with a limit")
+    embedding_method: str = option(
+        "clip", help="method of embedding rows stored on their own when the other method needs inputs, which they lack"
+    )
     keep: tuple[str, ...] = option((), help="patterns of weights that stay in single precision")
     plan: Path | None = option(None, help="quantization file (TOML or JSON)")
+    floor: tuple[str, ...] = option(
+        (), help="least widths as PATTERN:BITS, the pattern being a role or one of names: [logits:6,*.o_proj.weight:4]"
+    )
+    budget: str | None = option(None, help="measure: least loss at this many stored bits per weight, such as 4.5bpw")
+    max_size: str | None = option(None, help="measure: least loss in a weight file of this size, such as 300MB")
+    max_kl: float | None = option(None, help="measure: smallest size with at most this KL divergence, nats per token")
+    widths: tuple[Literal[2, 3, 4, 5, 6, 7, 8, 16], ...] = option(
+        (2, 3, 4, 5, 6, 7, 8, 16), help="widths that measurement chooses from"
+    )
+    blocks: tuple[int, ...] = option((32, 64, 128, 0), help="blocks that measurement chooses from; 0 for a row", low=0)
+    forms: tuple[Literal["asymmetric", "symmetric"], ...] = option(
+        ("asymmetric", "symmetric"), help="forms that measurement chooses from"
+    )
+    tie: tuple[Literal["qkv", "gate-up"], ...] = option(
+        (), help="layers that measurement stores alike, as fused forms of them need"
+    )
+    rounds: int | None = option(
+        None,
+        help="how often measurement corrects its model of the losses by whole plans; by default once, and not at all "
+        "in models of more than 50 million weights, whose plans take minutes to make",
+        low=0,
+        high=8,
+    )
 
-    def prepare(self) -> tuple[Rule, ...]:
-        """Read the quantization file, so that a bad one fails before any work."""
+    def prepare(self) -> Prepared:
+        """Read the quantization file and the limit, so that a bad one fails before any work."""
+        limit = limit_of(self.budget, self.max_size, self.max_kl)
         rules = tuple(Rule(pattern, "", {"bits": 32}, f"keep={pattern}") for pattern in self.keep)
         rules += load_rules(self.plan) if self.plan is not None else ()
-        for method in sorted({self.method, *(rule.storage.get("method", self.method) for rule in rules)}):
+        methods = {rule.storage["method"] for rule in rules if "method" in rule.storage}
+        for method in sorted({*methods, self.chosen_method, self.embedding_method}):
             if method not in METHODS:
                 raise LadingError("Q413", f"unknown quantization method {method!r}", hint=f"known: {sorted(METHODS)}")
-        return rules
+        if METHODS[self.embedding_method].needs == "second-moments":
+            raise LadingError("Q413", f"embedding-method={self.embedding_method} needs inputs, which rows do not have")
+        return Prepared(rules, tuple(_floor(text) for text in self.floor), limit)
+
+    @property
+    def chosen_method(self) -> str:
+        """The method of weights that no rule gives one."""
+        if self.method != "auto":
+            return self.method
+        measured = any(limit is not None for limit in (self.budget, self.max_size, self.max_kl))
+        return "gptq" if measured else "rtn"
 
     def run(self, graph: Graph, ctx: PassContext) -> Mapping[str, int]:
         weights = weights_of(graph)
-        rules: tuple[Rule, ...] = ctx.prepared
-        used: set[str] = set()
-        storage: dict[str, Storage] = {}
-        for weight in weights:
-            storage[weight.value.name] = self._choose(weight, rules, used)
-        _require_used(rules, used, weights)
-        tied = _tie(weights, storage)
-        graph.set_fact(PrecisionPlan.name, PrecisionPlan(storage, tied))
-        return {"weights": len(storage), **_histogram(storage)}
+        prepared: Prepared = ctx.prepared
+        _require_used((*prepared.rules, *prepared.floors), weights)
+        if prepared.limit is None:
+            plan = self._by_policy(weights, prepared)
+        else:
+            from passes.measured import by_measurement
 
-    def _choose(self, weight: Weight, rules: tuple[Rule, ...], used: set[str]) -> Storage:
-        name = weight.value.name
-        rule = next((rule for rule in rules if rule.applies(name, weight.role)), None)
-        base = Storage(
-            self._width(weight), self.block, self.symmetric, self.zero, self._scale(), self.method, weight.role
-        )
+            plan, sensitivity = by_measurement(graph, ctx, self, weights, prepared)
+            graph.set_fact(sensitivity.name, sensitivity)
+        graph.set_fact(PrecisionPlan.name, plan)
+        return {"weights": len(plan.storage), **_histogram(plan.storage)}
+
+    def _by_policy(self, weights: list[Weight], prepared: Prepared) -> PrecisionPlan:
+        storage = {weight.name: self._choose(weight, prepared) for weight in weights}
+        pair = same_matrix(weights)
+        tied = pair is not None and can_tie(storage[pair[0].name], storage[pair[1].name])
+        for weight in weights:
+            if weight.role == "embedding" and not tied:
+                storage[weight.name] = self.own_rows(storage[weight.name])
+        return PrecisionPlan(storage, tied)
+
+    def own_rows(self, storage: Storage) -> Storage:
+        """The storage of embedding rows that are not read from the logits matrix: by a method that needs no inputs."""
+        if storage.bits > 8 or METHODS[storage.method].needs != "second-moments":
+            return storage
+        return replace(storage, method=self.embedding_method)
+
+    def _choose(self, weight: Weight, prepared: Prepared) -> Storage:
+        rule = first_rule(prepared.rules, weight)
+        bits = self._width(weight)
+        base = self.storage(weight, bits, self.block, self.symmetric)
         if rule is not None:
-            used.add(rule.where)
-            base = replace(base, **rule.storage, rule=rule.where)
+            base = replace(base, bits=rule.bounded(bits), rule=rule.where)
+            base = replace(base, **rule.storage)
+        base = replace(base, bits=max([base.bits, *(item.min_bits for item in floors_of(prepared.floors, weight))]))
         if weight.role == "embedding":
-            base = _embedding_storage(base, weight, explicit=rule is not None and "bits" in rule.storage)
-        if base.bits > 8:
-            return Storage(base.bits, rule=base.rule)
-        if base.scale == "f16" and not base.symmetric:
+            base = readable_rows(base, weight, explicit=rule is not None and "bits" in rule.storage)
+        return self.settled(weight, base)
+
+    def storage(self, weight: Weight, bits: int, block: int, symmetric: bool) -> Storage:
+        """A storage with what the options say of everything else, as yet unsettled."""
+        return Storage(bits, block, symmetric, self.zero, self._scale(), self.chosen_method, weight.role)
+
+    def settled(self, weight: Weight, storage: Storage) -> Storage:
+        """A storage with its block fitted to the rows, and what does not apply left out."""
+        if storage.bits > 8:
+            return Storage(storage.bits, rule=storage.rule)
+        if storage.scale == "f16" and not storage.symmetric:
             # The runtime reads the product of zero point and scale, which half precision would round away from the codes.
-            base = replace(base, zero="float")
-        return replace(base, block=fit_block(weight.columns, base.block))
+            storage = replace(storage, zero="float")
+        return replace(storage, block=fit_block(weight.columns, storage.block))
 
     def _scale(self) -> Literal["f32", "f16"]:
         # Single precision is what every release reads; whoever knows the target replaces "auto" before the pass runs.
@@ -112,14 +179,35 @@ class AssignPrecision(Pass):
         return self.logits_bits
 
 
-def _embedding_storage(storage: Storage, weight: Weight, *, explicit: bool) -> Storage:
+def first_rule(rules: tuple[Rule, ...], weight: Weight) -> Rule | None:
+    """The rule that decides about a weight."""
+    return next((rule for rule in rules if rule.applies(weight.name, weight.role)), None)
+
+
+def floors_of(floors: tuple[Rule, ...], weight: Weight) -> list[Rule]:
+    """Every floor that holds for a weight."""
+    return [rule for rule in floors if rule.applies(weight.name, weight.role)]
+
+
+def _floor(text: str) -> Rule:
+    """``logits:6`` as a rule with a least width; Q411 for anything that is not a pattern and a width."""
+    pattern, colon, number = text.rpartition(":")
+    bits = int(number) if re.fullmatch(r"\d{1,2}", number) else 0
+    if not colon or not pattern or bits not in WIDTHS:
+        hint = f"PATTERN:BITS with a width of {list(WIDTHS)}"
+        raise LadingError("Q411", f"{text!r} is not a floor", where=f"floor={text}", hint=hint)
+    is_role = pattern in ROLES
+    return Rule("" if is_role else pattern, pattern if is_role else "", {}, f"floor={text}", bits)
+
+
+def readable_rows(storage: Storage, weight: Weight, *, explicit: bool) -> Storage:
     """Widths that runtimes cannot read rows of are raised to the next they can, unless a rule asked for them."""
     if storage.bits not in EMBEDDING_WIDTHS:
         if explicit:
             raise LadingError(
                 "Q414",
                 f"embedding rows cannot be stored at {storage.bits} bits",
-                where=f"{storage.rule}, weight {weight.value.name}",
+                where=f"{storage.rule}, weight {weight.name}",
                 hint=f"use one of {list(EMBEDDING_WIDTHS)}",
             )
         wider = next(width for width in EMBEDDING_WIDTHS if width >= storage.bits)
@@ -130,33 +218,22 @@ def _embedding_storage(storage: Storage, weight: Weight, *, explicit: bool) -> S
     return storage
 
 
-def _tie(weights: list[Weight], storage: Mapping[str, Storage]) -> bool:
-    """True when the embedding rows can be read from the stored logits matrix."""
-    tables = [weight for weight in weights if weight.role == "embedding"]
-    heads = [weight for weight in weights if weight.role == "logits"]
-    if len(tables) != 1 or len(heads) != 1:
-        return False
-    table, head = tables[0].value, heads[0].value
-    if not same_tensor(table.const, transposed(head.const)):  # type: ignore[arg-type]
-        return False
-    chosen = storage[table.name]
-    return chosen.bits in (4, 8, 16) and chosen.same_bytes(storage[head.name])
-
-
-def _require_used(rules: tuple[Rule, ...], used: set[str], weights: list[Weight]) -> None:
-    idle = [rule for rule in rules if rule.where not in used]
-    if not idle:
-        return
-    rule = idle[0]
-    shadowed = [w.value.name for w in weights if rule.applies(w.value.name, w.role)]
-    what = "is shadowed by earlier rules" if shadowed else "matches no weight"
-    names = ", ".join(weight.value.name for weight in weights[:3])
-    raise LadingError(
-        "Q412",
-        f"the rule match={rule.match!r} role={rule.role!r} {what}",
-        where=rule.where,
-        hint="put it before the rule that takes its weights" if shadowed else f"weights are called {names}, ...",
-    )
+def _require_used(rules: tuple[Rule, ...], weights: list[Weight]) -> None:
+    """Raise Q412 for the first rule that decides nothing; floors never shadow each other."""
+    plain = [rule for rule in rules if not rule.where.startswith("floor=")]
+    used = {rule.where for weight in weights if (rule := first_rule(tuple(plain), weight)) is not None}
+    for rule in rules:
+        matched = [weight.name for weight in weights if rule.applies(weight.name, weight.role)]
+        if rule.where in used or (matched and rule not in plain):
+            continue
+        what = "is shadowed by earlier rules" if matched else "matches no weight"
+        names = ", ".join(weight.name for weight in weights[:3])
+        raise LadingError(
+            "Q412",
+            f"the rule match={rule.match!r} role={rule.role!r} {what}",
+            where=rule.where,
+            hint="put it before the rule that takes its weights" if matched else f"weights are called {names}, ...",
+        )
 
 
 def _histogram(storage: Mapping[str, Storage]) -> dict[str, int]:
@@ -166,33 +243,4 @@ def _histogram(storage: Mapping[str, Storage]) -> dict[str, int]:
     return counts
 
 
-def weights_of(graph: Graph) -> list[Weight]:
-    """Constant float matrices that a MatMul multiplies by or that the runtime reads rows of, in program order."""
-    found: dict[Value, Weight] = {}
-    for value in graph.tables.values():
-        if _is_matrix(value):
-            rows, columns = value.shape
-            found[value] = Weight(value, "embedding", columns, rows)
-    for node in graph.nodes:
-        weight = node.input(1)
-        if node.op == "MatMul" and weight is not None and _is_matrix(weight) and weight not in found:
-            columns, rows = weight.shape
-            role: Literal["layer", "logits"] = "logits" if _reaches_output(node) else "layer"
-            found[weight] = Weight(weight, role, columns, rows)
-    return list(found.values())
-
-
-def _is_matrix(value: Value) -> bool:
-    is_float = value.is_const and isinstance(value.type, TensorType) and value.dtype.is_float
-    return is_float and value.type.rank == 2
-
-
-def _reaches_output(node: Node) -> bool:
-    """True when the product becomes a graph output through element-wise nodes alone."""
-    while True:
-        if node.output.is_output:
-            return True
-        users = node.output.users
-        if len(users) != 1 or users[0].op == "MatMul" or not is_rowwise(users[0]):
-            return False
-        node = users[0]
+__all__ = ["EMBEDDING_WIDTHS", "AssignPrecision", "Prepared", "weights_of"]

@@ -19,13 +19,19 @@ from passes.options import OptionSpec, options_of
 
 PASSES: dict[str, str] = {
     "assign-precision": "passes.assign_precision:AssignPrecision",
+    "balance": "passes.balance:Balance",
+    "calibrate": "passes.calibrate:Calibrate",
     "cse": "passes.cse:EliminateCommonSubexpressions",
     "dce": "passes.dce:EliminateDeadCode",
     "fold": "passes.fold:Fold",
+    "fuse-mnn": "passes.fuse_mnn:FuseMnn",
     "discover-inputs": "passes.discover_inputs:DiscoverInputs",
     "infer-types": "passes.infer_types:InferTypes",
     "insert-qdq": "passes.insert_qdq:InsertQdq",
+    "join-linears": "passes.join_linears:JoinLinears",
     "legalize-mnn": "passes.legalize_mnn:LegalizeMnn",
+    "rotate": "passes.rotate:Rotate",
+    "simulate-activations": "passes.simulate_activations:SimulateActivations",
     "simplify": "passes.simplify:Simplify",
     "sink-layouts": "passes.sink_layouts:SinkLayouts",
     "toposort": "passes.toposort:SortNodes",
@@ -34,7 +40,10 @@ PASSES: dict[str, str] = {
 
 PIPELINES: dict[str, str] = {
     "canonicalize": "repeat{max=8}(infer-types,fold,simplify,cse,dce),toposort",
-    "default": "infer-types,discover-inputs,assign-precision,insert-qdq,legalize-mnn,sink-layouts,cse,dce",
+    "default": "infer-types,discover-inputs,assign-precision,insert-qdq,legalize-mnn,sink-layouts,fuse-mnn,cse,dce",
+    "calibrated": "infer-types,discover-inputs,calibrate,assign-precision{method=gptq},insert-qdq,legalize-mnn,sink-layouts,"
+    "fuse-mnn,cse,dce",
+    "mixed": "calibrated{budget=4.5bpw}",
     "fp32": "default{bits=32 logits-bits=32}",
     "fp16": "default{bits=16 logits-bits=16}",
     "int8": "default{bits=8 logits-bits=8}",

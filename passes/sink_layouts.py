@@ -11,8 +11,8 @@ from passes.patterns import Attr, Match, Op, Var
 from passes.rewrite import Rewriter, RuleSet, rule
 
 x, a, b = Var("x"), Var("a"), Var("b")
-_PACK = {"source": "NCHW", "dest": "NC4HW4"}
-_UNPACK = {"source": "NC4HW4", "dest": "NCHW"}
+PACK = {"source": "NCHW", "dest": "NC4HW4"}
+UNPACK = {"source": "NC4HW4", "dest": "NCHW"}
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def drop_reshape(m: Match, rw: Rewriter) -> Value | None:
     return m.x if same else m.skip("the shape changes")
 
 
-@rule(Op("mnn.ConvertTensor", Op("mnn.ConvertTensor", x, attrs=_UNPACK), attrs=_PACK))
+@rule(Op("mnn.ConvertTensor", Op("mnn.ConvertTensor", x, attrs=UNPACK), attrs=PACK))
 def drop_conversions(m: Match, rw: Rewriter) -> Value | None:
     """Unpacking and packing again does nothing."""
     return m.x
@@ -56,7 +56,7 @@ def drop_conversions(m: Match, rw: Rewriter) -> Value | None:
 @rule(
     Op(
         "mnn.Unary",
-        Op("mnn.Reshape", Op("mnn.ConvertTensor", x, attrs=_UNPACK, users=1), attrs={"dims": Attr("dims")}, users=1),
+        Op("mnn.Reshape", Op("mnn.ConvertTensor", x, attrs=UNPACK, users=1), attrs={"dims": Attr("dims")}, users=1),
         attrs={"kind": Attr("kind")},
     )
 )
@@ -68,7 +68,7 @@ def sink_below_unary(m: Match, rw: Rewriter) -> Value | None:
 
 def _from_packed(value: Var) -> Op:
     return Op(
-        "mnn.Reshape", Op("mnn.ConvertTensor", value, attrs=_UNPACK, users=1), attrs={"dims": Attr("dims")}, users=1
+        "mnn.Reshape", Op("mnn.ConvertTensor", value, attrs=UNPACK, users=1), attrs={"dims": Attr("dims")}, users=1
     )
 
 
@@ -82,7 +82,7 @@ def sink_below_binary(m: Match, rw: Rewriter) -> Value | None:
 
 
 def _unpacked(rw: Rewriter, packed: Value, dims: tuple[int, ...], type_: TensorType) -> Value:
-    plain = rw.op("mnn.ConvertTensor", packed, attrs=_UNPACK, types=[packed.type])
+    plain = rw.op("mnn.ConvertTensor", packed, attrs=UNPACK, types=[packed.type])
     return rw.op("mnn.Reshape", plain, attrs={"dims": dims, "dim_type": "NCHW"}, types=[type_])
 
 

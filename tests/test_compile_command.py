@@ -74,7 +74,7 @@ def test_example_compiles_by_the_first_command_of_the_readme(tmp_path):
     assert "def tearDownModule" in result.stdout and "perplexity" in result.stdout
     contract = read(tmp_path / "out")
     assert check_files(contract, tmp_path / "out") == []
-    assert {item.reference for item in contract.verified} == {"float", "decoded weights"}
+    assert {item.reference for item in contract.verified} == {"float", "decoded weights", "runtime model"}
 
 
 def test_directory_holds_what_the_runtimes_read(tmp_path):
@@ -361,7 +361,7 @@ def test_wrong_option_of_the_command_is_a_usage_error():
 
 
 def test_quality_below_the_bar_fails_and_leaves_nothing(tmp_path):
-    result = run("-o", tmp_path / "out", "--passes", "default{bits=2}", "--max-kl", "0.001")
+    result = run("-o", tmp_path / "out", "--passes", "default{bits=2}", "--kl-bar", "0.001")
     assert result.exit_code == 1 and "error[V701]" in result.stderr and not (tmp_path / "out").exists()
 
 

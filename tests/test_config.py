@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from frontends.config import MAX_CONFIG_BYTES, ModelConfig, parse_config, read_config, resolve
@@ -380,6 +380,7 @@ def test_any_value_is_accepted_or_refused_with_a_code(family: str, changes: dict
 
 
 @settings(max_examples=300, deadline=None)
+@example("linear", {"factor": 9e-111})
 @given(
     st.sampled_from(["linear", "dynamic", "yarn", "longrope", "llama3"]),
     st.dictionaries(st.sampled_from(ROPE_KEYS), WEIRD, max_size=6),

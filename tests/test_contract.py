@@ -24,13 +24,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from backends import contract as c
+from backends import contract_codec, contract_files
 from ir import decisions, types
 from ir.diag import LadingError
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "contract.md").read_text()
 RELEASES = ("3.4.0", "3.4.1", "3.5.0", "3.6.0", "3.6.1")
-RECORDS = c._Json.__subclasses__()
+RECORDS = contract_codec.Record.__subclasses__()
 SCHEMA = json.loads(importlib.resources.files("backends").joinpath("contract.schema.json").read_text())
 JUDGE = jsonschema.Draft202012Validator(SCHEMA)
 
@@ -522,7 +523,7 @@ def test_a_file_that_cannot_be_read_is_named(folder: tuple[c.Contract, Path], mo
     def fail(path: Path) -> str:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(c, "_sha256", fail)
+    monkeypatch.setattr(contract_files, "sha256_of", fail)
     assert {item.code for item in c.check_files(contract, root)} == {"C814"}
 
 

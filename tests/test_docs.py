@@ -113,7 +113,7 @@ def options() -> set[str]:
     found = {"--version", "--help", "--index-url", "--accept", "--check"}
     for name in main.list_commands(click.Context(main)):
         command = main.get_command(click.Context(main), name)
-        found.update(text for item in command.params for text in item.opts if text.startswith("--"))
+        found.update(text for item in command.params for text in (*item.opts, *item.secondary_opts) if text.startswith("--"))
     return found
 
 
@@ -300,7 +300,8 @@ COSTS = rows(READMES[0], "pipeline")
 def test_sizes_of_named_pipelines_are_those_stated(row, tmp_path):
     from tools.report import bits_per_weight
 
-    result = compile_model(Request(str(EXAMPLE), tmp_path / "out", row[0], verify="none"))
+    request = Request(str(EXAMPLE), tmp_path / "out", row[0], verify="none", calibration=EXAMPLE / "calibration.txt")
+    result = compile_model(request)
     size = sum(path.stat().st_size for path in (tmp_path / "out").iterdir() if path.name != "contract.json")
     assert f"{bits_per_weight(result):.2f}" == row[4]
     assert abs(size / 1e6 - float(row[3].removesuffix(" MB"))) < 0.02

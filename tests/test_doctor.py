@@ -440,3 +440,109 @@ def test_damaged_models_are_judged_and_never_crash(sound, tmp_path):
         )
         (folder / "llm_config.json").write_text(json.dumps({"attention_mask": "float", key: value}))
         assert not examine(folder, ALL).healthy
+
+
+# ---- numbers of axes ----
+
+POSITIONS = {"one-axis": ([-1], {"3.4.0"}), "two-axes": ([1, -1], {"3.4.0", "3.5.0", "3.6.0", "3.6.1"})}
+"""Declared shape of positions that are read as they come, and the releases on which that goes well.
+
+3.4.1 feeds two axes for several tokens and one for a single token. 3.4.0 feeds one, and adds axes behind the last it has.
+"""
+
+
+def read_as_fed(dims):
+    """Positions are given more axes instead of being reshaped."""
+
+    def change(net):
+        index = net["tensorName"].index("position_ids")
+        given = next(op for op in ops(net, "Input") if op["outputIndexes"] == [index])
+        (index,) = next(op for op in ops(net, "Cast") if op["inputIndexes"] == [index])["outputIndexes"]
+        reshape = next(op for op in ops(net, "Reshape") if op["inputIndexes"][0] == index)
+        given["main"]["dims"] = dims
+        wanted = len(reshape["main"]["dims"])
+        lead = 1 if reshape["main"]["dims"][0] == 1 and len(dims) == 1 else 0
+        axes = [*range(lead), *range(lead + len(dims), wanted)]
+        reshape.update(type="Unsqueeze", main_type="SqueezeParam", main={"squeezeDims": axes}, inputIndexes=[index])
+
+    return change
+
+
+@pytest.mark.parametrize("name", POSITIONS)
+def test_positions_that_are_read_as_fed_need_the_axes_that_a_release_feeds(name, model):
+    dims, right = POSITIONS[name]
+    rebuild(model, read_as_fed(dims))
+    report = examine(model, PORTABLE)
+    assert {version for version in RELEASES if report.healthy_on(version)} == right
+    assert {item.code for item in report.findings} == {"B736"}
+    warned = [item.releases for item in report.findings if item.severity == "warning"]
+    assert warned == ([("3.4.0",)] if name == "two-axes" else [])
+    run_and_compare(report, interpreters())
+    assert [item.message for item in report.findings if item.code == "B735"] == []
+    for version in interpreters():
+        assert report.runs[version].startswith("right") is (version in right) or not right & set(interpreters()), report.runs
+
+
+def with_experts(shape, kind="Reshape"):
+    """A router and a MoE operator that nothing reads; the router's numbers have the axes of `shape`."""
+
+    def change(net):
+        hidden = ops(net, "LayerNorm")[0]["outputIndexes"][0]
+        place = len(net["tensorName"])
+        net["tensorName"] += ["router", "weights", "numbers", "mixed"]
+        blob = {"dataFormat": "NCHW", "dataType": "DT_INT32", "dims": [1], "int32s": [2]}
+        net["tensorName"].append("two")
+        attr = [{"key": "num_experts", "i": 4}, {"key": "top_k", "i": 2}, {"key": "layer_id", "i": 0}]
+        net["oplists"] += [
+            {"type": "Const", "main_type": "Blob", "main": blob, "inputIndexes": [], "outputIndexes": [place + 4]},
+            {"type": "Reshape", "name": "cut", "main_type": "Reshape", "main": {"dims": shape, "dimType": "NCHW"},
+             "inputIndexes": [hidden], "outputIndexes": [place]},
+            {"type": "TopKV2", "main_type": "TopKV2", "main": {"T": "DT_FLOAT", "sorted": False},
+             "inputIndexes": [place, place + 4], "outputIndexes": [place + 1, place + 2]},
+            {"type": "MoE", "name": "experts", "main_type": "Extra", "main": {"attr": attr},
+             "inputIndexes": [hidden, place + 1, place + 2], "outputIndexes": [place + 3]},
+        ]  # fmt: skip
+
+    return change
+
+
+def test_expert_numbers_without_a_leading_axis_crash_3_4_0(model):
+    rebuild(model, with_experts([-1, 64]))
+    assert codes_on(model, "3.4.0") == {"B737"} and healthy_on(model) == set(RELEASES) - {"3.4.0"}
+    (found,) = [item for item in examine(model, ALL).findings if item.code == "B737"]
+    assert "3.2.0" in found.releases and "3.1.0" not in found.releases and found.where == "experts"
+
+
+def test_expert_numbers_with_a_leading_axis_are_taken_everywhere(model):
+    rebuild(model, with_experts([1, -1, 64]))
+    assert healthy_on(model) == set(RELEASES)
+
+
+# ---- tokens and rows ----
+
+
+def short_text(folder, keep):
+    """Drop tokens from the text tokenizer, which is of type 3."""
+    lines = (folder / "tokenizer.txt").read_bytes().split(b"\n")
+    place = next(index for index, line in enumerate(lines) if index > 1 and len(line.split()) == 2)
+    count = int(lines[place].split()[0])
+    lines[place] = b"%d 0" % keep
+    rows = lines[place + 1 : place + 1 + count]
+    rows = rows[:keep] + [b"extra%d" % number for number in range(keep - count)]
+    (folder / "tokenizer.txt").write_bytes(b"\n".join([*lines[: place + 1], *rows, b""]))
+    return count
+
+
+def test_a_tokenizer_of_another_model_is_a_warning(model):
+    whole = short_text(model, 300)
+    found = [item for item in examine(model, PORTABLE).findings if item.code == "B738"]
+    assert whole == 320 and [item.releases for item in found] == [("3.4.0", "3.4.1")]
+    assert "300 ids" in found[0].message and examine(model, PORTABLE).healthy
+    short_text(model, 310)
+    assert examine(model, PORTABLE).findings == []
+    short_text(model, 400)
+    found = examine(model, PORTABLE).findings
+    assert [(item.code, item.severity) for item in found] == [("B738", "warning")] and "400 ids" in found[0].message
+    (model / "tokenizer.mtok").write_bytes((model / "tokenizer.mtok").read_bytes()[:400])
+    found = [item for item in examine(model, PORTABLE).findings if item.code == "B731"]
+    assert [(item.releases, item.severity) for item in found] == [(("3.5.0", "3.6.0", "3.6.1"), "warning")]

@@ -63,13 +63,13 @@ TOKENS = 64
 class Case:
     """A checkpoint, its fp32 compilation, token ids, what torch makes of them and what each release made of them."""
 
-    def __init__(self, name: str, folder) -> None:
+    def __init__(self, name: str, folder, **options) -> None:
         family, config = CASES[name]
         source = make_checkpoint(folder / "source", family, seed=3, **config)
         self.model = torch_model(source)
         limit = min(TOKENS, self.model.config.max_position_embeddings)
         self.ids = np.random.default_rng(5).integers(3, config.get("vocab_size", 320), limit)
-        self.folder = compiled(source, folder / "out", "fp32")
+        self.folder = compiled(source, folder / "out", "fp32", **options)
         self.decoded = min(64, self.model.config.max_position_embeddings - 8)
         self.logits = torch_logits(self.model, self.ids)
         # Where frequencies depend on the length, earlier keys keep the rotation of their time, so only a text within the

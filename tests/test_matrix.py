@@ -20,7 +20,8 @@ from ir.diag import LadingError
 from tests.checkpoints import make_checkpoint
 from tools import matrix as tool
 from tools import matrix_rows as rows
-from tools.matrix_cell import CHECKS, Artefact, Source, run_cell
+from tools.matrix_cell import CHECKS, Artefact, Source, _Judge, run_cell
+from tools.matrix_folder import FolderArtefact, FolderSource
 from tools.matrix_report import SYMBOLS
 
 HERE = installed_version()
@@ -254,6 +255,48 @@ def test_a_model_runs_on_the_releases_that_it_promises(made, tmp_path):
     assert row.releases == matrix.releases
 
 
+# ---- without the checkpoint ----
+
+
+def without_source(made, tmp_path: Path) -> tuple[Path, list]:
+    """A copy of a model and the arguments that run it without its checkpoint."""
+    good = shutil.copytree(model_of(made, "int8")[0], tmp_path / "good")
+    return good, ["--model", good, "--releases", HERE, "--out", tmp_path / "out", "--json", tmp_path / "m.json"]
+
+
+def test_without_a_checkpoint_a_model_is_compared_with_what_it_stores(made, tmp_path):
+    good, arguments = without_source(made, tmp_path)
+    pages = ["--markdown", tmp_path / "m.md", "--html", tmp_path / "m.html"]
+    output = " ".join(run(*arguments, *pages).output.split())
+    assert "int8, no checkpoint" in output and "good was compared with its own files only" in output
+    for name in ("m.md", "m.html"):
+        assert "good was compared with its own files only" in (tmp_path / name).read_text()
+    (cell,) = json.loads((tmp_path / "m.json").read_text())["cells"]
+    found = {name: check["ok"] for name, check in cell["checks"].items()}
+    assert found == {**dict.fromkeys(CHECKS, True), "tokenizer": None, "chat": None}
+    assert 0 < cell["error"] < 1e-3 and cell["checks"]["greedy"]["equal"] == 24
+    (record,) = read(good).verified
+    assert (record.reference, record.settings.memory) == ("decoded weights", "normal")
+
+
+def test_without_a_checkpoint_wrong_numbers_are_found(made, tmp_path):
+    good, arguments = without_source(made, tmp_path)
+    config = json.loads((good / "llm_config.json").read_text())
+    (good / "llm_config.json").write_text(json.dumps({**config, "attention_mask": "int"}))
+    output = run(*arguments, code=1).output
+    assert SYMBOLS["wrong"] in output and "cache: " in output and "C811" in output
+    assert read(good).verified == ()
+
+
+def test_without_a_checkpoint_ids_outside_the_vocabulary_are_wrong(made):
+    folder = model_of(made, "int8")[0]
+    artefact = FolderArtefact("own", "int8", folder, FolderSource(folder), read(folder))
+    size = artefact.source.graph.metadata["vocab_size"]
+    judge = _Judge(artefact, HERE, None, None)
+    assert judge._tokenizer({"ids": [[0, size - 1], []]})["ok"] is None
+    assert judge._tokenizer({"ids": [[0, size]]}) == {"ok": False, "note": "1 of 1 texts get ids outside the vocabulary"}
+
+
 # ---- judging ----
 
 
@@ -349,7 +392,7 @@ def test_names_that_do_not_exist_are_refused(tmp_path):
 def test_a_model_needs_its_own_checkpoint(made, tmp_path):
     model, source = model_of(made, "fp32")
     arguments = ["--model", model, "--releases", HERE, "--out", tmp_path / "out"]
-    assert "U973" in run(*arguments, code=1).output
+    assert "U973" in run(*arguments, "--model", model, "--source", source, code=1).output
     other = make_checkpoint(tmp_path / "other", "llama")
     assert "U974" in run(*arguments, "--source", other, code=1).output
     changed = shutil.copytree(source, tmp_path / "changed")

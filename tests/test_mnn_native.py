@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -392,6 +393,17 @@ def test_greedy_and_the_runtimes_own_generation_agree(model: Model, interpreter:
     assert [part.shape for part in first["logits"]] == [(1, VOCAB)] * 6
     assert again["logits"] == []
     assert own["decode_s"] >= 0
+
+
+def test_generated_text_that_is_no_utf_8_does_not_crash(model: Model, interpreter: Path, tmp_path: Path) -> None:
+    """Every token is two of the three bytes of a character."""
+    folder = shutil.copytree(model.folder, tmp_path / "model")
+    lines = ["430 3", "0 1 0", "23", f"{VOCAB} 1", *["\u00e4\u00b8"] * VOCAB, "a b"]
+    (folder / "tokenizer.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    actions = [{"do": "generate", "prompt": PROMPT, "tokens": 4}]
+    run = run_model(folder / "config.json", actions, interpreter=interpreter, timeout_s=60).require()
+    own = run.results[0] or {}
+    assert own["ids"] == greedy_ids(model, PROMPT, 4) and own["prefill_s"] > 0
 
 
 def test_greedy_stops_at_a_stop_id(model: Model) -> None:

@@ -8,15 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from backends.mnn.layout import plan_layout
 from frontends.checkpoint import load
 from ir.decisions import PrecisionPlan
 from ir.diag import LadingError
+from ir.split import parts_needed
+from ir.storage_size import exact_rows_bytes, fixed_bytes, weight_bytes
 from ir.weights import storage_of
 from passes.assign_precision import AssignPrecision
 from passes.discover_inputs import DiscoverInputs
 from passes.manager import PassManager
 from passes.pipeline import Pipeline
 from passes.plan_file import load_rules
+from passes.weights import weights_of
 from tests.checkpoints import make_checkpoint
 
 
@@ -117,6 +121,81 @@ def test_first_matching_rule_wins(tied, tmp_path):
     assert str(path) in first.rule
 
 
+def test_bounds_of_rules_and_floors_move_the_width_of_the_policy(tied, tmp_path):
+    path = rules_file(
+        tmp_path,
+        """
+        [[rule]]
+        match = "*q_proj*"
+        min_bits = 6
+        [[rule]]
+        match = "*k_proj*"
+        max_bits = 3
+        [[rule]]
+        match = "*v_proj*"
+        bits = 3
+        """,
+    )
+    _, plan = planned(tied, plan=path, floor=("layer:4", "*.o_proj.weight:8", "*.1.*v_proj*:5"))
+    widths = {name: plan.storage[f"model.layers.1.self_attn.{name}_proj.weight"].bits for name in "qkvo"}
+    assert widths == {"q": 6, "k": 4, "v": 5, "o": 8}
+    assert plan.storage["model.layers.0.self_attn.v_proj.weight"].bits == 4
+    assert plan.storage["model.layers.0.mlp.up_proj.weight"].bits == 4
+    assert plan.storage["lm_head.weight"].bits == 8
+
+
+@pytest.mark.parametrize("floor", ["logits", "logits:9", ":4", "logits:x", "logits:444"])
+def test_a_malformed_floor_is_refused(tied, floor):
+    with pytest.raises(LadingError, match="not a floor") as error:
+        planned(tied, floor=(floor,))
+    assert error.value.code == "Q411"
+
+
+def test_a_floor_that_matches_nothing_is_an_error(tied):
+    with pytest.raises(LadingError, match="matches no weight") as error:
+        planned(tied, floor=("*q_porj*:4",))
+    assert error.value.code == "Q412"
+
+
+def test_an_embedding_method_that_needs_inputs_is_refused(tied):
+    with pytest.raises(LadingError, match="needs inputs") as error:
+        planned(tied, embedding_method="gptq")
+    assert error.value.code == "Q413"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "",
+        "bits=3 block=32 logits-bits=4",
+        "bits=5 block=0 symmetric logits-bits=6",
+        "bits=7 scale=f16 logits-bits=3 embedding-bits=8",
+        "bits=2 symmetric scale=f16 block=16",
+        "bits=16 logits-bits=16",
+        "bits=32 logits-bits=8 embedding-bits=16",
+        "bits=6 embedding-bits=32",
+    ],
+)
+@pytest.mark.parametrize("family", ["tied", "untied", "qwen3"])
+def test_sizes_are_known_before_anything_is_stored(family, options, request, tmp_path):
+    folder = make_checkpoint(tmp_path, family) if family == "qwen3" else request.getfixturevalue(family)
+    graph = load(folder)
+    PassManager(f"infer-types,discover-inputs,assign-precision{{{options}}}").run(graph)
+    plan = graph.facts[PrecisionPlan.name]
+    expected, rows = fixed_bytes(graph), 0
+    for weight in weights_of(graph):
+        storage = plan.storage[weight.name]
+        if weight.role == "embedding" and storage.bits == 32:
+            rows = exact_rows_bytes(weight.rows, weight.columns, parts_needed(weight.value.const))
+        elif not (plan.tied and weight.role == "embedding" and storage.bits <= 8):
+            expected += weight_bytes(weight.rows, weight.columns, storage)
+    PassManager("insert-qdq,legalize-mnn,sink-layouts,cse,dce").run(graph, given=("typed", "signature"))
+    layout = plan_layout(graph)
+    assert layout.nbytes == expected
+    file = layout.embedding_file
+    assert (file.source.nbytes if file is not None else 0) == rows
+
+
 def test_json_file_says_the_same_as_toml(tmp_path):
     toml = rules_file(tmp_path, '[[rule]]\nmatch = "a*"\nbits = 3\n')
     other = tmp_path / "plan.json"
@@ -138,6 +217,10 @@ def test_json_file_says_the_same_as_toml(tmp_path):
         ('[[rule]]\nrole = "head"', "Q411", "role = 'head'"),
         ('[[rule]]\nmatch = "re:("', "Q411", "regular expression"),
         ("[[rule]]\nbits = 4", "Q411", "'match' or 'role'"),
+        ('[[rule]]\nmatch = "*"\nmin_bits = 9', "Q411", "min_bits = 9"),
+        ('[[rule]]\nmatch = "*"\nmax_bits = true', "Q411", "max_bits = True"),
+        ('[[rule]]\nmatch = "*"\nbits = 4\nmin_bits = 3', "Q411", "no use for min_bits"),
+        ('[[rule]]\nmatch = "*"\nmax_bits = 3\nmin_bits = 4', "Q411", "max_bits is less"),
     ],
 )
 def test_bad_file_is_refused_with_its_rule(tied, tmp_path, text, code, says):

@@ -382,8 +382,12 @@ def test_methods_are_open():
     class Signs:
         name = "signs-for-test"
         accepts = frozenset()
+        needs = "nothing"
+        slow = False
+        version = 1
 
-        def quantize(self, rows, spec, scratch):
+        def quantize(self, rows, spec, scratch, moments):
+            assert moments is None
             assert rows.dtype == f32
             if not np.isfinite(rows).all():
                 raise NotFinite(int(np.argmin(np.isfinite(rows).all(axis=1))))

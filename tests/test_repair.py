@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import sys
@@ -11,11 +12,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from backends.contract import check_feed, check_files, read
 from backends.mnn import native
 from backends.mnn.configs import config_for
 from backends.mnn.doctor import examine
 from backends.mnn.mnn_file import read_net
 from backends.mnn.profiles import RELEASES, target
+from backends.mnn.releases import LLM_RELEASES, installed_version
 from backends.mnn.tokenizer_lift import spec_of
 from backends.mnn.tokenizer_reader import read_text, read_tokenizer
 from ir.diag import LadingError
@@ -26,6 +29,11 @@ from tools.repair import main, repair
 DATA = Path(__file__).resolve().parent / "data"
 OFFICIAL = {"official-default-int8": 2e-5, "official-unfused-int4": 0.0, "official-unfused-int8-fp32scales": 0.0}
 """Allowed difference from the original on 3.6.1, relative to the largest logit; fused operators round otherwise."""
+
+NAME = "official-unfused-int4"
+HERE = installed_version() or ""
+RUNS = HERE in LLM_RELEASES
+"""The installed MNN can run models."""
 
 PIECES = [list(range(5, 40)), [7], [9, 10, 11]]
 
@@ -173,6 +181,124 @@ def test_an_official_model_repaired_for_3_0_loads_with_the_old_names(tmp_path):
     if "3.6.1" in interpreters():
         wanted = logits(DATA / "official-default-int8", "3.6.1")[: len(ids)]
         assert np.abs(ended.arrays["outputs/logits"][0] - wanted).max() < 1e-4 * np.abs(wanted).max()
+
+
+# ---- contract and verification ----
+
+
+def test_the_contract_describes_the_repaired_folder(repaired):
+    folder = repaired("official-default-int8")
+    contract = read(folder)
+    assert check_files(contract, folder) == []
+    assert contract.target.releases == tuple(RELEASES) and contract.verified == () and contract.config_digest is None
+    model = contract.model
+    assert (model.name, model.family, model.layers, model.hidden) == ("official-default-int8", "qwen2", 2, 128)
+    assert (model.heads, model.kv_heads, model.head_dim, model.vocab, model.max_position) == (4, 2, 32, 2048, 32768)
+    original = DATA / "official-default-int8"
+    assert {item.file for item in contract.sources} == {
+        "config.json", "llm_config.json", "llm.mnn", "llm.mnn.weight", "tokenizer.mtok",
+    }  # fmt: skip
+    for item in contract.sources:
+        data = (original / item.file).read_bytes()
+        found = (item.bytes, item.digest, item.digest_of)
+        assert found == (len(data), hashlib.sha256(data).hexdigest(), "content")
+    assert [item.name for item in contract.signature.inputs] == list(RELEASES["3.6.1"].inputs)
+    assert all(item.discovered is None for item in contract.signature.inputs)
+    assert contract.signature.state.bytes_per_token == 2 * 2 * 2 * 32 * 4
+    assert contract.pipeline.text == "sink-layouts,cse,dce" and contract.calibration is None
+    assert contract.runtime.settings["memory"] == "low" and "tie_embeddings" in contract.runtime.requires.keys
+    table = next(item for item in contract.weights if item.name.startswith("embedding"))
+    assert table.shared_with and (table.storage.bits, table.storage.method, table.storage.scale_dtype) == (8, "stored", "f32")
+    assert {item.file: item.releases for item in contract.tokenizer.files} == {
+        "tokenizer.mtok": ("3.5.0", "3.6.0", "3.6.1"), "tokenizer.txt": ("3.4.0", "3.4.1"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_a_fed_prompt_fits_the_contract(name, repaired):
+    contract = read(repaired(name))
+    feed = {
+        "input_ids": np.zeros((3, 1, 128), np.float32), "attention_mask": np.zeros((), np.float32),
+        "position_ids": np.arange(3, dtype=np.int32)[None], "logits_index": np.array([-1], np.int32),
+    }  # fmt: skip
+    check_feed(contract, feed, previous=0)
+    with pytest.raises(LadingError):
+        check_feed(contract, {**feed, "input_ids": feed["input_ids"][..., :64]}, previous=0)
+
+
+def test_an_input_that_the_original_lacked_is_marked(tmp_path):
+    old = compiled(make_checkpoint(tmp_path / "model", "qwen2"), tmp_path / "old", "fp32", target="3.0.0")
+    repair(old, tmp_path / "new")
+    found = {item.name: item.discovered for item in read(tmp_path / "new").signature.inputs}
+    assert [name for name, why in found.items() if why is not None] == ["logits_index"]
+    assert found["logits_index"].by == "repair"
+
+
+@pytest.mark.parametrize("name", ["int4-untied", "fp16-tied", "fp32-parts", "windows"])
+def test_repaired_own_models_have_complete_contracts(name, tmp_path):
+    """Embedding rows in a file of their own, tied halves, rows in parts, and planes of a mask."""
+    family, options, pipeline = OWN[name]
+    folder = compiled(make_checkpoint(tmp_path / "model", family, **options), tmp_path / "old", pipeline)
+    done = repair(folder, tmp_path / "new", verify="quick" if RUNS else "none", guard=True)
+    old, new = read(folder), read(tmp_path / "new")
+    assert check_files(new, tmp_path / "new") == [] and (tmp_path / "new" / "check_inputs.py").is_file()
+    assert sum(item.bytes for item in new.weights) == sum(item.bytes for item in old.weights)
+    assert [(item.shape, item.storage.bits) for item in new.weights] == [(item.shape, item.storage.bits) for item in old.weights]
+    assert new.model.hidden == old.model.hidden and new.signature.dims == old.signature.dims
+    assert new.signature.state == old.signature.state
+    if RUNS:
+        (record,) = new.verified
+        assert (record.reference, record.prompt_tokens, record.release) == ("decoded weights", 32, HERE)
+        assert done.error == record.max_abs_error < 1e-3 and done.from_original == 0.0
+
+
+@pytest.mark.skipif(not RUNS, reason="needs an installed MNN with a language-model runtime")
+def test_a_result_with_other_logits_is_not_written(tmp_path, monkeypatch):
+    import tools.repair as tool
+
+    stored = tool._stored_logits
+    monkeypatch.setattr(tool, "_stored_logits", lambda graph, ids: stored(graph, ids) + 0.1)
+    with pytest.raises(LadingError, match="stored weights give") as caught:
+        repair(DATA / "official-unfused-int4", tmp_path / "out", verify="quick")
+    assert caught.value.code == "U952" and list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    ran = tool._logits
+    monkeypatch.setattr(tool, "_logits", lambda folder, ids, version: ran(folder, ids, version) + 0.1 * (folder == DATA / NAME))
+    if examine(DATA / NAME, [RELEASES[HERE]]).healthy:
+        with pytest.raises(LadingError, match="original gives"):
+            repair(DATA / NAME, tmp_path / "out", verify="quick")
+
+
+def test_a_release_that_is_not_installed_cannot_verify(tmp_path, monkeypatch):
+    monkeypatch.setattr("backends.mnn.releases.installed_version", lambda: "3.5.0")
+    out = tmp_path / "out"
+    result = run(DATA / NAME, "-o", out, "--target", "3.6.1", "--verify", "quick")
+    assert result.exit_code == 1 and "error[U953]" in result.stderr and not out.exists()
+    result = run(DATA / NAME, "-o", out, "--target", "3.6.1")
+    assert "not run: the installed MNN 3.5.0 is no release of the target" in " ".join(result.stdout.split())
+    assert read(out).verified == ()
+    monkeypatch.setattr("backends.mnn.releases.installed_version", lambda: None)
+    assert "not run: MNN is not installed" in run(DATA / NAME, "-o", out, "--force").stdout
+    assert "not run: verification is off" in run(DATA / NAME, "-o", out, "--force", "--verify", "none").stdout
+
+
+# ---- the newest release ----
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_a_repair_for_the_newest_release_uses_its_fused_forms(name, tmp_path):
+    done = repair(DATA / name, tmp_path / "new", "3.6.1", verify="quick" if HERE == "3.6.1" else "none")
+    assert done.after == ["3.6.1"] and done.kept
+    found = read_net(tmp_path / "new" / "llm.mnn")["oplists"]
+    kinds = [op.get("type") for op in found]
+    silu = [op for op in found if op.get("type") == "BinaryOp" and op["main"].get("opType") == "MUL_SILU"]
+    assert (len(silu), kinds.count("RoPE"), kinds.count("Attention")) == (2, 2, 2)
+    assert all(op["main"]["output_c4"] for op in found if op.get("type") == "Attention")
+    assert "fuse-mnn{fuse=[" in read(tmp_path / "new").pipeline.text
+    assert json.loads((tmp_path / "new" / "llm_config.json").read_text())["layer_nums"] == 2
+    if "3.6.1" in interpreters():
+        wanted = logits(DATA / name, "3.6.1")
+        assert np.abs(logits(tmp_path / "new", "3.6.1") - wanted).max() <= 2e-5 * np.abs(wanted).max()
 
 
 # ---- the command, and what is refused ----

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ir import tensor as module
+from ir import rotation, rows
 from ir.diag import LadingError
 from ir.tensor import (
     FILES,
@@ -30,6 +30,8 @@ from ir.tensor import (
     multiplied,
     register_recipe,
     reshaped,
+    rotated,
+    rotation_matrix,
     row_concat,
     row_gather,
     row_permute,
@@ -326,6 +328,76 @@ def test_recipes_are_rebuilt_compared_and_pickled(first, second):
         assert same(tensor.load(), second[0].load())
 
 
+SIZES = (1, 2, 3, 8, 12, 24, 28, 30, 64, 896)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_rotations_are_orthogonal_and_spread_one_coordinate_over_all(size):
+    turn = rotation_matrix(size, 3)
+    assert turn.dtype == np.float64
+    np.testing.assert_allclose(turn @ turn.T, np.eye(size), rtol=0, atol=1e-13)
+    assert np.abs(turn).max() <= np.sqrt(2 / size) + 1e-12 or size == 1
+
+
+def test_rotations_depend_on_the_seed_and_on_nothing_else():
+    assert not np.array_equal(rotation_matrix(64, 0), rotation_matrix(64, 1))
+    assert np.array_equal(rotation_matrix(64, 5), rotation_matrix(64, 5))
+    # A Hadamard matrix of four over 2, columns in Sylvester's order, rows with the signs of seed 7.
+    signs = rotation_matrix(4, 7)[:, 0] * 2
+    assert signs.tolist() == [1, 1, 1, -1]
+    assert (rotation_matrix(4, 7) * signs[:, None])[1].tolist() == [0.5, -0.5, 0.5, -0.5]
+
+
+@pytest.mark.parametrize(("shape", "axis", "size"), [
+    ((5, 12), 1, 12), ((70, 24), 1, 8), ((24, 5), 0, 24), ((24, 5), 0, 8), ((56, 9), 0, 56), ((7, 3), 0, 7), ((3, 7), 1, 7),
+])  # fmt: skip
+@pytest.mark.parametrize("groups", [1 << 24, 64])
+def test_turning_is_a_product_with_the_matrix_in_every_range(shape, axis, size, groups, monkeypatch):
+    monkeypatch.setattr(rotation, "GROUP_BYTES", groups)
+    array = matrix(shape)
+    tensor = rotated(InlineTensor(array), axis, size, 3)
+    whole = np.kron(np.eye(shape[axis] // size), rotation_matrix(size, 3))
+    expected = whole.T @ array if axis == 0 else array @ whole
+    loaded = tensor.load()
+    assert loaded.dtype == np.float32
+    np.testing.assert_allclose(loaded, expected, rtol=2e-7, atol=1e-7)
+    for low in range(shape[0]):
+        assert np.array_equal(tensor.rows(low, low + 1), loaded[low : low + 1])
+    tensor.release()
+    assert np.array_equal(tensor.rows(1, shape[0]), loaded[1:])
+    assert np.array_equal(tensor.elements(2, 9), loaded.reshape(-1)[2:9])
+
+
+def test_turning_reads_what_it_needs_of_a_file(tmp_path, monkeypatch):
+    base = on_disk(tmp_path / "a.bin", matrix((64, 40)), F32)
+    reads: list[int] = []
+    read = FILES.read
+    monkeypatch.setattr(FILES, "read", lambda *args: reads.append(args[2]) or read(*args))
+    monkeypatch.setattr(rotation, "GROUP_BYTES", 16 * 40 * 8)
+    tensor = rotated(base, 0, 32, 0)
+    first = tensor.rows(0, 16)
+    assert sum(reads) == 32 * 40 * 4
+    assert np.array_equal(tensor.rows(3, 7), first[3:7])
+    assert sum(reads) == 32 * 40 * 4
+
+
+def test_a_turned_vector_and_half_precision():
+    vector = matrix((24,))
+    whole = rotation_matrix(24, 1)
+    np.testing.assert_allclose(rotated(InlineTensor(vector), 0, 24, 1).load(), vector @ whole, rtol=2e-7, atol=1e-7)
+    half = InlineTensor(matrix((3, 24)).astype(np.float16))
+    turned = rotated(half, 1, 24, 1)
+    assert turned.type == half.type
+    assert np.array_equal(turned.load(), (half.load().astype(np.float64) @ whole).astype(np.float16))
+
+
+def test_turned_tensors_are_rebuilt_and_pickled():
+    tensor = rotated(InlineTensor(matrix((24, 8))), 0, 8, 2)
+    for again in (rebuilt(tensor), pickle.loads(pickle.dumps(tensor))):
+        assert same_tensor(again, tensor) and same(again.load(), tensor.load())
+    assert not same_tensor(tensor, rotated(InlineTensor(matrix((24, 8))), 0, 8, 3))
+
+
 def test_rank_zero_has_one_row():
     scalar = InlineTensor(np.float32(2))
     doubled = scaled(cast(scalar, F64), 2)
@@ -349,7 +421,7 @@ def test_a_transpose_of_a_file_reads_it_once_per_slab(tmp_path, monkeypatch):
     reads: list[int] = []
     read = FILES.read
     monkeypatch.setattr(FILES, "read", lambda *args: reads.append(1) or read(*args))
-    monkeypatch.setattr(module, "SLAB_BYTES", 300 * 4 * 20)
+    monkeypatch.setattr(rows, "SLAB_BYTES", 300 * 4 * 20)
     tensor = transposed(base)
     assert np.array_equal(np.concatenate([tensor.rows(at, at + 4) for at in range(0, 40, 4)]), array.T)
     assert len(reads) == 2
@@ -388,6 +460,12 @@ def test_casting_through_a_wider_type_is_dropped_and_a_narrower_is_kept():
     assert cast(cast(half, F64), F16) is half
     kept = cast(cast(InlineTensor(matrix((2, 2))), BF16), F32)
     assert kept.recipe()[1][0].recipe()[0] == "cast"
+
+
+@pytest.mark.parametrize(("axis", "size"), [(0, 5), (1, 3), (2, 2), (-1, 2), (1, 0)])
+def test_turns_that_do_not_fit_are_diagnostics(axis, size):
+    assert code_of(lambda: rotated(InlineTensor(np.ones((6, 4), np.float32)), axis, size, 0)) == "T254"
+    assert code_of(lambda: rotated(InlineTensor(np.ones((6, 4), np.int32)), 0, 2, 0)) == "T254"
 
 
 def test_bad_arguments_are_diagnostics():

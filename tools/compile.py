@@ -24,7 +24,15 @@ if TYPE_CHECKING:
 @click.option("--verify", type=click.Choice(["none", "quick", "full"]), default="quick", show_default=True,
               help="How much to read back and run on the installed MNN.")  # fmt: skip
 @click.option("--text", type=click.Path(path_type=Path), help="File whose perplexity is measured; the example has one.")
-@click.option("--max-kl", type=float, help="Allowed KL divergence from the float model; default by width.")
+@click.option("--calibration", type=click.Path(path_type=Path), metavar="FILE",
+              help="Text or JSONL of chats to measure with; default a sample that comes with the package.")  # fmt: skip
+@click.option("--budget", metavar="BPW", help="Choose each weight's precision: least loss at, for example, 4.5bpw.")
+@click.option("--max-size", metavar="SIZE", help="The same for a weight file of at most, for example, 300MB.")
+@click.option("--max-kl", type=click.FloatRange(0, min_open=True), metavar="KL",
+              help="The same the other way: the smallest file with at most this divergence from the float model.")  # fmt: skip
+@click.option("--save-plan", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="Write the precision chosen for each weight as a file that plan= reads.")  # fmt: skip
+@click.option("--kl-bar", type=float, help="Divergence above which verification fails; default by width.")
 @click.option("--revision", help="Revision of a model on the Hugging Face Hub.")
 @click.option(
     "--memory",
@@ -103,6 +111,7 @@ def _compile(screen: Screen, model: str | None, out: Path | None, pipeline: str,
         example = example_checkpoint()
         model = str(example)
         options["text"] = options["text"] or example / "evaluation.txt"
+        options["calibration"] = options["calibration"] or example / "calibration.txt"
     name = Path(model).expanduser().resolve().name if Path(model).expanduser().is_dir() else model.replace("/", "--")
     instruments = _instruments(options)
     watch = {key: options.pop(key) for key in ("dump_ir", "verify_each", "check_numbers", "timing")}

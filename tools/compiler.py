@@ -17,13 +17,16 @@ from tools.interrupts import held_interrupts
 if TYPE_CHECKING:
     from backends.contract import Contract
     from backends.mnn.emit import Emission, Settings
+    from backends.mnn.profiles import Target
     from backends.mnn.readback import WeightError
     from backends.mnn.tokenizer_job import TokenizerJob
     from backends.mnn.verify import Verification
+    from ir.facts import Fact
     from ir.graph import Graph
-    from passes.base import Pass
+    from passes.assign_precision import AssignPrecision
+    from passes.base import Pass, PassContext
     from passes.manager import Instrument, Report
-    from passes.pipeline import Pipeline
+    from passes.pipeline import Pipeline, Repeat
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "tiny-qwen2.5"
 """Where the example checkpoint lies in a source tree."""
@@ -53,7 +56,11 @@ class Request:
         text: file whose perplexity is measured, or None.
         force: replace a directory written before.
         revision: revision of a hub repository.
-        max_kl: bar for the KL divergence from the float model; None takes the one for the narrowest width.
+        calibration: text or JSONL that passes measure with; None for the example's own or the packaged sample.
+        budget, max_size, max_kl: the limit under which precision is assigned by measurement, at most one of them: bits
+            per weight (``4.5bpw``), bytes of the weight file (``300MB``), KL divergence from the float model.
+        kl_bar: largest KL divergence that verification lets pass; None takes the one for the narrowest width.
+        save_plan: file to write the precision plan to, readable and fit for ``plan=``.
         memory, precision: runtime settings to write; None chooses by the stored widths.
         threads: runtime threads to write.
         guard: also write the modules that check inputs in an application.
@@ -69,7 +76,12 @@ class Request:
     text: Path | None = None
     force: bool = False
     revision: str | None = None
+    calibration: Path | None = None
+    budget: str | None = None
+    max_size: str | None = None
     max_kl: float | None = None
+    kl_bar: float | None = None
+    save_plan: Path | None = None
     memory: str | None = None
     precision: str | None = None
     threads: int = 4
@@ -89,6 +101,7 @@ class Result:
         emission: what was written.
         verification: what was measured, or None.
         sample: prompt and greedy continuation as text, or None.
+        facts: what the passes decided, by name: ``precision-plan``, ``sensitivity``, ``calibration`` and others.
         seconds: wall time by phase.
         warnings: what the user should know.
     """
@@ -99,6 +112,7 @@ class Result:
     emission: Emission
     verification: Verification | None
     sample: tuple[str, str] | None
+    facts: Mapping[str, Fact] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[Diagnostic] = field(default_factory=list)
 
@@ -111,6 +125,9 @@ class Listener:
 
     def weights(self, done: int, total: int) -> None:
         """So many weights of all are written."""
+
+    def step(self, done: int, total: int, what: str) -> None:
+        """A long pass is so far."""
 
 
 def example_checkpoint() -> Path:
@@ -137,7 +154,7 @@ def compile_model(request: Request, listener: Listener | None = None) -> Result:
     """
     from passes.pipeline import load as load_pipeline
 
-    pipeline = load_pipeline(request.pipeline)
+    pipeline = _measured(load_pipeline(request.pipeline), request)
     _check(request)
     workers = request.workers or os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool, ThreadPoolExecutor(1) as side:
@@ -153,14 +170,57 @@ def _check(request: Request) -> None:
 
     target(request.target)
     check_target(request.out, request.force)
-    if request.text is not None and not request.text.is_file():
-        raise LadingError("U903", "no such text file", where=str(request.text))
+    for text in (request.text, request.calibration):
+        if text is not None and not text.is_file():
+            raise LadingError("U903", "no such text file", where=str(text))
     if request.verify != "none" and installed_version() is None:
         raise LadingError(
             "U906",
             "verification needs the MNN runtime, which is not installed",
             hint="pip install MNN, or --verify none",
         )
+
+
+def _measured(pipeline: Pipeline, request: Request) -> Pipeline:
+    """The pipeline with the limit of the request given to assign-precision, and calibrated before it.
+
+    Raises:
+        LadingError: U907 more than one limit, or nothing in the pipeline that could keep one.
+    """
+    from dataclasses import replace
+
+    from passes.assign_precision import AssignPrecision
+
+    limits = {"budget": request.budget, "max_size": request.max_size, "max_kl": request.max_kl}
+    given = {name: value for name, value in limits.items() if value is not None}
+    if not given:
+        return pipeline
+    if len(given) > 1:
+        names = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise LadingError("U907", f"{names} are given together", hint="keep one of them")
+    if not any(isinstance(one, AssignPrecision) for one in pipeline.passes()):
+        hint = "use --passes default, or add assign-precision"
+        raise LadingError("U907", f"the pipeline {pipeline} has no assign-precision to keep a limit", hint=hint)
+    limited = pipeline.map(lambda one: replace(one, **given) if isinstance(one, AssignPrecision) else one)
+    if _calibrates(limited):
+        return limited
+    from passes.calibrate import Calibrate
+    from passes.pipeline import Pipeline
+
+    place = next(number for number, item in enumerate(limited.items) if _assigns(item))
+    return Pipeline((*limited.items[:place], Calibrate(), *limited.items[place:]))
+
+
+def _calibrates(pipeline: Pipeline) -> bool:
+    return any(one.name == "calibrate" for one in pipeline.passes())
+
+
+def _assigns(item: Pass | Repeat) -> bool:
+    from passes.assign_precision import AssignPrecision
+    from passes.pipeline import Repeat
+
+    inside = item.body.passes() if isinstance(item, Repeat) else (item,)
+    return any(isinstance(one, AssignPrecision) for one in inside)
 
 
 def _for_target(pipeline: Pipeline, name: str) -> Pipeline:
@@ -170,21 +230,34 @@ def _for_target(pipeline: Pipeline, name: str) -> Pipeline:
     from backends.mnn.profiles import target
     from passes.assign_precision import AssignPrecision
     from passes.discover_inputs import DiscoverInputs
+    from passes.fuse_mnn import FuseMnn
 
     chosen = target(name)
 
     def change(one: Pass) -> Pass:
+        if isinstance(one, FuseMnn) and one.fuse == FuseMnn.fuse and chosen.fused_forms:
+            return replace(one, fuse=chosen.fused_forms)
         if isinstance(one, DiscoverInputs) and one.signature == DiscoverInputs.signature:
             return replace(one, signature=chosen.signature)
         if isinstance(one, AssignPrecision):
-            tied = all(release.tie_embeddings for release in chosen.releases)
-            if not tied and not one.embedding_bits:
-                one = replace(one, embedding_bits=32)
-            if chosen.f16_scales and one.scale == "auto":
-                one = replace(one, scale="f16")
+            return _readable(one, chosen)
         return one
 
     return pipeline.map(change)
+
+
+def _readable(one: AssignPrecision, chosen: Target) -> AssignPrecision:
+    """The pass with only those storages to choose from that every release of the target computes right."""
+    from dataclasses import replace
+
+    if not chosen.row_widths and not one.embedding_bits:
+        one = replace(one, embedding_bits=32)
+    if chosen.f16_scales and one.scale == "auto":
+        one = replace(one, scale="f16")
+    widths = tuple(bits for bits in one.widths if bits > 8 or bits in chosen.widths)
+    blocks = tuple(block for block in one.blocks if block % chosen.block_unit == 0)
+    forms = tuple(form for form in one.forms if form != "symmetric" or chosen.symmetric)
+    return replace(one, widths=widths, blocks=blocks, forms=forms)
 
 
 class _Clock:
@@ -231,40 +304,64 @@ class _Job:
             compare = request.verify != "none"
             job = tokenizer_request(folder, staging, self.target, compare=compare, lines=request.text)
             with TokenizerJob(job) as tokenizer:
-                with held_interrupts():
-                    self._import_native()
-                    graph, report = self._lower(folder)
+                graph, report = self._lower(folder)
                 emission = self._emit(graph, staging, folder, tokenizer)
             verification, errors = self._verify(graph, emission, folder)
             contract = self._contract(graph, emission, report, verification, errors)
         sample = _sample(folder, verification)
         seconds = {**self.clock.seconds, "total": self.clock.total()}
-        return Result(request.out, contract, report, emission, verification, sample, seconds, self.warnings)
+        facts = dict(graph.facts)
+        return Result(request.out, contract, report, emission, verification, sample, facts, seconds, self.warnings)
 
-    def _import_native(self) -> None:
+    def _import_native(self, calibrated: bool) -> None:
         """Import what later phases need of native modules now, while interrupts wait."""
-        if self.request.verify != "none":
+        if self.request.verify != "none" or calibrated:
             import onnxruntime
             import tokenizers
 
             assert onnxruntime and tokenizers
+        if calibrated:
+            import scipy.linalg
+            import scipy.optimize
+
+            assert scipy
 
     def _lower(self, folder: Path) -> tuple[Graph, Report]:
         """The checkpoint as a graph that MNN can hold."""
+        from contextlib import nullcontext
+
         from frontends.checkpoint import load
-        from passes.base import PassContext
         from passes.manager import PassManager
 
-        graph = load(folder)
+        calibrated = _calibrates(self.pipeline)
+        with held_interrupts():
+            self._import_native(calibrated)
+            graph = load(folder)
         graph.metadata["name"] = _model_name(self.request.model)
         self.warnings += [Diagnostic(**item) for item in graph.metadata.pop("warnings", ())]
+        context = self._context(folder, calibrated)
         self.clock.lap("read")
         self.listener.phase("running the passes")
-        report = PassManager(self.pipeline, self.request.instruments).run(graph, PassContext())
+        # A pipeline without calibration is over sooner than anybody could wait for it; the others can be stopped.
+        with nullcontext() if calibrated else held_interrupts():
+            report = PassManager(self.pipeline, self.request.instruments).run(graph, context)
         _require_lowered(graph, report)
         self.warnings += report.all_diagnostics()
         self.clock.lap("passes")
+        if self.request.save_plan is not None:
+            _save_plan(graph, self.request.save_plan)
         return graph, report
+
+    def _context(self, folder: Path, calibrated: bool) -> PassContext:
+        """What passes are given besides the graph."""
+        from passes.base import PassContext
+
+        if not calibrated:
+            return PassContext()
+        from frontends.calibration_text import load_calibration
+
+        text = load_calibration(self.request.calibration, folder)
+        return PassContext(text, progress=self.listener.step)
 
     def _emit(self, graph: Graph, staging: Path, folder: Path, tokenizer: TokenizerJob) -> Emission:
         from backends.mnn.emit import emit
@@ -285,14 +382,15 @@ class _Job:
         return emission
 
     def _settings(self, graph: Graph) -> Settings:
-        """Low memory keeps codes packed; floats gain nothing from it, and single precision must stay single."""
+        """What suits the stored widths, unless the request says otherwise."""
+        from backends.mnn.configs import recommend
         from backends.mnn.emit import Settings
         from ir.decisions import PrecisionPlan
 
-        widths = {item.bits for item in graph.facts[PrecisionPlan.name].storage.values()}
-        memory = "low" if any(width <= 8 for width in widths) else "normal"
-        precision = "high" if widths == {32} else "low"
-        return Settings(self.request.precision or precision, self.request.memory or memory, self.request.threads)
+        best = recommend(graph.facts[PrecisionPlan.name].storage.values())
+        memory = self.request.memory or best.memory
+        option = best.dynamic_option if memory == "low" else 0
+        return Settings(self.request.precision or best.precision, memory, self.request.threads, option)
 
     def _verify(
         self, graph: Graph, emission: Emission, folder: Path
@@ -310,20 +408,19 @@ class _Job:
         self.clock.lap("read back")
         encode = _encoder(folder)
         text = encode(self.request.text.read_text(encoding="utf-8", errors="replace")) if self.request.text else []
-        settings = emission.settings
         subject = Subject(
             emission.folder,
             load(folder),
             graph,
             [ids for ids in map(encode, PROMPTS) if ids],
             text,
-            {"memory": settings.memory, "precision": settings.precision, "thread_num": settings.threads},
+            emission.settings.as_run(),
         )
         verification = verify(
             subject,
             LEVELS[self.request.verify],
             version=installed_version() or "unknown",
-            max_kl=self.request.max_kl,
+            max_kl=self.request.kl_bar,
             progress=self.listener.phase,
         )
         verification.require()
@@ -360,6 +457,13 @@ class _Job:
         write(contract, emission.folder)
         self.clock.lap("contract")
         return contract
+
+
+def _save_plan(graph: Graph, path: Path) -> None:
+    from ir.decisions import PrecisionPlan, Sensitivity
+    from passes.plan_file import write_plan
+
+    write_plan(graph.facts[PrecisionPlan.name], path, graph.facts.get(Sensitivity.name))
 
 
 def _sample(folder: Path, verification: Verification | None) -> tuple[str, str] | None:

@@ -15,6 +15,7 @@ TOOLS = {
     "diff": "tools.diff",
     "doctor": "tools.doctor",
     "inspect": "tools.inspect",
+    "ladder": "tools.ladder",
     "matrix": "tools.matrix",
     "opt": "tools.opt",
     "reduce": "tools.reduce",

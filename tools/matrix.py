@@ -182,7 +182,7 @@ def _run(matrix: Matrix, row: Row, release: str, job: Job, made_of: Mapping[str,
               metavar="DIR", help="Run this compiled folder instead, and note the releases in its contract.")  # fmt: skip
 @click.option("--source", "sources", multiple=True, metavar="CHECKPOINT",
               type=click.Path(exists=True, file_okay=False, path_type=Path),
-              help="The checkpoint that a --model was compiled from.")  # fmt: skip
+              help="The checkpoint that a --model was made from; without, its own files are the reference.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), default=Path("build/matrix"), show_default=True,
               help="Folder of models and of the results of each cell.")  # fmt: skip
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",

@@ -63,7 +63,8 @@ def this_platform() -> str:
     return f"{platform.system()} {platform.machine()}"
 
 
-def _digest_of(folder: Path, names: Collection[str]) -> str:
+def digest_of(folder: Path, names: Collection[str]) -> str:
+    """SHA-256 (hex) of the names and contents of files."""
     import hashlib
 
     found = hashlib.sha256()
@@ -75,6 +76,9 @@ def _digest_of(folder: Path, names: Collection[str]) -> str:
 
 class Source:
     """A checkpoint: its float graph, and what the Hugging Face libraries make of the sample texts."""
+
+    referenced = True
+    """There is an original to compare with."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -96,7 +100,7 @@ class Source:
         """SHA-256 (hex) of everything that the references are made from: configuration, weights, tokenizer, template."""
         texts = (path.name for kind in ("*.json", "*.jinja") for path in self.folder.glob(kind))
         names = {*self.graph.metadata["sources"], *texts}
-        return _digest_of(self.folder, names)
+        return digest_of(self.folder, names)
 
     @cached_property
     def ids(self) -> list[int]:
@@ -169,7 +173,7 @@ class Source:
     def logits(self, ids: Sequence[int]) -> np.ndarray:
         """Float32[len(ids), vocabulary] of the original weights."""
         feeds = {self.graph.inputs[0].name: np.array([list(ids)], dtype=np.int64)}
-        return _rows(self._evaluator.run(feeds))
+        return rows_of(self._evaluator.run(feeds))
 
 
 class Artefact:
@@ -189,7 +193,7 @@ class Artefact:
         from backends.contract import CONTRACT_FILE
 
         found = (path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file())
-        return _digest_of(self.folder, {name for name in found if name != CONTRACT_FILE})
+        return digest_of(self.folder, {name for name in found if name != CONTRACT_FILE})
 
     @cached_property
     def narrowest(self) -> int:
@@ -225,7 +229,7 @@ class Artefact:
         # An embedding that must stay exact comes as several rows, whose sum it is.
         parts = model.embedding_rows(numbers).reshape(len(numbers), -1, hidden)
         feeds["input_ids"] = np.add.reduce(parts, axis=1, keepdims=True)
-        return _rows(evaluator.run(feeds))
+        return rows_of(evaluator.run(feeds))
 
     @cached_property
     def _stored(self) -> tuple[Evaluator, Any]:
@@ -265,7 +269,8 @@ class _StoredRows(Tensor):
         return "stored_rows", (str(self.model.folder), self.linear), {}
 
 
-def _rows(outputs: Mapping[str, np.ndarray]) -> np.ndarray:
+def rows_of(outputs: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The logits among the outputs of a graph, float32[positions, vocabulary]."""
     logits = outputs["logits"]
     return logits.reshape(-1, logits.shape[-1])
 
@@ -307,7 +312,8 @@ class _Judge:
         found = self._near(got, self.artefact.logits(ids, self.artefact.kind))
         if found["ok"]:
             self.distances["exact"] = _distance(self.artefact.logits(ids, self.artefact.kind), got)
-            self.distances["float"] = _distance(self.artefact.logits(ids, "float"), got)
+            if self.artefact.source.referenced:
+                self.distances["float"] = _distance(self.artefact.logits(ids, "float"), got)
         return found
 
     def _cache(self, result: Mapping[str, Any]) -> dict[str, Any]:
@@ -341,6 +347,8 @@ class _Judge:
         from backends.mnn.profiles import PROFILES
 
         source, got = self.artefact.source, result["ids"]
+        if not source.referenced:
+            return self._tokens_in_range(got)
         exact = PROFILES[self.release].mtok
         differing = sum(a != b for a, b in zip(got, source.token_ids, strict=True))
         wanted = source.token_ids if exact else source.text_form_ids
@@ -350,6 +358,12 @@ class _Judge:
         if not ok and not exact:
             note += ", not the ones this form is meant to give"
         return {**_check(ok, note), "form": form, "differing": differing, "of": len(got)}
+
+    def _tokens_in_range(self, got: Sequence[Sequence[int]]) -> dict[str, Any]:
+        size = self.artefact.source.graph.metadata["vocab_size"]
+        wild = sum(any(not 0 <= token < size for token in ids) for ids in got)
+        note = f"{wild} of {len(got)} texts get ids outside the vocabulary" if wild else "no original tokenizer to compare with"
+        return {"ok": False if wild else None, "note": note}
 
     def _chat(self, result: Mapping[str, Any]) -> dict[str, Any]:
         wanted = self.artefact.source.prompts
@@ -367,7 +381,8 @@ class _Judge:
         if result is None or "error" in result:
             return _check(False, self.shipped.failure or "no result")
         ids = self.artefact.source.ids
-        got, wanted = np.concatenate(result["logits"]), self.artefact.logits(ids, "float")
+        known = self.artefact.source.referenced
+        got, wanted = np.concatenate(result["logits"]), self.artefact.logits(ids, "float" if known else "decoded weights")
         if got.shape != wanted.shape or not np.isfinite(got).all():
             return _check(False, "logits that are not numbers, or of another shape")
         found = self.distances["shipped"] = _distance(wanted, got)
@@ -375,7 +390,8 @@ class _Judge:
         # What a width costs is known for trained models only; of others the weights' share must explain the whole.
         weights = self.distances["float"].kl if "float" in self.distances else 0.0
         ok = found.kl <= max(bar, SHIPPED_FACTOR * weights)
-        note = f"KL {found.kl:.2g} from the float model, {weights:.2g} of it by stored weights"
+        whose = f"the float model, {weights:.2g} of it by stored weights" if known else "the stored weights"
+        note = f"KL {found.kl:.2g} from {whose}"
         return {**_check(ok, note), "kl": found.kl, "top1": found.top1, "kl_weights": weights}
 
 
@@ -471,6 +487,8 @@ def _records(judge: _Judge) -> list[Verification]:
     artefact = judge.artefact
     written = artefact.contract.runtime.settings
     kinds: list[tuple[str, Kind]] = [("exact", artefact.kind), ("float", "float")]
+    if not artefact.source.referenced:
+        return [_record(judge, "exact", artefact.kind, EXACT_CONFIG, judge.checks["greedy"])]
     found = [
         _record(judge, name, kind, EXACT_CONFIG, judge.checks["greedy"] if name == "exact" else None)
         for name, kind in (kinds if artefact.kind != "float" else kinds[:1])

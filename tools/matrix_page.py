@@ -183,9 +183,9 @@ def _check(name: str, check: dict[str, Any]) -> str:
 
 
 def _failing(matrix: Matrix) -> str:
-    from tools.matrix_report import failures
+    from tools.matrix_report import failures, unreferenced
 
-    items = "".join(f"<li>{_text(line)}</li>" for line in failures(matrix))
+    items = "".join(f"<li>{_text(line)}</li>" for line in (*failures(matrix), *unreferenced(matrix)))
     return f'<h2>What is not right or was not tested</h2><ul class="failing">{items}</ul>' if items else ""
 
 

@@ -83,6 +83,16 @@ def failures(matrix: Matrix) -> list[str]:
     return lines + [f"MNN {release} was not tested: {_line(why)}" for release, why in matrix.unavailable.items()]
 
 
+def unreferenced(matrix: Matrix) -> list[str]:
+    """Which rows had no checkpoint to be compared with, a line each."""
+    rows = [row for row in matrix.rows if row.artefact is not None and not row.artefact.source.referenced]
+    return [
+        f"{row.family} was compared with its own files only, evaluated in float arithmetic: no checkpoint is named, so nothing "
+        "is known of the model it was made from"
+        for row in rows
+    ]
+
+
 def summary(matrix: Matrix) -> str:
     """One sentence of counts."""
     run, failing = len(matrix.cells), len(matrix.failing())
@@ -127,6 +137,8 @@ def show_matrix(console: Console, matrix: Matrix) -> None:
     console.print(table)
     for line in failures(matrix):
         console.print(Text(line, style="red" if not matrix.ok else "yellow"))
+    for line in unreferenced(matrix):
+        console.print(Text(line, style="yellow"))
     console.print(Text(summary(matrix), style="bold green" if matrix.ok else "bold red"))
 
 
@@ -192,7 +204,7 @@ def markdown_page(matrix: Matrix, made: str) -> str:
             [[row.family, f"`{row.precision}`", *(_words(matrix, row, one) for one in matrix.releases)] for row in matrix.rows],
         ),
     ]
-    lines = [f"- {line}" for line in failures(matrix)]
+    lines = [f"- {line}" for line in (*failures(matrix), *unreferenced(matrix))]
     if lines:
         parts += ["## What is not right or was not tested", "\n".join(lines)]
     parts += ["## The text form of the tokenizer", _text_form(matrix)]

@@ -196,34 +196,45 @@ def _compile(row: Row, source: Source, target: str, sources: str, job: Job) -> A
 
 
 def given_rows(models: Sequence[Path], sources: Sequence[Path], matrix: Matrix, chosen: bool) -> list[Row]:
-    """Rows of compiled model directories; `chosen` releases are run even where the model does not promise them.
+    """Rows of compiled or repaired model directories; without `sources` they are compared with what they store.
+
+    `chosen` releases are run even where the model does not promise them.
 
     Raises:
         LadingError: U973 not one checkpoint for each model, U974 one of another model, U976 one without a readable
-            tokenizer, C800 no contract.
+            tokenizer, C800 no contract; of models without a checkpoint B710 to B741 and F640 to F646.
     """
     from backends.contract import read
-    from tools.matrix_cell import Artefact, Source
+    from tools.matrix_cell import Artefact
+    from tools.matrix_folder import FolderArtefact, FolderSource
 
-    if len(sources) != len(models):
+    if sources and len(sources) != len(models):
         raise LadingError(
             "U973",
             f"{len(models)} models and {len(sources)} checkpoints are named",
-            hint="give --source CHECKPOINT for each --model: the logits are compared with the checkpoint's",
+            hint="give --source CHECKPOINT for each --model, or for none: then they are compared with what they store",
         )
     rows = []
-    for model, source in zip(models, sources, strict=True):
-        contract = read(model)
-        checkpoint = Source(source)
-        if checkpoint.graph.metadata["sources"]["config.json"]["sha256"] != contract.config_digest:
-            raise LadingError("U974", f"{model} was not compiled from {source}", where=str(source / "config.json"))
+    for number, model in enumerate(models):
+        contract, folder = read(model), model.resolve()
+        releases = tuple(item for item in matrix.releases if chosen or item in contract.target.releases)
+        known = bool(sources)
+        checkpoint = _checkpoint(model, sources[number], contract) if known else FolderSource(folder)
         checkpoint.check()
-        releases = [item for item in matrix.releases if chosen or item in contract.target.releases]
-        folder = model.resolve()
-        row = Row(folder.name, _widths(contract), tuple(releases), str(folder))
-        row.artefact = Artefact(row.family, row.precision, folder, checkpoint, contract)
+        row = Row(folder.name, _widths(contract) + ("" if known else ", no checkpoint"), releases, str(folder))
+        kind = Artefact if known else FolderArtefact
+        row.artefact = kind(row.family, row.precision, folder, checkpoint, contract)
         rows.append(row)
     return rows
+
+
+def _checkpoint(model: Path, source: Path, contract: Contract) -> Source:
+    from tools.matrix_cell import Source
+
+    checkpoint = Source(source)
+    if checkpoint.graph.metadata["sources"]["config.json"]["sha256"] != contract.config_digest:
+        raise LadingError("U974", f"{model} was not compiled from {source}", where=str(source / "config.json"))
+    return checkpoint
 
 
 def _widths(contract: Contract) -> str:

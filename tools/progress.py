@@ -25,6 +25,10 @@ class _Drawn(Listener):
         if self._task is not None:
             self._progress.update(self._task, completed=done, total=total)
 
+    def step(self, done: int, total: int, what: str) -> None:
+        if self._task is not None:
+            self._progress.update(self._task, description=what or None, completed=done, total=total)
+
 
 @contextmanager
 def drawn_progress() -> Iterator[Listener]:

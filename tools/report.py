@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -24,6 +25,7 @@ def result_data(result: Result) -> dict[str, Any]:
         "bits_per_weight": bits_per_weight(result),
         "seconds": {key: round(value, 3) for key, value in result.seconds.items()},
         "passes": [item.as_dict() for item in result.report.passes],
+        "plan": asdict(plan) if (plan := result.facts["precision-plan"].outcome) is not None else None,
         "verified": [item.to_json() for item in result.contract.verified],
         "sample": {"prompt": result.sample[0], "continuation": result.sample[1]} if result.sample else None,
         "warnings": [item.as_dict() for item in result.warnings],
@@ -64,6 +66,10 @@ def _summary(result: Result) -> Group:
     table.add_row("model", f"{model.family}, {model.layers} layers, {model.parameters:,} weights")
     table.add_row("passes", Text(result.report.pipeline.replace(",", ", ")))
     table.add_row("stored as", _storages(result))
+    plan = result.facts["precision-plan"].outcome
+    if plan is not None:
+        kept = f"{plan.limit}: KL {plan.measured:.2g} on {plan.positions:,} held-out tokens, {plan.predicted:.2g} predicted"
+        table.add_row("measured", Text(kept))
     table.add_row("size", f"{_bytes(size)}, {bits_per_weight(result):.2f} bits per weight")
     inputs = [f"{item.name} {item.dtype}{item.shapes[0]}" for item in contract.signature.inputs]
     table.add_row("inputs", Text("\n".join(inputs)))
@@ -107,11 +113,12 @@ def _measurements(result: Result) -> Table:
     )
     for name in ("memory", "against", "rows", "max error", "KL", "top-1", "greedy", "perplexity"):
         table.add_column(name, justify="left" if name in ("memory", "against") else "right", no_wrap=True)
+    rows: list[tuple[str, ...]] = []
     for item in result.verification.measurements:
         distance = item.distance
-        table.add_row(
+        row = (
             item.settings["memory"],
-            "float model" if item.reference == "float" else "its weights",
+            _AGAINST[item.reference],
             str(distance.positions),
             f"{distance.max_abs:.1e}",
             f"{distance.kl:.1e}",
@@ -119,12 +126,20 @@ def _measurements(result: Result) -> Table:
             _greedy(item),
             "" if item.perplexity is None else f"{item.perplexity:.2f} ({item.perplexity_reference:.2f})",
         )
+        # Without stored integers the shipped settings are those of exact arithmetic.
+        if row not in rows:
+            rows.append(row)
+            table.add_row(*row)
     return table
+
+
+_AGAINST = {"float": "float model", "decoded weights": "its weights", "runtime model": "prediction"}
+"""What a measurement compares with, in two words."""
 
 
 def _greedy(item: Measurement) -> str:
     """Decoded tokens that the reference would have chosen too; left out where quantization made texts part ways."""
-    if item.reference == "float" and item.decode_equal < item.decode_tokens:
+    if item.reference != "decoded weights" and item.decode_equal < item.decode_tokens:
         return ""
     return f"{item.decode_equal}/{item.decode_tokens}"
 

@@ -17,6 +17,7 @@ from backends.contract import read as read_contract
 from backends.mnn.configs import config_for
 from backends.mnn.doctor_files import file_findings
 from backends.mnn.doctor_graph import graph_findings, lacking
+from backends.mnn.doctor_ranks import rank_findings
 from backends.mnn.findings import Finding, Report
 from backends.mnn.mnn_file import numbers
 from backends.mnn.native import EXACT_CONFIG, run_model
@@ -46,6 +47,7 @@ def examine(path: Path, releases: Sequence[Release]) -> Report:
         versions = tuple(release.version for release in releases)
         findings.append(Finding(item.code, item.message, versions, "copy or export it again", item.where))
     findings += graph_findings(subject, releases)
+    findings += rank_findings(subject, releases)
     if subject.is_folder:
         findings += file_findings(subject, releases)
         findings += _contract_findings(subject, releases)

@@ -11,7 +11,8 @@ from backends.mnn.findings import Finding
 from backends.mnn.mnn_file import numbers
 from backends.mnn.profiles import Release
 from backends.mnn.subject import Settings, Subject, alpha_form
-from ir.diag import suggest
+from backends.mnn.tokenizer_reader import read_tokenizer
+from ir.diag import LadingError, suggest
 
 _KNOWN = frozenset(
     """
@@ -37,13 +38,16 @@ _KNOWN = frozenset(
 )
 """Keys that some release reads (``llmconfig.hpp``, ``llm.cpp``, ``omni.cpp``, ``sampler.cpp``) or exporters write."""
 
+_PADDING = 0.05
+"""Share of a vocabulary that may have no token: checkpoints pad it to round sizes, DeepSeek-V2 by 2.3 %."""
+
 _SNAKE = {"top_k": "topK", "top_p": "topP", "min_p": "minP", "tfs_z": "tfsZ", "repetition_penalty": "penalty"}
 _FLOATS = ("temperature", "topP", "minP", "tfsZ", "typical", "penalty", "ngram_factor", "attn_scale")
 
 
 def file_findings(subject: Subject, releases: Sequence[Release]) -> Iterator[Finding]:
     """Everything that can be told from the files of a directory."""
-    for check in (_readable, _keys, _mask, _contradictions, _embedding, _weights, _tokenizer):
+    for check in (_readable, _keys, _mask, _contradictions, _embedding, _weights, _tokenizer, _token_count):
         yield from check(subject, releases)
 
 
@@ -286,3 +290,31 @@ def _tokenizer_problem(settings: Settings, path: Any, release: Release) -> str:
         return f"{path.name} does not begin like a tokenizer file"
     kind = int(head[1])
     return "" if kind in release.tokenizers else f"{path.name} is of type {kind}, which is not read"
+
+
+def _token_count(subject: Subject, releases: Sequence[Release]) -> Iterator[Finding]:
+    layer = subject.logits_layer or {}
+    rows = layer.get("main", {}).get("common", {}).get("outputCount", 0)
+    paths = {release.version: subject.tokenizer_path(release) for release in releases}
+    for path in dict.fromkeys(paths.values()):
+        versions = tuple(version for version, own in paths.items() if own == path)
+        readers = tuple(release for release in releases if release.version in versions)
+        if not path.is_file() or all(_tokenizer_problem(subject.config_of(item), path, item) for item in readers):
+            continue
+        try:
+            count = len(read_tokenizer(path.read_bytes(), str(path)).tokens)
+        except LadingError as error:
+            message = f"the tokenizer may be damaged: {error.diagnostics[0].message}"
+            yield Finding("B731", message, versions, "export the tokenizer again", str(path), "warning")
+            continue
+        if rows and count > rows:
+            yield Finding(
+                "B738", f"the tokenizer has {count:,} ids and the model {rows:,} rows: a text may get an id whose embedding row "
+                "is read behind the end", versions, "is the tokenizer of another model? copy or export it again",
+                str(path), "warning",
+            )  # fmt: skip
+        elif count < rows * (1 - _PADDING):
+            yield Finding(
+                "B738", f"the tokenizer has {count:,} ids and the model {rows:,}: ids without a token are printed as nothing",
+                versions, "is the tokenizer of another model? copy or export it again", str(path), "warning",
+            )  # fmt: skip

@@ -29,7 +29,8 @@ def lacking(releases: Sequence[Release], accepts: Callable[[Release], bool]) -> 
     return tuple(release.version for release in releases if not accepts(release))
 
 
-def _place(ops: Sequence[dict[str, Any]]) -> str:
+def place_of(ops: Sequence[dict[str, Any]]) -> str:
+    """The first of some operators, and how many more there are."""
     first = str(ops[0].get("name") or ops[0].get("type"))
     return first if len(ops) == 1 else f"{first} and {len(ops) - 1} more"
 
@@ -108,7 +109,7 @@ def _order(subject: Subject, releases: Sequence[Release]) -> Iterator[Finding]:
                 f"an operator reads {subject.name(late[0])!r} before it is computed: loading fails",
                 tuple(release.version for release in releases),
                 "write the operators in topological order",
-                _place([op]),
+                place_of([op]),
             )
             return
         known.update(numbers(op.get("outputIndexes")))
@@ -129,7 +130,7 @@ def _operators(subject: Subject, releases: Sequence[Release]) -> Iterator[Findin
                 "unary": "the function {}, which does not exist: Create execution error at the first call",
                 "binary": "the function {}, which does not exist: Create execution error at the first call",
             }[sort]
-            yield Finding("B716", f"the model uses {what.format(value)}", old, REPAIR, _place(ops))
+            yield Finding("B716", f"the model uses {what.format(value)}", old, REPAIR, place_of(ops))
 
 
 def _needs(op: dict[str, Any]) -> Iterator[str]:
@@ -159,7 +160,7 @@ def _scales(subject: Subject, releases: Sequence[Release]) -> Iterator[Finding]:
             "half-float scales are read as single floats: garbage without a message, or SIGFPE",
             old,
             f"export with single-precision scales, or {REPAIR}",
-            _place(ops),
+            place_of(ops),
         )
 
 
@@ -174,7 +175,7 @@ def _norms(subject: Subject, releases: Sequence[Release]) -> Iterator[Finding]:
             "garbage without a message",
             old,
             f"export with the fusion of transformers off, or {REPAIR}",
-            _place(found),
+            place_of(found),
         )
     bare = [op for op in norms if "gamma" in op.get("main", {}) and "beta" not in op["main"] and not _outside(op)]
     if bare:
@@ -183,7 +184,7 @@ def _norms(subject: Subject, releases: Sequence[Release]) -> Iterator[Finding]:
             "a LayerNorm with gamma and no beta in the file: the runtime ignores gamma without a message",
             tuple(release.version for release in releases),
             "write a beta of zeros beside it",
-            _place(bare),
+            place_of(bare),
         )
 
 
@@ -194,7 +195,7 @@ def _outside(op: dict[str, Any]) -> bool:
 def _packed_tensors(subject: Subject) -> set[int]:
     """Tensors of the main graph that are in the packed layout."""
     packed: set[int] = set()
-    keeps = {"BinaryOp", "UnaryOp", "Cast", "LayerNorm", "ReLU", "ReLU6", "Eltwise"}
+    keeps = {"BinaryOp", "UnaryOp", "Cast", "LayerNorm", "ReLU", "ReLU6", "Eltwise", "StridedSlice"}
     for op in subject.net["oplists"]:
         kind, main = op.get("type"), op.get("main", {})
         inputs = set(numbers(op.get("inputIndexes")))
@@ -212,7 +213,7 @@ def _attention(subject: Subject, releases: Sequence[Release]) -> Iterator[Findin
     ops = [op for op in subject.ops if op.get("type") == "Attention"]
     bare = [op for op in ops if len(numbers(op.get("inputIndexes"))) < 4]
     if old := lacking(releases, lambda release: release.maskless_attention) if bare else ():
-        yield Finding("B720", "Attention without a mask input crashes", old, REPAIR, _place(bare))
+        yield Finding("B720", "Attention without a mask input crashes", old, REPAIR, place_of(bare))
     packed = [op for op in ops if op.get("main", {}).get("output_c4")]
     if old := lacking(releases, lambda release: release.packed_attention) if packed else ():
         yield Finding(
@@ -220,7 +221,7 @@ def _attention(subject: Subject, releases: Sequence[Release]) -> Iterator[Findin
             "output_c4 of Attention is ignored, so what follows reads another layout",
             old,
             REPAIR,
-            _place(packed),
+            place_of(packed),
         )
     shared = [op for op in ops if op.get("main", {}).get("kv_shared_layer_index", -1) >= 0]
     if old := lacking(releases, lambda release: release.shared_cache) if shared else ():
@@ -229,7 +230,7 @@ def _attention(subject: Subject, releases: Sequence[Release]) -> Iterator[Findin
             "layers share keys and values (kv_shared_layer_index), which is ignored without a message: wrong logits",
             old,
             "export without sharing, or use 3.6.0 and later",
-            _place(shared),
+            place_of(shared),
         )
     yield from _scale(subject, releases, ops)
 
@@ -270,13 +271,13 @@ def _query_size(subject: Subject, op: dict[str, Any]) -> int | None:
     for _ in range(8):
         operands = numbers(op.get("inputIndexes"))
         op = subject.producers.get(operands[0], {}) if operands else {}
-        dims = _reshape_dims(subject, op)
+        dims = reshape_dims(subject, op)
         if len(dims) == 4:
             return dims[-1] if dims[-1] > 0 else None
     return None
 
 
-def _reshape_dims(subject: Subject, op: dict[str, Any]) -> list[int]:
+def reshape_dims(subject: Subject, op: dict[str, Any]) -> list[int]:
     """Target shape of a reshape: its parameter, or the last of what a Concat makes its second input from."""
     if op.get("type") != "Reshape":
         return []
@@ -303,7 +304,7 @@ def _codes(subject: Subject, releases: Sequence[Release]) -> Iterator[Finding]:
             "quantScale is absent or 0, so all weights are read as zero",
             every,
             "write quantScale 1.0",
-            _place(zero),
+            place_of(zero),
         )
     odd = [op for op in subject.convolutions if (form := alpha_form(op)) is not None and form[1] % 4]
     low = lacking(releases, lambda release: subject.setting(release, "memory", "low") != "low")
@@ -313,5 +314,5 @@ def _codes(subject: Subject, releases: Sequence[Release]) -> Iterator[Finding]:
             f"{alpha_form(odd[0])[1]} weights share a scale, which is no multiple of 4: garbage with memory low",
             low,
             'set "memory": "normal" in config.json, or quantize in blocks of 32 or 64',
-            _place(odd),
+            place_of(odd),
         )

@@ -30,11 +30,18 @@ class Settings:
         memory: ``low`` quantizes activations to 8 bits at run time and keeps codes packed; ``normal`` and ``high``
             expand weights to floats when loading.
         threads: CPU threads.
+        dynamic_option: how low memory quantizes activations: 0 by row, 2 by block of the weight.
     """
 
     precision: str = "low"
     memory: str = "low"
     threads: int = 4
+    dynamic_option: int = 0
+
+    def as_run(self) -> dict[str, Any]:
+        """The settings under the names that the runtime reads; ``dynamic_option`` only where it is not the default."""
+        run: dict[str, Any] = {"memory": self.memory, "precision": self.precision, "thread_num": self.threads}
+        return run | ({"dynamic_option": self.dynamic_option} if self.dynamic_option else {})
 
 
 @dataclass
@@ -164,6 +171,7 @@ def _write_configs(graph: Graph, emission: Emission, sampling: Mapping[str, Any]
             precision=settings.precision,
             memory=settings.memory,
             threads=settings.threads,
+            dynamic_option=settings.dynamic_option,
         )
         _write_json(emission, name, data, "config")
     data = configs.model_config(graph, emission.layout, tokenizer.template)

@@ -17,6 +17,9 @@ from ir.weights import StoredWeight, storage_of
 MAX_ELEMENTS = 2**31 - 1
 """The loader keeps the number of elements of one convolution in a signed 32-bit integer."""
 
+NORMS = ("mnn.LayerNorm", "mnn.PackedNorm", "mnn.AddNorm")
+"""Operators whose last two inputs are a gain and a shift in the weight file."""
+
 
 @dataclass(frozen=True)
 class Matrix:
@@ -91,7 +94,7 @@ class Layout:
 
     Attributes:
         matrices: by convolution node.
-        vectors: by layer norm node.
+        vectors: by norm node.
         embedding: the matrix that serves embedding rows from the weight file, or None when they have a file of their own.
         embedding_shared: True when that matrix is the logits convolution's.
         embedding_file: table stored as bfloat16 rows in ``embeddings_bf16.bin``, or None.
@@ -118,8 +121,8 @@ def plan_layout(graph: Graph) -> Layout:
             matrix = _matrix(storage_of(node.inputs[1], matmul=True), layout.nbytes, node.inputs[2])
             layout.matrices[node] = matrix
             layout.nbytes = matrix.end
-        elif node.op == "mnn.LayerNorm":
-            values = tuple(node.inputs[1:3])
+        elif node.op in NORMS:
+            values = tuple(node.inputs[-2:])
             vector = Vector(values, layout.nbytes, sum(4 * value.type.size for value in values))
             layout.vectors[node] = vector
             layout.nbytes = vector.end

@@ -89,3 +89,55 @@ class PerplexityMeter:
         if not self.tokens:
             raise ValueError("no token was predicted")
         return float(np.exp(self.loss / self.tokens))
+
+
+def divergences(reference: np.ndarray, *measured: np.ndarray) -> np.ndarray:
+    """float64[arrays, rows], KL(reference || measured) in nats of each row of arrays float32[rows, vocabulary]."""
+    found = np.empty((len(measured), len(reference)))
+    for row, wanted in enumerate(reference):
+        log_p = log_softmax(wanted)
+        p = np.exp(log_p)
+        for number, logits in enumerate(measured):
+            found[number, row] = np.sum(p * (log_p - log_softmax(logits[row])))
+    return np.where(np.isfinite(found), found, np.inf)
+
+
+@dataclass(frozen=True)
+class PairedLoss:
+    """One loss, measured and predicted at the same positions.
+
+    Attributes:
+        positions: rows compared.
+        measured, predicted: mean KL divergence in nats from a common reference.
+        error: standard error of the mean difference of both.
+    """
+
+    positions: int
+    measured: float
+    predicted: float
+    error: float
+
+
+class PairedLossMeter:
+    """Accumulates a `PairedLoss` over triples of float32[rows, vocabulary]."""
+
+    def __init__(self) -> None:
+        self.measured: list[np.ndarray] = []
+        self.predicted: list[np.ndarray] = []
+
+    def add(self, reference: np.ndarray, measured: np.ndarray, predicted: np.ndarray) -> None:
+        """Compare two arrays with a reference of the same shape."""
+        if not reference.shape == measured.shape == predicted.shape:
+            raise ValueError(f"shapes differ: {reference.shape}, {measured.shape} and {predicted.shape}")
+        first, second = divergences(reference, measured, predicted)
+        self.measured.append(first)
+        self.predicted.append(second)
+
+    def result(self) -> PairedLoss:
+        """The losses so far; ValueError when nothing was compared."""
+        if not self.measured:
+            raise ValueError("nothing was compared")
+        measured, predicted = np.concatenate(self.measured), np.concatenate(self.predicted)
+        count = len(measured)
+        error = float((measured - predicted).std() / np.sqrt(count)) if np.isfinite(measured).all() else np.inf
+        return PairedLoss(count, float(measured.mean()), float(predicted.mean()), error)

@@ -63,9 +63,10 @@ class _Builder:
 
     def _node(self, node: Node, encode: Callable[[Node, Layout], tuple[str, str, dict[str, Any]]]) -> None:
         kind, main_type, main = encode(node, self.layout)
-        operands = node.inputs[:1] if node.op in ("mnn.Convolution", "mnn.LayerNorm") else node.inputs
+        operands = node.inputs[: TENSORS.get(node.op)]
         inputs = [self._operand(value) for value in operands if value is not None]
-        self._op(node.output.name, kind, main_type, main, inputs, [self._tensor(value) for value in node.outputs])
+        outputs = [self._tensor(value) for value in node.outputs]
+        self._op(node.output.name, kind, main_type, main, inputs, outputs, FORMAT.get(node.op, "NCHW"))
 
     def _operand(self, value: Value) -> int:
         if value.is_const and value not in self.index:
@@ -86,14 +87,21 @@ class _Builder:
         self._op(value.name, "Const", "Blob", main, [], [self._tensor(value)])
 
     def _op(
-        self, name: str, kind: str, main_type: str, main: dict[str, Any], inputs: list[int], outputs: list[int]
+        self,
+        name: str,
+        kind: str,
+        main_type: str,
+        main: dict[str, Any],
+        inputs: list[int],
+        outputs: list[int],
+        layout: str = "NCHW",
     ) -> None:
         op: dict[str, Any] = {"name": name, "type": kind, "main_type": main_type}
         if main_type != "NONE":
             op["main"] = main
         if inputs:
             op["inputIndexes"] = inputs
-        self.ops.append({**op, "outputIndexes": outputs, "defaultDimentionFormat": "NCHW"})
+        self.ops.append({**op, "outputIndexes": outputs, "defaultDimentionFormat": layout})
 
 
 def _dtype(dtype: DType, where: str) -> str:
@@ -147,7 +155,8 @@ def _layer_norm(node: Node, layout: Layout) -> tuple[str, str, dict[str, Any]]:
     vector = layout.vectors[node]
     sizes = [4 * value.type.size for value in vector.values]
     main = {
-        "axis": list(node.attrs["axis"]),
+        # On packed tensors, of which FORMAT tells it, the runtime normalizes the channels, whatever axis is named.
+        "axis": list(node.attrs.get("axis", (-1,))),
         "epsilon": node.attrs["epsilon"],
         "group": 1,
         "external": [vector.offset, *sizes],
@@ -168,6 +177,39 @@ def _attention(node: Node, layout: Layout) -> tuple[str, str, dict[str, Any]]:
     return "Attention", "AttentionParam", {"kv_cache": True}
 
 
+def _packed_attention(node: Node, layout: Layout) -> tuple[str, str, dict[str, Any]]:
+    return "Attention", "AttentionParam", {"kv_cache": True, "output_c4": True}
+
+
+def _rope(node: Node, layout: Layout) -> tuple[str, str, dict[str, Any]]:
+    main = {
+        "rope_cut_head_dim": node.attrs["turned"],
+        "num_head": node.attrs["heads"],
+        "kv_num_head": node.attrs["kv_heads"],
+        "head_dim": node.attrs["size"],
+    }
+    for name, place in (("q_norm", 4), ("k_norm", 6)):
+        if node.input(place) is not None:
+            main[name] = _inline_norm(node, node.inputs[place], node.inputs[place + 1])
+    return "RoPE", "RoPEParam", main
+
+
+def _inline_norm(node: Node, gamma: Value, beta: Value) -> dict[str, Any]:
+    """A norm inside another operator, whose gain and shift the runtime looks for in the graph alone."""
+    return {
+        "axis": [-1],
+        "epsilon": node.attrs["epsilon"],
+        "group": 1,
+        "gamma": _numbers(gamma),
+        "beta": _numbers(beta),
+        "useRMSNorm": bool(node.attrs["rms"]),
+    }
+
+
+def _numbers(value: Value) -> list[float]:
+    return value.const.load().astype("float32").reshape(-1).tolist()
+
+
 def _unary(node: Node, layout: Layout) -> tuple[str, str, dict[str, Any]]:
     return "UnaryOp", "UnaryOp", {"opType": node.attrs["kind"], "T": "DT_FLOAT"}
 
@@ -175,6 +217,10 @@ def _unary(node: Node, layout: Layout) -> tuple[str, str, dict[str, Any]]:
 def _binary(node: Node, layout: Layout) -> tuple[str, str, dict[str, Any]]:
     dtype = _dtype(node.inputs[0].dtype, node.output.name)
     return "BinaryOp", "BinaryOp", {"opType": node.attrs["kind"], "T": dtype, "activationType": 0}
+
+
+def _mul_silu(node: Node, layout: Layout) -> tuple[str, str, dict[str, Any]]:
+    return "BinaryOp", "BinaryOp", {"opType": "MUL_SILU", "T": "DT_FLOAT", "activationType": 0}
 
 
 def _cast(node: Node, layout: Layout) -> tuple[str, str, dict[str, Any]]:
@@ -227,7 +273,14 @@ def _select(node: Node, layout: Layout) -> tuple[str, str, dict[str, Any]]:
     return "Select", "NONE", {}
 
 
+TENSORS = {"mnn.Convolution": 1, "mnn.LayerNorm": 1, "mnn.PackedNorm": 1, "mnn.AddNorm": 2, "mnn.RoPE": 4}
+"""How many of an operator's inputs are tensors of the graph, where further ones are stored as its parameters."""
+
+FORMAT = {"mnn.PackedNorm": "NC4HW4", "mnn.AddNorm": "NC4HW4"}
+"""The format of operators that do not take it from their operands (``source/geometry/GeometryLayernorm.cpp``)."""
+
 ENCODE: dict[str, Callable[[Node, Layout], tuple[str, str, dict[str, Any]]]] = {
+    "mnn.AddNorm": _layer_norm,
     "mnn.Attention": _attention,
     "mnn.Binary": _binary,
     "mnn.Cast": _cast,
@@ -236,8 +289,12 @@ ENCODE: dict[str, Callable[[Node, Layout], tuple[str, str, dict[str, Any]]]] = {
     "mnn.Convolution": _convolution,
     "mnn.GatherV2": _gather,
     "mnn.LayerNorm": _layer_norm,
+    "mnn.MulSilu": _mul_silu,
+    "mnn.PackedAttention": _packed_attention,
+    "mnn.PackedNorm": _layer_norm,
     "mnn.Reduction": _reduction,
     "mnn.Reshape": _reshape,
+    "mnn.RoPE": _rope,
     "mnn.Select": _select,
     "mnn.Slice": _slice,
     "mnn.Squeeze": _squeeze,

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import backends.contract as c
 from backends.mnn import configs
 from backends.mnn.emit import Emission
 from backends.mnn.layout import Matrix
 from backends.mnn.profiles import Target
-from ir.decisions import DynamicInputs, PrecisionPlan
+from ir.decisions import DynamicInputs, PrecisionPlan, Storage
 from ir.diag import Diagnostic
 from ir.graph import Graph, Value
+from ir.moments import Calibration
 from ir.types import Dim
 from ir.weights import StoredWeight
 
@@ -64,14 +65,15 @@ def make_contract(
         target=c.Target(profile=target.name, releases=target.versions),
         model=_model(meta),
         sources=tuple(_sources(meta["sources"])),
-        config_digest=meta["sources"]["config.json"]["sha256"],
+        config_digest=meta["sources"].get("config.json", {}).get("sha256"),
         signature=_signature(graph, target),
         files=tuple(entries),
         weights=tuple(_weights(graph, emission, errors)),
         pipeline=c.Pipeline(
             text=pipeline, passes=tuple(c.PassCounts(name=name, counts=dict(counts)) for name, counts in passes)
         ),
-        runtime=_runtime(graph, emission, target),
+        calibration=_calibration(graph),
+        runtime=_runtime(graph, emission, target, measurements),
         tokenizer=_tokenizer(emission, target),
         verified=tuple(_verification(item) for item in measurements),
         warnings=tuple(
@@ -81,26 +83,35 @@ def make_contract(
 
 
 def _sources(rows: Mapping[str, Mapping[str, Any]]) -> list[c.Source]:
+    """Files with the digest of their header or content; a row with another digest stands elsewhere in the contract."""
+    kinds: tuple[tuple[str, Literal["header", "content"]], ...] = (
+        ("header_sha256", "header"),
+        ("content_sha256", "content"),
+    )
     return [
-        c.Source(file=name, bytes=row["bytes"], digest=row["header_sha256"], digest_of="header")
+        c.Source(file=name, bytes=row["bytes"], digest=row[key], digest_of=kind)
         for name, row in rows.items()
-        if "header_sha256" in row
+        for key, kind in kinds
+        if key in row
     ]
 
 
+_FIGURES = {
+    "family": "family",
+    "layers": "num_layers",
+    "hidden": "hidden_size",
+    "heads": "heads",
+    "kv_heads": "kv_heads",
+    "head_dim": "head_dim",
+    "vocab": "vocab_size",
+    "max_position": "context",
+    "parameters": "parameters",
+}
+"""Field of `c.Model` -> key of the graph's metadata; one that was not read is null."""
+
+
 def _model(meta: Mapping[str, Any]) -> c.Model:
-    return c.Model(
-        name=meta["name"],
-        family=meta["family"],
-        layers=meta["num_layers"],
-        hidden=meta["hidden_size"],
-        heads=meta["heads"],
-        kv_heads=meta["kv_heads"],
-        head_dim=meta["head_dim"],
-        vocab=meta["vocab_size"],
-        max_position=meta["context"],
-        parameters=meta["parameters"],
-    )
+    return c.Model(name=meta["name"], **{name: meta.get(key) for name, key in _FIGURES.items()})
 
 
 _DIM_MEANING = {
@@ -128,19 +139,21 @@ def _signature(graph: Graph, target: Target) -> c.Signature:
         axis for port in (*inputs, *outputs) for form in port.shapes for axis in form.shape if isinstance(axis, str)
     }
     used |= {"past"}
-    limit = graph.metadata["context"]
+    meta = graph.metadata
+    limit = meta.get("context")
     dims = {name: _dimension(name, graph.dims.get(name), limit) for name in sorted(used)}
     if "kv" in dims:
         dims["kv"] = c.Dimension(low=1, high=limit, sum_of=("past", "seq"), meaning=_DIM_MEANING["kv"])
-    meta = graph.metadata
-    per_token = 2 * meta["num_layers"] * meta["kv_heads"] * meta["head_dim"] * 4
-    state = c.KVCache(layers=meta["num_layers"], dtype="f32", bytes_per_token=per_token, past="past")
-    return c.Signature(inputs=inputs, outputs=outputs, dims=dims, state=state if fact.keeps_cache else None)
+    state = None
+    if fact.keeps_cache:
+        per_token = 2 * meta["num_layers"] * meta["kv_heads"] * meta["head_dim"] * 4
+        state = c.KVCache(layers=meta["num_layers"], dtype="f32", bytes_per_token=per_token, past="past")
+    return c.Signature(inputs=inputs, outputs=outputs, dims=dims, state=state)
 
 
-def _dimension(name: str, dim: Dim | None, limit: int) -> c.Dimension:
+def _dimension(name: str, dim: Dim | None, limit: int | None) -> c.Dimension:
     low = dim.low if dim is not None else (0 if name == "past" else 1)
-    high = dim.high if dim is not None else limit
+    high = limit if dim is None or dim.high is None else dim.high
     return c.Dimension(low=low, high=high, meaning=_DIM_MEANING.get(name, name))
 
 
@@ -153,8 +166,12 @@ def _input(value: Value, found: Any, graph: Graph) -> c.Input:
             shapes.append(concrete)
     limits = None
     if value.dtype.is_integer and (found.low is not None or found.high is not None):
-        high = found.high if found.kind != "positions" else graph.metadata["context"] - 1
+        context = graph.metadata.get("context")
+        high = found.high if found.kind != "positions" else context - 1 if context is not None else None
         limits = c.ValueRange(min=found.low, max=high)
+    own_input = value.name in graph.metadata.get("declared_inputs", ())
+    by = graph.metadata.get("declared_by", "discover-inputs")
+    discovery = c.Discovery(by=by, kind=found.why, reason=found.reason, node=found.node or None)
     return c.Input(
         name=value.name,
         dtype=value.dtype.name,
@@ -162,7 +179,7 @@ def _input(value: Value, found: Any, graph: Graph) -> c.Input:
         meaning=found.meaning,
         default=found.default,
         values=limits,
-        discovered=c.Discovery(by="discover-inputs", kind=found.why, reason=found.reason, node=found.node or None),
+        discovered=None if own_input else discovery,
     )
 
 
@@ -234,24 +251,88 @@ def _storage(weight: StoredWeight) -> c.Storage:
     )
 
 
-def _runtime(graph: Graph, emission: Emission, target: Target) -> c.Runtime:
+def _calibration(graph: Graph) -> c.Calibration | None:
+    fact: Calibration | None = graph.facts.get(Calibration.name)
+    if fact is None:
+        return None
     plan: PrecisionPlan = graph.facts[PrecisionPlan.name]
-    integer = any(item.bits <= 8 for item in plan.storage.values())
+    if plan.outcome is None:
+        return c.Calibration(tokens=fact.tokens, digest=fact.digest)
+    found = plan.outcome
+    return c.Calibration(
+        tokens=fact.tokens, digest=fact.digest, limit=found.limit, kl_predicted=found.predicted, kl=found.measured
+    )
+
+
+def _runtime(graph: Graph, emission: Emission, target: Target, measurements: Sequence[Measurement]) -> c.Runtime:
+    storage = _planned(graph, emission)
+    integer = any(item.bits <= 8 for item in storage)
     keys = {
         "attention_mask": "the default, int, is computed wrongly when tokens follow a history",
         "hidden_size": "width of an embedding row",
     }
-    if emission.layout.embedding is not None:
+    if emission.layout.embedding is not None or graph.metadata.get("copied_table"):
         keys["tie_embeddings"] = "where the embedding rows lie; without it they are uninitialised memory"
     settings = emission.settings
     return c.Runtime(
         requires=c.Requirements(min_release=target.versions[0], memory=settings.memory if integer else None, keys=keys),
-        settings={
-            "precision": settings.precision,
-            "memory": settings.memory,
-            "thread_num": settings.threads,
-            "backend_type": "cpu",
-        },
+        settings=settings.as_run() | {"backend_type": graph.metadata.get("backend_type", "cpu")},
+        choices=tuple(_choices(measurements, configs.recommend(storage))),
+    )
+
+
+def _planned(graph: Graph, emission: Emission) -> list[Storage]:
+    """How the weights are stored: as planned, or of a model that was only read, as they are."""
+    plan: PrecisionPlan | None = graph.facts.get(PrecisionPlan.name)
+    if plan is not None:
+        return list(plan.storage.values())
+    weights = [matrix.weight for matrix in emission.layout.matrices.values()]
+    return [Storage(item.bits, item.quantized.spec.block if item.quantized is not None else 0) for item in weights]
+
+
+_FLOATS = "weights stay floats, and activations too"
+_ROWS = "codes stay packed; activations are rounded to 8 bits by row"
+_BLOCKS = "codes stay packed; activations are rounded to 8 bits by block of the weight"
+_EXPANDED = "weights are expanded to floats when loading: more memory, slower decoding, exact activations"
+_NOTES = {
+    (integers, low, blocks): _FLOATS if not integers else _EXPANDED if not low else _BLOCKS if blocks else _ROWS
+    for integers in (True, False)
+    for low in (True, False)
+    for blocks in (True, False)
+}
+"""What settings mean, by: weights are stored as integers, memory is low, activations are quantized by block."""
+
+
+def _choices(measurements: Sequence[Measurement], best: configs.Recommendation) -> list[c.Choice]:
+    """What every measured choice of settings costs against the original model, the least first."""
+    found = []
+    for item in measurements:
+        if item.reference != "float":
+            continue
+        settings = _run_settings(item)
+        note = _NOTES[best.memory == "low", settings.memory == "low", settings.dynamic_option == 2]
+        wanted = (best.memory, best.precision, best.dynamic_option)
+        chosen = (settings.memory, settings.precision, settings.dynamic_option) == wanted
+        found.append(
+            c.Choice(
+                settings=settings,
+                kl=item.distance.kl,
+                top1=item.distance.top1,
+                perplexity=item.perplexity,
+                recommended=chosen,
+                note=f"{note}. {best.reason[0].upper()}{best.reason[1:]}" if chosen else note,
+            )
+        )
+    return sorted(found, key=lambda choice: choice.kl)
+
+
+def _run_settings(item: Measurement) -> c.RunSettings:
+    settings = item.settings
+    return c.RunSettings(
+        memory=settings["memory"],
+        precision=settings["precision"],
+        threads=settings["thread_num"],
+        dynamic_option=settings.get("dynamic_option", 0),
     )
 
 
@@ -262,7 +343,8 @@ def _tokenizer(emission: Emission, target: Target) -> c.Tokenizer:
     for name, reasons, exact in ((written.exact, written.exact_reasons, True), (written.text, written.text_reasons, False)):
         if not name:
             continue
-        releases = tuple(release.version for release in target.releases if release.mtok is exact)
+        # Where there is no exact form, every release reads the text.
+        releases = tuple(item.version for item in target.releases if not written.exact or item.mtok is exact)
         files.append(c.TokenizerFile(file=name, releases=releases))
         compared = not exact and written.compared > 0
         if reasons or (compared and written.differing):
@@ -272,13 +354,10 @@ def _tokenizer(emission: Emission, target: Target) -> c.Tokenizer:
 
 
 def _verification(item: Measurement) -> c.Verification:
-    settings = item.settings
     return c.Verification(
         release=item.release,
         platform=item.platform,
-        settings=c.RunSettings(
-            memory=settings["memory"], precision=settings["precision"], threads=settings["thread_num"]
-        ),
+        settings=_run_settings(item),
         reference=item.reference,
         prompt_tokens=item.prompt_tokens,
         max_abs_error=item.distance.max_abs,
@@ -286,6 +365,8 @@ def _verification(item: Measurement) -> c.Verification:
         top1=item.distance.top1,
         perplexity=item.perplexity,
         perplexity_reference=item.perplexity_reference,
+        kl_predicted=item.kl_predicted,
+        perplexity_predicted=item.perplexity_predicted,
         decode_tokens=item.decode_tokens,
         decode_equal_tokens=item.decode_equal,
     )

@@ -7,6 +7,7 @@ target is a set of releases that one artefact must run on.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ _SCHEMA = "schema/default/MNN.fbs"
 _TENSORFLOW = "schema/default/TensorflowOp.fbs"
 _DISK = "transformers/llm/engine/src/diskembedding.cpp"
 _CONFIG = "transformers/llm/engine/src/llmconfig.hpp"
+_CPU = "source/backend/cpu"
+_LAYER = "probe: a model of one linear layer, one row and several, memory low and normal"
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,7 @@ HISTORIES = (
         ("3.1.0", ("MoE", "LinearAttention", "RoPE"), f"{_SCHEMA}: OpType"),
         ("3.2.0", ("LinearAttention", "RoPE"), f"{_SCHEMA}: OpType"),
         ("3.4.1", ("RoPE",), f"{_SCHEMA}: OpType; probe: Can't compute size for 306"),
-        ("3.6.1", (), f"{_SCHEMA}: OpType"),
+        ("3.6.1", (), f"{_SCHEMA}: OpType; {_CPU}/CPURoPE.cpp; probe: logits with RoPE, with and without norms"),
     ),
     _history(
         "last_unary", "highest UnaryOpOperation",
@@ -136,17 +139,17 @@ HISTORIES = (
     _history(
         "last_binary", "highest BinaryOpOperation",
         ("3.0.0", 28, f"{_TENSORFLOW}: ends with RIGHTSHIFT"),
-        ("3.6.1", 29, f"{_TENSORFLOW}: MUL_SILU; probe: Create execution error before"),
+        ("3.6.1", 29, f"{_TENSORFLOW}: MUL_SILU; {_CPU}/CPUBinary.cpp; probe: Create execution error before"),
     ),
     _history(
         "packed_norm", "LayerNorm of the channels of an NC4HW4 tensor, with or without a sum before it",
         ("3.0.0", False, "probe: normalizes an axis of length 1 without a message"),
-        ("3.6.1", True, "probe; source/backend/cpu/CPULayerNorm.cpp"),
+        ("3.6.1", True, f"probe; {_CPU}/CPULayerNorm.cpp"),
     ),
     _history(
-        "packed_attention", "Attention with output_c4",
+        "packed_attention", "Attention with output_c4, and with values in the packed layout",
         ("3.0.0", False, f"{_SCHEMA}: no such field, which is ignored without a message"),
-        ("3.6.1", True, "probe"),
+        ("3.6.1", True, f"probe; {_CPU}/CPUAttention.cpp, CPUKVCacheManager.cpp"),
     ),
     _history(
         "shared_cache", "layers that read another layer's keys and values (kv_shared_layer_index)",
@@ -167,6 +170,32 @@ HISTORIES = (
         "f16_scales", "quantization scales stored as half floats",
         ("3.0.0", False, "probe: garbage without a message, or SIGFPE, up to 3.5.0"),
         ("3.6.0", True, "probe"),
+    ),
+    _history(
+        "widths", "bits of blocked integer weights that linear layers compute right",
+        ("3.0.0", (2, 3, 4, 5, 6, 7, 8), f"{_LAYER}; blocks of 4 to 1024 weights and whole rows"),
+    ),
+    _history(
+        "symmetric", "linear layers compute weights right that have a scale and no zero",
+        ("3.0.0", True, f"{_LAYER}; 2 to 8 bits"),
+    ),
+    _history(
+        "block_unit", "blocks that are not a whole row have to be a multiple of this",
+        (
+            "3.0.0", 4,
+            f"{_LAYER}; garbage with memory low and blocks of 1, 2, 5, 6, 9, 10, 30 and 59, up to a crash on 3.0.0",
+        ),
+    ),
+    _history(
+        "ragged_rows", "rows with one scale and one zero may have any length, else a multiple of block_unit",
+        ("3.0.0", False, f"{_LAYER}; garbage with memory low and rows of 117 and 118"),
+        ("3.1.0", True, f"{_LAYER}; rows of 117 and 118"),
+    ),
+    _history(
+        "row_widths", "bits of embedding rows that are read right from the weight file",
+        ("3.0.0", (), f"{_LLM}: q41_dequant_ref and q81_dequant_ref take codes as unsigned"),
+        ("3.1.0", (4, 8), f"{_LLM}: q41_dequant_ref and q81_dequant_ref, nothing else"),
+        ("3.2.0", (4, 8, 16), f"{_DISK}: mQuantBit; probe from 3.4.0 on: logits of models with tied embeddings"),
     ),
     _history(
         "tie_embeddings", "spellings of tie_embeddings that are read right",
@@ -217,6 +246,18 @@ HISTORIES = (
 FIELDS = {history.name: history for history in HISTORIES}
 
 
+MUL_SILU = 29
+"""Number of MUL_SILU in ``BinaryOpOperation``."""
+
+FORMS: dict[str, Callable[[Release], bool]] = {
+    "mul-silu": lambda release: release.last_binary >= MUL_SILU,
+    "packed-attention": lambda release: release.packed_attention,
+    "packed-norm": lambda release: release.packed_norm,
+    "rope": lambda release: "RoPE" not in release.missing_ops,
+}
+"""Fused forms by the name that the pass ``fuse-mnn`` knows them by, and whether a release has them."""
+
+
 @dataclass(frozen=True)
 class Release:
     """One MNN release. The fields of `HISTORIES` are attributes: ``release.f16_scales``."""
@@ -237,6 +278,11 @@ class Release:
     def mtok(self) -> bool:
         """Reads the exact binary tokenizer form; others only text forms."""
         return 4 in self.tokenizers
+
+    @property
+    def fused_forms(self) -> tuple[str, ...]:
+        """The fused forms that the release computes right."""
+        return tuple(form for form, has in FORMS.items() if has(self))
 
     def evidence(self, field: str) -> str:
         """How the value of a field is known."""
@@ -274,6 +320,11 @@ class Target:
         """Versions that do not accept something."""
         return tuple(release.version for release in self.releases if not accepts(release))
 
+    def common(self, field: str) -> tuple[Any, ...]:
+        """Those values of a field with several values that every release has, in the order of the oldest."""
+        first, *others = (getattr(release, field) for release in self.releases)
+        return tuple(value for value in first if all(value in other for other in others))
+
     @cached_property
     def versions(self) -> tuple[str, ...]:
         """Version numbers, oldest first."""
@@ -288,6 +339,31 @@ class Target:
     def f16_scales(self) -> bool:
         """True when every release loads half-float scales."""
         return self.all("f16_scales")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Bits of blocked integer weights that every release computes right."""
+        return self.common("widths")
+
+    @property
+    def row_widths(self) -> tuple[int, ...]:
+        """Bits of embedding rows that every release reads right from the weight file."""
+        return self.common("row_widths")
+
+    @property
+    def symmetric(self) -> bool:
+        """True when every release computes weights right that have no zeros."""
+        return self.all("symmetric")
+
+    @property
+    def block_unit(self) -> int:
+        """Smallest number whose multiples are blocks that every release computes right."""
+        return math.lcm(*(release.block_unit for release in self.releases))
+
+    @property
+    def fused_forms(self) -> tuple[str, ...]:
+        """The fused forms that every release has; what ``fuse-mnn`` may use."""
+        return tuple(form for form, has in FORMS.items() if all(map(has, self.releases)))
 
     @property
     def needs_text_tokenizer(self) -> bool:

@@ -167,6 +167,8 @@ class Session:
         self.restart()
         with self.last_row_only():
             ids = self.llm.generate([int(token) for token in action["prompt"]], int(action["tokens"]))
+        # get_context makes a str of the generated text and crashes where that is no UTF-8, so the text is dropped first.
+        self.llm.set_context({"generate_str": ""})
         context = self.llm.get_context()
         times = {name + "_s": context[name + "_us"] / 1e6 for name in ("prefill", "decode", "sample")}
         return dict(times, ids=[int(token) for token in ids])

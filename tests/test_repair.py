@@ -21,10 +21,13 @@ from backends.mnn.profiles import RELEASES, target
 from backends.mnn.releases import LLM_RELEASES, installed_version
 from backends.mnn.tokenizer_lift import spec_of
 from backends.mnn.tokenizer_reader import read_text, read_tokenizer
+from frontends.mnn import lift
 from ir.diag import LadingError
+from ir.evaluate import Evaluator
 from tests.checkpoints import make_checkpoint
 from tests.runs import compiled, each_release, interpreters
 from tools.repair import main, repair
+from tools.repair_forms import spell_channels, spell_rotations
 
 DATA = Path(__file__).resolve().parent / "data"
 OFFICIAL = {"official-default-int8": 2e-5, "official-unfused-int4": 0.0, "official-unfused-int8-fp32scales": 0.0}
@@ -269,6 +272,29 @@ def test_a_result_with_other_logits_is_not_written(tmp_path, monkeypatch):
             repair(DATA / NAME, tmp_path / "out", verify="quick")
 
 
+@pytest.mark.skipif(not RUNS, reason="needs an installed MNN with a language-model runtime")
+def test_an_original_that_cannot_be_compared_is_told(tmp_path, monkeypatch):
+    import tools.repair as tool
+
+    folder = copied(tmp_path)
+    edit(folder / "llm_config.json", attention_mask="int")
+    done = repair(folder, tmp_path / "a", verify="quick")
+    assert done.before == [] and done.not_compared == "it is broken on this release"
+    if not examine(DATA / NAME, [RELEASES[HERE]]).healthy:
+        return
+    ran = tool._logits
+
+    def fails(folder, ids, version):
+        if folder == DATA / NAME:
+            raise LadingError("B667", "the process crashed")
+        return ran(folder, ids, version)
+
+    monkeypatch.setattr(tool, "_logits", fails)
+    words = run(DATA / NAME, "-o", tmp_path / "b").stdout
+    assert "off the stored weights; not compared with the original: it was found healthy, but the process crashed" in words
+    assert len(read(tmp_path / "b").verified) == 1
+
+
 def test_a_release_that_is_not_installed_cannot_verify(tmp_path, monkeypatch):
     monkeypatch.setattr("backends.mnn.releases.installed_version", lambda: "3.5.0")
     out = tmp_path / "out"
@@ -299,6 +325,38 @@ def test_a_repair_for_the_newest_release_uses_its_fused_forms(name, tmp_path):
     if "3.6.1" in interpreters():
         wanted = logits(DATA / name, "3.6.1")
         assert np.abs(logits(tmp_path / "new", "3.6.1") - wanted).max() <= 2e-5 * np.abs(wanted).max()
+
+
+def exported(name: str):
+    """An official model as it is lifted, before anything is respelled."""
+    folder = DATA / name
+    return lift(read_net(folder / "llm.mnn"), folder / "llm.mnn.weight")
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_rotations_are_spelled_by_halves(name):
+    graph = exported(name)
+    before = stored(graph)
+    assert spell_channels(graph) == (8 if name == "official-default-int8" else 0)
+    assert spell_rotations(graph) > 0 and spell_rotations(graph) == 0 and spell_channels(graph) == 0
+    assert np.array_equal(stored(graph), before)
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_rotations_by_tables_of_different_halves_stay(name):
+    graph = exported(name)
+    joined = [node for node in graph.nodes if node.op == "mnn.Concat" and node.inputs[0] is node.inputs[1]]
+    for node in joined:
+        other = graph.add("mnn.Unary", [node.inputs[1]], {"kind": "NEG"}, types=[node.inputs[1].type], before=node)
+        graph.set_input(node, 1, other.output)
+    assert joined and spell_rotations(graph) == 0
+
+
+def stored(graph) -> np.ndarray:
+    """Logits of a graph for random rows."""
+    rows = np.random.default_rng(1).normal(size=(5, 1, 128)).astype(np.float32)
+    feeds = {"input_ids": rows, "attention_mask": np.zeros((), np.float32), "logits_index": np.zeros(1, np.int32)}
+    return Evaluator(graph).run({**feeds, "position_ids": np.arange(5, dtype=np.int32)[None]})["logits"]
 
 
 # ---- the command, and what is refused ----

@@ -44,7 +44,8 @@ class Repaired:
         verified: MNN release that the result was run on; empty when it was not run.
         unverified: why it was not run; empty when it was.
         error: largest difference of a logit from the stored weights in float arithmetic; None when it was not run.
-        from_original: the same from what the original model gives on that release; None where that does not run there.
+        from_original: the same from what the original model gives on that release; None where it was not compared.
+        not_compared: why the result was run and not compared with the original; empty otherwise.
     """
 
     out: Path
@@ -57,6 +58,7 @@ class Repaired:
     unverified: str = ""
     error: float | None = None
     from_original: float | None = None
+    not_compared: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able form."""
@@ -64,7 +66,7 @@ class Repaired:
             "out": str(self.out), "releases": list(self.releases), "healthy_before": self.before,
             "healthy_after": self.after, "operators": list(self.operators), "bytes_kept": self.kept,
             "verified": self.verified or None, "unverified": self.unverified or None, "error": self.error,
-            "from_original": self.from_original,
+            "from_original": self.from_original, "not_compared": self.not_compared or None,
         }  # fmt: skip
 
 
@@ -101,9 +103,10 @@ def _words(path: Path, done: Repaired) -> str:
     ]
     if not done.verified:
         return "\n".join([*lines, f"not run: {done.unverified}"])
-    told = f"run on MNN {done.verified}: logits at most {done.error:.2g} off the stored weights"
-    other = f", {done.from_original:.2g} off the original" if done.from_original is not None else ""
-    return "\n".join([*lines, told + (other or "; the original does not run there")])
+    gaps = ((done.error, "the stored weights"), (done.from_original, "the original"))
+    told = [f"logits at most {gap:.2g} off {whose}" for gap, whose in gaps if gap is not None]
+    told += [f"not compared with the original: {done.not_compared}"] if done.not_compared else []
+    return "\n".join([*lines, f"run on MNN {done.verified}: {'; '.join(told)}"])
 
 
 def repair(
@@ -208,7 +211,7 @@ def lifted(subject: Subject, target: Target) -> tuple[Graph, PassReport]:
     from passes.base import PassContext
     from passes.manager import PassManager
     from passes.pipeline import load
-    from tools.repair_forms import spell_rotations
+    from tools.repair_forms import spell_channels, spell_rotations
 
     llm = subject.llm_config.values
     scale, window = llm.get("attn_scale", 0.0), llm.get("sliding_window")
@@ -220,6 +223,7 @@ def lifted(subject: Subject, target: Target) -> tuple[Graph, PassReport]:
         scale="" if target.f16_scales else "f32",
     )
     _set_masks(graph, window if llm.get("attention_type") == "mix" and type(window) is int else 0)
+    spell_channels(graph)
     if "rope" in target.fused_forms:
         spell_rotations(graph)
     _set_embedding(graph, subject, target)
@@ -328,7 +332,7 @@ def _run(done: Repaired, graph: Graph, path: Path, folder: Path) -> list[Measure
     """Run the result and compare with its stored weights in float arithmetic, and with the original where that runs.
 
     Raises:
-        LadingError: U952 other logits, B667 to B669 a run that fails.
+        LadingError: U952 other logits, B667 to B669 a run of the result that fails.
     """
     import numpy as np
 
@@ -348,8 +352,15 @@ def _run(done: Repaired, graph: Graph, path: Path, folder: Path) -> list[Measure
         found.append(
             Measurement(done.verified, this_platform(), settings, "decoded weights", len(ids), distance, 0, 0)
         )
-    if done.verified in done.before:
-        done.from_original = _distance(_logits(path, ids, done.verified), got, "the original gives", path).max_abs
+    if done.verified not in done.before:
+        done.not_compared = "it is broken on this release"
+        return found
+    try:
+        wanted = _logits(path, ids, done.verified)
+    except LadingError as error:
+        done.not_compared = f"it was found healthy, but {error.diagnostics[0].message}"
+        return found
+    done.from_original = _distance(wanted, got, "the original gives", path).max_abs
     return found
 
 

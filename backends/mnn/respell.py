@@ -65,21 +65,21 @@ def describe(graph: Graph, subject: Subject, executor: Executor) -> None:
     """Note in the metadata of a lifted graph what a contract tells of the model; what nobody knows is left out."""
     llm = subject.llm_config.values
     context, family = llm.get("max_position_embeddings"), llm.get("model_type")
-    columns = (subject.logits_layer or {}).get("main", {}).get("common", {}).get("inputCount", 0)
+    common = (subject.logits_layer or {}).get("main", {}).get("common", {})
     attention = [node for node in graph.nodes if node.op in ATTENTION]
     heads = kv_heads = size = 0
-    if attention:
-        query, key = attention[0].inputs[:2]
-        heads, size, kv_heads = query.shape[2], query.shape[3], key.shape[2]
+    shapes = [value.shape for value in attention[0].inputs[:2]] if attention else []
+    if all(shape is not None and len(shape) == 4 for shape in shapes) and shapes:
+        (*_, heads, size), (*_, kv_heads, _) = shapes
     graph.metadata |= {
         "name": subject.folder.resolve().name,
         "family": family if isinstance(family, str) and family else None,
         "num_layers": len(attention),
-        "hidden_size": columns or graph.value("input_ids").shape[-1],
+        "hidden_size": common.get("inputCount") or graph.value("input_ids").shape[-1],
         "heads": heads,
         "kv_heads": kv_heads,
         "head_dim": size,
-        "vocab_size": graph.outputs[0].shape[-1],
+        "vocab_size": common.get("outputCount") or graph.outputs[0].shape[-1],
         "context": context if type(context) is int and context > 0 else None,
         "sources": dict(executor.map(lambda path: _source(path, subject.folder), _read_files(subject))),
         "declared_inputs": tuple(subject.inputs),
@@ -98,7 +98,8 @@ def _read_files(subject: Subject) -> list[Path]:
 
 
 def _source(path: Path, folder: Path) -> tuple[str, dict[str, Any]]:
-    name = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
+    whole, root = path.resolve(), folder.resolve()
+    name = whole.relative_to(root).as_posix() if whole.is_relative_to(root) else whole.name
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return name, {"bytes": path.stat().st_size, "content_sha256": digest}

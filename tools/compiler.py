@@ -201,7 +201,8 @@ def _measured(pipeline: Pipeline, request: Request) -> Pipeline:
     if not any(isinstance(one, AssignPrecision) for one in pipeline.passes()):
         hint = "use --passes default, or add assign-precision"
         raise LadingError("U907", f"the pipeline {pipeline} has no assign-precision to keep a limit", hint=hint)
-    limited = pipeline.map(lambda one: replace(one, **given) if isinstance(one, AssignPrecision) else one)
+    # A limit that the pipeline brings, as "mixed" does, gives way.
+    limited = pipeline.map(lambda one: replace(one, **limits) if isinstance(one, AssignPrecision) else one)
     if _calibrates(limited):
         return limited
     from passes.calibrate import Calibrate

@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 FORMAT = "lading-ladder"
 VERSION = 1
 
-WIDE = 104
-"""Columns from which the terminal table has all its columns."""
-
 
 def ladder_data(ladder: Ladder) -> dict[str, Any]:
     """The whole report as JSON-able data; `docs/ladder.md` has its fields."""
@@ -94,20 +91,23 @@ def speed(rate: float | None) -> str:
     return "?" if rate is None else f"{rate:,.0f}/s" if rate >= 100 else f"{rate:.1f}/s"
 
 
-COLUMNS: tuple[tuple[str, bool, Cell], ...] = (
-    ("size", True, lambda rung: megabytes(rung["bytes"])),
-    ("bits", True, lambda rung: f"{rung['bits_per_weight']:.2f}"),
-    ("KL", True, lambda rung: divergence(rung["kl"])),
-    ("±", False, deviation),
-    ("top-1", True, lambda rung: f"{rung['top1']:.1%}"),
-    ("perplexity", False, lambda rung: f"{rung['perplexity']:.3f}"),
-    ("change", True, lambda rung: change(rung["perplexity_rise"])),
-    ("load", False, lambda rung: f"{rung['load_s']:.2f} s"),
-    ("prefill", False, lambda rung: speed(rung["prefill_tokens_per_s"])),
-    ("decode", True, lambda rung: speed(rung["decode_tokens_per_s"])),
-    ("memory", True, lambda rung: megabytes(rung["peak_rss"]) if rung["peak_rss"] else "?"),
+COLUMNS: tuple[tuple[str, int, Cell], ...] = (
+    ("size", 0, lambda rung: megabytes(rung["bytes"])),
+    ("bits", 0, lambda rung: f"{rung['bits_per_weight']:.2f}"),
+    ("KL", 0, lambda rung: divergence(rung["kl"])),
+    ("±", 124, deviation),
+    ("top-1", 0, lambda rung: f"{rung['top1']:.1%}"),
+    ("perplexity", 100, lambda rung: f"{rung['perplexity']:.3f}"),
+    ("change", 0, lambda rung: change(rung["perplexity_rise"])),
+    ("load", 124, lambda rung: f"{rung['load_s']:.2f} s"),
+    ("prefill", 100, lambda rung: speed(rung["prefill_tokens_per_s"])),
+    ("decode", 0, lambda rung: speed(rung["decode_tokens_per_s"])),
+    ("memory", 0, lambda rung: megabytes(rung["peak_rss"]) if rung["peak_rss"] else "?"),
 )
-"""Columns behind the name: head, whether a narrow terminal has it too, and the text of a cell."""
+"""Columns behind the name: head, width of the terminal from which on it is shown, and the text of a cell."""
+
+NAME_WIDTH = 24
+"""Names of rungs up to this length stay on one line."""
 
 
 def show_ladder(console: Console, data: Mapping[str, Any]) -> None:
@@ -116,10 +116,10 @@ def show_ladder(console: Console, data: Mapping[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    wide = console.width >= WIDE
-    columns = [column for column in COLUMNS if wide or column[1]]
+    columns = [column for column in COLUMNS if console.width >= column[1]]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("rung", overflow="fold")
+    longest = max((len(rung["name"]) for rung in data["rungs"]), default=0)
+    table.add_column("rung", overflow="fold", min_width=min(NAME_WIDTH, longest) + 2)
     for name, _, _ in columns:
         table.add_column(name, justify="right", no_wrap=True)
     chosen = data["recommendation"]["rung"]

@@ -95,16 +95,16 @@ COLUMNS: tuple[tuple[str, int, Cell], ...] = (
     ("size", 0, lambda rung: megabytes(rung["bytes"])),
     ("bits", 0, lambda rung: f"{rung['bits_per_weight']:.2f}"),
     ("KL", 0, lambda rung: divergence(rung["kl"])),
-    ("±", 124, deviation),
+    ("±", 6, deviation),
     ("top-1", 0, lambda rung: f"{rung['top1']:.1%}"),
-    ("perplexity", 100, lambda rung: f"{rung['perplexity']:.3f}"),
+    ("perplexity", 3, lambda rung: f"{rung['perplexity']:.3f}"),
     ("change", 0, lambda rung: change(rung["perplexity_rise"])),
-    ("load", 124, lambda rung: f"{rung['load_s']:.2f} s"),
-    ("prefill", 100, lambda rung: speed(rung["prefill_tokens_per_s"])),
-    ("decode", 0, lambda rung: speed(rung["decode_tokens_per_s"])),
-    ("memory", 0, lambda rung: megabytes(rung["peak_rss"]) if rung["peak_rss"] else "?"),
+    ("load", 5, lambda rung: f"{rung['load_s']:.2f} s"),
+    ("prefill", 4, lambda rung: speed(rung["prefill_tokens_per_s"])),
+    ("decode", 1, lambda rung: speed(rung["decode_tokens_per_s"])),
+    ("memory", 2, lambda rung: megabytes(rung["peak_rss"]) if rung["peak_rss"] else "?"),
 )
-"""Columns behind the name: head, width of the terminal from which on it is shown, and the text of a cell."""
+"""Columns behind the name: head, how soon it goes where the terminal is narrow (0 for never), and the text of a cell."""
 
 NAME_WIDTH = 24
 """Names of rungs up to this length stay on one line."""
@@ -116,10 +116,11 @@ def show_ladder(console: Console, data: Mapping[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    columns = [column for column in COLUMNS if console.width >= column[1]]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     longest = max((len(rung["name"]) for rung in data["rungs"]), default=0)
-    table.add_column("rung", overflow="fold", min_width=min(NAME_WIDTH, longest) + 2)
+    name_width = min(NAME_WIDTH, longest) + 2
+    columns = _fitting(data, console.width - name_width - 2)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("rung", overflow="fold", min_width=name_width)
     for name, _, _ in columns:
         table.add_column(name, justify="right", no_wrap=True)
     chosen = data["recommendation"]["rung"]
@@ -136,6 +137,17 @@ def show_ladder(console: Console, data: Mapping[str, Any]) -> None:
             console.print(Text(f"{rung['name']}: [{rung['error']['code']}] {rung['error']['message']}", style="red"))
     console.print(Text(data["recommendation"]["why"], style="bold" if chosen else "yellow"))
     console.print(Text(measured_on(data), style="dim"))
+
+
+def _fitting(data: Mapping[str, Any], room: int) -> list[tuple[str, int, Cell]]:
+    """The columns that fit into so many characters, the least needed ones left out."""
+    measured = [rung for rung in data["rungs"] if rung["status"] == "ok"]
+    # Two blanks stand between columns.
+    widths = {name: 2 + max(map(len, [name, *map(cell, measured)])) for name, _, cell in COLUMNS}
+    left = list(COLUMNS)
+    while sum(widths[name] for name, _, _ in left) > room and any(rank for _, rank, _ in left):
+        left.remove(max(left, key=lambda column: column[1]))
+    return left
 
 
 def measured_on(data: Mapping[str, Any]) -> str:

@@ -54,7 +54,8 @@ def test_a_budget_is_kept_and_its_plan_can_be_fed_back(source, text, tmp_path):
 
 
 def test_a_size_is_kept_by_the_file_that_is_written(source, text, tmp_path):
-    result = run(source, "-o", tmp_path / "out", "--passes", "mixed", "--max-size", "90kB", "--calibration", text, "--verify", "none")
+    result = run(source, "-o", tmp_path / "out", "--passes", "mixed", "--max-size", "90kB", "--calibration", text,
+                 "--verify", "none")  # fmt: skip
     assert result.exit_code == 0, result.output
     assert 60_000 < (tmp_path / "out" / "llm.mnn.weight").stat().st_size <= 90_000
 

@@ -359,7 +359,7 @@ CODES: dict[str, str] = {
     "B719": "A LayerNorm has an inline gamma and no beta; the runtime then ignores gamma.",
     "B720": "Attention is used in a form, or with a setting, that a release ignores or crashes on.",
     "B721": "quantScale of a quantized weight is absent or 0, so the runtime reads zeros.",
-    "B722": "A quantization block that is no multiple of 4 gives garbage when memory is low.",
+    "B722": "Blocks of an odd size give garbage when memory is low: no multiple of 4, or of 8 with dynamic_option 2.",
     "B723": "A file of the model directory is missing or cannot be read.",
     "B724": "A configuration key is unknown, stands twice, or has different values in the two files.",
     "B725": "A setting is spelled in a way that some releases do not read; they use defaults.",

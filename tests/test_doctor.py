@@ -230,13 +230,33 @@ def test_attention_scale_that_older_releases_do_not_read(model):
     assert healthy_on(model) == {"3.6.0", "3.6.1"} and codes_on(model, "3.5.0") == {"B720"}
 
 
-def test_blocks_that_are_no_multiple_of_four(tmp_path):
-    source = make_checkpoint(tmp_path / "source", "qwen2", hidden_size=60, intermediate_size=118, num_attention_heads=6)
-    folder = compiled(source, tmp_path / "out", "int8{block=0}", memory="low")
+@pytest.fixture
+def narrow(tmp_path):
+    """A checkpoint whose rows are 60 and 118 features long."""
+    return make_checkpoint(tmp_path / "source", "qwen2", hidden_size=60, intermediate_size=118, num_attention_heads=6)
+
+
+def test_whole_rows_of_any_length_are_right_from_3_1_on(narrow, tmp_path):
+    folder = compiled(narrow, tmp_path / "out", "int8{block=0}", memory="low")
+    assert codes_on(folder, "3.6.1") == codes_on(folder, "3.4.0") == set()
+    assert "B722" not in codes_on(folder, "3.1.0") and "B722" in codes_on(folder, "3.0.0")
+
+
+def test_blocks_that_are_no_multiple_of_four(narrow, tmp_path, monkeypatch):
+    folder = compiled(narrow, tmp_path / "out", "int8{block=0}", memory="low")
+    monkeypatch.setattr("backends.mnn.doctor_graph.alpha_form", lambda op: (8, 6, False))
     assert codes_on(folder, "3.6.1") == {"B722"}
     (folder / "contract.json").unlink()
     edit(folder / "config.json", memory="normal")
     assert codes_on(folder, "3.6.1") == set() and codes_on(folder, "3.4.1") == {"B722"}
+
+
+def test_activations_by_block_need_blocks_of_eight(narrow, tmp_path):
+    folder = compiled(narrow, tmp_path / "out", "int8{block=4}", memory="low")
+    assert codes_on(folder, "3.6.1") == set()
+    (folder / "contract.json").unlink()
+    edit(folder / "config.json", dynamic_option=2)
+    assert codes_on(folder, "3.6.1") == {"B722"} and codes_on(folder, "3.4.1") == set()
 
 
 # ---- files ----

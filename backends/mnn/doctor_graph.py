@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from backends.mnn.configs import BLOCK_UNIT
 from backends.mnn.findings import Finding
 from backends.mnn.mnn_file import BINARY, PARAMETERS, UNARY, numbers
 from backends.mnn.profiles import Release
@@ -306,13 +307,32 @@ def _codes(subject: Subject, releases: Sequence[Release]) -> Iterator[Finding]:
             "write quantScale 1.0",
             place_of(zero),
         )
-    odd = [op for op in subject.convolutions if (form := alpha_form(op)) is not None and form[1] % 4]
-    low = lacking(releases, lambda release: subject.setting(release, "memory", "low") != "low")
-    if odd and low:
+    odd = {release.version: found for release in releases if (found := _ragged(subject, release))}
+    if odd:
+        first = next(iter(odd.values()))
         yield Finding(
             "B722",
-            f"{alpha_form(odd[0])[1]} weights share a scale, which is no multiple of 4: garbage with memory low",
-            low,
+            f"{alpha_form(first[0])[1]} weights share a scale, which this release computes wrong with memory low",  # type: ignore
+            tuple(odd),
             'set "memory": "normal" in config.json, or quantize in blocks of 32 or 64',
-            place_of(odd),
+            place_of(first),
         )
+
+
+def _ragged(subject: Subject, release: Release) -> list[dict[str, Any]]:
+    """Linear layers whose blocks a release cannot compute with memory low, as the configuration has it."""
+    if subject.setting(release, "memory", "low") != "low":
+        return []
+    by_block = subject.setting(release, "dynamic_option", 0) == 2
+    unit = BLOCK_UNIT if by_block else release.block_unit
+
+    def fails(op: dict[str, Any]) -> bool:
+        form = alpha_form(op)
+        if form is None:
+            return False
+        _, block, zeros = form
+        if block < op["main"]["common"]["inputCount"]:
+            return block % unit != 0
+        return block % release.block_unit != 0 and zeros and not release.ragged_rows
+
+    return [op for op in subject.convolutions if fails(op)]

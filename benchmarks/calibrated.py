@@ -14,7 +14,6 @@ import json
 import os
 import shlex
 import shutil
-import statistics
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.official import ROOT, bytes_of, columns, machine, measure
+from benchmarks.official import ROOT, bytes_of, columns, machine, measure, spread
 from ir.moments import CACHE_VARIABLE
 
 COMPILE = (
@@ -80,16 +79,9 @@ def table(results: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     """Median, lowest and highest of both states of the cache."""
     lines = [f"{'':30}{'empty cache':>28}{'again':>28}"]
     for label, unit, scale, key in ROWS:
-        cells = [spread([value / scale for value in results[state][key]]) for state in STATES]
+        cells = [spread([value / scale for value in results[state][key]], " to ") for state in STATES]
         lines.append(f"{f'{label}, {unit}':30}{cells[0]:>28}{cells[1]:>28}")
     return "\n".join(lines)
-
-
-def spread(values: Sequence[float]) -> str:
-    """The median with the lowest and the highest value."""
-    digits = 0 if min(values) >= 100 else 2
-    low, middle, high = (f"{value:.{digits}f}" for value in (min(values), statistics.median(values), max(values)))
-    return f"{middle} ({low} to {high})"
 
 
 def above(results: Mapping[str, Mapping[str, Sequence[float]]], args: argparse.Namespace) -> list[str]:

@@ -251,16 +251,17 @@ def table(results: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     for label, unit, scale, key in ROWS:
         if key not in official:
             continue
-        cells = [_cell([value / scale for value in values[key]]) for values in (official, lading)]
+        cells = [spread([value / scale for value in values[key]]) for values in (official, lading)]
         ratio = statistics.median(official[key]) / statistics.median(lading[key])
         lines.append(f"{f'{label}, {unit}':30}{cells[0]:>28}{cells[1]:>28}{ratio:>17.2f}")
     return "\n".join(lines)
 
 
-def _cell(values: Sequence[float]) -> str:
+def spread(values: Sequence[float], to: str = "-") -> str:
+    """The median with the lowest and the highest value."""
     digits = 0 if min(values) >= 100 else 2
     low, middle, high = (f"{value:.{digits}f}" for value in (min(values), statistics.median(values), max(values)))
-    return f"{middle} ({low}-{high})"
+    return f"{middle} ({low}{to}{high})"
 
 
 def columns(samples: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
@@ -337,7 +338,7 @@ def main() -> None:
     print(table(record["results"]))
     for name, size in record["output_bytes"].items():
         print(f"{name} output: {size / 1e6:.1f} MB")
-    print(f"floor (read the checkpoint, write as many bytes): {_cell(record['floor_s'])} s")
+    print(f"floor (read the checkpoint, write as many bytes): {spread(record['floor_s'])} s")
     print(f"load average before the first run: {record['machine']['load_before']:.2f}")
     if args.json:
         args.json.write_text(json.dumps(record, indent=1) + "\n")

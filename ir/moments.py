@@ -7,8 +7,8 @@ key is a digest of everything the numbers depend on, so that a stale entry is ne
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -35,6 +35,33 @@ def cache_folder() -> Path:
     """Where calibration statistics and quantized weights are kept between runs."""
     given = os.environ.get(CACHE_VARIABLE)
     return Path(given) if given else Path.home() / ".cache" / "lading"
+
+
+@contextmanager
+def whole_file(
+    path: Path, code: str, what: str, hint: str = f"free some space, or set {CACHE_VARIABLE} to another folder"
+) -> Iterator[Path]:
+    """A path beside `path` to write to; the file moves to its place when the block ends well, and vanishes otherwise.
+
+    Args:
+        path: where the file is to appear; its folder is made.
+        code: of the error.
+        what: what is kept there, for the message.
+        hint: what to do about the error.
+
+    Raises:
+        LadingError: with `code`, no room or no permission.
+    """
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield scratch
+        os.replace(scratch, path)
+    except OSError as error:
+        raise LadingError(code, f"cannot keep {what}: {error.strerror}", where=str(path), hint=hint) from error
+    finally:
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -182,19 +209,8 @@ def write_whole(path: Path, fill: Callable[[BinaryIO], None]) -> None:
     Raises:
         LadingError: Q431 no room or no permission.
     """
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with scratch.open("wb") as file:
-            fill(file)
-        os.replace(scratch, path)
-    except OSError as error:
-        message = f"cannot keep calibration statistics: {error.strerror}"
-        hint = f"free some space, or set {CACHE_VARIABLE} to another folder"
-        raise LadingError("Q431", message, where=str(path), hint=hint) from error
-    finally:
-        with suppress(OSError):
-            scratch.unlink(missing_ok=True)
+    with whole_file(path, "Q431", "calibration statistics") as scratch, scratch.open("wb") as file:
+        fill(file)
 
 
 @register

@@ -360,7 +360,7 @@ def _last_axis(node: Node, index: int) -> bool:
     return x is not None and x.rank is not None and all(place in (-1, x.rank - 1) for place in axes)
 
 
-def _attrs(*rows: AttrDef) -> dict[str, AttrDef]:
+def attrs_of(*rows: AttrDef) -> dict[str, AttrDef]:
     return {row.name: row for row in rows}
 
 
@@ -370,7 +370,7 @@ DEFINITIONS = (
     OpDef(
         "mnn.Reshape",
         inputs=("x",),
-        attrs=_attrs(AttrDef("dims", "ints", required=True), AttrDef("dim_type", "str", "NCHW", choices=FORMATS)),
+        attrs=attrs_of(AttrDef("dims", "ints", required=True), AttrDef("dim_type", "str", "NCHW", choices=FORMATS)),
         traits=PURE | {"positional"},
         infer=_reshape_type,
         define=_reshape,
@@ -379,7 +379,7 @@ DEFINITIONS = (
     OpDef(
         "mnn.ConvertTensor",
         inputs=("x",),
-        attrs=_attrs(
+        attrs=attrs_of(
             AttrDef("source", "str", required=True, choices=FORMATS),
             AttrDef("dest", "str", required=True, choices=FORMATS),
         ),
@@ -402,7 +402,7 @@ DEFINITIONS = (
         inputs=("x", "gamma", "beta"),
         min_inputs=3,
         max_inputs=3,
-        attrs=_attrs(AttrDef("axis", "ints", (-1,)), AttrDef("epsilon", "float", 1e-5), AttrDef("rms", "int", 0)),
+        attrs=attrs_of(AttrDef("axis", "ints", (-1,)), AttrDef("epsilon", "float", 1e-5), AttrDef("rms", "int", 0)),
         infer=_norm_type,
         define=_norm,
         rowwise=lambda node, index: index == 0 and _last_axis(node, 0),
@@ -424,7 +424,7 @@ DEFINITIONS = (
     OpDef(
         "mnn.Unary",
         inputs=("x",),
-        attrs=_attrs(AttrDef("kind", "str", required=True, choices=frozenset(UNARY))),
+        attrs=attrs_of(AttrDef("kind", "str", required=True, choices=frozenset(UNARY))),
         traits=PURE | {"elementwise"},
         infer=same_as_input,
         define=_unary,
@@ -435,7 +435,7 @@ DEFINITIONS = (
         inputs=("x", "y"),
         min_inputs=2,
         max_inputs=2,
-        attrs=_attrs(AttrDef("kind", "str", required=True, choices=_KINDS)),
+        attrs=attrs_of(AttrDef("kind", "str", required=True, choices=_KINDS)),
         traits=PURE | {"elementwise"},
         infer=_binary_type,
         define=_binary,
@@ -444,7 +444,7 @@ DEFINITIONS = (
     OpDef(
         "mnn.Cast",
         inputs=("x",),
-        attrs=_attrs(AttrDef("to", "int", required=True)),
+        attrs=attrs_of(AttrDef("to", "int", required=True)),
         traits=PURE | {"elementwise"},
         infer=_cast_type,
         define=_cast,
@@ -454,7 +454,7 @@ DEFINITIONS = (
         "mnn.Slice",
         inputs=("x",),
         max_outputs=ANY,
-        attrs=_attrs(AttrDef("axis", "int", required=True), AttrDef("points", "ints", required=True)),
+        attrs=attrs_of(AttrDef("axis", "int", required=True), AttrDef("points", "ints", required=True)),
         infer=_slice_types,
         define=_slice,
         rowwise=_last_axis,
@@ -473,7 +473,7 @@ DEFINITIONS = (
         "mnn.Concat",
         inputs=("xs",),
         max_inputs=ANY,
-        attrs=_attrs(AttrDef("axis", "int", required=True)),
+        attrs=attrs_of(AttrDef("axis", "int", required=True)),
         infer=concat,
         define=_concat,
         rowwise=_last_axis,
@@ -492,7 +492,7 @@ DEFINITIONS = (
     OpDef(
         "mnn.Squeeze",
         inputs=("x",),
-        attrs=_attrs(AttrDef("axes", "ints", required=True)),
+        attrs=attrs_of(AttrDef("axes", "ints", required=True)),
         traits=PURE | {"positional"},
         infer=_squeeze_type,
         define=_squeeze,
@@ -501,7 +501,7 @@ DEFINITIONS = (
     OpDef(
         "mnn.Unsqueeze",
         inputs=("x",),
-        attrs=_attrs(AttrDef("axes", "ints", required=True)),
+        attrs=attrs_of(AttrDef("axes", "ints", required=True)),
         traits=PURE | {"positional"},
         infer=_squeeze_type,
         define=_squeeze,
@@ -520,7 +520,7 @@ DEFINITIONS = (
     OpDef(
         "mnn.Reduction",
         inputs=("x",),
-        attrs=_attrs(
+        attrs=attrs_of(
             AttrDef("kind", "str", required=True, choices=frozenset(REDUCTIONS)),
             AttrDef("axes", "ints", ()),
             AttrDef("keep_dims", "int", 0),

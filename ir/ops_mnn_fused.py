@@ -12,7 +12,7 @@ from ir.graph import Node, Value
 from ir.infer import Inference, TypeMismatch
 from ir.infer_rules import arithmetic, tensor
 from ir.ops import AttrDef, Body, OpDef
-from ir.ops_mnn import PURE, attended, normalized
+from ir.ops_mnn import PURE, attended, attrs_of, normalized
 from ir.types import TensorType, ValueType
 
 
@@ -112,10 +112,6 @@ def _packed_attention(body: Body) -> list[Value]:
     return [body.op("Unsqueeze", body.op("Squeeze", rows, body.ints(0)), body.ints(2, 3))]
 
 
-def _attrs(*rows: AttrDef) -> dict[str, AttrDef]:
-    return {row.name: row for row in rows}
-
-
 _NORM = (AttrDef("epsilon", "float", 1e-5), AttrDef("rms", "int", 0))
 
 DEFINITIONS = (
@@ -124,7 +120,7 @@ DEFINITIONS = (
         inputs=("x", "gamma", "beta"),
         min_inputs=3,
         max_inputs=3,
-        attrs=_attrs(*_NORM),
+        attrs=attrs_of(*_NORM),
         traits=PURE,
         infer=_packed_like_first,
         define=_packed_norm,
@@ -137,7 +133,7 @@ DEFINITIONS = (
         max_inputs=4,
         min_outputs=2,
         max_outputs=2,
-        attrs=_attrs(*_NORM),
+        attrs=attrs_of(*_NORM),
         traits=PURE,
         infer=_packed_like_first,
         define=_add_norm,
@@ -160,7 +156,7 @@ DEFINITIONS = (
         max_inputs=8,
         min_outputs=2,
         max_outputs=2,
-        attrs=_attrs(
+        attrs=attrs_of(
             AttrDef("heads", "int", required=True),
             AttrDef("kv_heads", "int", required=True),
             AttrDef("size", "int", required=True),

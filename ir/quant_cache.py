@@ -14,7 +14,6 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -22,7 +21,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 
 from ir.diag import LadingError
-from ir.moments import CACHE_VARIABLE, Moments, MomentStore, cache_folder
+from ir.moments import Moments, MomentStore, cache_folder, whole_file
 from ir.quant_spec import Blocks, QuantSpec
 
 HEADER = 64
@@ -178,9 +177,7 @@ def _read(path: Path, shape: Shape) -> np.ndarray | None:
 
 
 def _write(path: Path, shape: Shape, quantize: Callable[[int, int], Blocks]) -> None:
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path, "Q441", "a quantized weight") as scratch:
         with scratch.open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, HEADER + shape.nbytes)
         data = np.memmap(scratch, np.uint8, "r+")
@@ -189,14 +186,6 @@ def _write(path: Path, shape: Shape, quantize: Callable[[int, int], Blocks]) -> 
         data[: len(MAGIC)] = np.frombuffer(MAGIC, np.uint8)
         data[8:12].view("<u4")[0] = zlib.crc32(body)
         data.flush()
-        os.replace(scratch, path)
-    except OSError as error:
-        message = f"cannot keep a quantized weight: {error.strerror}"
-        hint = f"free some space, or set {CACHE_VARIABLE} to another folder"
-        raise LadingError("Q441", message, where=str(path), hint=hint) from error
-    finally:
-        with suppress(OSError):
-            scratch.unlink()
 
 
 def _fill(shape: Shape, out: Blocks, quantize: Callable[[int, int], Blocks]) -> None:

@@ -47,7 +47,7 @@ def quantization_error(
     with one_thread():
         for start in range(0, len(chosen), STEP):
             part = chosen[start : start + STEP]
-            before = _rows(source, part)
+            before = rows_of(source, part)
             difference = before - _restored(weight, before, part, whole=rows is None)
             out[start : start + STEP] = _squares(difference, moments, measure)
     return out
@@ -55,13 +55,13 @@ def quantization_error(
 
 def _restored(weight: QuantizedWeight | Pair, before: np.ndarray, part: np.ndarray, whole: bool) -> np.ndarray:
     if not isinstance(weight, QuantizedWeight):
-        return _rows(weight[1], part)
+        return rows_of(weight[1], part)
     if whole or not weight.is_slow:
-        return _rows(weight.dequantized(), part)
+        return rows_of(weight.dequantized(), part)
     return dequantize(weight.quantize_rows(before, part))
 
 
-def _rows(tensor: Tensor, chosen: np.ndarray) -> np.ndarray:
+def rows_of(tensor: Tensor, chosen: np.ndarray) -> np.ndarray:
     """The chosen rows as float32, runs of neighbours read together."""
     cuts = np.flatnonzero(np.diff(chosen) != 1) + 1
     runs = [tensor.rows(int(run[0]), int(run[-1]) + 1) for run in np.split(chosen, cuts) if len(run)]

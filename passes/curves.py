@@ -25,10 +25,9 @@ from ir.blas import one_thread
 from ir.decisions import Storage
 from ir.identity import tensor_identity
 from ir.moments import Moments
-from ir.quant import METHODS, real_zero, thread_scratch
+from ir.quant import METHODS, dequantize, thread_scratch
 from ir.quant_cache import loaded_moments
-from ir.tensor import convert
-from ir.types import F32
+from ir.quant_error import rows_of
 from passes.measurements import digest_of, keep, recall
 from passes.weights import Weight, place_of, spec_of
 
@@ -165,7 +164,7 @@ def _measure(
     weights: Sequence[Weight], samples: Sequence[np.ndarray], moments: Moments | None, storages: Sequence[Storage]
 ) -> list[list[tuple[float, float]]]:
     """For each weight and each storage the two errors."""
-    rows = np.concatenate([_rows(weight, sample) for weight, sample in zip(weights, samples, strict=True)])
+    rows = np.concatenate([rows_of(weight.source, sample) for weight, sample in zip(weights, samples, strict=True)])
     edges = np.cumsum([0, *map(len, samples)])
     scales = [weight.rows / max(1, len(sample)) for weight, sample in zip(weights, samples, strict=True)]
     found: list[list[tuple[float, float]]] = [[] for _ in weights]
@@ -181,14 +180,6 @@ def _measure(
     return found
 
 
-def _rows(weight: Weight, sample: np.ndarray) -> np.ndarray:
-    source = weight.source
-    if len(sample) == weight.rows:
-        return convert(source.rows(0, weight.rows), F32, source.loc)
-    rows = np.concatenate([source.rows(int(row), int(row) + 1) for row in sample])
-    return convert(rows, F32, source.loc)
-
-
 def _restored(rows: np.ndarray, storage: Storage, moments: Moments | None) -> np.ndarray:
     """What the runtime computes with instead of the rows, float32."""
     if storage.bits == 32:
@@ -198,13 +189,7 @@ def _restored(rows: np.ndarray, storage: Storage, moments: Moments | None) -> np
     method = METHODS[storage.method]
     given = None if method.needs == "nothing" else moments
     spec = spec_of(storage, moments.key if given is not None and moments is not None else "")
-    part = method.quantize(rows, spec, thread_scratch(), given)
-    count, blocks = part.scale.shape
-    wide = part.codes.reshape(count, blocks, -1).astype(np.float32) * part.scale[:, :, None]
-    zero = real_zero(part.scale, part.zero)
-    if zero is not None:
-        wide += zero[:, :, None]
-    return wide.reshape(rows.shape)
+    return dequantize(method.quantize(rows, spec, thread_scratch(), given))
 
 
 # ---- filling the grid ----

@@ -53,7 +53,7 @@ def solve(costs: Sequence[np.ndarray], values: Sequence[np.ndarray], limit: floa
         new_cost, new_value = cost[state] + item.cost[pick], value[state] + item.value[pick]
         bound = new_value + rests[place + 1].least(limit * (1 + SLACK) - new_cost)
         keep = np.flatnonzero((bound <= best + room) & (new_cost <= limit))
-        keep = keep[_undominated(new_cost[keep], new_value[keep])]
+        keep = keep[undominated(new_cost[keep], new_value[keep])]
         cost, value = new_cost[keep], new_value[keep]
         trail.append((state[keep], item.index[pick[keep]]))
         lead = int(np.argmin(bound[keep]))
@@ -69,10 +69,6 @@ def solve(costs: Sequence[np.ndarray], values: Sequence[np.ndarray], limit: floa
 
 def undominated(cost: np.ndarray, value: np.ndarray) -> np.ndarray:
     """Indices of the candidates that no other beats in cost without being worse in value, by rising cost."""
-    return _undominated(np.asarray(cost, np.float64), np.asarray(value, np.float64))
-
-
-def _undominated(cost: np.ndarray, value: np.ndarray) -> np.ndarray:
     order = np.lexsort((value, cost))
     sorted_values = value[order]
     before = np.concatenate([[np.inf], np.minimum.accumulate(sorted_values)[:-1]])
@@ -83,7 +79,7 @@ class _Item:
     """Undominated candidates by rising cost, with the indices that the caller knows them by."""
 
     def __init__(self, cost: np.ndarray, value: np.ndarray) -> None:
-        self.index = _undominated(cost, value)
+        self.index = undominated(cost, value)
         self.cost, self.value = cost[self.index], value[self.index]
 
     def hull(self) -> np.ndarray:

@@ -7,14 +7,12 @@ that is damaged is measured again.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from ir.diag import LadingError
-from ir.moments import CACHE_VARIABLE, cache_folder
+from ir.moments import cache_folder, whole_file
 
 
 def digest_of(parts: Iterable[Any]) -> str:
@@ -45,15 +43,8 @@ def keep(key: str, data: Any) -> None:
     Raises:
         LadingError: Q455 no room or no permission.
     """
-    path = path_of(key)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path_of(key), "Q455", "a measurement") as scratch:
         scratch.write_text(json.dumps(data), encoding="utf-8")
-        os.replace(scratch, path)
-    except OSError as error:
-        hint = f"free some space, or set {CACHE_VARIABLE} to another folder"
-        raise LadingError("Q455", f"cannot keep a measurement: {error.strerror}", where=str(path), hint=hint) from error
 
 
 __all__ = ["digest_of", "keep", "path_of", "recall"]

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tools.cli import megabytes
 from tools.ladder_report import deviation, speed
-from tools.ladder_rungs import FLOOR, change, divergence, megabytes
+from tools.ladder_rungs import FLOOR, change, divergence
 
 Rung = Mapping[str, Any]
 

@@ -9,9 +9,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tools.cli import megabytes
 from tools.ladder_charts import bars, bits_map, curve, esc, legend, sensitivity_map, stored_as
 from tools.ladder_report import deviation, measured_on, speed
-from tools.ladder_rungs import change, divergence, measured, megabytes, small
+from tools.ladder_rungs import change, divergence, measured, small
 from tools.ladder_style import SCRIPT, STYLE
 
 Rung = Mapping[str, Any]

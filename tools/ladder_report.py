@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ir.diag import LadingError
-from tools.ladder_rungs import FLOOR, change, divergence, front, measured, megabytes, recommend, small
+from tools.cli import megabytes
+from tools.ladder_rungs import FLOOR, change, divergence, front, measured, recommend, small
 
 if TYPE_CHECKING:
     from rich.console import Console

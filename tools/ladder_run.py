@@ -20,7 +20,7 @@ from tools.interrupts import held_interrupts
 from tools.ladder_compile import compile_rung
 from tools.ladder_rungs import Rule, Spec
 from tools.ladder_text import Text, tokenizer_of
-from tools.matrix_rows import read_kept, write_kept
+from tools.matrix_rows import digest_of_sources, read_kept, write_kept
 
 if TYPE_CHECKING:
     from backends.mnn.measure import FloatReference
@@ -96,7 +96,7 @@ class Job:
 
         return {
             "format": FORMAT,
-            "compiler": _digest_of_sources(),
+            "compiler": digest_of_sources(),
             "model": Source(self.folder).digest,
             "target": self.target,
             "threads": self.threads,
@@ -201,20 +201,6 @@ def _digest(path: Path | None) -> str:
         return ""
     with path.open("rb") as file:
         return file_digest(file, "sha256").hexdigest()
-
-
-def _digest_of_sources() -> str:
-    """SHA-256 (hex) of everything that decides what the compiler writes."""
-    from hashlib import sha256
-
-    root = Path(__file__).resolve().parent.parent
-    found = sha256()
-    for name in ("ir", "passes", "frontends", "backends", "tools/compiler.py"):
-        part = root / name
-        for path in sorted(part.rglob("*")) if part.is_dir() else [part]:
-            if path.suffix in (".py", ".json", ".jsonl"):
-                found.update(f"{path.relative_to(root)} {_digest(path)}\n".encode())
-    return found.hexdigest()
 
 
 def _intact(folder: Path) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ir.diag import LadingError, suggest
+from tools.cli import megabytes
 
 DEFAULT_RUNGS = (
     "fp32", "fp16", "int8", "int4", "default", "mixed:3.5bpw", "mixed:4bpw", "mixed:4.5bpw", "mixed:5bpw", "mixed:6bpw",
@@ -282,14 +283,6 @@ def _why_knee(best: Mapping[str, Any], ready: Sequence[Mapping[str, Any]]) -> st
 
 def _figures(rung: Mapping[str, Any]) -> str:
     return f"{megabytes(rung['bytes'])}, KL {divergence(rung['kl'])}, perplexity {change(rung['perplexity_rise'])}"
-
-
-def megabytes(size: float) -> str:
-    """A size for people, in decimal units."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if abs(size) >= scale:
-            return f"{size / scale:.2f} {unit}"
-    return f"{size:.0f} bytes"
 
 
 def change(share: float) -> str:

@@ -50,6 +50,7 @@ PRECISIONS = ("fp32", "fp16", "int8", "int4", "default")
 """Pipelines that every model is compiled with."""
 
 _COMPILER = ("ir", "passes", "frontends", "backends", "tools/samples.py", "tools/compiler.py")
+_SOURCES = (".py", ".json", ".jsonl")
 
 
 @dataclass
@@ -134,7 +135,7 @@ def made_rows(names: Sequence[str], precisions: Sequence[str], target: str, matr
 
     promised = find_target(target).versions
     releases = tuple(version for version in matrix.releases if version in promised)
-    sources = _digest_of_sources()
+    sources = digest_of_sources()
     for name in names:
         source = None
         for precision in precisions:
@@ -148,7 +149,7 @@ def made_rows(names: Sequence[str], precisions: Sequence[str], target: str, matr
             yield row
 
 
-def _digest_of_sources() -> str:
+def digest_of_sources() -> str:
     """SHA-256 (hex) of everything that decides what the compiler writes."""
     from hashlib import sha256
 
@@ -156,7 +157,9 @@ def _digest_of_sources() -> str:
     found = sha256()
     for name in _COMPILER:
         part = root / name
-        for path in sorted(part.rglob("*.py")) if part.is_dir() else [part]:
+        for path in sorted(part.rglob("*")) if part.is_dir() else [part]:
+            if path.suffix not in _SOURCES:
+                continue
             found.update(f"{path.relative_to(root)} {sha256(path.read_bytes()).hexdigest()}\n".encode())
     return found.hexdigest()
 

@@ -11,6 +11,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from tools.cli import megabytes
+
 if TYPE_CHECKING:
     from backends.mnn.verify import Measurement
     from tools.compiler import Result
@@ -70,7 +72,7 @@ def _summary(result: Result) -> Group:
     if plan is not None:
         kept = f"{plan.limit}: KL {plan.measured:.2g} on {plan.positions:,} held-out tokens, {plan.predicted:.2g} predicted"
         table.add_row("measured", Text(kept))
-    table.add_row("size", f"{_bytes(size)}, {bits_per_weight(result):.2f} bits per weight")
+    table.add_row("size", f"{megabytes(size)}, {bits_per_weight(result):.2f} bits per weight")
     inputs = [f"{item.name} {item.dtype}{item.shapes[0]}" for item in contract.signature.inputs]
     table.add_row("inputs", Text("\n".join(inputs)))
     table.add_row("tokenizer", _tokenizer(result))
@@ -152,13 +154,6 @@ def _timing(result: Result) -> Table:
         counts = ", ".join(f"{key} {value}" for key, value in item.counts.items() if value)
         table.add_row(item.text, f"{item.seconds:.4f}", f"{item.nodes[0]} -> {item.nodes[1]}", counts)
     return table
-
-
-def _bytes(size: int) -> str:
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= scale:
-            return f"{size / scale:.2f} {unit}"
-    return f"{size} bytes"
 
 
 def _span(releases) -> str:

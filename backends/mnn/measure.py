@@ -11,10 +11,8 @@ file a window, and the process that runs MNN compares there, so that neither hol
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -25,12 +23,11 @@ import numpy as np
 from backends.mnn.configs import config_for
 from backends.mnn.native import ModelRun, run_child
 from backends.mnn.releases import installed_version
-from ir.decisions import DynamicInputs
-from ir.diag import LadingError
 from ir.evaluate import Evaluator
 from ir.graph import Graph
-from ir.moments import windows_digest
+from ir.moments import whole_file, windows_digest
 from ir.text import print_graph
+from ir.windows import window_feeds
 
 SCORER = Path(__file__).with_name("scorer.py")
 
@@ -107,7 +104,7 @@ class FloatReference:
         width = graph.outputs[0].type.shape[-1] if graph.outputs[0].type is not None else 1 << 18  # type: ignore
         evaluator = Evaluator(graph, memory_limit=MEMORY_LIMIT, threads=self._threads)
         for group in _groups(list(missing.items()), max(1, LOGITS_LIMIT // (4 * int(width)))):
-            results = evaluator.run_many([_feeds(graph, window) for _, window in group])
+            results = evaluator.run_many(window_feeds(graph, [window for _, window in group]))
             for (path, window), result in zip(group, results, strict=True):
                 _save(path, result[name].reshape(len(window), -1))
 
@@ -125,25 +122,10 @@ def _groups(items: list[tuple[Path, np.ndarray]], most: int) -> list[list[tuple[
     return groups
 
 
-def _feeds(graph: Graph, window: np.ndarray) -> dict[str, np.ndarray]:
-    fact = graph.facts.get(DynamicInputs.name)
-    if fact is not None:
-        return fact.feeds(graph, window, index=0)  # type: ignore[attr-defined]
-    return {graph.inputs[0].name: window.astype(np.int64)[None]}
-
-
 def _save(path: Path, logits: np.ndarray) -> None:
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with scratch.open("wb") as file:
-            np.save(file, np.ascontiguousarray(logits, np.float32))
-        os.replace(scratch, path)
-    except OSError as error:
-        with suppress(OSError):
-            scratch.unlink()
-        hint = "free some space, or measure with fewer or shorter windows"
-        raise LadingError("Q470", f"cannot keep reference logits: {error.strerror}", str(path), hint) from error
+    hint = "free some space, or measure with fewer or shorter windows"
+    with whole_file(path, "Q470", "reference logits", hint) as scratch, scratch.open("wb") as file:
+        np.save(file, np.ascontiguousarray(logits, np.float32))
 
 
 def graph_digest(graph: Graph) -> str:

@@ -33,7 +33,7 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -215,11 +215,12 @@ class Session:
         return {"returned": self.llm.set_config(json.dumps(action["config"]))}
 
 
-def main(folder: str) -> int:
+def main(folder: str, kind: type[Session] = Session) -> int:
+    """Answer the request of a folder with a session of some kind."""
     unbuffer_native_output()
     with open(os.path.join(folder, "request.json"), encoding="utf-8") as file:
         request = json.load(file)
-    session = Session(folder, request)
+    session = kind(folder, request)
     if not session.load():
         return LOAD_FAILED
     for index, action in enumerate(request["actions"]):
@@ -227,7 +228,8 @@ def main(folder: str) -> int:
     return 0
 
 
-if __name__ == "__main__":
+def run_script(main: Callable[[str], int]) -> None:
+    """Run a main function on the first argument and leave the process."""
     try:
         code = main(sys.argv[1])
     except BaseException:
@@ -237,3 +239,7 @@ if __name__ == "__main__":
     sys.stderr.flush()
     ctypes.CDLL(None).fflush(None)
     os._exit(code)  # releasing a loaded model at interpreter exit crashes in every release
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -13,12 +13,8 @@ only a few numbers for each position leave this one. The action that it adds to 
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
-import json
 import os
-import sys
-import traceback
 from typing import Any
 
 import numpy as np
@@ -75,25 +71,5 @@ def score(found: dict[str, list[float]], wanted: np.ndarray, got: np.ndarray, fo
         found["nll_reference"].append(-float(log_p[following]))
 
 
-def main(folder: str) -> int:
-    runner.unbuffer_native_output()
-    with open(os.path.join(folder, "request.json"), encoding="utf-8") as file:
-        request = json.load(file)
-    session = Scorer(folder, request)
-    if not session.load():
-        return int(runner.LOAD_FAILED)
-    for index, action in enumerate(request["actions"]):
-        session.run(index, action)
-    return 0
-
-
 if __name__ == "__main__":
-    try:
-        code = main(sys.argv[1])
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    ctypes.CDLL(None).fflush(None)
-    os._exit(code)  # releasing a loaded model at interpreter exit crashes in every release
+    runner.run_script(lambda folder: runner.main(folder, Scorer))

@@ -222,8 +222,9 @@ def record_codec(cls: type[Record]) -> Codec:
         before = len(problems)
         if value.keys() != codecs.keys():
             problems += _field_problems(value, codecs, at)
-        found = {name: codec.read(value[name], f"{at}/{name}", problems)
-                 for name, codec in codecs.items() if name in value}
+        found = {
+            name: codec.read(value[name], f"{at}/{name}", problems) for name, codec in codecs.items() if name in value
+        }
         return cls(**found) if len(problems) == before else None
 
     return Codec(_TAKES["object"], read, {"$ref": f"#/$defs/{cls.__name__}"})

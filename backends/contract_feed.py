@@ -235,8 +235,9 @@ def _ranges(signature: Signature, bound: _Bound) -> list[Diagnostic]:
         dim = signature.dims[name]
         if size < dim.low or (dim.high is not None and size > dim.high):
             allowed = f"at least {dim.low}" if dim.high is None else f"{dim.low}..{dim.high}"
-            problems.append(Diagnostic("C824", f"dimension {name} is {size} {place}; allowed is {allowed}",
-                                       hint=dim.meaning))
+            problems.append(
+                Diagnostic("C824", f"dimension {name} is {size} {place}; allowed is {allowed}", hint=dim.meaning)
+            )
         elif size % dim.multiple_of:
             message = f"dimension {name} is {size} {place}, which is no multiple of {dim.multiple_of}"
             problems.append(Diagnostic("C825", message, hint=dim.meaning))

@@ -32,11 +32,13 @@ def _file_problem(entry: FileEntry, root: Path, extra: list[str], digests: bool)
             return Diagnostic("C810", f"the {entry.role} file is missing", str(path), suggest(entry.path, extra))
         size = path.stat().st_size
         if size != entry.bytes:
-            return Diagnostic("C811", f"the {entry.role} file has {size} bytes instead of {entry.bytes}", str(path),
-                              "copy it again")
+            return Diagnostic(
+                "C811", f"the {entry.role} file has {size} bytes instead of {entry.bytes}", str(path), "copy it again"
+            )
         if digests and sha256_of(path) != entry.sha256:
-            return Diagnostic("C812", f"the {entry.role} file has other content than the compiler wrote", str(path),
-                              "copy it again")
+            return Diagnostic(
+                "C812", f"the {entry.role} file has other content than the compiler wrote", str(path), "copy it again"
+            )
     except OSError as error:
         return Diagnostic("C814", f"the {entry.role} file cannot be read: {error.strerror}", str(path))
     return None

@@ -32,8 +32,13 @@ def schema() -> dict[str, Any]:
 def record_schema(cls: type[Record]) -> dict[str, Any]:
     hints = get_type_hints(cls, include_extras=True)
     rows = {name: {**codec_of(hint).schema, "description": hint.__metadata__[-1]} for name, hint in hints.items()}
-    return {"description": (cls.__doc__ or "").strip(), "type": "object", "properties": rows,
-            "required": list(rows), "additionalProperties": False}
+    return {
+        "description": (cls.__doc__ or "").strip(),
+        "type": "object",
+        "properties": rows,
+        "required": list(rows),
+        "additionalProperties": False,
+    }
 
 
 def validate(data: Any) -> list[Diagnostic]:
@@ -79,8 +84,10 @@ def _signature_disagreements(data: Mapping[str, Any]) -> Iterator[tuple[str, str
             for number, form in enumerate(port["shapes"]):
                 for axis, size in enumerate(form["shape"]):
                     if isinstance(size, str) and size not in dims:
-                        yield (f"{at}/{side}/{index}/shapes/{number}/shape/{axis}",
-                               f"dimension {size!r} is not in dims")
+                        yield (
+                            f"{at}/{side}/{index}/shapes/{number}/shape/{axis}",
+                            f"dimension {size!r} is not in dims",
+                        )
     for index, port in enumerate(data["inputs"]):
         yield from _value_disagreements(port, f"{at}/inputs/{index}")
     for name, row in dims.items():
@@ -97,8 +104,14 @@ def _value_disagreements(port: Mapping[str, Any], at: str) -> Iterator[tuple[str
     values, default, integer = port["values"], port["default"], port["dtype"][0] in "iu"
     if values is not None and not integer:
         yield f"{at}/values", f"a range of values is for integers, not for {port['dtype']}"
-    low, high = (-math.inf, math.inf) if values is None else (
-        -math.inf if values["min"] is None else values["min"], math.inf if values["max"] is None else values["max"])
+    low, high = (
+        (-math.inf, math.inf)
+        if values is None
+        else (
+            -math.inf if values["min"] is None else values["min"],
+            math.inf if values["max"] is None else values["max"],
+        )
+    )
     if high < low:
         yield f"{at}/values", f"max {high} is below min {low}"
     if default is None:
@@ -132,11 +145,17 @@ def _file_disagreements(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _release_disagreements(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     promised, tokenizer = data["target"]["releases"], data["tokenizer"] or {"files": (), "inexact": ()}
-    places = [(f"/tokenizer/{part}/{index}/releases", row["releases"])
-              for part in ("files", "inexact") for index, row in enumerate(tokenizer[part])]
-    places += [(f"/signature/{side}/{index}/shapes/{number}/releases", form["releases"])
-               for side in ("inputs", "outputs") for index, port in enumerate(data["signature"][side])
-               for number, form in enumerate(port["shapes"])]
+    places = [
+        (f"/tokenizer/{part}/{index}/releases", row["releases"])
+        for part in ("files", "inexact")
+        for index, row in enumerate(tokenizer[part])
+    ]
+    places += [
+        (f"/signature/{side}/{index}/shapes/{number}/releases", form["releases"])
+        for side in ("inputs", "outputs")
+        for index, port in enumerate(data["signature"][side])
+        for number, form in enumerate(port["shapes"])
+    ]
     for at, releases in places:
         for release in releases:
             if release not in promised:

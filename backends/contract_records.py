@@ -19,8 +19,21 @@ if TYPE_CHECKING:
 
 CONTRACT_FILE = "contract.json"
 CONTRACT_VERSION = "1.0"
-DTYPES = {"bool": "bool", "i8": "int8", "u8": "uint8", "i16": "int16", "u16": "uint16", "i32": "int32", "u32": "uint32",
-          "i64": "int64", "u64": "uint64", "f16": "float16", "bf16": "bfloat16", "f32": "float32", "f64": "float64"}
+DTYPES = {
+    "bool": "bool",
+    "i8": "int8",
+    "u8": "uint8",
+    "i16": "int16",
+    "u16": "uint16",
+    "i32": "int32",
+    "u32": "uint32",
+    "i64": "int64",
+    "u64": "uint64",
+    "f16": "float16",
+    "bf16": "bfloat16",
+    "f32": "float32",
+    "f64": "float64",
+}
 """Element types of inputs and outputs: name in the contract -> name in numpy."""
 
 _FOLDER_PART = r"(?!\.{1,2}(?:/|$))[^/\\:\u0000-\u001f]+"
@@ -61,8 +74,9 @@ class Target(Record):
 
     profile: Annotated[Name, "name of the runtime profile"]
     releases: Annotated[
-        tuple[Release, ...], Limits(unique=True, length=1, sort=version_key),
-        "MNN releases that are promised to load the model and to give the same logits"
+        tuple[Release, ...],
+        Limits(unique=True, length=1, sort=version_key),
+        "MNN releases that are promised to load the model and to give the same logits",
     ]
 
 
@@ -91,7 +105,7 @@ class Source(Record):
     digest: Annotated[Digest, "SHA-256, in lower-case hexadecimal"]
     digest_of: Annotated[
         Literal["content", "header"],
-        "what was digested: the whole file, or of a safetensors file its length word and header alone"
+        "what was digested: the whole file, or of a safetensors file its length word and header alone",
     ]
 
 
@@ -124,7 +138,7 @@ class Discovery(Record):
     kind: Annotated[
         Literal["runtime-feeds", "frozen-by-tracing", "shape-computed", "whole-sequence", "kv-cache", "renamed"],
         "fed by the runtime; a constant that tracing had frozen; computed from shapes in the source; the source gave "
-        "the whole sequence; past keys and values that the runtime keeps; another name in the source"
+        "the whole sequence; past keys and values that the runtime keeps; another name in the source",
     ]
     reason: Annotated[str, "one sentence for people"]
     node: Annotated[str | None, "source node or tensor that showed it"] = None
@@ -140,7 +154,7 @@ class Input(Record):
     meaning: Annotated[str, "what the values mean"]
     default: Annotated[
         DefaultValue,
-        "value of every element that makes the model behave like its source; a runtime does not fill it in"
+        "value of every element that makes the model behave like its source; a runtime does not fill it in",
     ] = None
     values: Annotated[ValueRange | None, "allowed values of an integer input; null means any"] = None
     discovered: Annotated[Discovery | None, "null for an input of the source model"] = None
@@ -203,7 +217,7 @@ class FileEntry(Record):
     sha256: Annotated[Digest, "digest of the whole file, in lower-case hexadecimal"]
     role: Annotated[
         Literal["model", "weights", "embedding", "tokenizer", "config", "llm_config", "template", "license", "other"],
-        "what the file is for"
+        "what the file is for",
     ]
 
     @classmethod
@@ -281,9 +295,9 @@ class Requirements(Record):
 
     min_release: Annotated[Release, "oldest release that runs the model"]
     memory: Annotated[Memory | None, "recommended memory setting; null when it makes no difference"] = None
-    keys: Annotated[
-        dict[str, str], "configuration keys that matter, each with its reason"
-    ] = field(default_factory=dict)
+    keys: Annotated[dict[str, str], "configuration keys that matter, each with its reason"] = field(
+        default_factory=dict
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,9 +327,9 @@ class Runtime(Record):
     """Requirements, and the settings that were written into the configuration."""
 
     requires: Annotated[Requirements, "what the runtime has to offer"]
-    settings: Annotated[
-        dict[str, Setting], "runtime settings as written; never sampling defaults"
-    ] = field(default_factory=dict)
+    settings: Annotated[dict[str, Setting], "runtime settings as written; never sampling defaults"] = field(
+        default_factory=dict
+    )
     choices: Annotated[
         tuple[Choice, ...], "settings that were measured on the release that verified the model, least divergence first"
     ] = ()
@@ -358,7 +372,7 @@ class Verification(Record):
     reference: Annotated[
         Literal["float", "decoded weights", "runtime model"],
         "compared with the original weights in float, with the stored weights decoded to float, or with these times "
-        "activations quantized as the runtime quantizes them under these settings"
+        "activations quantized as the runtime quantizes them under these settings",
     ]
     prompt_tokens: Annotated[Positive, "tokens of the prompt"]
     max_abs_error: Annotated[Size, "largest absolute difference of a logit"]
@@ -367,7 +381,8 @@ class Verification(Record):
     perplexity: Annotated[Size | None, "perplexity on the evaluation text; null without one"] = None
     perplexity_reference: Annotated[Size | None, "the same for the reference"] = None
     kl_predicted: Annotated[
-        float | None, "the divergence that the reference evaluation predicts for this run; null when it was not evaluated"
+        float | None,
+        "the divergence that the reference evaluation predicts for this run; null when it was not evaluated",
     ] = None
     perplexity_predicted: Annotated[Size | None, "the same for the perplexity"] = None
     decode_tokens: Annotated[Count | None, "tokens decoded greedily after the prompt; null when none were"] = None
@@ -406,9 +421,7 @@ class Contract(Record):
     sources: Annotated[tuple[Source, ...], Limits(sort=attrgetter("file")), "the files it was compiled from"]
     config_digest: Annotated[Digest | None, "SHA-256 of the checkpoint's config.json; null without one"] = None
     signature: Annotated[Signature, "inputs, outputs, dimensions and state"]
-    files: Annotated[
-        tuple[FileEntry, ...], Limits(sort=attrgetter("path")), "every file of the folder but this one"
-    ]
+    files: Annotated[tuple[FileEntry, ...], Limits(sort=attrgetter("path")), "every file of the folder but this one"]
     weights: Annotated[tuple[WeightEntry, ...], Limits(sort=_weight_order), "every stored weight"]
     pipeline: Annotated[Pipeline, "how it was made"]
     calibration: Annotated[Calibration | None, "null when no method looked at data"] = None

@@ -74,7 +74,9 @@ def _refuse_what_is_lost(graph: Graph) -> None:
             raise _lost(f"{value.name!r} of type {value.type}")
     for node in graph.walk():
         for name, item in node.attrs.items():
-            if isinstance(item, ValueType) or (isinstance(item, tuple) and item and isinstance(item[0], Tensor | Graph)):
+            if isinstance(item, ValueType) or (
+                isinstance(item, tuple) and item and isinstance(item[0], Tensor | Graph)
+            ):
                 raise _lost(f"attribute {name!r}", node)
             if isinstance(item, EmptyList) and item.kind in ("tensors", "graphs", "types"):
                 raise _lost(f"attribute {name!r}", node)

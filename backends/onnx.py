@@ -279,7 +279,9 @@ class _Writer(Exporter):
     def defaults(graph: Graph) -> dict[Value, str]:
         """Constants that are defaults of inputs: the name of the input."""
         names = {value.name for value in graph.inputs}
-        tables = ((table.removeprefix(DEFAULT), value) for table, value in graph.tables.items() if table.startswith(DEFAULT))
+        tables = (
+            (table.removeprefix(DEFAULT), value) for table, value in graph.tables.items() if table.startswith(DEFAULT)
+        )
         return {value: name for name, value in tables if name in names and value.const is not None}
 
     def inputs(self, proto: onnx.GraphProto, graph: Graph, about: Mapping[str, Any]) -> None:

@@ -190,7 +190,14 @@ def measure(tool: str, source: Path, out: Path) -> dict[str, Any]:
     wall, cpu = time.perf_counter() - start, time.process_time() - cpu
     out.write_bytes(encoded)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"nodes": nodes, "after": len(result.graph.node), "wall": wall, "cpu": cpu, "peak_mb": peak, "stages": clock.stages}
+    return {
+        "nodes": nodes,
+        "after": len(result.graph.node),
+        "wall": wall,
+        "cpu": cpu,
+        "peak_mb": peak,
+        "stages": clock.stages,
+    }
 
 
 _USED = {

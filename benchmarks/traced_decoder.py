@@ -79,7 +79,9 @@ def make_decoder(layers: int, seed: int = 0) -> onnx.ModelProto:
         for kind in ("key", "value"):
             shape = ("batch", KV_HEADS, "total", WIDTH)
             graph.output.append(helper.make_tensor_value_info(f"present.{layer}.{kind}", TensorProto.FLOAT, shape))
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8, producer_name="pytorch")
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8, producer_name="pytorch"
+    )
 
 
 def _mask(t: _Tracer) -> str:

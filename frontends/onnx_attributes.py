@@ -33,7 +33,9 @@ class Attributes:
             6: lambda proto, where: tuple(proto.floats) or EmptyList("floats"),
             7: lambda proto, where: tuple(proto.ints) or EmptyList("ints"),
             8: lambda proto, where: tuple(map(text_or_bytes, proto.strings)) or EmptyList("strings"),
-            9: lambda proto, where: tuple(tensor_of(t, self.place, where) for t in proto.tensors) or EmptyList("tensors"),
+            9: lambda proto, where: (
+                tuple(tensor_of(t, self.place, where) for t in proto.tensors) or EmptyList("tensors")
+            ),
             13: lambda proto, where: self._type(proto.tp, where),
             14: lambda proto, where: tuple(self._type(t, where) for t in proto.type_protos) or EmptyList("types"),
         }

@@ -208,9 +208,7 @@ def post_dominators(graph: Graph, targets: Iterable[Vertex] | None = None) -> Do
     """The dominator tree of reversed paths from `targets`, by default `exits`: what every path to them goes through."""
     chosen = tuple(exits(graph) if targets is None else targets)
     view = flow(graph)
-    return cached(
-        graph, ("post-dominators", chosen), lambda: Dominators(view, [view.index[v] for v in chosen], True)
-    )
+    return cached(graph, ("post-dominators", chosen), lambda: Dominators(view, [view.index[v] for v in chosen], True))
 
 
 def immediate_dominators(graph: Graph, sources: Iterable[Vertex] | None = None) -> dict[Vertex, Vertex | None]:

@@ -295,8 +295,7 @@ CODES: dict[str, str] = {
     "B601": "A matrix has more elements than MNN's loader can count (2^31 - 1).",
     "B602": "The embedding table is stored in a form whose rows no MNN release reads.",
     "B603": (
-        "Half-float scales are loaded by MNN 3.6.0 and later; a release of the target is older and would "
-        "read garbage."
+        "Half-float scales are loaded by MNN 3.6.0 and later; a release of the target is older and would read garbage."
     ),
     "B610": "The graph holds an operator for which the MNN writer has no encoding.",
     "B611": "MNN has no tensors or constants of this element type.",
@@ -312,8 +311,7 @@ CODES: dict[str, str] = {
         "is damaged."
     ),
     "B683": (
-        "What was written decodes to other numbers than were meant. This is a fault of the compiler or of "
-        "the disk."
+        "What was written decodes to other numbers than were meant. This is a fault of the compiler or of the disk."
     ),
     "V700": (
         "The installed MNN computes other logits than the stored weights give. The model would be wrong on "

@@ -160,7 +160,7 @@ class Tokens:
         def plain(found: re.Match[str]) -> str:
             code, single = found.groups()
             if code is None and single not in _ESCAPED:
-                self.fail("I100", f"unknown escape {found.group()!r}", hint=r'known: \n \t \r \" \\ \u{hex}')
+                self.fail("I100", f"unknown escape {found.group()!r}", hint=r"known: \n \t \r \" \\ \u{hex}")
             if code is not None and int(code, 16) > 0x10FFFF:
                 self.fail("I100", f"there is no character {found.group()}")
             return chr(int(code, 16)) if code is not None else _ESCAPED[single]

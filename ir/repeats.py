@@ -456,4 +456,3 @@ def _type_key(value: Value) -> Hashable:
 
 
 __all__ = ["Block", "Repeat", "chains", "repeats"]
-

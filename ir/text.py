@@ -63,7 +63,7 @@ SNIPPET_WIDTH = 140
 
 _BARE_VALUE = re.compile(r"[A-Za-z0-9_.]+").fullmatch
 _BARE_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]*").fullmatch
-_PLAIN_STRING = re.compile(r'[ !#-\[\]-~]*').fullmatch
+_PLAIN_STRING = re.compile(r"[ !#-\[\]-~]*").fullmatch
 _ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
 
 

@@ -26,7 +26,9 @@ class SimulateActivations(Pass):
     breaks = ("mnn",)
     lossy = True
 
-    dynamic_option: Literal[0, 1, 2] = option(0, help="the runtime's setting of this name: 2 quantizes by block of the weight")
+    dynamic_option: Literal[0, 1, 2] = option(
+        0, help="the runtime's setting of this name: 2 quantizes by block of the weight"
+    )
     decode: bool = option(False, help="every row is a call of its own, as in decoding; else all rows are one call")
 
     def run(self, graph: Graph, ctx: PassContext) -> Result:

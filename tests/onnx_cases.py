@@ -34,7 +34,9 @@ if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
 KINDS = ("node", "simple", "pytorch-operator", "pytorch-converted", "light", "real")
-RANDOM = frozenset("Bernoulli Dropout Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike".split())
+RANDOM = frozenset(
+    "Bernoulli Dropout Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike".split()
+)
 LIMIT = 60.0
 """Seconds after which a case counts as hanging."""
 
@@ -487,7 +489,13 @@ def _dense(proto: onnx.SparseTensorProto) -> dict[str, Any]:
         out.reshape(-1)[indices] = values
     else:
         out[tuple(indices.T)] = values
-    return {"dims": list(proto.dims), "type": proto.values.data_type, "contents": out.tobytes(), "doc": "", "metadata": []}
+    return {
+        "dims": list(proto.dims),
+        "type": proto.values.data_type,
+        "contents": out.tobytes(),
+        "doc": "",
+        "metadata": [],
+    }
 
 
 def _message(proto: Any, leave_out: Sequence[str] = ()) -> dict[str, Any]:

@@ -261,7 +261,9 @@ def test_every_release_quantizes_activations_as_predicted(stored, storage, versi
     for option in (0, 2):
         whole = [pieces(window) for window in windows]
         single = [pieces(*([token] for token in window)) for window in windows]
-        results = [logits_of(item) for item in run_actions(folder, version, whole + single, **LOW, dynamic_option=option)]
+        results = [
+            logits_of(item) for item in run_actions(folder, version, whole + single, **LOW, dynamic_option=option)
+        ]
         for decode, parts in ((0, results[: len(windows)]), (LENGTH - 1, results[len(windows) :])):
             measured = np.concatenate(parts)
             scale = np.abs(measured).max()

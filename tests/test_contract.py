@@ -84,20 +84,35 @@ def some(strategy: st.SearchStrategy, **options: Any) -> st.SearchStrategy:
 @st.composite
 def signatures(draw: Any, promised: tuple[str, ...]) -> c.Signature:
     names = draw(st.lists(NAME, min_size=1, max_size=3, unique=True))
-    rows = st.builds(c.Dimension, low=st.integers(0, 4), high=maybe(st.integers(4, 9)), meaning=TEXT,
-                     multiple_of=st.integers(1, 4), sum_of=st.just(()))
+    rows = st.builds(
+        c.Dimension,
+        low=st.integers(0, 4),
+        high=maybe(st.integers(4, 9)),
+        meaning=TEXT,
+        multiple_of=st.integers(1, 4),
+        sum_of=st.just(()),
+    )
     dims = {name: draw(rows) for name in names}
     if len(names) == 3:
         dims[names[0]] = dataclasses.replace(dims[names[0]], sum_of=tuple(names[1:]))
     shape = some(st.integers(0, 9) | st.sampled_from(names))
     forms = st.builds(c.ShapeForm, shape=shape, releases=some(st.sampled_from(promised), unique=True))
     everywhere = st.builds(c.ShapeForm, shape=shape)
-    found = maybe(st.builds(c.Discovery, by=NAME, kind=st.sampled_from(get_args(decisions.Why)), reason=TEXT,
-                            node=maybe(TEXT)))
+    found = maybe(
+        st.builds(c.Discovery, by=NAME, kind=st.sampled_from(get_args(decisions.Why)), reason=TEXT, node=maybe(TEXT))
+    )
     ports = {"name": NAME, "shapes": st.tuples(everywhere, forms), "meaning": TEXT, "discovered": found}
-    integers = st.builds(c.Input, dtype=st.sampled_from(["i32", "u8", "i64"]), default=maybe(st.integers(-1, 1)),
-                         values=maybe(st.builds(c.ValueRange, min=maybe(st.integers(-9, -1)), max=maybe(COUNT))
-                                      .filter(lambda row: row.max is None or row.max > 0)), **ports)
+    integers = st.builds(
+        c.Input,
+        dtype=st.sampled_from(["i32", "u8", "i64"]),
+        default=maybe(st.integers(-1, 1)),
+        values=maybe(
+            st.builds(c.ValueRange, min=maybe(st.integers(-9, -1)), max=maybe(COUNT)).filter(
+                lambda row: row.max is None or row.max > 0
+            )
+        ),
+        **ports,
+    )
     reals = st.builds(c.Input, dtype=st.sampled_from(["f32", "bf16"]), default=maybe(st.floats(-1, 1)), **ports)
     inputs = draw(some(integers | reals, unique_by=lambda item: item.name))
     returned = st.builds(c.Output, dtype=st.sampled_from(list(c.DTYPES)), **ports)
@@ -110,9 +125,16 @@ def signatures(draw: Any, promised: tuple[str, ...]) -> c.Signature:
 def weights(draw: Any, files: tuple[c.FileEntry, ...]) -> tuple[c.WeightEntry, ...]:
     if not files:
         return ()
-    stored = st.builds(c.Storage, bits=st.integers(1, 32), block=COUNT, symmetric=st.booleans(), method=NAME,
-                       layout=NAME, zero=st.sampled_from(["int", "float", "none"]),
-                       scale_dtype=maybe(st.sampled_from(["f16", "f32"])))
+    stored = st.builds(
+        c.Storage,
+        bits=st.integers(1, 32),
+        block=COUNT,
+        symmetric=st.booleans(),
+        method=NAME,
+        layout=NAME,
+        zero=st.sampled_from(["int", "float", "none"]),
+        scale_dtype=maybe(st.sampled_from(["f16", "f32"])),
+    )
     rows = []
     for name in draw(st.lists(NAME, max_size=3)):
         file = draw(st.sampled_from(files))
@@ -120,8 +142,18 @@ def weights(draw: Any, files: tuple[c.FileEntry, ...]) -> tuple[c.WeightEntry, .
         size = draw(st.integers(0, file.bytes - offset))
         error = draw(maybe(st.builds(c.WeightError, rms_relative=SIZE, max_abs=SIZE)))
         shared = draw(st.sampled_from([None, *[row.name for row in rows]]))
-        rows.append(c.WeightEntry(name=name, file=file.path, offset=offset, bytes=size, shape=draw(some(COUNT)),
-                                  storage=draw(stored), shared_with=shared, error=error))
+        rows.append(
+            c.WeightEntry(
+                name=name,
+                file=file.path,
+                offset=offset,
+                bytes=size,
+                shape=draw(some(COUNT)),
+                storage=draw(stored),
+                shared_with=shared,
+                error=error,
+            )
+        )
     return tuple(rows)
 
 
@@ -129,41 +161,73 @@ def weights(draw: Any, files: tuple[c.FileEntry, ...]) -> tuple[c.WeightEntry, .
 def contracts(draw: Any) -> c.Contract:
     promised = draw(st.lists(st.sampled_from(RELEASES), min_size=1, unique=True).map(tuple))
     releases = some(st.sampled_from(promised), unique=True)
-    files = draw(some(st.builds(c.FileEntry, path=PATHS, bytes=COUNT, sha256=DIGEST, role=st.just("weights")),
-                      unique_by=lambda item: item.path))
+    files = draw(
+        some(
+            st.builds(c.FileEntry, path=PATHS, bytes=COUNT, sha256=DIGEST, role=st.just("weights")),
+            unique_by=lambda item: item.path,
+        )
+    )
     paths = [file.path for file in files]
     reads = some(st.builds(c.TokenizerFile, file=st.sampled_from(paths), releases=releases)) if files else st.just(())
-    inexact = st.builds(c.Inexact, releases=releases, differing=st.integers(0, 5), of=st.integers(5, 9),
-                        reasons=some(TEXT))
-    run = st.builds(c.Verification, release=st.sampled_from(RELEASES), platform=NAME, prompt_tokens=st.integers(1, 99),
-                    reference=st.sampled_from(["float", "decoded weights"]), max_abs_error=SIZE, kl=SIZE,
-                    settings=st.builds(c.RunSettings, memory=st.just("low"), precision=st.just("high"),
-                                       threads=st.integers(1, 9)),
-                    top1=st.floats(0, 1), perplexity=maybe(SIZE), decode_tokens=maybe(COUNT))
+    inexact = st.builds(
+        c.Inexact, releases=releases, differing=st.integers(0, 5), of=st.integers(5, 9), reasons=some(TEXT)
+    )
+    run = st.builds(
+        c.Verification,
+        release=st.sampled_from(RELEASES),
+        platform=NAME,
+        prompt_tokens=st.integers(1, 99),
+        reference=st.sampled_from(["float", "decoded weights"]),
+        max_abs_error=SIZE,
+        kl=SIZE,
+        settings=st.builds(c.RunSettings, memory=st.just("low"), precision=st.just("high"), threads=st.integers(1, 9)),
+        top1=st.floats(0, 1),
+        perplexity=maybe(SIZE),
+        decode_tokens=maybe(COUNT),
+    )
     setting = TEXT | st.integers() | st.booleans() | st.floats(-1, 1) | st.none()
     figure = maybe(COUNT)
-    return draw(st.builds(
-        c.Contract,
-        compiler=st.builds(c.Compiler, name=NAME, version=NAME),
-        created=maybe(st.just("2026-01-31T12:00:00Z")),
-        target=st.builds(c.Target, profile=NAME, releases=st.just(promised)),
-        model=st.builds(c.Model, name=NAME, family=maybe(NAME), layers=figure, max_position=figure, parameters=figure),
-        sources=some(st.builds(c.Source, file=PATHS, bytes=COUNT, digest=DIGEST,
-                               digest_of=st.sampled_from(["content", "header"])), unique_by=lambda item: item.file),
-        config_digest=maybe(DIGEST),
-        signature=signatures(promised),
-        files=st.just(files),
-        weights=weights(files),
-        pipeline=st.builds(c.Pipeline, text=TEXT, passes=some(
-            st.builds(c.PassCounts, name=NAME, counts=st.dictionaries(TEXT, st.integers(), max_size=2)))),
-        runtime=st.builds(
-            c.Runtime, settings=st.dictionaries(TEXT, setting | some(setting), max_size=2),
-            requires=st.builds(c.Requirements, min_release=st.sampled_from(RELEASES), memory=maybe(st.just("normal")),
-                               keys=st.dictionaries(TEXT, TEXT, max_size=1))),
-        tokenizer=maybe(st.builds(c.Tokenizer, form=NAME, files=reads, inexact=some(inexact))),
-        verified=some(run),
-        warnings=some(st.builds(c.Notice, code=st.just("Q412"), message=TEXT, where=TEXT, hint=TEXT)),
-    ))
+    return draw(
+        st.builds(
+            c.Contract,
+            compiler=st.builds(c.Compiler, name=NAME, version=NAME),
+            created=maybe(st.just("2026-01-31T12:00:00Z")),
+            target=st.builds(c.Target, profile=NAME, releases=st.just(promised)),
+            model=st.builds(
+                c.Model, name=NAME, family=maybe(NAME), layers=figure, max_position=figure, parameters=figure
+            ),
+            sources=some(
+                st.builds(
+                    c.Source, file=PATHS, bytes=COUNT, digest=DIGEST, digest_of=st.sampled_from(["content", "header"])
+                ),
+                unique_by=lambda item: item.file,
+            ),
+            config_digest=maybe(DIGEST),
+            signature=signatures(promised),
+            files=st.just(files),
+            weights=weights(files),
+            pipeline=st.builds(
+                c.Pipeline,
+                text=TEXT,
+                passes=some(
+                    st.builds(c.PassCounts, name=NAME, counts=st.dictionaries(TEXT, st.integers(), max_size=2))
+                ),
+            ),
+            runtime=st.builds(
+                c.Runtime,
+                settings=st.dictionaries(TEXT, setting | some(setting), max_size=2),
+                requires=st.builds(
+                    c.Requirements,
+                    min_release=st.sampled_from(RELEASES),
+                    memory=maybe(st.just("normal")),
+                    keys=st.dictionaries(TEXT, TEXT, max_size=1),
+                ),
+            ),
+            tokenizer=maybe(st.builds(c.Tokenizer, form=NAME, files=reads, inexact=some(inexact))),
+            verified=some(run),
+            warnings=some(st.builds(c.Notice, code=st.just("Q412"), message=TEXT, where=TEXT, hint=TEXT)),
+        )
+    )
 
 
 SLOW = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -198,8 +262,30 @@ def structure_is_right(data: Any) -> bool:
     return all(problem.code == "C806" for problem in c.validate(data))
 
 
-WRONG = [None, True, 0, -1, 1, 2.0, 0.5, -0.5, "", "x", "x\n", "../x", "3.6.1", "3.6", "low", [], {}, [[]], ["x", "x"],
-         [None], {"x": 1}, [{}]]
+WRONG = [
+    None,
+    True,
+    0,
+    -1,
+    1,
+    2.0,
+    0.5,
+    -0.5,
+    "",
+    "x",
+    "x\n",
+    "../x",
+    "3.6.1",
+    "3.6",
+    "low",
+    [],
+    {},
+    [[]],
+    ["x", "x"],
+    [None],
+    {"x": 1},
+    [{}],
+]
 
 
 @SLOW
@@ -276,26 +362,32 @@ def test_every_problem_is_reported_at_once_with_its_pointer() -> None:
         c.Contract.from_json(data)
     found = {item.where: item for item in caught.value.diagnostics}
     assert {where: item.code for where, item in found.items()} == {
-        "#/model/layers": "C804", "#/weights/0/storage/bits": "C801", "#/weights/0/storage/bitz": "C802",
-        "#/runtime/requires/memory": "C805"}
+        "#/model/layers": "C804",
+        "#/weights/0/storage/bits": "C801",
+        "#/weights/0/storage/bitz": "C802",
+        "#/runtime/requires/memory": "C805",
+    }
     assert found["#/weights/0/storage/bitz"].hint == "did you mean 'bits'?"
     assert found["#/runtime/requires/memory"].hint == "did you mean 'normal'?"
 
 
-@pytest.mark.parametrize(("path", "value", "message"), [
-    (("model", "name"), "", "'' is not at least 1 long"),
-    (("target", "releases"), [], "needs at least 1 item"),
-    (("runtime", "requires", "min_release"), "3.6", "'3.6' is not of the form ^[0-9]+"),
-    (("model", "layers"), -1, "-1 is not at least 0"),
-    (("verified", 0, "top1"), 1.5, "1.5 is not at least 0 and at most 1"),
-    (("runtime", "requires", "memory"), "huge", "'huge' is not one of low, normal, high"),
-    (("model",), [], "[] is not of type object"),
-    (("runtime", "settings", "thread_num"), {}, "{} is not of type string or number or boolean or null or array"),
-])
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("model", "name"), "", "'' is not at least 1 long"),
+        (("target", "releases"), [], "needs at least 1 item"),
+        (("runtime", "requires", "min_release"), "3.6", "'3.6' is not of the form ^[0-9]+"),
+        (("model", "layers"), -1, "-1 is not at least 0"),
+        (("verified", 0, "top1"), 1.5, "1.5 is not at least 0 and at most 1"),
+        (("runtime", "requires", "memory"), "huge", "'huge' is not one of low, normal, high"),
+        (("model",), [], "[] is not of type object"),
+        (("runtime", "settings", "thread_num"), {}, "{} is not of type string or number or boolean or null or array"),
+    ],
+)
 def test_a_problem_says_what_was_expected(path: tuple, value: Any, message: str) -> None:
     data = example()
     parent_of(data, path)[path[-1]] = value
-    assert [item.message[:len(message)] for item in c.validate(data)] == [message]
+    assert [item.message[: len(message)] for item in c.validate(data)] == [message]
 
 
 @pytest.mark.parametrize("data", [[], None, "1.0", 3])
@@ -306,8 +398,15 @@ def test_what_is_no_object_is_refused(data: Any) -> None:
 def test_what_is_left_out_when_a_record_is_made_means_nothing_special() -> None:
     assert c.Dimension(meaning="").to_json() == {"low": 0, "high": None, "multiple_of": 1, "sum_of": [], "meaning": ""}
     stored = c.Storage(bits=16, method="cast", layout="mnn-f16")
-    assert stored.to_json() == {"bits": 16, "block": 0, "symmetric": True, "zero": "none", "scale_dtype": None,
-                                "method": "cast", "layout": "mnn-f16"}
+    assert stored.to_json() == {
+        "bits": 16,
+        "block": 0,
+        "symmetric": True,
+        "zero": "none",
+        "scale_dtype": None,
+        "method": "cast",
+        "layout": "mnn-f16",
+    }
 
 
 def test_a_range_of_one_value_is_a_range() -> None:
@@ -350,8 +449,9 @@ DISAGREEMENTS = {
     "/signature/dims/kv/sum_of": lambda d: d["signature"]["dims"]["kv"].update(sum_of=["kv"]),
     "/signature/state/past": lambda d: d["signature"]["state"].update(past="nothing"),
     "/signature/inputs/2/shapes": lambda d: d["signature"]["inputs"][2]["shapes"].pop(),
-    "/signature/inputs/2/shapes/0/releases":
-        lambda d: d["signature"]["inputs"][2]["shapes"][0].update(releases=["9.9.9"]),
+    "/signature/inputs/2/shapes/0/releases": lambda d: d["signature"]["inputs"][2]["shapes"][0].update(
+        releases=["9.9.9"]
+    ),
     "/files/1/path": lambda d: d["files"][1].update(path=d["files"][0]["path"]),
     "/files/0/path": lambda d: d["files"][0].update(path="contract.json"),
     "/sources/1/file": lambda d: d["sources"][1].update(file=d["sources"][0]["file"]),
@@ -464,7 +564,8 @@ def test_numbers_that_are_not_finite_are_refused_with_file_and_pointer(tmp_path:
         c.read(tmp_path)
     assert [(item.code, item.where) for item in caught.value.diagnostics] == [
         ("C805", f"{tmp_path / 'contract.json'}#/runtime/settings/thread_num"),
-        ("C805", f"{tmp_path / 'contract.json'}#/verified/0/kl")]
+        ("C805", f"{tmp_path / 'contract.json'}#/verified/0/kl"),
+    ]
 
 
 # ---- the folder ---------------------------------------------------------------------------------------------------
@@ -474,8 +575,11 @@ def test_numbers_that_are_not_finite_are_refused_with_file_and_pointer(tmp_path:
 def folder(tmp_path: Path) -> tuple[c.Contract, Path]:
     """A model folder with its contract: llm.mnn, llm.mnn.weight and sub/tokenizer.txt."""
     (tmp_path / "sub").mkdir()
-    parts = {"llm.mnn": ("model", b"graph"), "llm.mnn.weight": ("weights", b"\x01" * 9000),
-             "sub/tokenizer.txt": ("tokenizer", b"")}
+    parts = {
+        "llm.mnn": ("model", b"graph"),
+        "llm.mnn.weight": ("weights", b"\x01" * 9000),
+        "sub/tokenizer.txt": ("tokenizer", b""),
+    }
     for path, (_, content) in parts.items():
         (tmp_path / path).write_bytes(content)
     files = tuple(c.FileEntry.of(tmp_path, path, role) for path, (role, _) in parts.items())
@@ -498,8 +602,12 @@ def test_damage_to_a_folder_is_named(folder: tuple[c.Contract, Path]) -> None:
     (root / "sub" / "tokenizer.txt").unlink()
     (root / "sub" / "tokenizer.txt").mkdir()
     found = {(item.code, Path(item.where).name): item for item in c.check_files(contract, root)}
-    assert found.keys() == {("C810", "llm.mnn"), ("C811", "llm.mnn.weight"), ("C810", "tokenizer.txt"),
-                            ("C813", "LLM.mnn")}
+    assert found.keys() == {
+        ("C810", "llm.mnn"),
+        ("C811", "llm.mnn.weight"),
+        ("C810", "tokenizer.txt"),
+        ("C813", "LLM.mnn"),
+    }
     assert found["C810", "llm.mnn"].hint == "did you mean 'LLM.mnn'?"
     assert "8999 bytes instead of 9000" in found["C811", "llm.mnn.weight"].message
     assert {item.severity for item in found.values() if item.code == "C813"} == {"warning"}
@@ -547,15 +655,19 @@ def square(size: int) -> np.ndarray:
     return np.zeros((1, 1, size, size), np.float32)
 
 
-@pytest.mark.parametrize("changes", [
-    {},
-    {"attention_mask": square(5)},
-    {"attention_mask": np.zeros((), np.float32)},
-    {"position_ids": np.arange(5, dtype=np.int32)},
-    {"logits_index": np.zeros(1, np.int32)},
-    {"input_ids": ((5, 1, 256), "f32"), "position_ids": ((1, 5), np.int32), "logits_index": ([1], np.dtype("i4"))},
-    {"input_ids": torch.ones(5, 1, 256), "logits_index": torch.zeros(1, dtype=torch.int32)},
-], ids=["scalar", "square", "0-d", "flat", "all", "described", "torch"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"attention_mask": square(5)},
+        {"attention_mask": np.zeros((), np.float32)},
+        {"position_ids": np.arange(5, dtype=np.int32)},
+        {"logits_index": np.zeros(1, np.int32)},
+        {"input_ids": ((5, 1, 256), "f32"), "position_ids": ((1, 5), np.int32), "logits_index": ([1], np.dtype("i4"))},
+        {"input_ids": torch.ones(5, 1, 256), "logits_index": torch.zeros(1, dtype=torch.int32)},
+    ],
+    ids=["scalar", "square", "0-d", "flat", "all", "described", "torch"],
+)
 def test_what_the_runtime_feeds_is_accepted(changes: dict[str, Any]) -> None:
     feed = prefill(**changes)
     c.check_feed(CONTRACT, feed)
@@ -571,16 +683,28 @@ REFUSED = {
     "numpy code for i64": ({"logits_index": ((1,), "i8")}, "C822", "dtype i8, not int32"),
     "rank": ({"input_ids": np.ones((5, 256), np.float32)}, "C823", "rank 2, shape [5, 256]; it takes [seq, 1, 256]"),
     "fixed": ({"input_ids": np.ones((5, 1, 128), np.float32)}, "C829", "size 128 on axis 2, not 256"),
-    "shared": ({"position_ids": np.arange(4, dtype=np.int32)[None]}, "C826",
-               "dimension seq is 4 on axis 1 of input 'position_ids', but 5 on axis 0 of input 'input_ids'"),
-    "one input": ({"attention_mask": np.zeros((1, 1, 5, 6), np.float32)}, "C826",
-                  "dimension seq is 6 on axis 3 of input 'attention_mask', but 5 on axis 0 of input 'input_ids'"),
+    "shared": (
+        {"position_ids": np.arange(4, dtype=np.int32)[None]},
+        "C826",
+        "dimension seq is 4 on axis 1 of input 'position_ids', but 5 on axis 0 of input 'input_ids'",
+    ),
+    "one input": (
+        {"attention_mask": np.zeros((1, 1, 5, 6), np.float32)},
+        "C826",
+        "dimension seq is 6 on axis 3 of input 'attention_mask', but 5 on axis 0 of input 'input_ids'",
+    ),
     "value": ({"logits_index": np.array([3], np.int32)}, "C827", "holds 3 at [0]; allowed is -1..0"),
-    "position": ({"position_ids": np.array([[0, 2047, 2048, 1, 9999]], np.int32)}, "C827",
-                 "holds 2048 at [0, 2] (and 1 more); allowed is 0..2047"),
+    "position": (
+        {"position_ids": np.array([[0, 2047, 2048, 1, 9999]], np.int32)},
+        "C827",
+        "holds 2048 at [0, 2] (and 1 more); allowed is 0..2047",
+    ),
     "nan": ({"attention_mask": np.float32("nan")}, "C828", "holds nan; it must be finite"),
-    "infinity": ({"attention_mask": np.where(np.tri(5), 0, -np.inf).astype(np.float32)[None, None]}, "C828",
-                 "holds -inf at [0, 0, 0, 1] (and 9 more); it must be finite"),
+    "infinity": (
+        {"attention_mask": np.where(np.tri(5), 0, -np.inf).astype(np.float32)[None, None]},
+        "C828",
+        "holds -inf at [0, 0, 0, 1] (and 9 more); it must be finite",
+    ),
     "no array": ({"attention_mask": 0.0}, "C831", "is 0.0, which has no shape and dtype"),
     "list": ({"logits_index": [-1]}, "C831", "is [-1], which has no shape and dtype"),
 }
@@ -598,7 +722,8 @@ def test_each_mistake_has_its_own_code_and_says_what_is_wrong(case: str) -> None
 def test_a_size_out_of_range_is_refused(tokens: int) -> None:
     feed = prefill(5, input_ids=((tokens, 1, 256), "f32"), position_ids=((1, tokens), "i32"))
     assert errors(c.check_feed, CONTRACT, feed) == {
-        "C824": f"dimension seq is {tokens} on axis 0 of input 'input_ids'; allowed is 1..2048"}
+        "C824": f"dimension seq is {tokens} on axis 0 of input 'input_ids'; allowed is 1..2048"
+    }
 
 
 def test_a_size_that_is_no_multiple_is_refused() -> None:
@@ -610,8 +735,12 @@ def test_a_size_that_is_no_multiple_is_refused() -> None:
 
 
 def test_all_mistakes_come_in_one_error_with_hints() -> None:
-    feed = prefill(input_ids=np.full((4, 1, 256), np.nan, np.float32), logits_index=None, logits_idx=np.zeros(1),
-                   attention_mask=np.zeros((), np.float64))
+    feed = prefill(
+        input_ids=np.full((4, 1, 256), np.nan, np.float32),
+        logits_index=None,
+        logits_idx=np.zeros(1),
+        attention_mask=np.zeros((), np.float64),
+    )
     with pytest.raises(LadingError) as caught:
         c.check_feed(CONTRACT, feed)
     found = {item.code: item for item in caught.value.diagnostics}
@@ -658,14 +787,16 @@ def test_a_dimension_that_is_a_sum_has_to_come_out() -> None:
     assert c.bind(wide(), feed) == {"seq": 2, "kv": 9, "past": 7}
     assert c.bind(wide(), feed, previous=7) == {"past": 7, "seq": 2, "kv": 9}
     assert errors(c.bind, wide(), feed, previous=6) == {
-        "C832": "dimension kv is 9 on axis 3 of input 'attention_mask', but past + seq is 8"}
+        "C832": "dimension kv is 9 on axis 3 of input 'attention_mask', but past + seq is 8"
+    }
     narrow = prefill(5, attention_mask=np.zeros((1, 1, 5, 3), np.float32))
     assert errors(c.bind, wide(), narrow)["C832"].endswith("but past + seq is at least 5")
 
 
 def test_the_form_that_fits_is_chosen_among_those_of_one_rank() -> None:
-    rows = dataclasses.replace(CONTRACT.signature.inputs[2], shapes=(
-        c.ShapeForm(shape=(1, "seq")), c.ShapeForm(shape=(3, "seq"))))
+    rows = dataclasses.replace(
+        CONTRACT.signature.inputs[2], shapes=(c.ShapeForm(shape=(1, "seq")), c.ShapeForm(shape=(3, "seq")))
+    )
     contract = made(inputs=(CONTRACT.signature.inputs[0], rows))
     feed = {"input_ids": ((5, 1, 256), "f32"), "position_ids": ((3, 5), "i32")}
     assert c.bind(contract, feed) == {"seq": 5}
@@ -711,8 +842,10 @@ def test_checking_is_fast() -> None:
 
 def test_nothing_heavy_is_imported() -> None:
     heavy = ["MNN", "ml_dtypes", "networkx", "onnx", "onnxruntime", "torch", "transformers", "jsonschema", "jinja2"]
-    script = ("import sys; from backends.contract import read, check_feed\n"
-              f"print([name for name in {heavy} if name in sys.modules])")
+    script = (
+        "import sys; from backends.contract import read, check_feed\n"
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[]", done.stderr
 

@@ -43,7 +43,8 @@ def changes(before: str | Graph, after: str | Graph, **options):
     """What differs, as (kind, what, text, details) with the details as a dictionary."""
     one, two = (parse(item) if isinstance(item, str) else item for item in (before, after))
     return [
-        (c.kind, c.what, c.text, {name: (x, y) for name, x, y in c.details}) for c in Differ(**options).run(one, two).changes
+        (c.kind, c.what, c.text, {name: (x, y) for name, x, y in c.details})
+        for c in Differ(**options).run(one, two).changes
     ]
 
 
@@ -108,7 +109,9 @@ def test_order_does_not_count_but_is_told():
 
 
 def test_order_of_inputs_counts():
-    after = edited(("  input %x: f32[n, 2]\n", ""), ("  input %z: f32[n, 2]\n", "  input %z: f32[n, 2]\n  input %x: f32[n, 2]\n"))
+    after = edited(
+        ("  input %x: f32[n, 2]\n", ""), ("  input %z: f32[n, 2]\n", "  input %z: f32[n, 2]\n  input %x: f32[n, 2]\n")
+    )
     assert changes(TEXT, after) == [("changed", "input", "order", {"order": ("x, z", "z, x")})]
 
 
@@ -218,7 +221,9 @@ def test_the_command_compares_formats_and_exits_with_what_it_found(tmp_path):
     assert data["counts"]["node"] == {"changed": 1} and not data["same"] and data["matched"] == 4
     again = run(one, one)
     assert (again.exit_code, again.stdout) == (0, "the same: 4 nodes\n")
-    assert [c for c in json.loads(run(one, same, "--json").stdout)["changes"] if c["what"] in ("node", "constant")] == []
+    assert [
+        c for c in json.loads(run(one, same, "--json").stdout)["changes"] if c["what"] in ("node", "constant")
+    ] == []
 
 
 def test_the_command_colours_terminals_only(tmp_path):

@@ -113,7 +113,9 @@ def options() -> set[str]:
     found = {"--version", "--help", "--index-url", "--accept", "--check"}
     for name in main.list_commands(click.Context(main)):
         command = main.get_command(click.Context(main), name)
-        found.update(text for item in command.params for text in (*item.opts, *item.secondary_opts) if text.startswith("--"))
+        found.update(
+            text for item in command.params for text in (*item.opts, *item.secondary_opts) if text.startswith("--")
+        )
     return found
 
 

@@ -500,7 +500,9 @@ def test_positions_that_are_read_as_fed_need_the_axes_that_a_release_feeds(name,
     run_and_compare(report, interpreters())
     assert [item.message for item in report.findings if item.code == "B735"] == []
     for version in interpreters():
-        assert report.runs[version].startswith("right") is (version in right) or not right & set(interpreters()), report.runs
+        assert report.runs[version].startswith("right") is (version in right) or not right & set(interpreters()), (
+            report.runs
+        )
 
 
 def with_experts(shape, kind="Reshape"):

@@ -28,7 +28,17 @@ from tools.embed import Outcome, apply_in_place, lift, lower, run
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "embedding.md"
-HEAVY = ("onnxruntime", "torch", "transformers", "MNN", "tokenizers", "onnx_graphsurgeon", "onnxscript", "rich", "scipy")
+HEAVY = (
+    "onnxruntime",
+    "torch",
+    "transformers",
+    "MNN",
+    "tokenizers",
+    "onnx_graphsurgeon",
+    "onnxscript",
+    "rich",
+    "scipy",
+)
 
 
 @dataclass(frozen=True)
@@ -159,7 +169,7 @@ def test_importing_is_light():
 def test_running_on_onnx_needs_no_framework():
     code = (
         "import sys, onnx; from tools.embed import run\n"
-        "m = onnx.parser.parse_model('<ir_version: 8, opset_import: [\"\" : 17]> g (float[n] x) => (float[n] y)"
+        'm = onnx.parser.parse_model(\'<ir_version: 8, opset_import: ["" : 17]> g (float[n] x) => (float[n] y)'
         " { a = Neg(x)  y = Identity(a) }')\n"
         "assert len(run(m).model.graph.node) == 1\n"
         f"print(sorted(set({HEAVY!r}) & set(sys.modules)))"

@@ -124,7 +124,9 @@ def test_a_graph_built_by_hand():
 def test_left_out_operands_and_empty_lists():
     x, y = gs.Variable("x", np.float32, (3,)), gs.Variable("y", np.float32, (3,))
     clip = gs.Node("Clip", inputs=[x, gs.Variable.empty(), gs.Constant("top", np.array(1, np.float32))], outputs=[y])
-    split = gs.Node("my_op", attrs={"sizes": []}, inputs=[y], outputs=[gs.Variable.empty(), gs.Variable("z")], domain="mine")
+    split = gs.Node(
+        "my_op", attrs={"sizes": []}, inputs=[y], outputs=[gs.Variable.empty(), gs.Variable("z")], domain="mine"
+    )
     graph = from_graphsurgeon(gs.Graph([clip, split], [x], [y], opset=20))
     first, second = graph.nodes
     assert first.inputs[1] is None and second.op == "mine.my_op"
@@ -202,7 +204,10 @@ def test_defaults_and_odd_attributes_are_refused():
     default = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "g", [info], [out],
                                 [numpy_helper.from_array(np.ones(1, np.float32), "x")])  # fmt: skip
     imports = [helper.make_opsetid("", 20), helper.make_opsetid("mine", 1)]
-    assert code_of(lambda: to_graphsurgeon(load(helper.make_model(default, opset_imports=imports, ir_version=8)))) == "B694"
+    assert (
+        code_of(lambda: to_graphsurgeon(load(helper.make_model(default, opset_imports=imports, ir_version=8))))
+        == "B694"
+    )
     for attribute in (
         helper.make_attribute("a", [numpy_helper.from_array(np.ones(1))]),
         helper.make_attribute("a", info.type),

@@ -153,7 +153,9 @@ def test_boxes_of_decoders_do_not_overlap_and_edges_reach_them(which, request):
     assert_apart(scene)
     for (a, b), points in scene.routes.items():
         start, end = scene.boxes[a], scene.boxes[b]
-        assert points[0][1] == pytest.approx(start.y + start.height) and start.x <= points[0][0] <= start.x + start.width
+        assert (
+            points[0][1] == pytest.approx(start.y + start.height) and start.x <= points[0][0] <= start.x + start.width
+        )
         assert points[-1][1] == pytest.approx(end.y) and end.x <= points[-1][0] <= end.x + end.width
         assert [y for _, y in points] == sorted(y for _, y in points), "edges lead down"
 
@@ -172,7 +174,9 @@ def test_the_svg_has_the_boxes_of_the_scene(model):
     scene = make_scene(model)
     root = ET.fromstring(svg(scene))
     space = "{http://www.w3.org/2000/svg}"
-    rects = [node.find(f"{space}rect") for node in root.iter(f"{space}g") if "node" in (node.get("class") or "").split()]
+    rects = [
+        node.find(f"{space}rect") for node in root.iter(f"{space}g") if "node" in (node.get("class") or "").split()
+    ]
     boxes = [Box(*(float(rect.get(name)) for name in ("x", "y", "width", "height"))) for rect in rects]
     assert len(boxes) == len(scene.items)
     assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
@@ -278,7 +282,12 @@ def test_what_is_wrong_with_the_options(options, status, part):
 
 def test_the_module_runs_as_such():
     result = subprocess.run(
-        [sys.executable, "-m", "tools.inspect", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-m", "tools.inspect", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert result.returncode == 0 and "--html" in result.stdout, result.stderr
 

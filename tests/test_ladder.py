@@ -258,13 +258,16 @@ def test_no_smaller_rung_would_have_done(drawn, size, kl):
 
 
 @pytest.mark.parametrize(
-    ("kl", "text"), [(1e-9, "<1e-7"), (2.5e-6, "2.5e-6"), (0.01, "0.010"), (0.277, "0.28"), (1.5, "1.5"), (12.34, "12.3")]
+    ("kl", "text"),
+    [(1e-9, "<1e-7"), (2.5e-6, "2.5e-6"), (0.01, "0.010"), (0.277, "0.28"), (1.5, "1.5"), (12.34, "12.3")],
 )
 def test_divergences_for_people(kl, text):
     assert divergence(kl) == text
 
 
-@pytest.mark.parametrize(("share", "text"), [(-1e-9, "0.00 %"), (0.0042, "+0.42 %"), (-0.01, "-1.00 %"), (31, "+3,100 %")])
+@pytest.mark.parametrize(
+    ("share", "text"), [(-1e-9, "0.00 %"), (0.0042, "+0.42 %"), (-0.01, "-1.00 %"), (31, "+3,100 %")]
+)
 def test_changes_for_people(share, text):
     assert change(share) == text
 
@@ -315,7 +318,9 @@ def test_rungs_are_built_and_measured(made):
     assert whole["kl"] < 1e-6 and whole["top1"] == 1 and abs(whole["perplexity_rise"]) < 1e-4
     assert 1e-3 < four["kl"] < 0.5 and 0.5 < four["top1"] <= 1
     assert four["bytes"] < whole["bytes"] / 4 and 4 < four["bits_per_weight"] < 6
-    assert four["bytes"] == sum(path.stat().st_size for path in (folder / "int4").rglob("*") if path.name != "contract.json")
+    assert four["bytes"] == sum(
+        path.stat().st_size for path in (folder / "int4").rglob("*") if path.name != "contract.json"
+    )
     assert {item["bits"] for item in four["weights"]} == {4}
     assert min(four["decode_tokens_per_s"], four["prefill_tokens_per_s"], four["load_s"], four["peak_rss"]) > 0
     assert four["perplexity"] == pytest.approx(data["reference"]["perplexity"] * (1 + four["perplexity_rise"]))
@@ -421,7 +426,9 @@ def test_windows_are_spread_over_the_text():
     assert [len(window) for window in text.windows] == [32] * 4
     assert len({tuple(window) for window in text.windows}) == 4
     assert text.as_dict()["tokens"] == 128
-    assert text == replace(text) and read_text(EXAMPLE / "evaluation.txt", "example", EXAMPLE, 4, 32).sha256 == text.sha256
+    assert (
+        text == replace(text) and read_text(EXAMPLE / "evaluation.txt", "example", EXAMPLE, 4, 32).sha256 == text.sha256
+    )
 
 
 def test_a_model_without_a_text_of_its_own_gets_the_packaged_sample(tmp_path):
@@ -517,7 +524,10 @@ def measured_fact() -> Sensitivity:
 
 def test_the_report_gets_what_was_measured_of_each_weight():
     found = ladder_child._sensitivity(measured_fact())
-    assert [(item["layer"], item["kind"], item["kl"]) for item in found["weights"]] == [(1, "down", 0.02), (None, "head", None)]
+    assert [(item["layer"], item["kind"], item["kl"]) for item in found["weights"]] == [
+        (1, "down", 0.02),
+        (None, "head", None),
+    ]
     assert found["plans"][0]["measured"] == 0.06 and found["limit"] == "budget=4.5bpw"
 
 
@@ -548,7 +558,8 @@ def full_rung(name: str, kind: str, bpw: float, kl: float, layers: int, rng: ran
         for layer, one in places
     ]  # fmt: skip
     probes = [
-        {key: item[key] for key in ("name", "layer", "kind")} | {"probe": "3 bits, block 64", "kl": 10 ** rng.uniform(-7, 1)}
+        {key: item[key] for key in ("name", "layer", "kind")}
+        | {"probe": "3 bits, block 64", "kl": 10 ** rng.uniform(-7, 1)}
         for item in weights
     ]
     probes[1] |= {"probe": "", "kl": None}
@@ -655,7 +666,15 @@ def test_the_axis_of_divergences_has_room_below_for_rounding():
 
 @pytest.mark.parametrize(
     ("kl", "text"),
-    [(1e-9, "<.01"), (1e-5, ".01"), (0.000996, "1.0"), (0.0012, "1.2"), (0.00996, "10"), (0.4567, "457"), (12.3, "12k")],
+    [
+        (1e-9, "<.01"),
+        (1e-5, ".01"),
+        (0.000996, "1.0"),
+        (0.0012, "1.2"),
+        (0.00996, "10"),
+        (0.4567, "457"),
+        (12.3, "12k"),
+    ],
 )
 def test_thousandths_fit_into_cells(kl, text):
     assert milli(kl) == text and len(text) <= 4
@@ -819,7 +838,9 @@ def keys_of(data, place: str = "") -> set[str]:
 def test_the_manual_names_every_field_of_the_json():
     page = (ROOT / "docs" / "ladder.md").read_text()
     table = page[page.index("## The JSON") :]
-    documented = {name for line in re.findall(r"^\| (.*?) \|", table, re.MULTILINE) for name in re.findall(r"`([^`]+)`", line)}
+    documented = {
+        name for line in re.findall(r"^\| (.*?) \|", table, re.MULTILINE) for name in re.findall(r"`([^`]+)`", line)
+    }
     data = report(2, failed=1)
     assert keys_of(data) <= documented
     model = {name for name in documented if name.startswith("model.")}

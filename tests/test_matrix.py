@@ -42,7 +42,9 @@ def made(tmp_path_factory):
     """Folder of a run of one family in two precisions on the installed release, and all that it wrote."""
     folder = tmp_path_factory.mktemp("matrix")
     places = ["--json", folder / "m.json", "--markdown", folder / "m.md", "--html", folder / "m.html"]
-    result = run("--families", "qwen2", "--precisions", "fp32,int8", "--releases", HERE, "--out", folder / "out", *places)
+    result = run(
+        "--families", "qwen2", "--precisions", "fp32,int8", "--releases", HERE, "--out", folder / "out", *places
+    )
     return folder, json.loads((folder / "m.json").read_text()), result.output
 
 
@@ -130,7 +132,9 @@ def test_a_cell_cut_off_while_it_was_written_is_run_again(copy, runs):
 
 def test_only_a_changed_model_is_run_again(copy, runs):
     folder = next((copy[0] / "models").glob("qwen2--fp32--*/"))
-    (folder / "config.json").write_text((folder / "config.json").read_text().replace('"thread_num": 4', '"thread_num": 2'))
+    (folder / "config.json").write_text(
+        (folder / "config.json").read_text().replace('"thread_num": 4', '"thread_num": 2')
+    )
     run(*copy[1])  # the file is not what the contract says, so the model is compiled again: the same bytes as before
     assert runs == []
     place = next((copy[0] / "cells").glob("qwen2--fp32--*.json"))
@@ -294,7 +298,10 @@ def test_without_a_checkpoint_ids_outside_the_vocabulary_are_wrong(made):
     size = artefact.source.graph.metadata["vocab_size"]
     judge = _Judge(artefact, HERE, None, None)
     assert judge._tokenizer({"ids": [[0, size - 1], []]})["ok"] is None
-    assert judge._tokenizer({"ids": [[0, size]]}) == {"ok": False, "note": "1 of 1 texts get ids outside the vocabulary"}
+    assert judge._tokenizer({"ids": [[0, size]]}) == {
+        "ok": False,
+        "note": "1 of 1 texts get ids outside the vocabulary",
+    }
 
 
 # ---- judging ----

@@ -208,9 +208,7 @@ def test_stages_put_together_from_others_give_the_same_ids(tmp_path: Path) -> No
         wanted.append([e.ids for e in Tokenizer.from_file(str(folder / "tokenizer.json")).encode_batch(texts)])
     release = run.installed_release()
     assert release is not None
-    for name, answer, ids in zip(
-        data.STAGES, run.run_mnn(_interpreter(release), tmp_path, *jobs), wanted, strict=True
-    ):
+    for name, answer, ids in zip(data.STAGES, run.run_mnn(_interpreter(release), tmp_path, *jobs), wanted, strict=True):
         wrong = _differing(answer.ids, ids)
         assert not wrong, (name, texts[wrong[0]], answer.ids[wrong[0]], ids[wrong[0]])
 

@@ -48,7 +48,12 @@ def test_what_ran_right_before_runs_right_after(outcomes):
 def test_nearly_every_case_is_covered(outcomes):
     plain = [row for row in outcomes.values() if not row.key.startswith("frozen-")]
     by_runner = Counter(row.runner for row in plain if row.right)
-    assert len(plain) >= 1800 and {row.key.partition("/")[0] for row in plain} >= {"node", "simple", "pytorch-operator", "light"}
+    assert len(plain) >= 1800 and {row.key.partition("/")[0] for row in plain} >= {
+        "node",
+        "simple",
+        "pytorch-operator",
+        "light",
+    }
     assert by_runner["onnxruntime"] >= 1500
     assert sum(1 for row in plain if row.reason) <= 0.02 * len(plain)
     before, after = (sum(row.nodes[side] for row in plain) for side in (0, 1))
@@ -133,7 +138,9 @@ def totals(rows: list[Outcome]) -> dict[str, int]:
 
 def table(rows: list[Outcome], prefix: str, kinds: tuple[str, ...]) -> list[str]:
     """Cases by kind and runner."""
-    head = "| kind | cases | right in onnxruntime, before and after | right in the reference evaluator, before and after "
+    head = (
+        "| kind | cases | right in onnxruntime, before and after | right in the reference evaluator, before and after "
+    )
     made = [head + "| compared with the original only | not covered |", "|---|---|---|---|---|---|"]
     for kind in kinds:
         group = [row for row in rows if row.key.startswith(f"{prefix}{kind}/")]
@@ -220,7 +227,9 @@ cases = [t.case("Mul", 2.0) if number % 3 == 0 else t.case() for number in range
 for outcome in onnx_cases.run_all(cases, t.Pipeline((Crash(),))):
     print(outcome.key, outcome.trouble)
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+    )
     lines_ = sorted(done.stdout.splitlines())
     assert lines_[:4] == ["node/test_Add ()"] * 4
     assert len(lines_) == 7 and all("the process ended with -6" in line for line in lines_[4:])

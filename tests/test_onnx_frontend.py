@@ -146,7 +146,9 @@ def test_every_element_type(dtype, raw):
         values = data.tolist() if data.dtype.kind in "bc" else data.astype(np.float64).tolist()
         proto = helper.make_tensor("c", code, [5], values)
     assert proto.HasField("raw_data") == raw
-    model = model_of([helper.make_node("Identity", ["c"], ["y"])], [], [info("y", (5,), code)], [proto], opset=25, ir_version=13)
+    model = model_of(
+        [helper.make_node("Identity", ["c"], ["y"])], [], [info("y", (5,), code)], [proto], opset=25, ir_version=13
+    )
     held = load(model).consts["c"].const
     assert isinstance(held, ProtoTensor) and "_array" not in vars(held), "decoded before it was read"
     kept(model)
@@ -231,11 +233,13 @@ def test_subgraphs_capture_and_hide():
 
 
 def test_a_branch_returns_a_value_from_around_it_and_constants_stay_inside():
-    inner = helper.make_graph(
-        [helper.make_node("Add", ["x", "k"], ["r"])], "no", [], [info("r")], [tensor("k", [2.0])]
-    )
+    inner = helper.make_graph([helper.make_node("Add", ["x", "k"], ["r"])], "no", [], [info("r")], [tensor("k", [2.0])])
     model = model_of(
-        [helper.make_node("If", ["c"], ["y"], then_branch=helper.make_graph([], "yes", [], [info("x")]), else_branch=inner)],
+        [
+            helper.make_node(
+                "If", ["c"], ["y"], then_branch=helper.make_graph([], "yes", [], [info("x")]), else_branch=inner
+            )
+        ],
         [info("x"), info("c", (), TensorProto.BOOL)],
         [info("y")],
     )
@@ -334,7 +338,9 @@ def test_a_default_is_an_input_from_version_4_on():
     PassManager("canonicalize").run(graph)
     after = to_model(graph)
     assert [item.name for item in after.graph.input] == ["x", "s"]
-    assert numpy_helper.to_array(after.graph.initializer[0]).tolist() == [3.0] and after.graph.initializer[0].name == "s"
+    assert (
+        numpy_helper.to_array(after.graph.initializer[0]).tolist() == [3.0] and after.graph.initializer[0].name == "s"
+    )
 
 
 def test_a_default_that_is_also_read_as_a_constant_is_written_twice():
@@ -405,7 +411,11 @@ def test_a_model_of_before_operator_sets():
 
 
 def test_nodes_out_of_order_are_sorted_and_others_stay():
-    nodes = [helper.make_node("Neg", ["b"], ["y"]), helper.make_node("Abs", ["x"], ["a"]), helper.make_node("Exp", ["a"], ["b"])]
+    nodes = [
+        helper.make_node("Neg", ["b"], ["y"]),
+        helper.make_node("Abs", ["x"], ["a"]),
+        helper.make_node("Exp", ["a"], ["b"]),
+    ]
     graph = load(model_of(nodes, [info("x")], [info("y")]))
     assert [node.op for node in graph.nodes] == ["Abs", "Exp", "Neg"]
     inner = helper.make_graph([*nodes[:1], *nodes[2:]], "body", [], [info("y")])
@@ -458,7 +468,10 @@ def test_a_misspelt_name_is_suggested():
 def big_model(folder, name="m.onnx", **options):
     data = np.arange(4096, dtype=np.float32).reshape(64, 64)
     model = model_of(
-        [helper.make_node("MatMul", ["x", "w"], ["y"])], [info("x", ("n", 64))], [info("y", ("n", 64))], [tensor("w", data)]
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        [info("x", ("n", 64))],
+        [info("y", ("n", 64))],
+        [tensor("w", data)],
     )
     onnx.save_model(model, folder / name, **options)
     return data
@@ -549,9 +562,7 @@ def test_the_large_file_walk_gives_the_same_model_for_every_layout(monkeypatch):
     assert differences(wanted, found) == []
 
 
-@pytest.mark.parametrize(
-    ("external_option", "files"), [(True, 2), (False, 1), (None, 1), (100000, 1), (100, 2)]
-)
+@pytest.mark.parametrize(("external_option", "files"), [(True, 2), (False, 1), (None, 1), (100000, 1), (100, 2)])
 def test_written_files_are_read_again(tmp_path, external_option, files):
     data = big_model(tmp_path)
     graph = load(tmp_path / "m.onnx")
@@ -773,7 +784,15 @@ def test_a_decoder_through_the_passes_computes_the_same():
 def test_the_comparison_with_other_rewriters_runs(tmp_path):
     out = tmp_path / "table.md"
     command = [sys.executable, "-m", "benchmarks.rewriters", "--nodes", "200", "500", "--repeat", "1", "--limit", "60"]
-    command += ["--tools", "lading", "onnx-graphsurgeon", "--markdown", str(out), "--json", str(tmp_path / "table.json")]
+    command += [
+        "--tools",
+        "lading",
+        "onnx-graphsurgeon",
+        "--markdown",
+        str(out),
+        "--json",
+        str(tmp_path / "table.json"),
+    ]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
     rows = [line.split(" | ") for line in out.read_text().splitlines()[2:]]
     assert [row[0].removeprefix("| ") for row in rows] == ["lading"] * 2 + ["onnx-graphsurgeon"] * 2

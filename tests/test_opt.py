@@ -255,5 +255,3 @@ def test_a_malformed_result_is_not_written(shell, source, tmp_path):
     result = shell(f"{OPT} {source} --passes 'lose{{double=false}}' -o out.lading --no-keep")
     assert result.returncode == 1 and "NoSuchOperator" in result.stderr and "Traceback" not in result.stderr
     assert not (tmp_path / "out.lading").exists()
-
-

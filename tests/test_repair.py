@@ -211,7 +211,11 @@ def test_the_contract_describes_the_repaired_folder(repaired):
     assert contract.pipeline.text == "sink-layouts,cse,dce" and contract.calibration is None
     assert contract.runtime.settings["memory"] == "low" and "tie_embeddings" in contract.runtime.requires.keys
     table = next(item for item in contract.weights if item.name.startswith("embedding"))
-    assert table.shared_with and (table.storage.bits, table.storage.method, table.storage.scale_dtype) == (8, "stored", "f32")
+    assert table.shared_with and (table.storage.bits, table.storage.method, table.storage.scale_dtype) == (
+        8,
+        "stored",
+        "f32",
+    )
     assert {item.file: item.releases for item in contract.tokenizer.files} == {
         "tokenizer.mtok": ("3.5.0", "3.6.0", "3.6.1"), "tokenizer.txt": ("3.4.0", "3.4.1"),
     }  # fmt: skip
@@ -246,7 +250,9 @@ def test_repaired_own_models_have_complete_contracts(name, tmp_path):
     old, new = read(folder), read(tmp_path / "new")
     assert check_files(new, tmp_path / "new") == [] and (tmp_path / "new" / "check_inputs.py").is_file()
     assert sum(item.bytes for item in new.weights) == sum(item.bytes for item in old.weights)
-    assert [(item.shape, item.storage.bits) for item in new.weights] == [(item.shape, item.storage.bits) for item in old.weights]
+    assert [(item.shape, item.storage.bits) for item in new.weights] == [
+        (item.shape, item.storage.bits) for item in old.weights
+    ]
     assert new.model.hidden == old.model.hidden and new.signature.dims == old.signature.dims
     assert new.signature.state == old.signature.state
     if RUNS:
@@ -266,7 +272,9 @@ def test_a_result_with_other_logits_is_not_written(tmp_path, monkeypatch):
     assert caught.value.code == "U952" and list(tmp_path.iterdir()) == []
     monkeypatch.undo()
     ran = tool._logits
-    monkeypatch.setattr(tool, "_logits", lambda folder, ids, version: ran(folder, ids, version) + 0.1 * (folder == DATA / NAME))
+    monkeypatch.setattr(
+        tool, "_logits", lambda folder, ids, version: ran(folder, ids, version) + 0.1 * (folder == DATA / NAME)
+    )
     if examine(DATA / NAME, [RELEASES[HERE]]).healthy:
         with pytest.raises(LadingError, match="original gives"):
             repair(DATA / NAME, tmp_path / "out", verify="quick")
@@ -291,7 +299,9 @@ def test_an_original_that_cannot_be_compared_is_told(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tool, "_logits", fails)
     words = run(DATA / NAME, "-o", tmp_path / "b").stdout
-    assert "off the stored weights; not compared with the original: it was found healthy, but the process crashed" in words
+    assert (
+        "off the stored weights; not compared with the original: it was found healthy, but the process crashed" in words
+    )
     assert len(read(tmp_path / "b").verified) == 1
 
 

@@ -563,7 +563,7 @@ def test_every_stage_is_made_of_known_invariants():
 def test_the_first_matching_row_decides(monkeypatch):
     rows = [Allow("mnn.Neg", "float"), Forbid("mnn.*", "float", lambda one: bool(one.name), "I132", "no names")]
     monkeypatch.setattr("ir.verify.STAGE_RULES", rows)
-    graph = read("input %x: f32[2]\n%a = mnn.Neg(%x) \"n\"\n%b = mnn.Abs(%x)\n%c = mnn.Abs(%x) \"n\"")
+    graph = read('input %x: f32[2]\n%a = mnn.Neg(%x) "n"\n%b = mnn.Abs(%x)\n%c = mnn.Abs(%x) "n"')
     found = [item for item in verify(graph, "float") if item.code == "I132"]
     assert len(found) == 1 and "%c" in found[0].where and found[0].hint == "no names"
 

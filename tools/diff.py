@@ -30,7 +30,9 @@ def main(first, second, frontend, names, types, locs, limit, as_json) -> int:
     from tools.sources import Formats
 
     formats = Formats()
-    result = Differ(names=names, types=types, locs=locs).run(formats.read(first, frontend), formats.read(second, frontend))
+    result = Differ(names=names, types=types, locs=locs).run(
+        formats.read(first, frontend), formats.read(second, frontend)
+    )
     screen = Screen(as_json, False)
     if as_json:
         screen.data(result.as_dict(), "")

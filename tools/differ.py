@@ -364,7 +364,10 @@ class Differ:
                 yield f"input {index}", *_apart(value_text(x), value_text(y))
         for index in range(max(len(one.outputs), len(two.outputs))):
             if index >= len(one.outputs) or index >= len(two.outputs):
-                yield f"output {index}", *(value_text(n.outputs[index]) if index < len(n.outputs) else "none" for n in (one, two))
+                yield (
+                    f"output {index}",
+                    *(value_text(n.outputs[index]) if index < len(n.outputs) else "none" for n in (one, two)),
+                )
             else:
                 yield from self._value(one.outputs[index], two.outputs[index], f"output {index} " if index else "")
         for name in sorted({*one.attrs, *two.attrs}):

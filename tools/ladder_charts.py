@@ -212,7 +212,9 @@ def _labels(rungs: Sequence[Rung], places: Mapping[str, tuple[float, float]], ch
         first = sorted(rungs, key=lambda rung: (rung["name"] != chosen, not rung["on_front"], rung["bytes"]))
         for rung in first:
             x, y = places[rung["name"]]
-            side = _free_side(short_name(rung), (width * x, height * y), (width, height), taken, bold=rung["name"] == chosen)
+            side = _free_side(
+                short_name(rung), (width * x, height * y), (width, height), taken, bold=rung["name"] == chosen
+            )
             if side is not None:
                 mark = " taken" if rung["name"] == chosen else ""
                 found.append(

@@ -51,7 +51,9 @@ def compile_rung(request: Mapping[str, Any], say: Say, timeout_s: float) -> dict
 
 
 def _outcome(status: int) -> str:
-    return f"was ended by {_SIGNALS.get(-status, f'signal {-status}')}" if status < 0 else f"left with exit code {status}"
+    return (
+        f"was ended by {_SIGNALS.get(-status, f'signal {-status}')}" if status < 0 else f"left with exit code {status}"
+    )
 
 
 def _run(argv: list[str], log: Any, say: Say, timeout_s: float) -> tuple[int, bool]:

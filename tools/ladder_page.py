@@ -203,7 +203,9 @@ def _sensitivity(ready: Sequence[Rung]) -> str:
 
 def shown_stores(ready: Sequence[Rung], chosen: str | None) -> list[Rung]:
     """Rungs whose widths are worth a map: those that are not one width everywhere, else the recommended or last one."""
-    several = [rung for rung in ready if len({item["bits"] for item in rung["weights"] if item["layer"] is not None}) > 1]
+    several = [
+        rung for rung in ready if len({item["bits"] for item in rung["weights"] if item["layer"] is not None}) > 1
+    ]
     mixed = [rung for rung in ready if rung in several or rung["kind"] in ("mixed", "pipeline")]
     taken = [rung for rung in ready if rung["name"] == chosen and rung not in mixed]
     return mixed + taken or list(ready[-1:])
@@ -251,7 +253,11 @@ def _worst(rung: Rung) -> str:
         return '<p class="soft">The errors of the weights were not measured (--verify none).</p>'
     key = "loss" if any(item.get("loss") is not None for item in items) else "error"
     ordered = sorted(items, key=lambda item: (-(item.get(key) or 0.0), item["name"]))[:WORST]
-    columns = [column for column in WORST_COLUMNS if column[3] is None or any(item.get(column[3]) is not None for item in items)]
+    columns = [
+        column
+        for column in WORST_COLUMNS
+        if column[3] is None or any(item.get(column[3]) is not None for item in items)
+    ]
     head = "".join(f'<th scope="col"{_extra(extra)}>{name}</th>' for name, extra, _, _ in columns)
     rows = "".join(
         f'<tr><th scope="row" tabindex="0" data-tip="{esc(item["name"])}&#10;{esc(stored_as(item))}">{esc(_place(item))}</th>'
@@ -259,9 +265,7 @@ def _worst(rung: Rung) -> str:
         + "</tr>"
         for item in ordered
     )
-    return (
-        f'<table class="worst"><thead><tr><th scope="col">Worst weights</th>{head}</tr></thead><tbody>{rows}</tbody></table>'
-    )
+    return f'<table class="worst"><thead><tr><th scope="col">Worst weights</th>{head}</tr></thead><tbody>{rows}</tbody></table>'
 
 
 def _extra(extra: bool) -> str:
@@ -359,8 +363,14 @@ def _how(data: Mapping[str, Any], ready: Sequence[Rung]) -> str:
             f"{reference['positions'] or 0:,} positions, and differences smaller than it mean nothing",
         ),
         ("Top-1", "share of positions at which both put the same token first"),
-        ("Size", "all files of the model directory; bits per weight counts matrices with scales and zero points, tied ones once"),
-        ("Speed", "medians of three runs in a process of its own; memory is that process at its highest before scoring"),
+        (
+            "Size",
+            "all files of the model directory; bits per weight counts matrices with scales and zero points, tied ones once",
+        ),
+        (
+            "Speed",
+            "medians of three runs in a process of its own; memory is that process at its highest before scoring",
+        ),
         ("Calibration", data["calibration"] or "the packaged sample, for rungs that assign precision by measurement"),
         ("Checked", CHECKS[data["verify"]]),
         ("Rule", _rule(data["rule"])),

@@ -82,6 +82,7 @@ def as_json(data: Mapping[str, Any]) -> str:
 
 Cell = Callable[[Mapping[str, Any]], str]
 
+
 def deviation(rung: Mapping[str, Any]) -> str:
     """The standard error of a rung's divergence for people; empty where the divergence itself is rounding."""
     return "" if rung["kl"] < FLOOR else small(rung["kl_error"])

@@ -201,7 +201,11 @@ def recommend(rungs: Sequence[Mapping[str, Any]], rule: Rule) -> dict[str, Any]:
         least = "kl" if rule.given and rule.max_kl is None else "bytes"
         other = "bytes" if least == "kl" else "kl"
         best = min(fitting, key=lambda rung: (rung[least], rung[other]))
-        return {"rung": best["name"], "basis": "limits" if rule.given else "default-rule", "why": _why(best, ready, rule)}
+        return {
+            "rung": best["name"],
+            "basis": "limits" if rule.given else "default-rule",
+            "why": _why(best, ready, rule),
+        }
     if rule.given:
         return {"rung": None, "basis": "none", "why": _why_none(ready, rule)}
     best = knee(ready)

@@ -348,7 +348,9 @@ def _placed(spots, lanes, layers, layer_of, down, enter, leave) -> Placement:
     return found
 
 
-def _attach(found: Placement, down: Mapping[Edge, Edge], enter: Mapping[Edge, float], leave: Mapping[Edge, float]) -> None:
+def _attach(
+    found: Placement, down: Mapping[Edge, Edge], enter: Mapping[Edge, float], leave: Mapping[Edge, float]
+) -> None:
     """Give the routes their ends; those that enter a box are spread over its top in the order they come in."""
     arriving: dict[Key, list[Edge]] = {}
     for edge, (_, b) in down.items():
@@ -356,7 +358,9 @@ def _attach(found: Placement, down: Mapping[Edge, Edge], enter: Mapping[Edge, fl
     for key, edges in arriving.items():
         box = found.boxes[key]
         free = [edge for edge in edges if edge not in enter]
-        free.sort(key=lambda edge: found.routes[edge][-1][0] if found.routes[edge] else found.boxes[down[edge][0]].middle)
+        free.sort(
+            key=lambda edge: found.routes[edge][-1][0] if found.routes[edge] else found.boxes[down[edge][0]].middle
+        )
         for place, edge in enumerate(free):
             part = (place + 1) / (len(free) + 1) - 0.5
             found.routes[edge].append((box.middle + part * box.width * SPREAD, box.y))

@@ -193,7 +193,9 @@ def _run(matrix: Matrix, row: Row, release: str, job: Job, made_of: Mapping[str,
               help="Write the results as one HTML page with colours.")  # fmt: skip
 @click.option("--resume/--fresh", default=True, show_default=True, help="Keep cells that nothing has changed for.")
 @click.option("--jobs", type=click.IntRange(1), default=2, show_default=True, help="Cells that are run at a time.")
-@click.option("--timeout", type=click.FloatRange(1), default=300, show_default=True, help="Seconds that a run may take.")
+@click.option(
+    "--timeout", type=click.FloatRange(1), default=300, show_default=True, help="Seconds that a run may take."
+)
 @QUIET_OPTION
 def main(releases, families, precisions, target, models, sources, out, json_file, markdown, html, resume, jobs, timeout,
          quiet) -> int:  # fmt: skip

@@ -362,7 +362,11 @@ class _Judge:
     def _tokens_in_range(self, got: Sequence[Sequence[int]]) -> dict[str, Any]:
         size = self.artefact.source.graph.metadata["vocab_size"]
         wild = sum(any(not 0 <= token < size for token in ids) for ids in got)
-        note = f"{wild} of {len(got)} texts get ids outside the vocabulary" if wild else "no original tokenizer to compare with"
+        note = (
+            f"{wild} of {len(got)} texts get ids outside the vocabulary"
+            if wild
+            else "no original tokenizer to compare with"
+        )
         return {"ok": False if wild else None, "note": note}
 
     def _chat(self, result: Mapping[str, Any]) -> dict[str, Any]:
@@ -382,7 +386,10 @@ class _Judge:
             return _check(False, self.shipped.failure or "no result")
         ids = self.artefact.source.ids
         known = self.artefact.source.referenced
-        got, wanted = np.concatenate(result["logits"]), self.artefact.logits(ids, "float" if known else "decoded weights")
+        got, wanted = (
+            np.concatenate(result["logits"]),
+            self.artefact.logits(ids, "float" if known else "decoded weights"),
+        )
         if got.shape != wanted.shape or not np.isfinite(got).all():
             return _check(False, "logits that are not numbers, or of another shape")
         found = self.distances["shipped"] = _distance(wanted, got)

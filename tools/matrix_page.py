@@ -119,7 +119,9 @@ def _legend(matrix: Matrix) -> str:
 
     used = {status_of(matrix, row, release) for row in matrix.rows for release in matrix.releases}
     items = [
-        f'<li><b class="{_class(name)}">{SYMBOLS[name]}</b>{_text(MEANINGS[name])}</li>' for name in SYMBOLS if name in used
+        f'<li><b class="{_class(name)}">{SYMBOLS[name]}</b>{_text(MEANINGS[name])}</li>'
+        for name in SYMBOLS
+        if name in used
     ]
     return f'<ul class="legend">{"".join(items)}</ul>'
 
@@ -135,7 +137,9 @@ def _table(matrix: Matrix) -> str:
         rows = list(group)
         for number, row in enumerate(rows):
             cells = "".join(f"<td>{_cell(matrix, row, release)}</td>" for release in matrix.releases)
-            name = f'<th scope="rowgroup" class="family" rowspan="{len(rows)}">{_text(family)}</th>' if number == 0 else ""
+            name = (
+                f'<th scope="rowgroup" class="family" rowspan="{len(rows)}">{_text(family)}</th>' if number == 0 else ""
+            )
             lines.append(
                 f"<tr{'' if number else _FIRST}>{name}"
                 f'<th scope="row" class="precision">{_text(row.precision)}</th>{cells}</tr>'

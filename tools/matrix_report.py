@@ -78,7 +78,9 @@ def failures(matrix: Matrix) -> list[str]:
     for row, release, cell in matrix.failing():
         notes = [f"{name}: {check['note']}" for name, check in cell["checks"].items() if check["ok"] is False]
         found.setdefault((row.family, row.precision, "; ".join(notes)), []).append(release)
-    lines = [f"{family} {precision} on MNN {', '.join(where)}: {why}" for (family, precision, why), where in found.items()]
+    lines = [
+        f"{family} {precision} on MNN {', '.join(where)}: {why}" for (family, precision, why), where in found.items()
+    ]
     lines += [f"{row.family} {row.precision} was not made: {_line(row.failure)}" for row in matrix.rows if row.failure]
     return lines + [f"MNN {release} was not tested: {_line(why)}" for release, why in matrix.unavailable.items()]
 
@@ -201,7 +203,10 @@ def markdown_page(matrix: Matrix, made: str) -> str:
         _legend(matrix),
         _table(
             ["model", "precision", *(f"MNN {release}" for release in matrix.releases)],
-            [[row.family, f"`{row.precision}`", *(_words(matrix, row, one) for one in matrix.releases)] for row in matrix.rows],
+            [
+                [row.family, f"`{row.precision}`", *(_words(matrix, row, one) for one in matrix.releases)]
+                for row in matrix.rows
+            ],
         ),
     ]
     lines = [f"- {line}" for line in (*failures(matrix), *unreferenced(matrix))]

@@ -321,7 +321,9 @@ def _release_to_run(chosen: Target, verify: Verify) -> tuple[str, str]:
         return "", "verification is off"
     if here is not None and any(item.version == here and item.llm_on_pypi for item in chosen.releases):
         return here, ""
-    reason = "MNN is not installed" if here is None else f"the installed MNN {here} is no release of the target that runs"
+    reason = (
+        "MNN is not installed" if here is None else f"the installed MNN {here} is no release of the target that runs"
+    )
     if verify == "quick":
         hint = f"pip install MNN=={chosen.versions[-1]}, or --verify none"
         raise LadingError("U953", f"the result cannot be run: {reason}", hint=hint)
@@ -349,9 +351,7 @@ def _run(done: Repaired, graph: Graph, path: Path, folder: Path) -> list[Measure
         distance = _distance(_stored_logits(graph, ids), got, "the stored weights give", path)
         done.error = distance.max_abs
         settings = {key: EXACT_CONFIG[key] for key in ("memory", "precision", "thread_num")}
-        found.append(
-            Measurement(done.verified, this_platform(), settings, "decoded weights", len(ids), distance, 0, 0)
-        )
+        found.append(Measurement(done.verified, this_platform(), settings, "decoded weights", len(ids), distance, 0, 0))
     if done.verified not in done.before:
         done.not_compared = "it is broken on this release"
         return found
@@ -405,7 +405,9 @@ def _distance(wanted: np.ndarray, got: np.ndarray, whose: str, path: Path) -> Di
     found = meter.result()
     bar = EXACT_BAR * max(1.0, found.max_logit / 10)
     if not found.max_abs <= bar:
-        message = f"the repaired model gives other logits than {whose}: {found.max_abs:.3g} off where {bar:.3g} is allowed"
+        message = (
+            f"the repaired model gives other logits than {whose}: {found.max_abs:.3g} off where {bar:.3g} is allowed"
+        )
         raise LadingError("U952", message, where=str(path), hint="please report the model")
     return found
 

@@ -73,7 +73,8 @@ def _by_rows(m: Match, rw: Rewriter, op: str, *inputs: Value) -> Value:
     seq, channels = inputs[0].shape[:2]  # type: ignore[index]
     wide = TensorType(inputs[0].dtype, (1, seq, channels))
     flat = [
-        rw.op("mnn.Reshape", value, attrs={"dims": (1, -1, channels), "dim_type": "NCHW"}, types=[wide]) for value in inputs
+        rw.op("mnn.Reshape", value, attrs={"dims": (1, -1, channels), "dim_type": "NCHW"}, types=[wide])
+        for value in inputs
     ]
     found = rw.op(op, *flat, attrs={"kind": m.kind}, types=[wide])
     attrs = {"dims": (-1, channels, 1, 1), "dim_type": "NCHW"}
@@ -110,7 +111,12 @@ def _cut(name: str) -> Op:
         "mnn.Binary",
         _product(x, cos),
         _product(
-            Op("mnn.Concat", Op("mnn.Unary", _cut("high"), attrs={"kind": "NEG"}), _cut("low"), attrs={"axis": Attr("axis")}),
+            Op(
+                "mnn.Concat",
+                Op("mnn.Unary", _cut("high"), attrs={"kind": "NEG"}),
+                _cut("low"),
+                attrs={"axis": Attr("axis")},
+            ),
             sin,
         ),
         any_order=True,
@@ -127,7 +133,12 @@ def turn_by_halves(m: Match, rw: Rewriter) -> Value | None:
     half = shape[3] // 2
     bounds = [[int(getattr(m, f"{name}_{part}").const.load().item()) for part in ("begin", "end", "axis", "step")]
               for name in ("high", "low")]  # fmt: skip
-    if bounds[0][0] != half or bounds[0][1] < shape[3] or bounds[1][:2] != [0, half] or any(b[2:] != [3, 1] for b in bounds):
+    if (
+        bounds[0][0] != half
+        or bounds[0][1] < shape[3]
+        or bounds[1][:2] != [0, half]
+        or any(b[2:] != [3, 1] for b in bounds)
+    ):
         return m.skip("not the two halves")
     if not (halves_agree(m.cos) and halves_agree(m.sin)):
         return m.skip("the angles of the halves may differ")

@@ -140,9 +140,7 @@ def hot_tensor(name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
 
 def hot_tensors(config: Mapping[str, Any], seed: int = 0, dtype: str = "bf16") -> dict[str, np.ndarray]:
     """All tensors of a configuration, rounded to a storage type."""
-    return {
-        name: hot_tensor(name, shape, seed).astype(DTYPES[dtype]) for name, shape in tensor_shapes(config).items()
-    }
+    return {name: hot_tensor(name, shape, seed).astype(DTYPES[dtype]) for name, shape in tensor_shapes(config).items()}
 
 
 def write_weights(folder: Path, tensors: Mapping[str, np.ndarray], shards: int = 1) -> None:

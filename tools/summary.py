@@ -112,7 +112,9 @@ def summarize(graph: Graph, sizes: Mapping[str, int] | None = None) -> Summary:
 def _sizes(graph: Graph, given: Mapping[str, int]) -> dict[str, int]:
     for name, size in given.items():
         if name not in graph.dims:
-            raise LadingError("U932", f"the graph has no dimension {name!r}", graph.name, suggest(name, list(graph.dims)))
+            raise LadingError(
+                "U932", f"the graph has no dimension {name!r}", graph.name, suggest(name, list(graph.dims))
+            )
         if not graph.dims[name].accepts(size):
             raise LadingError("U932", f"{name} cannot be {size}: it is {_range(graph.dims[name])}", graph.name)
     return {name: given.get(name, _usual(dim)) for name, dim in graph.dims.items()}
@@ -176,7 +178,10 @@ def _storage(graph: Graph) -> list[dict[str, Any]]:
         row[1] += _elements(value)
         row[2] += size_of(value.type, {}) or 0
     ordered = sorted(rows.items(), key=lambda item: (-item[1][2], item[0]))
-    return [{"type": kind, "stored": way, "count": row[0], "elements": row[1], "bytes": row[2]} for (kind, way), row in ordered]
+    return [
+        {"type": kind, "stored": way, "count": row[0], "elements": row[1], "bytes": row[2]}
+        for (kind, way), row in ordered
+    ]
 
 
 def _way(tensor: Tensor) -> str:
@@ -247,7 +252,10 @@ def _range(dim: Dim) -> str:
 def lines(found: Summary) -> list[tuple[str, str]]:
     """The summary as name and text, for people."""
     rows = [("graph", f"{found.name or 'unnamed'}: {_count(found.nodes, 'node')}, {found.depth} deep{_parts(found)}")]
-    rows += [("input", _named(item) + (f", meets others at %{item['meets']}" if item["meets"] else "")) for item in found.inputs]
+    rows += [
+        ("input", _named(item) + (f", meets others at %{item['meets']}" if item["meets"] else ""))
+        for item in found.inputs
+    ]
     rows += [("output", _named(item)) for item in found.outputs]
     rows += [("table", f"{item['name']} = {item['value']}: {item['type']}") for item in found.tables]
     rows += [("dimension", f"{name} = {range_}") for name, range_ in found.dims.items()]
@@ -280,7 +288,9 @@ def _about_memory(found: Summary) -> list[tuple[str, str]]:
     if found.bottlenecks:
         first, last = found.bottlenecks[0], found.bottlenecks[-1]
         places = f"%{first}" if first == last else f"%{first} to %{last}"
-        rows.append(("bottlenecks", f"{_count(len(found.bottlenecks), 'value')} that everything goes through: {places}"))
+        rows.append(
+            ("bottlenecks", f"{_count(len(found.bottlenecks), 'value')} that everything goes through: {places}")
+        )
     return rows
 
 

@@ -86,7 +86,9 @@ def recommend(storage: Iterable[Storage]) -> Recommendation:
     integer = [item for item in items if item.bits <= 8]
     if not integer:
         precision = "high" if all(item.bits == 32 for item in items) else "low"
-        return Recommendation("normal", precision, 0, "no weight is stored as integers, so nothing is gained by low memory")
+        return Recommendation(
+            "normal", precision, 0, "no weight is stored as integers, so nothing is gained by low memory"
+        )
     blocks = all(item.block % BLOCK_UNIT == 0 for item in integer)
     if blocks and min(item.bits for item in integer) >= FINE_BITS:
         reason = "the weights are so exact that activations rounded by row would cost more than they do; by block they do not"

@@ -39,11 +39,15 @@ def _positions(subject: Subject, releases: Sequence[Release]) -> Iterator[Findin
     if rank not in (1, 2) or not readers:
         return
     # An axis too many is a crash, and so is one that comes and goes; one too few is what an operator makes of it.
-    crash = lacking(releases, lambda release: release.position_ranks == (rank,) or (rank == 2 and release.position_ranks == (1,)))
+    crash = lacking(
+        releases, lambda release: release.position_ranks == (rank,) or (rank == 2 and release.position_ranks == (1,))
+    )
     unsure = lacking(releases, lambda release: rank == 1 or release.position_ranks != (1,))
     for versions, happens in ((crash, "a crash"), (unsure, "perhaps wrong logits")):
         if versions:
-            ranks = sorted({rank for release in releases if release.version in versions for rank in release.position_ranks})
+            ranks = sorted(
+                {rank for release in releases if release.version in versions for rank in release.position_ranks}
+            )
             yield Finding(
                 "B736",
                 f"{readers[0].get('type')} reads position_ids as it is fed, declared with {rank} axes, and fed with "

@@ -143,7 +143,9 @@ def _fill_all(emission: Emission, executor: Executor, progress: Callable[[int, i
     emission.seconds["weights"] = time.perf_counter() - started
 
 
-def tokenizer_request(source: Path, out: Path, target: Target, *, compare: bool, lines: Path | None) -> TokenizerRequest:
+def tokenizer_request(
+    source: Path, out: Path, target: Target, *, compare: bool, lines: Path | None
+) -> TokenizerRequest:
     """The exact form, and the nearest text form when a release of the target cannot read the exact one."""
     exact = [release.version for release in target.releases if release.mtok]
     return TokenizerRequest(

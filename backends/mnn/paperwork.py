@@ -340,7 +340,10 @@ def _tokenizer(emission: Emission, target: Target) -> c.Tokenizer:
     written = emission.tokenizer
     assert written is not None
     files, inexact = [], []
-    for name, reasons, exact in ((written.exact, written.exact_reasons, True), (written.text, written.text_reasons, False)):
+    for name, reasons, exact in (
+        (written.exact, written.exact_reasons, True),
+        (written.text, written.text_reasons, False),
+    ):
         if not name:
             continue
         # Where there is no exact form, every release reads the text.

@@ -93,7 +93,11 @@ def _read_files(subject: Subject) -> list[Path]:
     if subject.text_config is not None:
         beside = subject.text_config.values.get("tokenizer_file")
         names |= {configs.CONFIG_TEXT, *([beside] if isinstance(beside, str) else [])}
-    paths = {subject.folder / name for name in names} | {subject.model_path, subject.weight_path, subject.embedding_path}
+    paths = {subject.folder / name for name in names} | {
+        subject.model_path,
+        subject.weight_path,
+        subject.embedding_path,
+    }
     return sorted(path for path in paths | set(_others(subject)) if path.is_file())
 
 
@@ -186,7 +190,9 @@ def _text_form(subject: Subject, file: MtokFile, source: Path) -> tuple[bytes, l
     """The text form that lies beside the binary one, else one made from it; and why its ids may differ."""
     beside = subject.text_config.values.get("tokenizer_file") if subject.text_config is not None else None
     if isinstance(beside, str) and (subject.folder / beside).is_file():
-        return (subject.folder / beside).read_bytes(), ["copied from the original folder and not compared with the exact form"]
+        return (subject.folder / beside).read_bytes(), [
+            "copied from the original folder and not compared with the exact form"
+        ]
     spec = spec_of(file, str(source))
     return encode_text(spec)[1], inexact(spec, "text")
 

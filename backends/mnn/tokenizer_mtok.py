@@ -124,7 +124,6 @@ class DisplayTexts:
             return text.encode()
         return b"".join(bytes((CHAR_BYTES[char],)) if char in CHAR_BYTES else char.encode() for char in text)
 
-
     def found_as(self, token: AddedToken) -> str | None:
         """The text in which MNN finds this token if the header lists it, None if that is no text.
 
@@ -230,9 +229,7 @@ def _model(spec: TokenizerSpec, texts: DisplayTexts, words: WholeWords | None) -
     return [pack("<BIBBI", 0, len(ids), fallback, 0, len(order)), _pack_entries(names, ids), merges.tobytes()]
 
 
-def _entries(
-    spec: TokenizerSpec, texts: DisplayTexts, more: Sequence[tuple[str, int]]
-) -> tuple[list[str], np.ndarray]:
+def _entries(spec: TokenizerSpec, texts: DisplayTexts, more: Sequence[tuple[str, int]]) -> tuple[list[str], np.ndarray]:
     """Texts in the order of their UTF-8 bytes (which is that of code points) and their ids.
 
     Where an added token has the text of another token, that other one stands first, as the first is found.

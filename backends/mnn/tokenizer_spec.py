@@ -187,7 +187,7 @@ def _read_tokenizer_json(folder: Path) -> dict[str, Any]:
             "B640",
             f"no tokenizer.json in this folder ({found})",
             where=str(folder),
-            hint="run: python -c \"from transformers import AutoTokenizer as T; "
+            hint='run: python -c "from transformers import AutoTokenizer as T; '
             f"T.from_pretrained('{folder}').save_pretrained('{folder}')\"",
         )
     data = _read_json(path)
@@ -272,9 +272,7 @@ def _chat_template(folder: Path, settings: Mapping[str, Any], wanted: str) -> st
 # -- vocabulary -------------------------------------------------------------------------------------------------------
 
 
-def _read_model(
-    model: Mapping[str, Any], folder: Path
-) -> tuple[str, dict[str, int], np.ndarray, np.ndarray | None]:
+def _read_model(model: Mapping[str, Any], folder: Path) -> tuple[str, dict[str, int], np.ndarray, np.ndarray | None]:
     """Kind, vocabulary, merges and scores of the `model` object."""
     where = str(folder / "tokenizer.json")
     kind = model.get("type") or _guess_kind(model)

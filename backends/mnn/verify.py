@@ -313,7 +313,9 @@ class _Work:
                 texts["decoded weights"] = self.decoded_logits(windows)
             if self.quantizes:
                 texts["runtime model"] = self.modelled_logits(windows, [len(window) for window in windows])
-            self._compare_text(windows, texts, {run: run.read(windows) for run in (self.exact, self.shipped, *self.others)})
+            self._compare_text(
+                windows, texts, {run: run.read(windows) for run in (self.exact, self.shipped, *self.others)}
+            )
 
     def _compare_text(
         self,

@@ -44,7 +44,9 @@ def build(data: dict[str, Any], name: str) -> Graph:
     value = graph.add_input("x", TensorType(F32, (batch, int(data["width"]))))
     for index, layer in enumerate(data["layers"]):
         weight = graph.add_const(f"layer{index}.weight", _matrix(layer))
-        value = graph.add("MatMul", [value, weight], outputs=[f"layer{index}.product"], loc=f"{name}: layer {index}").output
+        value = graph.add(
+            "MatMul", [value, weight], outputs=[f"layer{index}.product"], loc=f"{name}: layer {index}"
+        ).output
         value = _activated(graph, value, layer.get("activation", "none"), index)
     graph.set_outputs([value])
     return graph

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ir.diag import LadingError
+from ir.base.diag import LadingError
 
 MARKER = "contract.json"
 """A directory that holds this file was written by the compiler, so ``--force`` may replace it."""

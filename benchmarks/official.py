@@ -30,8 +30,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from backends.mnn.native import run_model
-from backends.mnn.releases import installed_version
+from backends.mnn.run.native import run_model
+from backends.mnn.target.environments import installed_version
 
 ROOT = Path(__file__).resolve().parents[1]
 LADING = "{python} -m tools.compile {model} -o {out} --force --verify none --passes int4"

@@ -32,7 +32,7 @@ import numpy as np
 from benchmarks.official import CONVERTER, ROOT, machine, measure
 
 if TYPE_CHECKING:
-    from backends.mnn.measure import FloatReference
+    from backends.mnn.verify.measure import FloatReference
 
 EXPORT = "{torch} {exporter} --path {model} --export mnn --dst_path {out} --mnnconvert {converter}"
 OFFICIAL: Mapping[str, str] = {
@@ -65,7 +65,7 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "shipped": {"memory": "low", "precision": "low", "thread_num": 1},
 }
 MEASURED = ("positions", "kl", "kl_error", "top1", "perplexity", "perplexity_reference", "nll_error")
-"""What is kept of a `backends.mnn.measure.Measured`."""
+"""What is kept of a `backends.mnn.verify.measure.Measured`."""
 
 
 @dataclass(frozen=True)
@@ -230,9 +230,9 @@ def float_reference(args: argparse.Namespace) -> FloatReference:
     """The float model's logits over the windows of the evaluation text."""
     from tokenizers import Tokenizer
 
-    from backends.mnn.measure import FloatReference
-    from frontends.checkpoint import load
-    from ir.moments import cache_folder
+    from backends.mnn.verify.measure import FloatReference
+    from frontends.checkpoint.load import load
+    from ir.quant.statistics.moments import cache_folder
 
     tokenizer = Tokenizer.from_file(str(args.model / "tokenizer.json"))
     ids = tokenizer.encode(args.text.read_text(encoding="utf-8"), add_special_tokens=False).ids
@@ -253,8 +253,8 @@ def weight_bytes(files: Mapping[str, int]) -> int:
 
 def try_method(method: Method, places: Places, reference: FloatReference) -> dict[str, Any]:
     """Compile with one method and measure the result; an exporter that fails is a result too."""
-    from backends.mnn.measure import measure as run
-    from ir.diag import LadingError
+    from backends.mnn.verify.measure import measure as run
+    from ir.base.diag import LadingError
 
     out = places.work / method.key.replace(" ", "-")
     shutil.rmtree(out, ignore_errors=True)
@@ -293,7 +293,8 @@ def compare(args: argparse.Namespace, work: Path, results: dict[str, Any]) -> It
 
 
 def heading(args: argparse.Namespace) -> dict[str, Any]:
-    """What all results of a file have in common; results of another checkpoint, text or exporter do not belong to it."""
+    """What all results of a file have in common; results of another checkpoint, text or exporter do not belong to
+    it."""
     state = blake2b(digest_size=16)
     for path in sorted([*args.model.glob("*.safetensors"), args.model / "config.json"]):
         state.update(path.read_bytes())

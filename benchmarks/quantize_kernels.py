@@ -23,10 +23,10 @@ from pathlib import Path
 
 import numpy as np
 
-from backends.mnn.packing import pack_floats, packed_bytes, quantize_pack, row_alignment
-from ir.quant import QuantizedWeight, QuantSpec, thread_scratch
-from ir.tensor import FILES, FileTensor
-from ir.types import DTYPES, TensorType
+from backends.mnn.write.packing import pack_floats, packed_bytes, quantize_pack, row_alignment
+from ir.base.types import DTYPES, TensorType
+from ir.quant.weight import QuantizedWeight, QuantSpec, thread_scratch
+from ir.tensor.files import FILES, FileTensor
 
 JOB_BYTES = 16 << 20
 Job = Callable[[int, int], object]

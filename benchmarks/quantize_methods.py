@@ -2,9 +2,9 @@
 
     python -m benchmarks.quantize_methods examples/tiny-qwen2.5 --text examples/tiny-qwen2.5/calibration.txt
 
-Every figure is the mean squared error of a matrix's outputs, ``(w - v) E[x x^T] (w - v)^T`` summed over rows, as a share
-of that of round to nearest with the same storage, averaged geometrically over the matrices of the layers. ``fit`` is
-measured with the statistics that methods are given, ``held`` with those of other windows of the text. Times are
+Every figure is the mean squared error of a matrix's outputs, ``(w - v) E[x x^T] (w - v)^T`` summed over rows, as a
+share of that of round to nearest with the same storage, averaged geometrically over the matrices of the layers. ``fit``
+is measured with the statistics that methods are given, ``held`` with those of other windows of the text. Times are
 processor seconds for a million weights.
 
     python -m benchmarks.quantize_methods --shapes
@@ -25,18 +25,19 @@ from pathlib import Path
 
 import numpy as np
 
-from frontends.calibration_text import load_calibration
-from frontends.checkpoint import load
-from ir.blas import one_thread
-from ir.moments import CACHE_VARIABLE, Calibration, CalibrationText, Moments, MomentStore
-from ir.quant import METHODS, Blocks, QuantSpec, dequantize, thread_scratch
-from ir.second_moments import factor_of
-from ir.tensor import InlineTensor, convert
-from ir.types import F32
-from passes.assign_precision import weights_of
-from passes.base import PassContext
-from passes.manager import PassManager
-from passes.pipeline import load as load_pipeline
+from frontends.checkpoint.load import load
+from frontends.text.calibration_text import load_calibration
+from ir.base.types import F32
+from ir.quant.statistics.exact_products import one_thread
+from ir.quant.statistics.moments import CACHE_VARIABLE, Calibration, CalibrationText, Moments, MomentStore
+from ir.quant.statistics.second_moments import factor_of
+from ir.quant.weight import METHODS, Blocks, QuantSpec, dequantize, thread_scratch
+from ir.tensor.elementwise import convert
+from ir.tensor.inline import InlineTensor
+from passes.framework.base import PassContext
+from passes.framework.manager import PassManager
+from passes.framework.pipeline import load as load_pipeline
+from passes.precision.assign_precision import weights_of
 
 FORMS = {"int": {}, "float": {"zero": "float"}, "symmetric": {"symmetric": True}}
 SHAPES = {(896, 896): 2, (128, 896): 2, (4864, 896): 2, (896, 4864): 1}

@@ -4,8 +4,8 @@
 
 Each measurement is a process of its own, on one processor and one thread, with a time limit: it decodes the model from
 memory, turns it into the tool's own graph, folds constants, merges common subexpressions, removes dead code, sorts, and
-encodes the result. The results of the smallest size are run in onnxruntime beside the original. Tools whose packages are
-not installed are named and left out. The tools other than Lading: ``pip install onnx-ir onnxscript onnxslim
+encodes the result. The results of the smallest size are run in onnxruntime beside the original. Tools whose packages
+are not installed are named and left out. The tools other than Lading: ``pip install onnx-ir onnxscript onnxslim
 onnx-graphsurgeon``.
 """
 
@@ -82,9 +82,9 @@ class Clock:
 
 def lading(model: Any, clock: Clock, pipeline: str = STEPS) -> Any:
     """Lading's frontend, passes and ONNX backend."""
-    from backends.onnx import to_model
-    from frontends.onnx import load
-    from passes.manager import PassManager
+    from backends.onnx.write import to_model
+    from frontends.onnx.load import load
+    from passes.framework.manager import PassManager
 
     with clock.stage("lift"):
         graph = load(model)
@@ -201,8 +201,20 @@ def measure(tool: str, source: Path, out: Path) -> dict[str, Any]:
 
 
 _USED = {
-    "lading": ("onnxruntime", "frontends.onnx", "backends.onnx", "passes.manager", "passes.fold"),
-    "lading canonicalize": ("onnxruntime", "frontends.onnx", "backends.onnx", "passes.manager", "passes.fold"),
+    "lading": (
+        "onnxruntime",
+        "frontends.onnx.load",
+        "backends.onnx.write",
+        "passes.framework.manager",
+        "passes.canonicalize.fold",
+    ),
+    "lading canonicalize": (
+        "onnxruntime",
+        "frontends.onnx.load",
+        "backends.onnx.write",
+        "passes.framework.manager",
+        "passes.canonicalize.fold",
+    ),
     "onnx-ir": ("onnxscript.optimizer", "onnx_ir.passes.common"),
     "onnxscript optimizer": ("onnxscript.optimizer",),
     "onnx-graphsurgeon": ("onnxruntime",),

@@ -53,7 +53,8 @@ class _Tracer:
 
 
 def make_decoder(layers: int, seed: int = 0) -> onnx.ModelProto:
-    """A decoder with inputs ``input_ids``, ``attention_mask``, ``position_ids`` and past keys and values of each layer."""
+    """A decoder with inputs ``input_ids``, ``attention_mask``, ``position_ids`` and past keys and values of each
+    layer."""
     graph = onnx.GraphProto(name="main_graph")
     t = _Tracer(graph, np.random.default_rng(seed))
     for name, shape in (

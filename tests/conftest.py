@@ -105,11 +105,11 @@ class CaseItem(pytest.Item):
 
     def runtest(self):
         """Run the pipeline and compare."""
-        from ir.diag import LadingError
-        from ir.parse import parse
-        from ir.text import print_graph
-        from passes.instruments import VerifyEach
-        from passes.manager import PassManager
+        from ir.base.diag import LadingError
+        from ir.text.parser import parse
+        from ir.text.printer import print_graph
+        from passes.framework.instruments import VerifyEach
+        from passes.framework.manager import PassManager
 
         case = self.case
         base = self.path.parent

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tools.cli import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, command
+from tools.shared.cli import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, command
 
 if TYPE_CHECKING:
-    from passes.registry import PassInfo
+    from passes.framework.registry import PassInfo
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs"
 NOTE = "<!-- Written by `python -m tools.docs`; do not edit. -->"
@@ -85,7 +85,7 @@ def _value(item: click.Option) -> str:
 
 def passes_page() -> str:
     """docs/passes.md: every built-in pass with its options, and the named pipelines."""
-    from passes.registry import Registry
+    from passes.framework.registry import Registry
 
     registry = Registry()
     parts = ["# Passes", NOTE, _PASSES, "## Named pipelines", _PIPELINES]
@@ -122,8 +122,8 @@ def _default(item) -> str:
 
 def errors_page() -> str:
     """docs/errors.md: every code with its help text, by area."""
-    from ir.codes import AREAS, CODES
-    from ir.diag import Diagnostic
+    from ir.base.codes import AREAS, CODES
+    from ir.base.diag import Diagnostic
 
     sample = Diagnostic("F533", "unknown model family 'qwen22'", "config.json", "did you mean 'qwen2'?")
     parts = ["# Error codes", NOTE, _ERRORS, f"```text\n{sample}\n```"]

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ir.diag import LadingError
-from tools.cli import EXIT_FAILED, JSON_OPTION, QUIET_OPTION, Screen, command
+from ir.base.diag import LadingError
+from tools.shared.cli import EXIT_FAILED, JSON_OPTION, QUIET_OPTION, Screen, command
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from backends.mnn.findings import Report
-    from backends.mnn.profiles import Release
+    from backends.mnn.doctor.findings import Report
+    from backends.mnn.target.releases import Release
 
 
 @command("doctor")
@@ -47,7 +47,7 @@ def releases_of(text: str) -> tuple[Release, ...]:
     Raises:
         LadingError: B600 or B700.
     """
-    from backends.mnn.profiles import PROFILES, matching, target
+    from backends.mnn.target.releases import PROFILES, matching, target
 
     if text == "all":
         return tuple(PROFILES.values())
@@ -60,7 +60,7 @@ def diagnose(path: Path, releases: Sequence[Release]) -> Report:
     Raises:
         LadingError: B711 there is nothing of this name, U950 an ONNX file that cannot be read.
     """
-    from backends.mnn.doctor import examine, examine_signature
+    from backends.mnn.doctor.examine import examine, examine_signature
 
     if path.suffix.lower() != ".onnx" or not path.is_file():
         return examine(path, releases)
@@ -73,7 +73,7 @@ def _onnx_signature(path: Path) -> tuple[dict[str, tuple[str, list[Any]]], list[
     import onnx
     from google.protobuf.message import DecodeError
 
-    from ir.types import dtype_of_onnx
+    from ir.base.types import dtype_of_onnx
 
     try:
         graph = onnx.load(str(path), load_external_data=False).graph
@@ -92,15 +92,15 @@ def _onnx_signature(path: Path) -> tuple[dict[str, tuple[str, list[Any]]], list[
 
 
 def _run(report: Report) -> None:
-    """Run a directory on this environment's MNN and on those of `backends.mnn.releases`.
+    """Run a directory on this environment's MNN and on those of `backends.mnn.target.environments`.
 
     Raises:
         LadingError: U950 something that cannot be run.
     """
     import sys
 
-    from backends.mnn.doctor import run_and_compare
-    from backends.mnn.releases import ReleaseEnvironments, installed_version
+    from backends.mnn.doctor.examine import run_and_compare
+    from backends.mnn.target.environments import ReleaseEnvironments, installed_version
 
     if report.kind != "directory":
         raise LadingError("U950", "--run needs a model directory", where=report.subject)

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
-from ir.decisions import DynamicInputs, PrecisionPlan
-from ir.diag import LadingError
-from ir.graph import Graph
-from passes.base import Pass, PassContext
-from passes.manager import Instrument, PassManager, Report
-from passes.pipeline import Pipeline
+from ir.base.diag import LadingError
+from ir.facts.precision import DynamicInputs, PrecisionPlan
+from ir.graph.graph import Graph
+from passes.framework.base import Pass, PassContext
+from passes.framework.manager import Instrument, PassManager, Report
+from passes.framework.pipeline import Pipeline
 
 if TYPE_CHECKING:
     import onnx
@@ -44,7 +44,7 @@ class Outcome(Generic[Model]):
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """Decisions that passes recorded, by name, as objects of `ir.decisions` and of plugins."""
+        """Decisions that passes recorded, by name, as objects of `ir.facts.precision` and of plugins."""
         return self.graph.facts
 
     @property
@@ -75,7 +75,7 @@ def run(
             The first three are left as they are, and must stay so while the outcome is used: constants are shared.
         pipeline: see `Steps`.
         settings: objects that passes ask for by type, such as a target profile.
-        instruments: watch the passes, such as `passes.instruments.VerifyEach`.
+        instruments: watch the passes, such as `passes.framework.instruments.VerifyEach`.
         free, base: see `lift`.
         in_place: put the result into the graph-surgeon graph that was given; when a pass fails it is as before.
 
@@ -94,7 +94,7 @@ def run(
     elif kind == "bytes":
         made = lower(graph).SerializeToString()
     elif kind == "graphsurgeon":
-        from backends.graphsurgeon import to_graphsurgeon, update
+        from backends.onnx.graphsurgeon import to_graphsurgeon, update
 
         if in_place:
             update(model, graph)  # type: ignore[arg-type]
@@ -131,21 +131,22 @@ def lift(
     if kind == "graph":
         return source  # type: ignore[return-value]
     if kind == "graphsurgeon":
-        from frontends.graphsurgeon import from_graphsurgeon
+        from frontends.onnx.graphsurgeon import from_graphsurgeon
 
         return from_graphsurgeon(source, free=free, base=base)  # type: ignore[arg-type]
     if kind == "path" and _is_checkpoint(source):  # type: ignore[arg-type]
-        from frontends.checkpoint import load as load_checkpoint
+        from frontends.checkpoint.load import load as load_checkpoint
 
         return load_checkpoint(source)  # type: ignore[arg-type]
-    from frontends.onnx import load
+    from frontends.onnx.load import load
 
     return load(source, free=free, base=base)  # type: ignore[arg-type]
 
 
 def lower(graph: Graph) -> onnx.ModelProto:
-    """The ONNX model of a graph, its constants inside; ``backends.onnx.write`` writes files with external data."""
-    from backends.onnx import to_model
+    """The ONNX model of a graph, its constants inside; ``backends.onnx.write.write`` writes files with external
+    data."""
+    from backends.onnx.write import to_model
 
     return to_model(graph)
 

@@ -6,21 +6,21 @@ from importlib import import_module
 
 import click
 
-from ir.codes import CODES
-from ir.diag import LadingError, suggest
-from tools.cli import command
+from ir.base.codes import CODES
+from ir.base.diag import LadingError, suggest
+from tools.shared.cli import command
 
 TOOLS = {
-    "compile": "tools.compile",
-    "diff": "tools.diff",
+    "compile": "tools.compile.command",
+    "diff": "tools.diff.command",
     "doctor": "tools.doctor",
-    "inspect": "tools.inspect",
-    "ladder": "tools.ladder",
-    "matrix": "tools.matrix",
+    "inspect": "tools.inspect.command",
+    "ladder": "tools.ladder.command",
+    "matrix": "tools.matrix.command",
     "opt": "tools.opt",
-    "reduce": "tools.reduce",
+    "reduce": "tools.reduce.command",
     "releases": "tools.releases",
-    "repair": "tools.repair",
+    "repair": "tools.repair.command",
 }
 """Subcommand to module; the module's `main` is the command."""
 

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ir.diag import LadingError
-from tools.cli import command
+from ir.base.diag import LadingError
+from tools.shared.cli import command
 
 if TYPE_CHECKING:
-    from ir.graph import Graph
-    from passes.instruments import RuleStats, Timing
-    from passes.manager import Report
+    from ir.graph.graph import Graph
+    from passes.framework.instruments import RuleStats, Timing
+    from passes.framework.manager import Report
 
 EXIT_CRASHED = 3
 """A pass raised an ordinary exception, which is a mistake in the pass; its traceback is printed."""
@@ -55,11 +55,11 @@ def main(source, pipeline, out, frontend, backend, stats, timing, explain_rules,
     a plugin reads. When a pass fails, the last good IR stays on disk, and the command that reproduces the failure from
     it is printed. A pass that raises an ordinary exception gives exit code 3 and its traceback.
     """
-    from passes.base import PassContext
-    from passes.instruments import RuleStats, Timing
-    from passes.manager import PassManager
-    from passes.pipeline import load
-    from tools.sources import Formats
+    from passes.framework.base import PassContext
+    from passes.framework.instruments import RuleStats, Timing
+    from passes.framework.manager import PassManager
+    from passes.framework.pipeline import load
+    from tools.shared.formats import Formats
 
     formats = Formats()
     chosen = load(pipeline, formats.registry)
@@ -90,8 +90,8 @@ def main(source, pipeline, out, frontend, backend, stats, timing, explain_rules,
 
 
 def _instruments(folder: Path, options) -> list:
-    from passes.check_numbers import CheckNumbers
-    from passes.instruments import DumpIR, JsonReport, KeepLastGood, StopAfter, VerifyEach
+    from passes.framework.check_numbers import CheckNumbers
+    from passes.framework.instruments import DumpIR, JsonReport, KeepLastGood, StopAfter, VerifyEach
 
     found: list = []
     if options["dump_ir"] is not None:
@@ -116,7 +116,7 @@ def _stem(source: str) -> str:
 
 def reproducing(verify_each: bool, check_numbers: bool) -> str:
     """The command line, for `KeepLastGood`, that fails as this one did."""
-    from passes.instruments import COMMAND
+    from passes.framework.instruments import COMMAND
 
     words = ["lading"] if Path(sys.argv[0]).name == "lading" else [shlex.quote(sys.executable), "-m", "tools.main"]
     flags = [" --verify-each"] * verify_each + [" --check-numbers"] * check_numbers
@@ -124,7 +124,7 @@ def reproducing(verify_each: bool, check_numbers: bool) -> str:
 
 
 def _check(graph: Graph) -> None:
-    from ir.verify import verify
+    from ir.verify.structure import verify
 
     problems = [item for item in verify(graph) if item.severity == "error"]
     if problems:

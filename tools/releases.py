@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from ir.diag import LadingError
-from tools.cli import EXIT_FAILED, JSON_OPTION, QUIET_OPTION, Screen, command
+from ir.base.diag import LadingError
+from tools.shared.cli import EXIT_FAILED, JSON_OPTION, QUIET_OPTION, Screen, command
 
 
 @command("releases")
@@ -17,7 +17,7 @@ def main(versions: tuple[str, ...], as_json: bool, quiet: bool) -> int:
 
     They lie in the folder that the variable LADING_MNN_ENVS names, else in the user's cache folder, and are kept.
     """
-    from backends.mnn.releases import LLM_RELEASES, ReleaseEnvironments
+    from backends.mnn.target.environments import LLM_RELEASES, ReleaseEnvironments
 
     screen = Screen(as_json, quiet)
     environments = ReleaseEnvironments()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ir.diag import LadingError
-from ir.graph import Graph
+from ir.base.diag import LadingError
+from ir.graph.graph import Graph
 
 
 class Backend:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ir.graph import Graph, Value
-from passes.base import Pass, PassContext, Result
-from passes.options import option
-from passes.patterns import Const, Match, Op, Var
-from passes.rewrite import Rewriter, RuleSet, rule
+from ir.graph.graph import Graph, Value
+from passes.framework.base import Pass, PassContext, Result
+from passes.framework.options import option
+from passes.rewrite.patterns import Const, Match, Op, Var
+from passes.rewrite.rules import Rewriter, RuleSet, rule
 
 x = Var("x")
 

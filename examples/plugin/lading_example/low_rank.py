@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ir.tensor import Derived, Tensor
-from ir.types import F32, TensorType
+from ir.base.types import F32, TensorType
+from ir.tensor.base import Derived, Tensor
 
 
 class _LowRank(Derived):

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from ir.diag import LadingError
-from ir.graph import Graph, Value
-from ir.tensor import InlineTensor, Tensor
-from ir.types import F32, Dim, TensorType
+from ir.base.diag import LadingError
+from ir.base.types import F32, Dim, TensorType
+from ir.graph.graph import Graph, Value
+from ir.tensor.base import Tensor
+from ir.tensor.inline import InlineTensor
 from lading_example.low_rank import low_rank
 
 

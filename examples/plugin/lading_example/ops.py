@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ir.graph import Node, Value
-from ir.infer import Inference
-from ir.ops import Body, OpDef
-from ir.types import ValueType
+from ir.base.types import ValueType
+from ir.graph.graph import Node, Value
+from ir.infer.engine import Inference
+from ir.ops.registry import Body, OpDef
 
 
 def _type(run: Inference, node: Node) -> ValueType | None:

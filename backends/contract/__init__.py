@@ -1,0 +1,95 @@
+"""The contract of a compiled model: what it expects, what it consists of, and how far it was really tested.
+
+``contract.json`` lies beside the compiled model and is made from the same objects. An application reads it and checks
+what it is about to feed, so that a missing or misshapen input is a named error in Python, not a crash in native code:
+
+    from backends.contract import check_feed, read
+
+The records (`backends.contract.records`) are the one definition of the format; reading, writing and the published JSON
+Schema (`schema`, stored as ``contract.schema.json``) are derived from their annotations. Needs nothing but numpy.
+Fields: ``docs/contract.md``.
+"""
+
+from __future__ import annotations
+
+from backends.contract.check_feed import bind, check_feed
+from backends.contract.check_files import check_files
+from backends.contract.document import SCHEMA_ID, dumps, read, schema, validate, write
+from backends.contract.records import (
+    CONTRACT_FILE,
+    CONTRACT_VERSION,
+    DTYPES,
+    Calibration,
+    Choice,
+    Compiler,
+    Contract,
+    Dimension,
+    Discovery,
+    FileEntry,
+    Inexact,
+    Input,
+    KVCache,
+    Model,
+    Notice,
+    Output,
+    PassCounts,
+    Pipeline,
+    Requirements,
+    RunSettings,
+    Runtime,
+    ShapeForm,
+    Signature,
+    Source,
+    Storage,
+    Target,
+    Tokenizer,
+    TokenizerFile,
+    ValueRange,
+    Verification,
+    WeightEntry,
+    WeightError,
+)
+
+__all__ = [
+    "CONTRACT_FILE",
+    "CONTRACT_VERSION",
+    "DTYPES",
+    "SCHEMA_ID",
+    "Calibration",
+    "Choice",
+    "Compiler",
+    "Contract",
+    "Dimension",
+    "Discovery",
+    "FileEntry",
+    "Inexact",
+    "Input",
+    "KVCache",
+    "Model",
+    "Notice",
+    "Output",
+    "PassCounts",
+    "Pipeline",
+    "Requirements",
+    "RunSettings",
+    "Runtime",
+    "ShapeForm",
+    "Signature",
+    "Source",
+    "Storage",
+    "Target",
+    "Tokenizer",
+    "TokenizerFile",
+    "ValueRange",
+    "Verification",
+    "WeightEntry",
+    "WeightError",
+    "bind",
+    "check_feed",
+    "check_files",
+    "dumps",
+    "read",
+    "schema",
+    "validate",
+    "write",
+]

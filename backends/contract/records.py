@@ -1,0 +1,445 @@
+"""What a contract consists of. These dataclasses are the one definition of the format; the schema is made from them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from functools import cached_property
+from operator import attrgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from backends.contract.codec import SCALARS, Limits, Record, version_key, whole
+from ir.base.diag import LadingError
+
+if TYPE_CHECKING:
+    from backends.contract.check_feed import _Plan
+
+CONTRACT_FILE = "contract.json"
+CONTRACT_VERSION = "1.0"
+DTYPES = {
+    "bool": "bool",
+    "i8": "int8",
+    "u8": "uint8",
+    "i16": "int16",
+    "u16": "uint16",
+    "i32": "int32",
+    "u32": "uint32",
+    "i64": "int64",
+    "u64": "uint64",
+    "f16": "float16",
+    "bf16": "bfloat16",
+    "f32": "float32",
+    "f64": "float64",
+}
+"""Element types of inputs and outputs: name in the contract -> name in numpy."""
+
+_FOLDER_PART = r"(?!\.{1,2}(?:/|$))[^/\\:\u0000-\u001f]+"
+Count = Annotated[int, Limits(low=0)]
+Positive = Annotated[int, Limits(low=1)]
+Size = Annotated[float, Limits(low=0)]
+Fraction = Annotated[float, Limits(low=0, high=1)]
+Name = Annotated[str, Limits(length=1)]
+Release = Annotated[str, Limits(pattern=whole(r"[0-9]+\.[0-9]+\.[0-9]+"))]
+Digest = Annotated[str, Limits(pattern=whole("[0-9a-f]{64}"))]
+RelativePath = Annotated[str, Limits(pattern=whole(f"{_FOLDER_PART}(?:/{_FOLDER_PART})*"))]
+Moment = Annotated[str, Limits(pattern=whole("[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z"))]
+Code = Annotated[str, Limits(pattern=whole("[A-Z][0-9]{3}"))]
+DTypeName = Annotated[str, Limits(words=tuple(DTYPES))]
+Releases = Annotated[tuple[Release, ...], Limits(unique=True, sort=version_key)]
+DefaultValue = Annotated[int | float | bool | None, Limits(types=("number", "boolean", "null"))]
+Setting = Annotated[Any, Limits(types=(*SCALARS, "array"))]
+Memory = Literal["low", "normal", "high"]
+Precision = Literal["low", "normal", "high"]
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compiler(Record):
+    """The program that wrote the model."""
+
+    name: Annotated[Name, "name of the compiler"]
+    version: Annotated[Name, "its version"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target(Record):
+    """What the model was compiled for."""
+
+    profile: Annotated[Name, "name of the runtime profile"]
+    releases: Annotated[
+        tuple[Release, ...],
+        Limits(unique=True, length=1, sort=version_key),
+        "MNN releases that are promised to load the model and to give the same logits",
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model(Record):
+    """The model that was compiled; figures that the family does not have are null."""
+
+    name: Annotated[Name, "name of the checkpoint"]
+    family: Annotated[Name | None, "model family, as in the checkpoint's model_type"] = None
+    layers: Annotated[Count | None, "decoder layers"] = None
+    hidden: Annotated[Count | None, "width of the hidden state"] = None
+    heads: Annotated[Count | None, "query heads"] = None
+    kv_heads: Annotated[Count | None, "key and value heads"] = None
+    head_dim: Annotated[Count | None, "width of one head"] = None
+    vocab: Annotated[Count | None, "rows of the vocabulary matrix"] = None
+    max_position: Annotated[Count | None, "longest sequence, in tokens"] = None
+    parameters: Annotated[Count | None, "weights of the checkpoint, tied ones counted once"] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source(Record):
+    """One file that the model was compiled from."""
+
+    file: Annotated[RelativePath, "path relative to the checkpoint folder"]
+    bytes: Annotated[Count, "size of the file"]
+    digest: Annotated[Digest, "SHA-256, in lower-case hexadecimal"]
+    digest_of: Annotated[
+        Literal["content", "header"],
+        "what was digested: the whole file, or of a safetensors file its length word and header alone",
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapeForm(Record):
+    """One shape that an input or output may have."""
+
+    shape: Annotated[
+        tuple[Count | Name, ...], "one item per axis: a fixed size or the name of a dimension; [] is a scalar"
+    ]
+    releases: Annotated[Releases, "releases that use this form; empty means all"] = ()
+
+    def __str__(self) -> str:
+        return f"[{', '.join(str(axis) for axis in self.shape)}]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueRange(Record):
+    """Inclusive range of the values of an integer input."""
+
+    min: Annotated[int | None, "smallest allowed value; null means unbounded"] = None
+    max: Annotated[int | None, "largest allowed value; null means unbounded"] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Discovery(Record):
+    """Why the compiler declared something that the source model did not."""
+
+    by: Annotated[Name, "name of the pass"]
+    kind: Annotated[
+        Literal["runtime-feeds", "frozen-by-tracing", "shape-computed", "whole-sequence", "kv-cache", "renamed"],
+        "fed by the runtime; a constant that tracing had frozen; computed from shapes in the source; the source gave "
+        "the whole sequence; past keys and values that the runtime keeps; another name in the source",
+    ]
+    reason: Annotated[str, "one sentence for people"]
+    node: Annotated[str | None, "source node or tensor that showed it"] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input(Record):
+    """One tensor that has to be fed."""
+
+    name: Annotated[Name, "name of the tensor"]
+    dtype: Annotated[DTypeName, "element type"]
+    shapes: Annotated[tuple[ShapeForm, ...], Limits(length=1), "every form that is accepted"]
+    meaning: Annotated[str, "what the values mean"]
+    default: Annotated[
+        DefaultValue,
+        "value of every element that makes the model behave like its source; a runtime does not fill it in",
+    ] = None
+    values: Annotated[ValueRange | None, "allowed values of an integer input; null means any"] = None
+    discovered: Annotated[Discovery | None, "null for an input of the source model"] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output(Record):
+    """One tensor that the model returns."""
+
+    name: Annotated[Name, "name of the tensor"]
+    dtype: Annotated[DTypeName, "element type"]
+    shapes: Annotated[tuple[ShapeForm, ...], Limits(length=1), "every form that occurs"]
+    meaning: Annotated[str, "what the values mean"]
+    discovered: Annotated[Discovery | None, "null for an output of the source model"] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dimension(Record):
+    """A named size; all inputs that use the name have to agree on it."""
+
+    low: Annotated[Count, "smallest size"] = 0
+    high: Annotated[Count | None, "largest size; null means unbounded"] = None
+    multiple_of: Annotated[Positive, "the size is a multiple of this"] = 1
+    sum_of: Annotated[
+        tuple[Name, ...], Limits(unique=True), "dimensions that add up to this one; empty for a free one"
+    ] = ()
+    meaning: Annotated[str, "what is counted"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KVCache(Record):
+    """Keys and values of earlier tokens, kept by the runtime and never fed."""
+
+    layers: Annotated[Count, "layers that keep them"]
+    dtype: Annotated[DTypeName, "element type of the figure below"]
+    bytes_per_token: Annotated[Count, "growth per token, all layers together"]
+    past: Annotated[Name, "the dimension that counts the tokens in the cache"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signature(Record):
+    """What is fed, what comes back and what is kept in between."""
+
+    inputs: Annotated[tuple[Input, ...], "in the order of the runtime's list; matched by name"]
+    outputs: Annotated[tuple[Output, ...], "in the order of the runtime's list; matched by name"]
+    dims: Annotated[dict[str, Dimension], "every named dimension"] = field(default_factory=dict)
+    state: Annotated[KVCache | None, "null for a model without a cache"] = None
+
+    @cached_property
+    def _plans(self) -> dict[str | None, tuple[_Plan, ...]]:
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileEntry(Record):
+    """One file of the model folder."""
+
+    path: Annotated[RelativePath, "path relative to the folder, with forward slashes"]
+    bytes: Annotated[Count, "size of the file"]
+    sha256: Annotated[Digest, "digest of the whole file, in lower-case hexadecimal"]
+    role: Annotated[
+        Literal["model", "weights", "embedding", "tokenizer", "config", "llm_config", "template", "license", "other"],
+        "what the file is for",
+    ]
+
+    @classmethod
+    def of(cls, folder: str | os.PathLike[str], path: str, role: str) -> FileEntry:
+        """The entry of a file that exists; OSError when it cannot be read."""
+        full = Path(folder, path)
+        return cls(path=path, bytes=full.stat().st_size, sha256=sha256_of(full), role=role)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Storage(Record):
+    """How the numbers of a weight are stored."""
+
+    bits: Annotated[Positive, "bits of one stored number"]
+    block: Annotated[Count, "columns that share one scale; 0 means the whole row"] = 0
+    symmetric: Annotated[bool, "true when the codes lie evenly around zero"] = True
+    zero: Annotated[Literal["int", "float", "none"], "kind of the stored zero points"] = "none"
+    scale_dtype: Annotated[DTypeName | None, "element type of the scales; null without scales"] = None
+    method: Annotated[Name, "how the codes were chosen, such as cast, rtn, gptq"]
+    layout: Annotated[Name, "byte layout in the file, such as mnn-dense-codes, mnn-f16, rows-bf16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightError(Record):
+    """Distance of the stored weight from the original."""
+
+    rms_relative: Annotated[Size, "root mean square of the difference, divided by that of the original"]
+    max_abs: Annotated[Size, "largest absolute difference"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightEntry(Record):
+    """Where a weight lies and what it lost."""
+
+    name: Annotated[Name, "key in the checkpoint, or the key that a tied weight would have there"]
+    file: Annotated[RelativePath, "one of the files of the folder"]
+    offset: Annotated[Count, "first byte in that file"]
+    bytes: Annotated[Count, "bytes in that file, scales and header included"]
+    shape: Annotated[tuple[Count, ...], "shape of the decoded weight"]
+    storage: Annotated[Storage, "how it is stored"]
+    shared_with: Annotated[Name | None, "name of the weight whose bytes these are (tied weights)"] = None
+    error: Annotated[WeightError | None, "null when it was not measured"] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassCounts(Record):
+    """One pass of the pipeline."""
+
+    name: Annotated[Name, "name of the pass"]
+    counts: Annotated[dict[str, int], "what it did, by name"] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline(Record):
+    """The passes that made the model."""
+
+    text: Annotated[str, "canonical text of the pipeline; running it on the sources gives the same bytes"]
+    passes: Annotated[tuple[PassCounts, ...], "in order of execution"] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration(Record):
+    """Text that quantization was measured with, and what it promised there."""
+
+    tokens: Annotated[Positive, "tokens that statistics were gathered on"]
+    digest: Annotated[Name, "digest of the token windows, those held out for measuring included"]
+    limit: Annotated[str | None, "the limit that precision was chosen under; null when a policy chose it"] = None
+    kl_predicted: Annotated[float | None, "divergence that the chosen widths were expected to cost"] = None
+    kl: Annotated[float | None, "divergence measured on the held-out windows, activations in float"] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requirements(Record):
+    """What a runtime has to offer and how it has to be configured."""
+
+    min_release: Annotated[Release, "oldest release that runs the model"]
+    memory: Annotated[Memory | None, "recommended memory setting; null when it makes no difference"] = None
+    keys: Annotated[dict[str, str], "configuration keys that matter, each with its reason"] = field(
+        default_factory=dict
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(Record):
+    """Runtime settings of a real run."""
+
+    memory: Annotated[Memory, "memory setting"]
+    precision: Annotated[Precision, "precision setting"]
+    threads: Annotated[Positive, "threads"]
+    dynamic_option: Annotated[Count, "how low memory quantizes activations: 2 by block of the weight, else by row"] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice(Record):
+    """Runtime settings that were measured, and what they cost."""
+
+    settings: Annotated[RunSettings, "the settings"]
+    kl: Annotated[float, "mean Kullback-Leibler divergence from the original model per position, in nats"]
+    top1: Annotated[Fraction, "share of the positions whose most likely token agrees with the original model"]
+    perplexity: Annotated[Size | None, "perplexity on the evaluation text; null without one"] = None
+    recommended: Annotated[bool, "true for the settings that the compiler recommends"] = False
+    note: Annotated[str, "what speaks for or against them"] = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime(Record):
+    """Requirements, and the settings that were written into the configuration."""
+
+    requires: Annotated[Requirements, "what the runtime has to offer"]
+    settings: Annotated[dict[str, Setting], "runtime settings as written; never sampling defaults"] = field(
+        default_factory=dict
+    )
+    choices: Annotated[
+        tuple[Choice, ...], "settings that were measured on the release that verified the model, least divergence first"
+    ] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerFile(Record):
+    """The tokenizer file for a range of releases."""
+
+    file: Annotated[RelativePath, "one of the files of the folder"]
+    releases: Annotated[Releases, "releases that read it; empty means all"] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inexact(Record):
+    """Releases whose tokenizer gives other ids than the original one."""
+
+    releases: Annotated[Releases, "releases concerned; empty means all"] = ()
+    differing: Annotated[Count | None, "test strings that got other ids; null when none were tried"] = None
+    of: Annotated[Positive | None, "test strings tried; null when none were"] = None
+    reasons: Annotated[tuple[str, ...], "why, one sentence each"] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokenizer(Record):
+    """How text becomes ids."""
+
+    form: Annotated[Name, "kind of tokenizer, such as byte-level-bpe"]
+    files: Annotated[tuple[TokenizerFile, ...], "files of the folder"] = ()
+    inexact: Annotated[tuple[Inexact, ...], "known differences from the original tokenizer"] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification(Record):
+    """One real run of the finished files. Never filled by anything else."""
+
+    release: Annotated[Release, "MNN release that ran"]
+    platform: Annotated[Name, "operating system and processor"]
+    settings: Annotated[RunSettings, "how it was configured"]
+    reference: Annotated[
+        Literal["float", "decoded weights", "runtime model"],
+        "compared with the original weights in float, with the stored weights decoded to float, or with these times "
+        "activations quantized as the runtime quantizes them under these settings",
+    ]
+    prompt_tokens: Annotated[Positive, "tokens of the prompt"]
+    max_abs_error: Annotated[Size, "largest absolute difference of a logit"]
+    kl: Annotated[float, "mean Kullback-Leibler divergence per position, in nats, reference first"]
+    top1: Annotated[Fraction, "share of the positions whose most likely token agrees"]
+    perplexity: Annotated[Size | None, "perplexity on the evaluation text; null without one"] = None
+    perplexity_reference: Annotated[Size | None, "the same for the reference"] = None
+    kl_predicted: Annotated[
+        float | None,
+        "the divergence that the reference evaluation predicts for this run; null when it was not evaluated",
+    ] = None
+    perplexity_predicted: Annotated[Size | None, "the same for the perplexity"] = None
+    decode_tokens: Annotated[Count | None, "tokens decoded greedily after the prompt; null when none were"] = None
+    decode_equal_tokens: Annotated[Count | None, "how many of them came before the first difference"] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Notice(Record):
+    """A warning of the compiler."""
+
+    code: Annotated[Code, "diagnostic code"]
+    message: Annotated[str, "what was found"]
+    where: Annotated[str, "tensor, node, file or option concerned; may be empty"] = ""
+    hint: Annotated[str, "what to do about it; may be empty"] = ""
+
+
+def _weight_order(weight: WeightEntry) -> tuple[str, int, str]:
+    return weight.file, weight.offset, weight.name
+
+
+def _run_order(run: Verification) -> tuple[tuple[int, ...], str]:
+    return version_key(run.release), json.dumps(run.to_json())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contract(Record):
+    """Everything that is known about a compiled model."""
+
+    contract_version: Annotated[Literal["1.0"], "version of this format"] = CONTRACT_VERSION
+    compiler: Annotated[Compiler, "who wrote the model"]
+    created: Annotated[
+        Moment | None, "time of writing in UTC; null unless asked for, so that the same input gives the same bytes"
+    ] = None
+    target: Annotated[Target, "what it was compiled for"]
+    model: Annotated[Model, "what was compiled"]
+    sources: Annotated[tuple[Source, ...], Limits(sort=attrgetter("file")), "the files it was compiled from"]
+    config_digest: Annotated[Digest | None, "SHA-256 of the checkpoint's config.json; null without one"] = None
+    signature: Annotated[Signature, "inputs, outputs, dimensions and state"]
+    files: Annotated[tuple[FileEntry, ...], Limits(sort=attrgetter("path")), "every file of the folder but this one"]
+    weights: Annotated[tuple[WeightEntry, ...], Limits(sort=_weight_order), "every stored weight"]
+    pipeline: Annotated[Pipeline, "how it was made"]
+    calibration: Annotated[Calibration | None, "null when no method looked at data"] = None
+    runtime: Annotated[Runtime, "what it needs to run"]
+    tokenizer: Annotated[Tokenizer | None, "null for a model without text"] = None
+    verified: Annotated[tuple[Verification, ...], Limits(sort=_run_order), "real runs of the finished files"] = ()
+    warnings: Annotated[tuple[Notice, ...], "what the compiler warned of"] = ()
+
+    @classmethod
+    def from_json(cls, data: Any) -> Self:
+        """The contract of parsed JSON, references between its parts checked.
+
+        Raises:
+            LadingError: with every problem found; `where` of each is ``#`` and the JSON pointer of the place.
+        """
+        from backends.contract.document import decode
+
+        result, problems = decode(data)
+        if problems:
+            raise LadingError.of(problems)
+        return result  # type: ignore[return-value]

@@ -1,0 +1,1 @@
+"""Modules that check inputs in an application."""

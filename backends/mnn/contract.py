@@ -1,0 +1,378 @@
+"""The contract of an MNN model directory, written from the objects that the model itself was written from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any, Literal
+
+import backends.contract as c
+from backends.mnn.target.releases import Target
+from backends.mnn.write import configs
+from backends.mnn.write.llm_folder import Emission
+from backends.mnn.write.weight_layout import Matrix
+from ir.base.diag import Diagnostic
+from ir.base.types import Dim
+from ir.facts.precision import DynamicInputs, PrecisionPlan, Storage
+from ir.graph.graph import Graph, Value
+from ir.quant.statistics.moments import Calibration
+from ir.quant.stored_weight import StoredWeight
+
+if TYPE_CHECKING:
+    from backends.mnn.verify.logits import Measurement
+
+
+def compiler_version() -> str:
+    """Version of the installed package; ``0+source`` when run from a source tree that is not installed."""
+    try:
+        return version("lading")
+    except PackageNotFoundError:
+        return "0+source"
+
+
+def make_contract(
+    graph: Graph,
+    emission: Emission,
+    *,
+    target: Target,
+    pipeline: str,
+    passes: Sequence[tuple[str, Mapping[str, int]]],
+    errors: Mapping[str, tuple[float, float]],
+    measurements: Sequence[Measurement],
+    warnings: Sequence[Diagnostic],
+    executor: Executor,
+) -> c.Contract:
+    """The contract of what was just emitted.
+
+    Args:
+        graph: the graph that was emitted.
+        emission: what was written.
+        target: the releases promised.
+        pipeline: canonical text of the pipeline.
+        passes: name and counts of each pass that ran.
+        errors: relative RMS and largest absolute error by weight, where measured.
+        measurements: real runs.
+        warnings: what to warn the user of.
+        executor: digests files in parallel.
+    """
+    meta = graph.metadata
+    entries = executor.map(
+        lambda item: c.FileEntry.of(emission.folder, item[0], item[1]), sorted(emission.roles.items())
+    )
+    return c.Contract(
+        compiler=c.Compiler(name="lading", version=compiler_version()),
+        target=c.Target(profile=target.name, releases=target.versions),
+        model=_model(meta),
+        sources=tuple(_sources(meta["sources"])),
+        config_digest=meta["sources"].get("config.json", {}).get("sha256"),
+        signature=_signature(graph, target),
+        files=tuple(entries),
+        weights=tuple(_weights(graph, emission, errors)),
+        pipeline=c.Pipeline(
+            text=pipeline, passes=tuple(c.PassCounts(name=name, counts=dict(counts)) for name, counts in passes)
+        ),
+        calibration=_calibration(graph),
+        runtime=_runtime(graph, emission, target, measurements),
+        tokenizer=_tokenizer(emission, target),
+        verified=tuple(_verification(item) for item in measurements),
+        warnings=tuple(
+            c.Notice(code=item.code, message=item.message, where=item.where, hint=item.hint) for item in warnings
+        ),
+    )
+
+
+def _sources(rows: Mapping[str, Mapping[str, Any]]) -> list[c.Source]:
+    """Files with the digest of their header or content; a row with another digest stands elsewhere in the contract."""
+    kinds: tuple[tuple[str, Literal["header", "content"]], ...] = (
+        ("header_sha256", "header"),
+        ("content_sha256", "content"),
+    )
+    return [
+        c.Source(file=name, bytes=row["bytes"], digest=row[key], digest_of=kind)
+        for name, row in rows.items()
+        for key, kind in kinds
+        if key in row
+    ]
+
+
+_FIGURES = {
+    "family": "family",
+    "layers": "num_layers",
+    "hidden": "hidden_size",
+    "heads": "heads",
+    "kv_heads": "kv_heads",
+    "head_dim": "head_dim",
+    "vocab": "vocab_size",
+    "max_position": "context",
+    "parameters": "parameters",
+}
+"""Field of `c.Model` -> key of the graph's metadata; one that was not read is null."""
+
+
+def _model(meta: Mapping[str, Any]) -> c.Model:
+    return c.Model(name=meta["name"], **{name: meta.get(key) for name, key in _FIGURES.items()})
+
+
+_DIM_MEANING = {
+    "seq": "tokens of this call",
+    "rows": "positions whose logits are returned",
+    "kv": "tokens in the cache and tokens of this call",
+    "past": "tokens in the cache",
+}
+
+
+def _signature(graph: Graph, target: Target) -> c.Signature:
+    fact: DynamicInputs = graph.facts[DynamicInputs.name]
+    found = {item.input: item for item in fact.discoveries}
+    inputs = tuple(_input(value, found[value.name], graph) for value in graph.inputs)
+    outputs = tuple(
+        c.Output(
+            name=value.name,
+            dtype=value.dtype.name,
+            shapes=(c.ShapeForm(shape=_shape(value)),),
+            meaning="unnormalised scores of the next token",
+        )
+        for value in graph.outputs
+    )
+    used = {
+        axis for port in (*inputs, *outputs) for form in port.shapes for axis in form.shape if isinstance(axis, str)
+    }
+    used |= {"past"}
+    meta = graph.metadata
+    limit = meta.get("context")
+    dims = {name: _dimension(name, graph.dims.get(name), limit) for name in sorted(used)}
+    if "kv" in dims:
+        dims["kv"] = c.Dimension(low=1, high=limit, sum_of=("past", "seq"), meaning=_DIM_MEANING["kv"])
+    state = None
+    if fact.keeps_cache:
+        per_token = 2 * meta["num_layers"] * meta["kv_heads"] * meta["head_dim"] * 4
+        state = c.KVCache(layers=meta["num_layers"], dtype="f32", bytes_per_token=per_token, past="past")
+    return c.Signature(inputs=inputs, outputs=outputs, dims=dims, state=state)
+
+
+def _dimension(name: str, dim: Dim | None, limit: int | None) -> c.Dimension:
+    low = dim.low if dim is not None else (0 if name == "past" else 1)
+    high = limit if dim is None or dim.high is None else dim.high
+    return c.Dimension(low=low, high=high, meaning=_DIM_MEANING.get(name, name))
+
+
+def _input(value: Value, found: Any, graph: Graph) -> c.Input:
+    own = _shape(value)
+    shapes = [own]
+    for shape in found.shapes:
+        concrete = tuple(own[shape.index(axis)] if axis == "hidden" else axis for axis in shape)
+        if concrete not in shapes:
+            shapes.append(concrete)
+    limits = None
+    if value.dtype.is_integer and (found.low is not None or found.high is not None):
+        context = graph.metadata.get("context")
+        high = found.high if found.kind != "positions" else context - 1 if context is not None else None
+        limits = c.ValueRange(min=found.low, max=high)
+    own_input = value.name in graph.metadata.get("declared_inputs", ())
+    by = graph.metadata.get("declared_by", "discover-inputs")
+    discovery = c.Discovery(by=by, kind=found.why, reason=found.reason, node=found.node or None)
+    return c.Input(
+        name=value.name,
+        dtype=value.dtype.name,
+        shapes=tuple(c.ShapeForm(shape=shape) for shape in shapes),
+        meaning=found.meaning,
+        default=found.default,
+        values=limits,
+        discovered=None if own_input else discovery,
+    )
+
+
+def _shape(value: Value) -> tuple[int | str, ...]:
+    return tuple(dim if isinstance(dim, int) else dim.name for dim in value.shape)
+
+
+def _weights(graph: Graph, emission: Emission, errors: Mapping[str, tuple[float, float]]) -> list[c.WeightEntry]:
+    layout = emission.layout
+    entries = [_entry(matrix, errors) for matrix in layout.matrices.values()]
+    table = graph.tables.get("embedding")
+    if table is None:
+        return entries
+    name = table.name
+    if layout.embedding_file is not None:
+        weight = layout.embedding_file
+        storage = c.Storage(bits=16, method="cast" if weight.columns == graph.metadata["hidden_size"] else "split",
+                            layout="rows-bf16")  # fmt: skip
+        size = 2 * weight.rows * weight.columns
+        shape = (weight.rows, weight.columns)
+        entries.append(
+            c.WeightEntry(name=name, file=configs.EMBEDDING, offset=0, bytes=size, shape=shape, storage=storage)
+        )
+    elif layout.embedding is not None:
+        matrix = layout.embedding
+        owner = next((item.name for item in entries if item.offset == matrix.offset), None)
+        entry = _entry(matrix, errors)
+        entries.append(
+            c.WeightEntry(
+                name=name,
+                file=entry.file,
+                offset=entry.offset,
+                bytes=entry.bytes,
+                shape=entry.shape,
+                storage=entry.storage,
+                shared_with=owner if layout.embedding_shared else None,
+                error=entry.error,
+            )
+        )
+    return entries
+
+
+def _entry(matrix: Matrix, errors: Mapping[str, tuple[float, float]]) -> c.WeightEntry:
+    weight = matrix.weight
+    measured = errors.get(weight.name)
+    return c.WeightEntry(
+        name=weight.name,
+        file=configs.WEIGHTS,
+        offset=matrix.offset,
+        bytes=matrix.bias_offset - matrix.offset,
+        shape=(weight.rows, weight.columns),
+        storage=_storage(weight),
+        error=c.WeightError(rms_relative=measured[0], max_abs=measured[1]) if measured is not None else None,
+    )
+
+
+def _storage(weight: StoredWeight) -> c.Storage:
+    if weight.quantized is None:
+        return c.Storage(bits=weight.bits, method="cast", layout=f"mnn-f{weight.bits}")
+    spec = weight.quantized.spec
+    return c.Storage(
+        bits=spec.bits,
+        block=spec.block,
+        symmetric=spec.symmetric,
+        zero="none" if spec.symmetric else spec.zero,
+        scale_dtype=spec.scale,
+        method=spec.method,
+        layout="mnn-dense-codes",
+    )
+
+
+def _calibration(graph: Graph) -> c.Calibration | None:
+    fact: Calibration | None = graph.facts.get(Calibration.name)
+    if fact is None:
+        return None
+    plan: PrecisionPlan = graph.facts[PrecisionPlan.name]
+    if plan.outcome is None:
+        return c.Calibration(tokens=fact.tokens, digest=fact.digest)
+    found = plan.outcome
+    return c.Calibration(
+        tokens=fact.tokens, digest=fact.digest, limit=found.limit, kl_predicted=found.predicted, kl=found.measured
+    )
+
+
+def _runtime(graph: Graph, emission: Emission, target: Target, measurements: Sequence[Measurement]) -> c.Runtime:
+    storage = _planned(graph, emission)
+    integer = any(item.bits <= 8 for item in storage)
+    keys = {
+        "attention_mask": "the default, int, is computed wrongly when tokens follow a history",
+        "hidden_size": "width of an embedding row",
+    }
+    if emission.layout.embedding is not None or graph.metadata.get("copied_table"):
+        keys["tie_embeddings"] = "where the embedding rows lie; without it they are uninitialised memory"
+    settings = emission.settings
+    return c.Runtime(
+        requires=c.Requirements(min_release=target.versions[0], memory=settings.memory if integer else None, keys=keys),
+        settings=settings.as_run() | {"backend_type": graph.metadata.get("backend_type", "cpu")},
+        choices=tuple(_choices(measurements, configs.recommend(storage))),
+    )
+
+
+def _planned(graph: Graph, emission: Emission) -> list[Storage]:
+    """How the weights are stored: as planned, or of a model that was only read, as they are."""
+    plan: PrecisionPlan | None = graph.facts.get(PrecisionPlan.name)
+    if plan is not None:
+        return list(plan.storage.values())
+    weights = [matrix.weight for matrix in emission.layout.matrices.values()]
+    return [Storage(item.bits, item.quantized.spec.block if item.quantized is not None else 0) for item in weights]
+
+
+_FLOATS = "weights stay floats, and activations too"
+_ROWS = "codes stay packed; activations are rounded to 8 bits by row"
+_BLOCKS = "codes stay packed; activations are rounded to 8 bits by block of the weight"
+_EXPANDED = "weights are expanded to floats when loading: more memory, slower decoding, exact activations"
+_NOTES = {
+    (integers, low, blocks): _FLOATS if not integers else _EXPANDED if not low else _BLOCKS if blocks else _ROWS
+    for integers in (True, False)
+    for low in (True, False)
+    for blocks in (True, False)
+}
+"""What settings mean, by: weights are stored as integers, memory is low, activations are quantized by block."""
+
+
+def _choices(measurements: Sequence[Measurement], best: configs.Recommendation) -> list[c.Choice]:
+    """What every measured choice of settings costs against the original model, the least first."""
+    found = []
+    for item in measurements:
+        if item.reference != "float":
+            continue
+        settings = _run_settings(item)
+        note = _NOTES[best.memory == "low", settings.memory == "low", settings.dynamic_option == 2]
+        wanted = (best.memory, best.precision, best.dynamic_option)
+        chosen = (settings.memory, settings.precision, settings.dynamic_option) == wanted
+        found.append(
+            c.Choice(
+                settings=settings,
+                kl=item.distance.kl,
+                top1=item.distance.top1,
+                perplexity=item.perplexity,
+                recommended=chosen,
+                note=f"{note}. {best.reason[0].upper()}{best.reason[1:]}" if chosen else note,
+            )
+        )
+    return sorted(found, key=lambda choice: choice.kl)
+
+
+def _run_settings(item: Measurement) -> c.RunSettings:
+    settings = item.settings
+    return c.RunSettings(
+        memory=settings["memory"],
+        precision=settings["precision"],
+        threads=settings["thread_num"],
+        dynamic_option=settings.get("dynamic_option", 0),
+    )
+
+
+def _tokenizer(emission: Emission, target: Target) -> c.Tokenizer:
+    written = emission.tokenizer
+    assert written is not None
+    files, inexact = [], []
+    for name, reasons, exact in (
+        (written.exact, written.exact_reasons, True),
+        (written.text, written.text_reasons, False),
+    ):
+        if not name:
+            continue
+        # Where there is no exact form, every release reads the text.
+        releases = tuple(item.version for item in target.releases if not written.exact or item.mtok is exact)
+        files.append(c.TokenizerFile(file=name, releases=releases))
+        compared = not exact and written.compared > 0
+        if reasons or (compared and written.differing):
+            counts = (written.differing, written.compared) if compared else (None, None)
+            inexact.append(c.Inexact(releases=releases, differing=counts[0], of=counts[1], reasons=tuple(reasons)))
+    return c.Tokenizer(form=written.kind, files=tuple(files), inexact=tuple(inexact))
+
+
+def _verification(item: Measurement) -> c.Verification:
+    return c.Verification(
+        release=item.release,
+        platform=item.platform,
+        settings=_run_settings(item),
+        reference=item.reference,
+        prompt_tokens=item.prompt_tokens,
+        max_abs_error=item.distance.max_abs,
+        kl=item.distance.kl,
+        top1=item.distance.top1,
+        perplexity=item.perplexity,
+        perplexity_reference=item.perplexity_reference,
+        kl_predicted=item.kl_predicted,
+        perplexity_predicted=item.perplexity_predicted,
+        decode_tokens=item.decode_tokens,
+        decode_equal_tokens=item.decode_equal,
+    )
+
+
+__all__ = ["compiler_version", "make_contract"]

@@ -1,0 +1,1 @@
+"""MNN's operators, with their meaning in ONNX terms."""

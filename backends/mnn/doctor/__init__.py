@@ -1,0 +1,1 @@
+"""What is wrong with an MNN model directory, by release."""

@@ -1,0 +1,203 @@
+"""Judge a model made by anybody: what it needs, and on which releases it loads and computes what it should.
+
+Nothing native is run. Every rule is one of the profiles' fields or a fact about all releases; `run_and_compare` holds
+the verdicts against real runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from backends.contract import CONTRACT_FILE, check_files
+from backends.contract import read as read_contract
+from backends.mnn.doctor.files import file_findings
+from backends.mnn.doctor.findings import Finding, Report
+from backends.mnn.doctor.graph import graph_findings, lacking
+from backends.mnn.doctor.ranks import rank_findings
+from backends.mnn.read.model_folder import Subject, alpha_form
+from backends.mnn.read.net_file import numbers
+from backends.mnn.run.native import EXACT_CONFIG, run_model
+from backends.mnn.target.releases import Release
+from backends.mnn.write.configs import config_for
+from ir.base.diag import LadingError
+
+CLOSE = 1e-2
+"""Largest difference of logits between two releases, relative to the largest logit, that still counts as the same."""
+
+_IDS = (1, 5, 9, 2, 7, 3)
+"""Token ids of a trial run: every vocabulary has them."""
+
+
+def examine(path: Path, releases: Sequence[Release]) -> Report:
+    """Judge a model directory or one ``.mnn`` file.
+
+    Raises:
+        LadingError: B711 there is nothing of this name.
+    """
+    subject = Subject(path)
+    kind = "directory" if subject.is_folder else "mnn"
+    findings: list[Finding] = []
+    net = subject.net
+    if subject.net_problem is not None and subject.model_path.is_file():
+        item = subject.net_problem.diagnostics[0]
+        versions = tuple(release.version for release in releases)
+        findings.append(Finding(item.code, item.message, versions, "copy or export it again", item.where))
+    findings += graph_findings(subject, releases)
+    findings += rank_findings(subject, releases)
+    if subject.is_folder:
+        findings += file_findings(subject, releases)
+        findings += _contract_findings(subject, releases)
+    findings += _runtime_findings(releases)
+    order = {"error": 0, "warning": 1}
+    findings.sort(key=lambda item: (order[item.severity], -len(item.releases), item.code))
+    return Report(str(path), kind, _needs(subject) if net["oplists"] else {}, tuple(releases), findings)
+
+
+def examine_signature(
+    path: Path, inputs: Mapping[str, tuple[str, Sequence[Any]]], outputs: Sequence[str], releases: Sequence[Release]
+) -> Report:
+    """Judge an ONNX model by its inputs (element type and shape by name) and outputs."""
+    findings = []
+    versions = tuple(release.version for release in releases)
+    convert = "python -m tools.compile makes a model directory from the checkpoint itself"
+    findings.append(Finding("B732", "an ONNX file is not what the runtime loads", versions, convert, str(path)))
+    for name in inputs:
+        if old := lacking(releases, lambda release, name=name: name in (*release.inputs, *release.optional_inputs)):
+            message = f"the graph needs the input {name!r}, which the runtime does not feed"
+            findings.append(Finding("B712", message, old, convert, str(path)))
+    for name in dict.fromkeys(name for release in releases for name in release.inputs):
+        fed = lacking(releases, lambda release, name=name: name not in release.inputs)
+        if name not in inputs and fed:
+            message = f"the runtime feeds {name!r} but the graph has no such input"
+            findings.append(Finding("B713", message, fed, convert, str(path)))
+    if "input_ids" in inputs and inputs["input_ids"][0] != "f32":
+        message = f"input_ids is {inputs['input_ids'][0]}, but the runtime feeds embedding rows of f32, not ids"
+        findings.append(Finding("B712", message, versions, convert, str(path)))
+    if "logits" not in outputs:
+        findings.append(Finding("B714", "no output is called 'logits'", versions, convert, str(path)))
+    shapes = {name: f"{dtype}{list(shape)}" for name, (dtype, shape) in inputs.items()}
+    return Report(str(path), "onnx", {"inputs": shapes, "outputs": list(outputs)}, tuple(releases), findings)
+
+
+def _needs(subject: Subject) -> dict[str, Any]:
+    """What the model asks of a runtime."""
+    forms = [form for op in subject.convolutions if (form := alpha_form(op)) is not None]
+    kinds: dict[str, int] = {}
+    for op in subject.ops:
+        kinds[str(op.get("type"))] = kinds.get(str(op.get("type")), 0) + 1
+    return {
+        "inputs": {name: numbers(main.get("dims")) for name, main in subject.inputs.items()},
+        "outputs": list(subject.net.get("outputName", ())) or [name for name in ("logits",) if name in subject.names],
+        "layers": kinds.get("Attention", 0) + kinds.get("LinearAttention", 0),
+        "operators": dict(sorted(kinds.items())),
+        "bits": sorted({form[0] for form in forms}),
+        "blocks": sorted({form[1] for form in forms}),
+        "made_by": subject.net.get("extraInfo", {}).get("version", ""),
+    }
+
+
+def _contract_findings(subject: Subject, releases: Sequence[Release]) -> list[Finding]:
+    path = subject.folder / CONTRACT_FILE
+    if not path.is_file():
+        return []
+    versions = tuple(release.version for release in releases)
+    try:
+        contract = read_contract(path)
+    except LadingError as error:
+        return [
+            Finding(item.code, item.message, versions, item.hint or "copy the folder again", str(path))
+            for item in error.diagnostics
+        ]
+    found = [
+        Finding(item.code, item.message, versions, item.hint, item.where, "warning" if item.code == "C813" else "error")
+        for item in check_files(contract, subject.folder)
+    ]
+    other = lacking(releases, lambda release: release.version in contract.target.releases)
+    if other:
+        message = f"the contract promises {', '.join(contract.target.releases)} only"
+        found.append(Finding("B733", message, other, "compile for these releases too", str(path), "warning"))
+    return found
+
+
+def _runtime_findings(releases: Sequence[Release]) -> list[Finding]:
+    none = lacking(releases, lambda release: release.llm_on_pypi)
+    if not none:
+        return []
+    message = "the wheel has no language-model runtime and no Attention operator; MNN must be built from source"
+    return [Finding("B734", message, none, "", "", "warning")]
+
+
+# ---- holding verdicts against reality -----------------------------------------------------------------------------
+
+
+def run_and_compare(report: Report, interpreters: Mapping[str, Path | str], *, timeout_s: float = 120) -> None:
+    """Run a model directory on each release that has an interpreter and note what happens in the report.
+
+    The logits of the newest release with a healthy verdict that ran are the reference: other logits are wrong. Where
+    what happens is not what the verdict says, that is a finding of its own (B735).
+    """
+    logits: dict[str, np.ndarray] = {}
+    for release in report.releases:
+        if release.version not in interpreters:
+            report.runs[release.version] = "not run: no environment of this release"
+            continue
+        folder = Path(report.subject)
+        config = config_for(folder, release.version)
+        run = run_model(
+            config if config.is_file() else folder / "config.json",
+            [{"do": "forward", "pieces": [list(_IDS), [4]]}],
+            overrides=_overrides(report),
+            interpreter=interpreters[release.version],
+            timeout_s=timeout_s,
+        )
+        if run.failure is not None or run.results[0] is None:
+            report.runs[release.version] = f"failed: {run.failure}"
+        else:
+            logits[release.version] = np.concatenate(run.results[0]["logits"])
+    _judge(report, logits)
+
+
+def _overrides(report: Report) -> dict[str, Any]:
+    """Exact arithmetic, but for a model whose fault shows in the shipped settings only; one row as in generation."""
+    own = {"memory"} if any(item.code == "B722" for item in report.findings) else set()
+    return {key: value for key, value in EXACT_CONFIG.items() if key not in own} | {"all_logits": False}
+
+
+def _judge(report: Report, logits: Mapping[str, np.ndarray]) -> None:
+    trusted = [version for version in logits if report.healthy_on(version)]
+    reference = logits[trusted[-1]] if trusted else None
+    for version, found in logits.items():
+        report.runs[version] = _outcome(found, reference)
+    for release in report.releases:
+        happened = report.runs[release.version]
+        if happened.startswith(("not run", "ran")):
+            continue
+        right = happened.startswith("right")
+        if right != report.healthy_on(release.version):
+            report.findings.append(
+                Finding(
+                    "B735",
+                    f"the verdict was {'healthy' if not right else 'broken'}, and the run was {happened}",
+                    (release.version,),
+                    "please report the model: the profiles miss something",
+                    report.subject,
+                    "warning" if right else "error",
+                )
+            )
+
+
+def _outcome(found: np.ndarray, reference: np.ndarray | None) -> str:
+    if not np.isfinite(found).all():
+        return "wrong: logits are not finite"
+    if reference is None:
+        return "ran; there is no healthy release to compare with"
+    if found.shape != reference.shape:
+        return f"wrong: logits of {found.shape[0]} positions where {reference.shape[0]} were expected"
+    gap, scale = float(np.abs(found - reference).max()), float(np.abs(reference).max())
+    if gap <= CLOSE * max(scale, 1e-6):
+        return f"right: logits differ by {gap:.2g}"
+    return f"wrong: logits differ by {gap:.2g} where the largest is {scale:.3g}"

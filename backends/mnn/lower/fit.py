@@ -1,0 +1,142 @@
+"""Bring a legal graph to the forms that every release of a target has, and refuse what one of them cannot run."""
+
+from __future__ import annotations
+
+from backends.mnn.target.releases import FORMS, Release, Target
+from backends.mnn.write.weight_layout import Layout, Matrix
+from ir.base.diag import LadingError
+from ir.graph.graph import Graph
+from ir.quant.stored_weight import StoredWeight
+
+SILU = 34
+"""Number of SILU in ``UnaryOpOperation``."""
+
+FORM_OF = {
+    "mnn.AddNorm": "packed-norm", "mnn.MulSilu": "mul-silu", "mnn.PackedAttention": "packed-attention",
+    "mnn.PackedNorm": "packed-norm", "mnn.RoPE": "rope",
+}  # fmt: skip
+"""The fused form that an operator is, as named in the profiles."""
+
+
+def fit(graph: Graph, target: Target) -> int:
+    """Rewrite operators that a release of the target lacks; the number of operators rewritten.
+
+    Raises:
+        LadingError: B696 a fused form that a release of the target lacks.
+    """
+    _check_forms(graph, target)
+    if target.least("last_unary") >= SILU:
+        return 0
+    found = [node for node in graph.nodes if node.op == "mnn.Unary" and node.attrs["kind"] == "SILU"]
+    for node in found:
+        x, result = node.inputs[0], node.output
+        gate = graph.add(
+            "mnn.Unary", [x], {"kind": "SIGMOID"}, outputs=[f"{result.name}.gate"], types=[result.type], before=node,
+            loc=node.loc,
+        )  # fmt: skip
+        product = graph.add(
+            "mnn.Binary", [x, gate.output], {"kind": "MUL"}, outputs=[f"{result.name}.product"], types=[result.type],
+            before=node, loc=node.loc,
+        )  # fmt: skip
+        graph.replace(result, product.output)
+        graph.erase(node)
+    return len(found)
+
+
+def _check_forms(graph: Graph, target: Target) -> None:
+    first = {FORM_OF[node.op]: node for node in reversed(graph.nodes) if node.op in FORM_OF}
+    for form, node in first.items():
+        if old := target.lacking(FORMS[form]):
+            raise LadingError(
+                "B696",
+                f"the fused form {form} is not known to MNN {', '.join(old)}",
+                where=f"{node.loc or node.name}\n{node!r}",
+                hint="leave forms of fuse-mnn to the target, or name a target of 3.6.1 and later",
+            )
+
+
+def tie_form(matrix: Matrix) -> str:
+    """Which spelling of ``tie_embeddings`` a matrix needs, as named in the profiles."""
+    weight = matrix.weight
+    if weight.quantized is None:
+        return "half"
+    if weight.block == weight.columns:
+        return "row"
+    return "scales" if weight.quantized.spec.symmetric else "pairs"
+
+
+def check_storage(layout: Layout, target: Target) -> None:
+    """Raise what a release of the target would read wrong.
+
+    Raises:
+        LadingError: B603 half-float scales, B697 integer codes of a width or in blocks that a release computes wrong,
+            B702 embedding rows in the weight file in a form that a release misreads.
+    """
+    forms: dict[tuple[int, int, int, bool], StoredWeight] = {}
+    for matrix in layout.matrices.values():
+        _check_scales(matrix, target)
+        weight = matrix.weight
+        if weight.quantized is not None:
+            forms.setdefault((weight.bits, weight.block, weight.columns, weight.quantized.spec.symmetric), weight)
+    for weight in forms.values():
+        _check_codes(weight, target)
+    if layout.embedding is not None:
+        _check_rows(layout.embedding, target)
+
+
+def _check_scales(matrix: Matrix, target: Target) -> None:
+    quantized = matrix.weight.quantized
+    if quantized is None or quantized.spec.scale != "f16":
+        return
+    if old := target.lacking(lambda release: release.f16_scales):
+        raise LadingError(
+            "B603",
+            f"half-float scales are read as garbage by MNN {', '.join(old)}",
+            where=matrix.weight.name,
+            hint="use scale=f32, or a target of 3.6.0 and later",
+        )
+
+
+def _check_codes(weight: StoredWeight, target: Target) -> None:
+    faults = {release.version: fault for release in target.releases if (fault := _fault(weight, release))}
+    if not faults:
+        return
+    what, hint = next(iter(faults.values()))
+    old = [version for version, fault in faults.items() if fault == (what, hint)]
+    message = f"stored so, a linear layer is computed wrong by MNN {', '.join(old)}: {what}"
+    raise LadingError("B697", message, where=weight.name, hint=hint)
+
+
+def _fault(weight: StoredWeight, release: Release) -> tuple[str, str] | None:
+    """What a release computes wrong about a weight of integer codes, and what to do; None when it is right."""
+    unit, symmetric = release.block_unit, weight.quantized.spec.symmetric  # type: ignore[union-attr]
+    if weight.bits not in release.widths:
+        return f"codes of {weight.bits} bits", f"use one of {', '.join(map(str, release.widths))} bits, or 16"
+    if symmetric and not release.symmetric:
+        return "codes without zeros", "use symmetric=false"
+    if weight.block < weight.columns and weight.block % unit:
+        hint = "use blocks of 32 or 64, or block=0, one scale per row"
+        return f"blocks of {weight.block}, no multiple of {unit}, when memory is low", hint
+    if weight.block == weight.columns and weight.columns % unit and not symmetric and not release.ragged_rows:
+        what = f"one block per row of {weight.columns}, no multiple of {unit}, when it has a zero and memory is low"
+        return what, "use symmetric=true, or 16 bits"
+    return None
+
+
+def _check_rows(matrix: Matrix, target: Target) -> None:
+    form, bits = tie_form(matrix), matrix.weight.bits
+    if old := target.lacking(lambda release: form in release.tie_embeddings and bits in release.row_widths):
+        raise LadingError(
+            "B702",
+            f"MNN {', '.join(old)} cannot read embedding rows stored so ({form}, {bits} bits)",
+            where=matrix.weight.name,
+            hint="store the embedding in a file of its own: embedding-bits=32",
+        )
+    odd = bits == 4 and matrix.weight.rows % 2 == 1
+    if odd and (old := target.lacking(lambda release: release.odd_tied_int4)):
+        raise LadingError(
+            "B702",
+            f"MNN {', '.join(old)} misreads 4-bit embedding rows of an odd vocabulary ({matrix.weight.rows})",
+            where=matrix.weight.name,
+            hint="use logits-bits=8, or embedding-bits=32",
+        )

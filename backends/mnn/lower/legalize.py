@@ -1,0 +1,387 @@
+"""Turn a decoder into the operators that every MNN release with a language-model runtime computes alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from ir.base.diag import LadingError
+from ir.base.types import BOOL, F32, I32, I64, Dim, TensorType
+from ir.facts.precision import DynamicInputs
+from ir.graph.graph import Graph, Node, Value
+from ir.quant.stored_weight import is_weight, storage_of
+from ir.tensor.bf16_parts import bf16_parts, parts_needed
+from ir.tensor.inline import InlineTensor
+from passes.framework.base import Pass, PassContext
+
+UNARY = {
+    "Abs": "ABS", "Ceil": "CEIL", "Cos": "COS", "Erf": "ERF", "Exp": "EXP", "Floor": "FLOOR", "Log": "LOG", "Neg": "NEG",
+    "Reciprocal": "RECIPROCAL", "Sigmoid": "SIGMOID", "Sin": "SIN", "Sqrt": "SQRT", "Swish": "SILU", "Tanh": "TANH",
+}  # fmt: skip
+"""ONNX operator to ``UnaryOpOperation`` of MNN's schema."""
+
+BINARY = {
+    "Add": "ADD", "Div": "REALDIV", "Greater": "GREATER", "Less": "LESS", "Max": "MAXIMUM", "Min": "MINIMUM", "Mul": "MUL",
+    "Pow": "POW", "Sub": "SUB",
+}  # fmt: skip
+"""ONNX operator to ``BinaryOpOperation`` of MNN's schema."""
+
+
+@dataclass(frozen=True)
+class LegalizeMnn(Pass):
+    """Lower every ONNX operator to MNN's own.
+
+    Linear layers become 1x1 convolutions over ``[rows, channels, 1, 1]``, rotary embedding becomes slices and products,
+    attention the runtime's operator with its own key/value cache, and an embedding that must stay exact is read as a
+    sum of bfloat16 parts.
+    """
+
+    name = "legalize-mnn"
+    requires = ("signature", "quantized")
+    establishes = ("mnn",)
+
+    def run(self, graph: Graph, ctx: PassContext) -> Mapping[str, int]:
+        lowering = Lowering(graph)
+        lowering.embedding_parts()
+        counts: dict[str, int] = {}
+        for node in graph.nodes:
+            if node.domain == "mnn" or _is_stored_weight(node) or not any(value.use_count for value in node.outputs):
+                continue
+            lower = LOWER.get(node.op)
+            if lower is None:
+                raise LadingError(
+                    "P370",
+                    f"no MNN form of operator {node.op} is known",
+                    where=f"{node.loc or node.name}\n{node!r}",
+                )
+            lowering.node = node
+            lower(node, lowering)
+            counts[node.op] = counts.get(node.op, 0) + 1
+        lowering.sweep()
+        return {"lowered": sum(counts.values())}
+
+    def adapter(self, graph: Graph) -> RowParts | None:
+        """Embedding rows that come in exact parts are fed as such."""
+        table = graph.tables.get("embedding")
+        if table is None or table.const is None or table.const.recipe()[0] != "bf16_parts":
+            return None
+        return RowParts(graph.facts[DynamicInputs.name].find("embedding-rows").input)
+
+
+@dataclass(frozen=True)
+class RowParts:
+    """Feeds of a graph that sums its embedding rows from bfloat16 parts."""
+
+    input: str
+
+    def adapt_feeds(self, feeds: Mapping[str, np.ndarray], graph: Graph) -> dict[str, np.ndarray]:
+        """The same feeds with the rows cut into as many parts as the graph reads."""
+        rows = feeds[self.input]
+        seq, one, width = rows.shape
+        parts = graph.value(self.input).shape[-1] // width
+        split = bf16_parts(InlineTensor(rows.reshape(seq, width)), parts).load().astype(np.float32)
+        return {**feeds, self.input: split.reshape(seq, one, parts * width)}
+
+    def adapt_outputs(self, outputs: Mapping[str, np.ndarray], graph: Graph) -> dict[str, np.ndarray]:
+        """Outputs do not change."""
+        return dict(outputs)
+
+
+def _is_stored_weight(node: Node) -> bool:
+    return bool(node.outputs) and is_weight(node.output)
+
+
+class Lowering:
+    """Builds the MNN operators that replace one node at a time."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.node: Node | None = None
+        self._consts: dict[tuple, Value] = {}
+
+    def add(
+        self,
+        op: str,
+        inputs: Sequence[Value | None],
+        type: TensorType,
+        attrs: Mapping[str, Any] | None = None,
+        stem: str = "",
+    ) -> Value:
+        """One node with one output, placed before the node being lowered."""
+        node = self.graph.add(
+            f"mnn.{op}",
+            inputs,
+            attrs,
+            outputs=[stem or f"{self.node.output.name}.{op.lower()}"],
+            types=[type],
+            before=self.node,
+            loc=self.node.loc,
+        )
+        return node.output
+
+    def const(self, array: np.ndarray, stem: str) -> Value:
+        """A small constant, shared when the same numbers were asked for before."""
+        key = (stem, array.dtype.str, array.shape, array.tobytes())
+        if key not in self._consts:
+            self._consts[key] = self.graph.add_const(stem, InlineTensor(array))
+        return self._consts[key]
+
+    def reshape(self, value: Value, shape: Sequence[int | Dim]) -> Value:
+        """`value` with another shape of at most one symbolic dimension."""
+        if tuple(shape) == value.shape:
+            return value
+        free = [dim for dim in shape if isinstance(dim, Dim)]
+        if len(free) > 1:
+            raise LadingError(
+                "P371",
+                f"a reshape to {list(map(str, shape))} leaves more than one size to the runtime",
+                where=f"{self.node.loc or self.node.name}\n{self.node!r}",
+            )
+        dims = tuple(-1 if isinstance(dim, Dim) else dim for dim in shape)
+        return self.add("Reshape", [value], TensorType(value.dtype, tuple(shape)), {"dims": dims, "dim_type": "NCHW"})
+
+    def binary(self, kind: str, left: Value, right: Value, type: TensorType | None = None) -> Value:
+        """Element-wise `kind` of two values; the result has the type of the left one unless given."""
+        return self.add("Binary", [left, right], type or left.type, {"kind": kind})
+
+    def replace(self, old: Value, new: Value) -> None:
+        """All readers of `old` read `new`, which takes its name over."""
+        name = old.name
+        self.graph.replace(old, new)
+        self.graph.rename(old, self.graph.fresh_name(f"{name}.old"))
+        if new.producer is not None and new.name not in (value.name for value in self.graph.inputs):
+            self.graph.rename(new, name)
+
+    def sweep(self) -> None:
+        """Erase what nothing reads any more."""
+        for node in reversed(self.graph.nodes):
+            if not any(value.use_count for value in node.outputs):
+                self.graph.erase(node)
+        for value in list(self.graph.consts.values()):
+            if value.use_count == 0:
+                self.graph.erase_const(value)
+
+    def embedding_parts(self) -> None:
+        """Hand a table kept in single precision to the runtime as bfloat16 parts and sum the parts in the graph."""
+        graph = self.graph
+        fact = graph.facts[DynamicInputs.name]
+        found = fact.find("embedding-rows")
+        table = graph.tables.get("embedding")
+        if found is None or table is None or table.const is None:
+            return
+        name, parts = table.name, parts_needed(table.const)
+        exact = graph.add_const(f"{name}.bf16", bf16_parts(table.const, parts), loc=table.loc)
+        graph.set_table("embedding", exact)
+        if table.use_count == 0:
+            graph.erase_const(table)
+            graph.rename(exact, name)
+        if parts > 1:
+            self._sum_parts(graph.value(found.input), parts)
+
+    def _sum_parts(self, rows: Value, parts: int) -> None:
+        seq, one, hidden = rows.shape
+        reshape = rows.users[0]
+        self.node = reshape
+        self.graph.set_type(rows, TensorType(F32, (seq, one, parts * hidden)))
+        flat = self.reshape(rows, (1, seq, parts * hidden))
+        points = tuple(hidden * index for index in range(1, parts))
+        pieces = self.slice(flat, 2, points)
+        total = pieces[0]
+        for piece in pieces[1:]:
+            total = self.binary("ADD", total, piece)
+        self.replace(reshape.output, total)
+
+    def slice(self, value: Value, axis: int, points: Sequence[int]) -> tuple[Value, ...]:
+        """`value` cut along `axis` at the points."""
+        edges = [0, *points, value.shape[axis]]
+        types = []
+        for start, stop in pairwise(edges):
+            shape = list(value.shape)
+            shape[axis] = stop - start
+            types.append(TensorType(value.dtype, tuple(shape)))
+        node = self.graph.add(
+            "mnn.Slice",
+            [value],
+            {"axis": axis, "points": tuple(points)},
+            outputs=[f"{value.name}.part"] * len(types),
+            types=types,
+            before=self.node,
+            loc=self.node.loc,
+        )
+        return node.outputs
+
+
+def _matmul(node: Node, low: Lowering) -> None:
+    x, weight = node.inputs
+    if not is_weight(weight):
+        raise LadingError(
+            "P372", "MNN computes a product with a constant matrix only", where=f"{node.loc or node.name}\n{node!r}"
+        )
+    stored = storage_of(weight, matmul=True)
+    bias, result = _bias(node)
+    if bias is None:
+        bias = low.const(np.zeros(stored.rows, np.float32), "zeros")
+    rows = x.shape[-2]
+    flat = low.reshape(x, (rows, stored.columns, 1, 1))
+    packed = low.add("ConvertTensor", [flat], flat.type, {"source": "NCHW", "dest": "NC4HW4"})
+    wide = TensorType(F32, (rows, stored.rows, 1, 1))
+    product = low.add("Convolution", [packed, weight, bias], wide, stem=f"{node.output.name}.conv")
+    plain = low.add("ConvertTensor", [product], wide, {"source": "NC4HW4", "dest": "NCHW"})
+    low.replace(result, low.reshape(plain, result.shape))
+
+
+def _bias(node: Node) -> tuple[Value | None, Value]:
+    """The constant vector that the only reader adds, and the value that then stands for the layer."""
+    users = node.output.users
+    if len(users) == 1 and users[0].op == "Add" and node.output.use_count == 1:
+        other = next((value for value in users[0].inputs if value is not node.output), None)
+        if other is not None and other.is_const and other.type.rank == 1 and other.shape[0] == node.output.shape[-1]:
+            return other, users[0].output
+    return None, node.output
+
+
+def _norm(node: Node, low: Lowering) -> None:
+    x, gamma = node.inputs[:2]
+    beta = node.input(2) or low.const(np.zeros(gamma.shape, np.float32), "zeros")
+    attrs = {
+        "axis": (-1,),
+        "epsilon": float(node.attrs.get("epsilon", 1e-5)),
+        "rms": int(node.op == "RMSNormalization"),
+    }
+    low.replace(node.output, low.add("LayerNorm", [x, gamma, beta], node.output.type, attrs))
+
+
+def _rotary(node: Node, low: Lowering) -> None:
+    x, cos, sin = node.inputs[:3]
+    if x.type.rank != 3 or node.attrs.get("interleaved", 0) or node.input(3) is not None:
+        raise LadingError(
+            "P373",
+            "only rotary embedding of [1, seq, heads * size] with half rotation and gathered tables has an MNN form",
+            where=f"{node.loc or node.name}\n{node!r}",
+        )
+    one, seq, width = x.shape
+    heads = node.attrs["num_heads"]
+    size = width // heads
+    half = cos.shape[-1]
+    x4 = low.reshape(x, (one, seq, heads, size))
+    cos4, sin4 = (low.reshape(table, (one, seq, 1, half)) for table in (cos, sin))
+    points = (half,) if 2 * half == size else (half, 2 * half)
+    left, right, *rest = low.slice(x4, 3, points)
+    first = low.binary("SUB", low.binary("MUL", left, cos4), low.binary("MUL", right, sin4))
+    second = low.binary("ADD", low.binary("MUL", right, cos4), low.binary("MUL", left, sin4))
+    turned = low.add("Concat", [first, second, *rest], x4.type, {"axis": 3})
+    low.replace(node.output, low.reshape(turned, node.output.shape))
+
+
+def _attention(node: Node, low: Lowering) -> None:
+    q, k, v = node.inputs[:3]
+    heads, kv_heads = node.attrs["q_num_heads"], node.attrs["kv_num_heads"]
+    one, seq, width = q.shape
+    size = width // heads
+    scale = float(node.attrs.get("scale", 1 / math.sqrt(size)))
+    if not math.isclose(scale, 1 / math.sqrt(size), rel_tol=1e-7):
+        factor = np.array([scale * math.sqrt(size)], np.float32)
+        q = low.binary("MUL", q, low.const(factor, "attention.scale"))
+    q4 = low.reshape(q, (one, seq, heads, size))
+    k4 = low.reshape(k, (one, seq, kv_heads, k.shape[-1] // kv_heads))
+    v4 = low.reshape(v, (one, seq, kv_heads, v.shape[-1] // kv_heads))
+    mask = node.input(3)
+    if mask is None:
+        mask = low.graph.value(low.graph.facts[DynamicInputs.name].find("attention-mask").input)
+    low.replace(node.output, low.add("Attention", [q4, k4, v4, mask], node.output.type))
+
+
+def _unary(node: Node, low: Lowering) -> None:
+    if node.op == "Swish" and node.attrs.get("alpha", 1.0) != 1.0:
+        raise LadingError("P373", "Swish with alpha other than 1 has no MNN form", where=node.loc or node.name)
+    low.replace(node.output, low.add("Unary", [node.inputs[0]], node.output.type, {"kind": UNARY[node.op]}))
+
+
+def _binary(node: Node, low: Lowering) -> None:
+    if node.output.type is None or len(node.inputs) != 2:
+        raise LadingError(
+            "P373", f"{node.op} of {len(node.inputs)} operands has no MNN form", where=node.loc or node.name
+        )
+    type_ = node.output.type
+    if type_.dtype == BOOL:
+        type_ = TensorType(I32, type_.shape)
+    low.replace(node.output, low.binary(BINARY[node.op], *node.inputs, type_))
+
+
+def _cast(node: Node, low: Lowering) -> None:
+    value = node.inputs[0]
+    to = node.output.dtype
+    # MNN has no 64-bit integers: what ONNX calls int64 is int32 there, and so are comparison results.
+    to = I32 if to in (I64, BOOL) else to
+    if value.dtype == to:
+        low.replace(node.output, value)
+        return
+    low.replace(node.output, low.add("Cast", [value], TensorType(to, node.output.shape), {"to": to.onnx}))
+
+
+def _slice(node: Node, low: Lowering) -> None:
+    low.replace(node.output, low.add("StridedSlice", list(node.inputs), node.output.type))
+
+
+def _same_numbers(node: Node, low: Lowering) -> None:
+    """Reshape, Unsqueeze and Squeeze: the shape is known from the type."""
+    value, result = node.inputs[0], node.output
+    symbolic = [dim for dim in result.shape if isinstance(dim, Dim)]
+    if len(symbolic) > 1 and node.op in ("Squeeze", "Unsqueeze"):
+        axes = tuple(int(axis) for axis in node.inputs[1].const.load().reshape(-1))
+        low.replace(result, low.add(node.op, [value], TensorType(value.dtype, result.shape), {"axes": axes}))
+        return
+    reshaped = low.reshape(value, result.shape)
+    low.replace(result, reshaped)
+
+
+def _split(node: Node, low: Lowering) -> None:
+    axis = node.attrs.get("axis", 0)
+    sizes = [value.shape[axis] for value in node.outputs]
+    points = tuple(int(point) for point in np.cumsum(sizes)[:-1])
+    for old, new in zip(node.outputs, low.slice(node.inputs[0], axis, points), strict=True):
+        low.replace(old, new)
+
+
+def _concat(node: Node, low: Lowering) -> None:
+    attrs = {"axis": node.attrs["axis"]}
+    low.replace(node.output, low.add("Concat", list(node.inputs), node.output.type, attrs))
+
+
+def _where(node: Node, low: Lowering) -> None:
+    low.replace(node.output, low.add("Select", list(node.inputs), node.output.type))
+
+
+def _reduce_max(node: Node, low: Lowering) -> None:
+    value = node.inputs[0]
+    axes = node.input(1)
+    chosen = tuple(int(a) for a in axes.const.load().reshape(-1)) if axes is not None else tuple(range(value.type.rank))
+    attrs = {"kind": "MAXIMUM", "axes": chosen, "keep_dims": int(node.attrs.get("keepdims", 1))}
+    type_ = TensorType(I32 if value.dtype == I64 else value.dtype, node.output.shape)
+    low.replace(node.output, low.add("Reduction", [value], type_, attrs))
+
+
+LOWER: dict[str, Callable[[Node, Lowering], None]] = {
+    "MatMul": _matmul,
+    "RMSNormalization": _norm,
+    "LayerNormalization": _norm,
+    "RotaryEmbedding": _rotary,
+    "Attention": _attention,
+    "Cast": _cast,
+    "Slice": _slice,
+    "Reshape": _same_numbers,
+    "Squeeze": _same_numbers,
+    "Unsqueeze": _same_numbers,
+    "Split": _split,
+    "Concat": _concat,
+    "Where": _where,
+    "ReduceMax": _reduce_max,
+    **dict.fromkeys(UNARY, _unary),
+    **dict.fromkeys(BINARY, _binary),
+}
+"""How each ONNX operator is lowered."""

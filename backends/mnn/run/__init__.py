@@ -1,0 +1,1 @@
+"""MNN's native code, in child processes."""

@@ -1,0 +1,1 @@
+"""What each MNN release feeds, reads and computes right."""

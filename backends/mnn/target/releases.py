@@ -1,0 +1,455 @@
+"""What each MNN release feeds, reads and computes right, as data with the evidence for every entry.
+
+One row for each release on PyPI from 3.0.0 on. A field is a history: values with the release that brought them and how
+that is known, either a probe (a model run on that release's wheel) or a file of MNN's source at the release's tag. A
+target is a set of releases that one artefact must run on.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from ir.base.diag import LadingError, suggest
+
+VERSIONS = ("3.0.0", "3.1.0", "3.2.0", "3.4.0", "3.4.1", "3.5.0", "3.6.0", "3.6.1")
+"""Releases on PyPI, oldest first."""
+
+_LLM = "transformers/llm/engine/src/llm.cpp"
+_SCHEMA = "schema/default/MNN.fbs"
+_TENSORFLOW = "schema/default/TensorflowOp.fbs"
+_DISK = "transformers/llm/engine/src/diskembedding.cpp"
+_CONFIG = "transformers/llm/engine/src/llmconfig.hpp"
+_CPU = "source/backend/cpu"
+_LAYER = "probe: a model of one linear layer, one row and several, memory low and normal"
+
+
+@dataclass(frozen=True)
+class Step:
+    """From release `since` on the field has this value; `evidence` says how that is known."""
+
+    since: str
+    value: Any
+    evidence: str
+
+
+@dataclass(frozen=True)
+class FieldHistory:
+    """One field of the profiles: its meaning and its values over time, the first from 3.0.0 on."""
+
+    name: str
+    meaning: str
+    steps: tuple[Step, ...]
+
+    def at(self, version: str) -> Step:
+        """The step that holds for a release."""
+        return [step for step in self.steps if _key(step.since) <= _key(version)][-1]
+
+
+def _history(name: str, meaning: str, *steps: tuple[str, Any, str]) -> FieldHistory:
+    return FieldHistory(name, meaning, tuple(Step(*step) for step in steps))
+
+
+_THREE = ("input_ids", "attention_mask", "position_ids")
+
+HISTORIES = (
+    _history(
+        "llm_on_pypi", "the wheel has the language-model runtime, and the Attention operator with it",
+        ("3.0.0", False, "probe: no llm module in the wheel; a model with Attention stops with code=2 in onForward"),
+        ("3.4.0", True, "probe: MNN.llm loads and runs models"),
+    ),
+    _history(
+        "signature", "calling convention, a key of ir.target.signature.SIGNATURES",
+        ("3.0.0", "mnn-llm-3.0", f"{_LLM}: Module::load with three names when attention_fused"),
+        ("3.1.0", "mnn-llm", f"{_LLM}: logits_index is loaded and fed; probe from 3.4.0 on"),
+    ),
+    _history(
+        "inputs", "inputs that every text model is fed",
+        ("3.0.0", _THREE, f"{_LLM}: Module::load with three names when attention_fused"),
+        ("3.1.0", (*_THREE, "logits_index"), f"{_LLM}: Module::load; probe: a model that echoes its inputs"),
+    ),
+    _history(
+        "optional_inputs", "inputs fed on a condition, and that condition",
+        ("3.0.0", {"past_key_values": "attention_fused is false"}, f"{_LLM}: Module::load"),
+        ("3.1.0", {}, f"{_LLM}: past_key_values is gone"),
+        ("3.4.0", {"deepstack_embeds": "has_deepstack, in vision models"}, f"{_LLM}: inputNames"),
+        (
+            "3.6.0",
+            {"deepstack_embeds": "has_deepstack, in vision models", "ple_embeddings": "ple_embed_file"},
+            f"{_LLM}: inputNames",
+        ),
+    ),
+    _history(
+        "outputs", "outputs that are always read",
+        ("3.0.0", ("logits",), f"{_LLM}: Module::load; probe: load fails without the name"),
+    ),
+    _history(
+        "optional_outputs", "outputs read on a condition, and that condition",
+        ("3.0.0", {"presents": "attention_fused is false"}, f"{_LLM}: Module::load"),
+        ("3.1.0", {}, f"{_LLM}: presents is gone"),
+        ("3.2.0", {"talker_embeds": "has_talker"}, f"{_LLM}: outputNames"),
+        ("3.4.0", {"talker_embeds": "has_talker", "hidden_states": "hidden_states"}, f"{_LLM}: outputNames"),
+    ),
+    _history(
+        "position_ranks", "ranks of position_ids (a reshape in the graph takes all)",
+        ("3.0.0", (1,), f"{_LLM}: gen_position_ids"),
+        ("3.4.1", (1, 2), "probe: rank 2 where more than one token is fed"),
+        ("3.5.0", (2,), "probe: rank 2 always"),
+    ),
+    _history(
+        "causal_mask", "form of attention_mask for a causal model on the CPU",
+        ("3.0.0", "square", f"{_LLM}: gen_attention_mask gives [1, 1, seq, kv]"),
+        ("3.4.0", "scalar", "probe: a scalar 0; the Attention operator masks"),
+    ),
+    _history(
+        "scalar_mask", "Attention takes a mask without axes for causal",
+        ("3.0.0", False, "source/backend/cpu/CPUAttention.cpp: reads the mask as a matrix"),
+        ("3.4.0", True, "probe through MNN.llm"),
+    ),
+    _history(
+        "maskless_attention", "Attention runs with q, k and v alone",
+        ("3.0.0", False, "probe: crash on 3.4.0 to 3.5.0"),
+        ("3.6.0", True, "probe"),
+    ),
+    _history(
+        "last_union", "highest operator parameter kind that the loader verifies",
+        ("3.0.0", 98, f"{_SCHEMA}: OpParameter ends with AttentionParam"),
+        ("3.1.0", 99, f"{_SCHEMA}: StftParam"),
+        ("3.4.1", 100, f"{_SCHEMA}: LinearAttentionParam; probe: the buffer is refused before"),
+        ("3.5.0", 101, f"{_SCHEMA}: ShapeParam"),
+        ("3.6.1", 102, f"{_SCHEMA}: RoPEParam; probe: the buffer is refused before"),
+    ),
+    _history(
+        "missing_ops", "operators of later releases",
+        ("3.0.0", ("Stft", "MoE", "LinearAttention", "RoPE"), f"{_SCHEMA}: OpType"),
+        ("3.1.0", ("MoE", "LinearAttention", "RoPE"), f"{_SCHEMA}: OpType"),
+        ("3.2.0", ("LinearAttention", "RoPE"), f"{_SCHEMA}: OpType"),
+        ("3.4.1", ("RoPE",), f"{_SCHEMA}: OpType; probe: Can't compute size for 306"),
+        ("3.6.1", (), f"{_SCHEMA}: OpType; {_CPU}/CPURoPE.cpp; probe: logits with RoPE, with and without norms"),
+    ),
+    _history(
+        "last_unary", "highest UnaryOpOperation",
+        ("3.0.0", 33, f"{_TENSORFLOW}: ends with GELU_STANDARD"),
+        ("3.1.0", 34, f"{_TENSORFLOW}: SILU"),
+    ),
+    _history(
+        "last_binary", "highest BinaryOpOperation",
+        ("3.0.0", 28, f"{_TENSORFLOW}: ends with RIGHTSHIFT"),
+        ("3.6.1", 29, f"{_TENSORFLOW}: MUL_SILU; {_CPU}/CPUBinary.cpp; probe: Create execution error before"),
+    ),
+    _history(
+        "packed_norm", "LayerNorm of the channels of an NC4HW4 tensor, with or without a sum before it",
+        ("3.0.0", False, "probe: normalizes an axis of length 1 without a message"),
+        ("3.6.1", True, f"probe; {_CPU}/CPULayerNorm.cpp"),
+    ),
+    _history(
+        "packed_attention", "Attention with output_c4, and with values in the packed layout",
+        ("3.0.0", False, f"{_SCHEMA}: no such field, which is ignored without a message"),
+        ("3.6.1", True, f"probe; {_CPU}/CPUAttention.cpp, CPUKVCacheManager.cpp"),
+    ),
+    _history(
+        "shared_cache", "layers that read another layer's keys and values (kv_shared_layer_index)",
+        ("3.0.0", False, f"{_SCHEMA}: no such field, which is ignored without a message"),
+        ("3.6.0", True, f"{_SCHEMA}: AttentionParam"),
+    ),
+    _history(
+        "attention_scale", "attn_scale of llm_config.json is read",
+        ("3.0.0", False, f"{_CONFIG}: not read; always 1/sqrt(head size)"),
+        ("3.6.0", True, "probe"),
+    ),
+    _history(
+        "flat_experts", "MoE takes expert numbers without a leading axis",
+        ("3.0.0", False, "probe: crash on 3.4.0"),
+        ("3.4.1", True, "probe"),
+    ),
+    _history(
+        "f16_scales", "quantization scales stored as half floats",
+        ("3.0.0", False, "probe: garbage without a message, or SIGFPE, up to 3.5.0"),
+        ("3.6.0", True, "probe"),
+    ),
+    _history(
+        "widths", "bits of blocked integer weights that linear layers compute right",
+        ("3.0.0", (2, 3, 4, 5, 6, 7, 8), f"{_LAYER}; blocks of 4 to 1024 weights and whole rows"),
+    ),
+    _history(
+        "symmetric", "linear layers compute weights right that have a scale and no zero",
+        ("3.0.0", True, f"{_LAYER}; 2 to 8 bits"),
+    ),
+    _history(
+        "block_unit", "blocks that are not a whole row have to be a multiple of this",
+        (
+            "3.0.0", 4,
+            f"{_LAYER}; garbage with memory low and blocks of 1, 2, 5, 6, 9, 10, 30 and 59, up to a crash on 3.0.0",
+        ),
+    ),
+    _history(
+        "ragged_rows", "rows with one scale and one zero may have any length, else a multiple of block_unit",
+        ("3.0.0", False, f"{_LAYER}; garbage with memory low and rows of 117 and 118"),
+        ("3.1.0", True, f"{_LAYER}; rows of 117 and 118"),
+    ),
+    _history(
+        "row_widths", "bits of embedding rows that are read right from the weight file",
+        ("3.0.0", (), f"{_LLM}: q41_dequant_ref and q81_dequant_ref take codes as unsigned"),
+        ("3.1.0", (4, 8), f"{_LLM}: q41_dequant_ref and q81_dequant_ref, nothing else"),
+        ("3.2.0", (4, 8, 16), f"{_DISK}: mQuantBit; probe from 3.4.0 on: logits of models with tied embeddings"),
+    ),
+    _history(
+        "tie_embeddings", "spellings of tie_embeddings that are read right",
+        ("3.0.0", (), f"{_LLM}: five numbers, but codes are taken as unsigned"),
+        ("3.1.0", ("pairs",), f"{_LLM}: five numbers with (zero, scale) pairs and a block above 0"),
+        ("3.2.0", ("pairs", "scales", "half"), f"{_DISK}: five numbers, with or without zeros; a block above 0"),
+        ("3.4.0", ("pairs", "scales", "half", "row"), "probe: five numbers; block 0 is one block a row"),
+        ("3.6.0", ("pairs", "scales", "half", "row", "six", "object"), "probe: also six numbers or an object"),
+    ),
+    _history(
+        "odd_tied_int4", "tied embeddings of 4 bits with an odd vocabulary",
+        ("3.0.0", False, f"{_DISK}: the row count is rounded down to even"),
+        ("3.5.0", True, "probe"),
+    ),
+    _history(
+        "tokenizers", "tokenizer file types that are read",
+        ("3.0.0", (0, 1, 2, 3), "transformers/llm/engine/src/tokenizer.cpp"),
+        ("3.5.0", (0, 1, 2, 3, 4), "probe: .mtok; before it leaves no tokenizer"),
+    ),
+    _history(
+        "no_weight_file", "what happens without the weight file",
+        ("3.0.0", "crash", "probe on 3.4.0 and 3.4.1: messages, then a segmentation fault"),
+        ("3.5.0", "load returns false", "probe: LLM weight file not found"),
+    ),
+    _history(
+        "no_tokenizer", "what happens without a readable tokenizer",
+        ("3.0.0", "text functions crash", "probe on 3.4.0 and 3.4.1: ids work, any text is a segmentation fault"),
+        ("3.5.0", "load returns false", "probe"),
+    ),
+    _history(
+        "first_config", "file that wins where config.json and llm_config.json have the same key",
+        ("3.0.0", "config.json", "probe on 3.4.0"),
+        ("3.4.1", "llm_config.json", "probe"),
+    ),
+    _history(
+        "exact_kinds", "a configuration number of another JSON kind (1 for 1.0) counts as absent",
+        ("3.0.0", True, f"{_CONFIG}: getters ask for the exact kind"),
+        ("3.5.0", False, f"{_CONFIG}: numbers are converted"),
+    ),
+    _history(
+        "snake_sampler", "sampler settings are read under snake-case names (top_k)",
+        ("3.0.0", False, "probe: camel case (topK) only"),
+        ("3.5.0", True, "probe"),
+    ),
+)  # fmt: skip
+"""Every field of the profiles."""
+
+FIELDS = {history.name: history for history in HISTORIES}
+
+
+MUL_SILU = 29
+"""Number of MUL_SILU in ``BinaryOpOperation``."""
+
+FORMS: dict[str, Callable[[Release], bool]] = {
+    "mul-silu": lambda release: release.last_binary >= MUL_SILU,
+    "packed-attention": lambda release: release.packed_attention,
+    "packed-norm": lambda release: release.packed_norm,
+    "rope": lambda release: "RoPE" not in release.missing_ops,
+}
+"""Fused forms by the name that the pass ``fuse-mnn`` knows them by, and whether a release has them."""
+
+
+@dataclass(frozen=True)
+class Release:
+    """One MNN release. The fields of `HISTORIES` are attributes: ``release.f16_scales``."""
+
+    version: str
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in FIELDS:
+            raise AttributeError(name)
+        return FIELDS[name].at(self.version).value
+
+    @property
+    def key(self) -> tuple[int, ...]:
+        """Numbers of the version, for comparing."""
+        return _key(self.version)
+
+    @property
+    def mtok(self) -> bool:
+        """Reads the exact binary tokenizer form; others only text forms."""
+        return 4 in self.tokenizers
+
+    @property
+    def fused_forms(self) -> tuple[str, ...]:
+        """The fused forms that the release computes right."""
+        return tuple(form for form, has in FORMS.items() if has(self))
+
+    def evidence(self, field: str) -> str:
+        """How the value of a field is known."""
+        return FIELDS[field].at(self.version).evidence
+
+
+def _key(version: str) -> tuple[int, ...]:
+    numbers = [int(part) for part in version.split(".")]
+    return tuple(numbers + [0] * (3 - len(numbers)))
+
+
+PROFILES: dict[str, Release] = {version: Release(version) for version in VERSIONS}
+"""Every release on PyPI."""
+
+RELEASES: dict[str, Release] = {key: release for key, release in PROFILES.items() if release.llm_on_pypi}
+"""The releases whose wheel has a language-model runtime; older ones can be had by building MNN from source."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """The releases that one artefact must run on, oldest first."""
+
+    name: str
+    releases: tuple[Release, ...]
+
+    def all(self, field: str) -> bool:
+        """True when a yes-or-no field holds for every release."""
+        return all(getattr(release, field) for release in self.releases)
+
+    def least(self, field: str) -> int:
+        """Smallest value of a number field."""
+        return min(getattr(release, field) for release in self.releases)
+
+    def lacking(self, accepts: Callable[[Release], bool]) -> tuple[str, ...]:
+        """Versions that do not accept something."""
+        return tuple(release.version for release in self.releases if not accepts(release))
+
+    def common(self, field: str) -> tuple[Any, ...]:
+        """Those values of a field with several values that every release has, in the order of the oldest."""
+        first, *others = (getattr(release, field) for release in self.releases)
+        return tuple(value for value in first if all(value in other for other in others))
+
+    @cached_property
+    def versions(self) -> tuple[str, ...]:
+        """Version numbers, oldest first."""
+        return tuple(release.version for release in self.releases)
+
+    @property
+    def signature(self) -> str:
+        """The calling convention that all releases of the target share."""
+        return self.releases[0].signature
+
+    @property
+    def f16_scales(self) -> bool:
+        """True when every release loads half-float scales."""
+        return self.all("f16_scales")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Bits of blocked integer weights that every release computes right."""
+        return self.common("widths")
+
+    @property
+    def row_widths(self) -> tuple[int, ...]:
+        """Bits of embedding rows that every release reads right from the weight file."""
+        return self.common("row_widths")
+
+    @property
+    def symmetric(self) -> bool:
+        """True when every release computes weights right that have no zeros."""
+        return self.all("symmetric")
+
+    @property
+    def block_unit(self) -> int:
+        """Smallest number whose multiples are blocks that every release computes right."""
+        return math.lcm(*(release.block_unit for release in self.releases))
+
+    @property
+    def fused_forms(self) -> tuple[str, ...]:
+        """The fused forms that every release has; what ``fuse-mnn`` may use."""
+        return tuple(form for form, has in FORMS.items() if all(map(has, self.releases)))
+
+    @property
+    def needs_text_tokenizer(self) -> bool:
+        """True when a release cannot read the exact tokenizer form."""
+        return not all(release.mtok for release in self.releases)
+
+
+_CLAUSE = re.compile(r"(==|!=|<=|>=|~=|<|>)?(\d+(?:\.\d+){0,2})(\.\*)?")
+
+
+def matching(text: str) -> tuple[Release, ...]:
+    """Releases that fit clauses such as ``>=3.4,<3.6``, ``==3.6.*`` or ``~=3.4.0``.
+
+    Raises:
+        LadingError: B700 text that is no such list, or that no release fits.
+    """
+    found = list(PROFILES.values())
+    for clause in text.replace(" ", "").split(","):
+        match = _CLAUSE.fullmatch(clause)
+        if match is None or (match[3] and match[1] not in ("==", "!=")) or (match[1] == "~=" and "." not in match[2]):
+            raise LadingError(
+                "B700", f"{clause!r} is not a version clause", where=text, hint='write for example ">=3.4,<3.6"'
+            )
+        found = [release for release in found if _fits(release.key, match[1] or "==", match[2], bool(match[3]))]
+    if not found:
+        raise LadingError("B700", f"no release fits {text!r}", hint=f"known: {', '.join(VERSIONS)}")
+    return tuple(found)
+
+
+def _fits(key: tuple[int, ...], sign: str, version: str, prefix: bool) -> bool:
+    wanted = _key(version)
+    if prefix:
+        count = version.count(".") + 1
+        return (key[:count] == wanted[:count]) is (sign == "==")
+    if sign == "~=":
+        return key >= wanted and key[: version.count(".")] == wanted[: version.count(".")]
+    compare = {
+        "==": key == wanted, "!=": key != wanted, "<=": key <= wanted, ">=": key >= wanted, "<": key < wanted,
+        ">": key > wanted,
+    }  # fmt: skip
+    return compare[sign]
+
+
+def target(name: str) -> Target:
+    """``portable`` for every release with a runtime on PyPI, one version, or version clauses such as ``>=3.4,<3.6``.
+
+    Raises:
+        LadingError: B600 an unknown target, B700 bad clauses, B701 releases that no one artefact can serve.
+    """
+    if name == "portable":
+        return Target(name, tuple(RELEASES.values()))
+    if name in PROFILES:
+        return Target(name, (PROFILES[name],))
+    if not re.search(r"[<>=!~,]", name):
+        known = ["portable", *VERSIONS]
+        raise LadingError("B600", f"unknown target {name!r}", hint=suggest(name, known) or f"known: {', '.join(known)}")
+    found = Target(name, matching(name))
+    conventions = sorted({release.signature for release in found.releases})
+    if len(conventions) > 1:
+        raise LadingError(
+            "B701",
+            f"releases {', '.join(found.versions)} feed different inputs: {', '.join(conventions)}",
+            where=name,
+            hint="compile twice: 3.0.0 does not feed logits_index, and later releases need it for the right first token",
+        )
+    return found
+
+
+def markdown_table() -> str:
+    """The profiles as a Markdown table, then the evidence for each entry."""
+    lines = ["| field | " + " | ".join(VERSIONS) + " |", "|" + "---|" * (len(VERSIONS) + 1)]
+    for history in HISTORIES:
+        values = [_words(history.at(version).value) for version in VERSIONS]
+        lines.append(f"| `{history.name}` | " + " | ".join(values) + " |")
+    lines += ["", "| field | meaning | since | value | evidence |", "|---|---|---|---|---|"]
+    for history in HISTORIES:
+        for step in history.steps:
+            lines.append(
+                f"| `{history.name}` | {history.meaning} | {step.since} | {_words(step.value)} | {step.evidence} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (tuple, dict)):
+        return ", ".join(map(str, value)) or "none"
+    return str(value)

@@ -1,0 +1,1 @@
+"""Patterns and normal forms as the runtime computes them."""

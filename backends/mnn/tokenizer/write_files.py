@@ -1,0 +1,208 @@
+"""Write the tokenizer files in a process of their own, beside everything else the compiler does.
+
+A vocabulary of 150,000 tokens is half a second of pure Python work, which would slow the threads that fill the weight
+file down. The child also counts, when asked, how often the nearest text form gives other ids than the original.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ir.base.diag import Diagnostic, LadingError
+
+MAX_LINES = 500
+"""Lines of the user's text that are compared."""
+
+SAMPLES = (
+    "def f(x): return x ** 2 + 10\n",
+    "for i in range(100):\n    print(i, end='')\n",
+    "x = {'a': 1, \"b\": [1, 2, 3]}",
+    "The quick brown fox jumps over 13 lazy dogs.",
+    "It's 9:45 p.m. on 2024-02-29; I've paid $1,234.56.",
+    "你好,世界!今天是2024年5月1日。",
+    "深度学习 deep learning 模型的维数是896",
+    "日本語のテキストと한국어 텍스트",
+    "naïve café — déjà vu … “quotes”",
+    "Привет, мир! Γειά σου Κόσμε",
+    "emoji 😀👩‍👩‍👧‍👦🇨🇳 and math ∑∫√",
+    "   leading and   inner   spaces   ",
+    "\t\ttabs\n\n\nlines\r\n",
+    "https://example.org/path?query=1&b=2#frag",
+    "CamelCaseIdentifier snake_case_identifier SCREAMING_CASE",
+    "a\u0301 e\u0308 (combining)",
+)
+"""Strings of many kinds that are always compared."""
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """What was written.
+
+    Attributes:
+        kind: kind of tokenizer.
+        exact: name of the exact form and the reasons for which it may still differ; empty when not written.
+        text: the same for the nearest text form.
+        differing, compared: sample strings that the text form encodes otherwise, of how many; zeros when not compared.
+        template: ``jinja`` object of ``llm_config.json``; empty without a chat template.
+        notes: what the user should know of the checkpoint's tokenizer.
+    """
+
+    kind: str
+    exact: str
+    exact_reasons: Sequence[str]
+    text: str
+    text_reasons: Sequence[str]
+    differing: int
+    compared: int
+    template: Mapping[str, str]
+    notes: Sequence[str]
+
+
+@dataclass(frozen=True)
+class TokenizerRequest:
+    """What to write.
+
+    Attributes:
+        source: checkpoint folder.
+        out: folder to write to.
+        exact: name of the exact form's file; empty for none.
+        oldest: oldest release that reads it.
+        text: name of the text form's file; empty for none.
+        compare: count differences of the text form from the original.
+        lines: file whose lines are compared too; empty for none.
+    """
+
+    source: str
+    out: str
+    exact: str
+    oldest: str
+    text: str
+    compare: bool = False
+    lines: str = ""
+
+
+class TokenizerJob:
+    """A running child; use it as a context manager, so that it does not outlive a failure."""
+
+    def __init__(self, request: TokenizerRequest) -> None:
+        code = (
+            f"import sys; sys.path[:] = {sys.path!r}\n"
+            "from backends.mnn.tokenizer.write_files import serve\n"
+            "sys.exit(serve(sys.stdin.read()))"
+        )
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+        )
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(asdict(request)))
+        self._process.stdin.close()
+        self._process.stdin = None
+
+    def __enter__(self) -> TokenizerJob:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdout, self._process.stderr):
+            if stream is not None:
+                stream.close()
+
+    def result(self) -> TokenizerFiles:
+        """Wait for the files.
+
+        Raises:
+            LadingError: whatever the child found wrong with the tokenizer.
+            RuntimeError: the child failed in a way that it could not report.
+        """
+        output, log = self._process.communicate()
+        if self._process.returncode != 0:
+            raise RuntimeError(f"writing the tokenizer failed:\n{log}")
+        answer = json.loads(output)
+        if "errors" in answer:
+            raise LadingError.of([Diagnostic(**item) for item in answer["errors"]])
+        return TokenizerFiles(**answer)
+
+
+def serve(text: str) -> int:
+    """The child's side: read a request, write the files, print the answer as JSON."""
+    try:
+        answer: dict[str, Any] = asdict(write_files(TokenizerRequest(**json.loads(text))))
+    except LadingError as error:
+        answer = {"errors": [item.as_dict() for item in error.diagnostics]}
+    sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+    print(json.dumps(answer))
+    return 0
+
+
+def write_files(request: TokenizerRequest) -> TokenizerFiles:
+    """Write the forms that were asked for.
+
+    Raises:
+        LadingError: B640 to B659, see `backends.mnn.tokenizer.forms`; B620 when a file cannot be written.
+    """
+    from backends.mnn.tokenizer.forms import encode_mtok, encode_text, inexact, jinja_template
+    from backends.mnn.tokenizer.spec import load_tokenizer
+
+    spec = load_tokenizer(Path(request.source))
+    out = Path(request.out)
+    exact_reasons, text_reasons = [], []
+    if request.exact:
+        _write(out / request.exact, encode_mtok(spec, request.oldest))
+        exact_reasons = inexact(spec, "mtok", request.oldest)
+    differing = compared = 0
+    if request.text:
+        _write(out / request.text, encode_text(spec)[1])
+        text_reasons = inexact(spec, "text")
+        if request.compare:
+            differing, compared = _count_differences(spec, Path(request.source), request.lines)
+    template = jinja_template(spec)
+    found = {"chat_template": template, "eos": spec.eos} if template else {}
+    return TokenizerFiles(
+        spec.kind,
+        request.exact,
+        exact_reasons,
+        request.text,
+        text_reasons,
+        differing,
+        compared,
+        {key: value for key, value in found.items() if value is not None},
+        spec.notes,
+    )
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise LadingError("B620", f"cannot write {path.name}: {error.strerror}", where=str(path)) from error
+
+
+def _count_differences(spec: Any, source: Path, lines: str) -> tuple[int, int]:
+    from tokenizers import Tokenizer
+
+    from backends.mnn.tokenizer.forms import text_tokenizer
+
+    original = Tokenizer.from_file(str(source / "tokenizer.json"))
+    emulated = text_tokenizer(spec)
+    strings = [*SAMPLES]
+    if lines:
+        text = Path(lines).read_text(encoding="utf-8", errors="replace").splitlines()
+        strings += [line for line in text if line.strip()][:MAX_LINES]
+    # What the chat template writes itself is not written a second time, so the prefix is the exported one.
+    prefix = list(spec.encode_prefix_ids)
+    wanted = [prefix + original.encode(string, add_special_tokens=False).ids for string in strings]
+    differing = sum(ids != emulated.encode(string) for ids, string in zip(wanted, strings, strict=True))
+    return differing, len(strings)

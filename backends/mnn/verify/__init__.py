@@ -1,0 +1,1 @@
+"""Comparison of what MNN computes with the original."""

@@ -1,0 +1,508 @@
+"""Run a finished model directory on the installed MNN and measure how far its logits are from references.
+
+Three references: the original float weights (what quantization cost), the stored weights decoded to float (what exact
+arithmetic must give) and the runtime model: the stored weights with activations quantized as the runtime quantizes them
+under the shipped settings (`backends.mnn.dialect.activations`). All are evaluated in onnxruntime in segments, so that
+memory stays far below the model's size; MNN runs in child processes. Greedy decoding through the KV cache is compared
+without decoding twice: the reference reads prompt and decoded tokens in one pass, and its first choice at each step
+must be the token that MNN chose.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from backends.mnn.run.native import EXACT_CONFIG, run_model
+from backends.mnn.verify.metrics import Distance, DistanceMeter, PairedLoss, PairedLossMeter, PerplexityMeter
+from backends.mnn.write.configs import config_for
+from ir.base.diag import Diagnostic, LadingError
+from ir.dialects.activations import integer_weight, simulated
+from ir.evaluate.evaluator import Evaluator
+from ir.facts.precision import DynamicInputs, PrecisionPlan
+from ir.graph.graph import Graph
+
+MEMORY_LIMIT = 256 << 20
+"""Bytes of constants that one segment of a reference may hold."""
+
+LOGITS_LIMIT = 256 << 20
+"""Bytes of one set of logits of the perplexity text that is held at once; there are up to five sets."""
+
+WINDOW = 256
+"""Tokens per window of the perplexity text; each window starts from an empty cache."""
+
+EXACT_BAR = 1e-3
+"""Largest allowed logit error, per unit of the larger of 1 and a tenth of the largest logit, against decoded
+weights."""
+
+KL_BARS = {32: 1e-5, 16: 1e-3, 8: 0.02, 7: 0.04, 6: 0.08, 5: 0.2, 4: 0.6, 3: 3.0, 2: float("inf")}
+"""Largest allowed mean KL divergence from the float model, by the narrowest width of a layer."""
+
+ACTIVATION_BAR = 0.15
+"""Largest allowed difference of measured and predicted activation loss, relative to the predicted one; besides, five
+standard errors of the difference are allowed. Of 105 combinations of models, widths and settings none was above
+0.08."""
+
+EXACT_LOSS = 1e-8
+"""KL divergence, in nats, that the rounding of floats may cause."""
+
+MODELLED = ("x86_64", "AMD64")
+"""Machines whose activation quantization is the one that is modelled; on others the prediction is not judged."""
+
+ReferenceName = Literal["float", "decoded weights", "runtime model"]
+
+
+@dataclass(frozen=True)
+class Level:
+    """How much is run: prompts, decoded tokens per prompt, windows of the perplexity text.
+
+    `choices`: also measure other runtime settings, and predict the loss of exact arithmetic from the decoded weights.
+    """
+
+    prompts: int
+    decode: int
+    windows: int
+    choices: bool = False
+
+
+LEVELS = {"quick": Level(2, 48, 2), "full": Level(4, 64, 16, choices=True)}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One comparison of a real run with a reference.
+
+    Attributes:
+        release, platform: what ran where.
+        settings: memory, precision and threads of the run, and ``dynamic_option`` where it is not 0.
+        reference: ``float``, ``decoded weights`` or ``runtime model``.
+        prompt_tokens: tokens of all prompts.
+        distance: over all positions of prompts, decoding and, but for the decoded weights, text.
+        decode_tokens, decode_equal: greedy tokens and how many of them came before the first difference, over prompts.
+        perplexity, perplexity_reference: on the text, or None.
+        kl_predicted, perplexity_predicted: against the float model, what the decoded weights or the runtime model give
+            in place of the real run; None where they were not evaluated.
+    """
+
+    release: str
+    platform: str
+    settings: Mapping[str, Any]
+    reference: ReferenceName
+    prompt_tokens: int
+    distance: Distance
+    decode_tokens: int
+    decode_equal: int
+    perplexity: float | None = None
+    perplexity_reference: float | None = None
+    kl_predicted: float | None = None
+    perplexity_predicted: float | None = None
+
+
+@dataclass
+class Verification:
+    """All measurements of one artefact on one release, and what is below its bar.
+
+    `activations` is the loss that quantized activations add to the stored weights, measured and predicted; None where
+    the shipped settings quantize none.
+    """
+
+    measurements: list[Measurement] = field(default_factory=list)
+    problems: list[Diagnostic] = field(default_factory=list)
+    activations: PairedLoss | None = None
+    load_s: float = 0.0
+    sample: list[int] = field(default_factory=list)
+    """Ids that the runtime decoded greedily after the first prompt."""
+
+    def require(self) -> None:
+        """Raise the problems, if there are any."""
+        if self.problems:
+            raise LadingError.of(self.problems)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is verified.
+
+    Attributes:
+        folder: the model directory.
+        original: the float graph from token ids to whole-sequence logits.
+        final: the graph that was emitted.
+        prompts: token ids of each prompt.
+        text: token ids of the perplexity text; empty for none.
+        settings: runtime settings written into the configuration.
+    """
+
+    folder: Path
+    original: Graph
+    final: Graph
+    prompts: Sequence[Sequence[int]]
+    text: Sequence[int]
+    settings: Mapping[str, Any]
+
+
+def verify(
+    subject: Subject,
+    level: Level,
+    *,
+    version: str,
+    interpreter: Path | str | None = None,
+    max_kl: float | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Verification:
+    """Run and compare.
+
+    Args:
+        subject: what to run and what to compare with.
+        level: how much to run.
+        version: MNN release of the interpreter.
+        interpreter: Python that has the release; None for this one.
+        max_kl: bar for the KL divergence from the float model; None takes it from `KL_BARS`.
+        progress: told what happens.
+
+    Raises:
+        LadingError: B667 to B669 when the runtime fails; distances below the bar are `Verification.problems`.
+    """
+    work = _Work(subject, level, version, interpreter, progress or (lambda what: None))
+    work.first()
+    work.rest()
+    found = Verification(work.measurements(), load_s=work.exact.load_s, sample=work.sample())
+    found.activations = work.activations.result() if work.quantizes else None
+    found.problems = _below_bar(found, work, subject.final, max_kl)
+    return found
+
+
+class _Run:
+    """One set of settings: prefill and greedy decoding of every prompt, the first windows of the text, others on
+    demand."""
+
+    def __init__(self, name: str, work: _Work, overrides: Mapping[str, Any], decode: int) -> None:
+        self.name, self.work, self.overrides = name, work, dict(overrides)
+        given = work.subject.settings
+        self.settings = {**given, **{k: v for k, v in overrides.items() if k in given or k == "dynamic_option"}}
+        budget = [min(decode, work.context - len(prompt)) for prompt in work.prompt_ids]
+        actions = [
+            {"do": "greedy", "prompt": prompt, "tokens": tokens, "keep": "all"}
+            for prompt, tokens in zip(work.prompt_ids, budget, strict=True)
+        ]
+        results = self._run([*actions, *map(_forward, work.first_windows)])
+        self.first_windows: list[np.ndarray] = [item["logits"][0] for item in results[len(actions) :]]
+        results = results[: len(actions)]
+        self.decoded: list[list[int]] = [item["ids"] for item in results]
+        self.logits = [np.concatenate(item["logits"]) for item in results]
+        self.sequences = [p + list(ids[:-1]) for p, ids in zip(work.prompt_ids, self.decoded, strict=True)]
+        self.meters: dict[str, DistanceMeter] = {}
+        self.equal: dict[str, tuple[int, int]] = {}
+        self.perplexity = PerplexityMeter()
+
+    def _run(self, actions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        extra = {} if self.work.interpreter is None else {"interpreter": self.work.interpreter}
+        config = config_for(self.work.subject.folder, self.work.version)
+        run = run_model(config, actions, overrides=self.overrides, timeout_s=1800, **extra).require(str(config))
+        self.load_s = float(run.load["load_s"])
+        return [dict(item) for item in run.results if item is not None]
+
+    def read(self, windows: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """Logits of every position of windows of the text."""
+        return [item["logits"][0] for item in self._run([_forward(window) for window in windows])]
+
+    def compare(self, reference: str, wanted: Sequence[np.ndarray]) -> None:
+        """Add the prompts and decoded tokens to the distance from a reference."""
+        meter = self.meters.setdefault(reference, DistanceMeter())
+        equal = total = 0
+        for prompt, ids, logits, rows in zip(self.work.prompt_ids, self.decoded, self.logits, wanted, strict=True):
+            meter.add(rows, logits)
+            chosen = rows[len(prompt) - 1 :].argmax(axis=1)
+            same = [int(a) == int(b) for a, b in zip(chosen, ids, strict=True)]
+            equal += same.index(False) if False in same else len(same)
+            total += len(same)
+        self.equal[reference] = (total, equal)
+
+    def compare_windows(self, reference: str, wanted: Sequence[np.ndarray], logits: Sequence[np.ndarray]) -> None:
+        """Add windows of the text to the distance from a reference."""
+        meter = self.meters.setdefault(reference, DistanceMeter())
+        for rows, got in zip(wanted, logits, strict=True):
+            meter.add(rows, got)
+
+
+class _Work:
+    """What the steps of one verification share.
+
+    Logits of one kind exist for the prompts, or for one group of windows of the text, at a time.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        level: Level,
+        version: str,
+        interpreter: Path | str | None,
+        say: Callable[[str], None],
+    ) -> None:
+        self.subject, self.level, self.version, self.interpreter, self.say = subject, level, version, interpreter, say
+        self.context = _steady_context(subject.original)
+        self.prompt_ids = [list(prompt[: self.context // 2]) for prompt in subject.prompts[: level.prompts]]
+        width = min(WINDOW, self.context)
+        cuts = range(0, len(subject.text) - width + 1, width)
+        windows = [list(subject.text[cut : cut + width]) for cut in cuts][: level.windows]
+        step = max(1, LOGITS_LIMIT // (4 * subject.original.metadata["vocab_size"] * width))
+        self.window_groups = [windows[start : start + step] for start in range(0, len(windows), step)]
+        self.first_windows = self.window_groups[0] if windows else []
+        self.option = int(subject.settings.get("dynamic_option", 0))
+        self.integer = [weight for weight in map(integer_weight, subject.final.nodes) if weight is not None]
+        self.quantizes = subject.settings["memory"] == "low" and bool(self.integer)
+        self.predicted: dict[str, DistanceMeter] = {"exact": DistanceMeter(), "shipped": DistanceMeter()}
+        self.perplexities = {name: PerplexityMeter() for name in ("float", "decoded weights", "runtime model")}
+        self.activations = PairedLossMeter()
+        say("running on MNN")
+        self.exact = _Run("exact", self, EXACT_CONFIG, level.decode)
+        self.shipped = _Run("shipped", self, {"all_logits": True}, level.decode)
+        self.others = [_Run("other", self, setting, 1) for setting in self._choices()]
+
+    def _choices(self) -> Iterator[dict[str, Any]]:
+        """Other settings worth knowing the loss of."""
+        blocks = {weight.block for weight in self.integer}
+        if self.level.choices and self.quantizes and all(block % 8 == 0 for block in blocks):
+            yield {"all_logits": True, "dynamic_option": 0 if self.option == 2 else 2}
+
+    def sample(self) -> list[int]:
+        """What was decoded greedily after the first prompt."""
+        return list(self.exact.decoded[0]) if self.exact.decoded else []
+
+    def first(self) -> None:
+        """Compare prompts, decoding and the first windows of the text with every reference."""
+        exact, shipped, windows = self.exact, self.shipped, self.first_windows
+        runs = (exact, shipped, *self.others)
+        self.say("evaluating the float reference")
+        *floats, text = _distinct(self.float_logits, [*(run.sequences for run in runs), windows])
+        for run, wanted in zip(runs, floats, strict=True):
+            run.compare("float", wanted)
+        texts = {"float": text}
+        self.say("evaluating the decoded weights")
+        count = len(self.prompt_ids)
+        found = self.decoded_logits(exact.sequences + (windows if self.level.choices else []))
+        decoded, texts["decoded weights"] = found[:count], found[count:]
+        exact.compare("decoded weights", decoded)
+        _add_all(self.predicted["exact"], floats[0], decoded)
+        if self.quantizes:
+            self.say("evaluating what the runtime makes of activations")
+            joint = [len(prompt) for prompt in self.prompt_ids + windows]
+            found = self.modelled_logits(shipped.sequences + windows, joint)
+            texts["runtime model"] = found[count:]
+            self._compare_model(floats[1], found[:count])
+        self._compare_text(windows, texts, {run: run.first_windows for run in runs})
+
+    def _compare_model(self, floats: Sequence[np.ndarray], modelled: Sequence[np.ndarray]) -> None:
+        """Compare prompts and decoding with the runtime model; the loss of activations where both runs read the
+        same."""
+        exact, shipped = self.exact, self.shipped
+        shipped.compare("runtime model", modelled)
+        _add_all(self.predicted["shipped"], floats, modelled)
+        for number, prompt in enumerate(self.prompt_ids):
+            rows = len(prompt) + _common(exact.decoded[number][:-1], shipped.decoded[number][:-1])
+            logits = (exact.logits[number], shipped.logits[number], modelled[number])
+            self.activations.add(*(item[:rows] for item in logits))
+
+    def rest(self) -> None:
+        """Compare the other windows of the text with every reference, a few at a time."""
+        done = len(self.first_windows)
+        for windows in self.window_groups[1:]:
+            self.say(f"reading the text, window {done + 1} of {sum(map(len, self.window_groups))}")
+            done += len(windows)
+            texts = {"float": self.float_logits(windows)}
+            if self.level.choices:
+                texts["decoded weights"] = self.decoded_logits(windows)
+            if self.quantizes:
+                texts["runtime model"] = self.modelled_logits(windows, [len(window) for window in windows])
+            self._compare_text(
+                windows, texts, {run: run.read(windows) for run in (self.exact, self.shipped, *self.others)}
+            )
+
+    def _compare_text(
+        self,
+        windows: Sequence[list[int]],
+        texts: Mapping[str, Sequence[np.ndarray]],
+        got: Mapping[_Run, Sequence[np.ndarray]],
+    ) -> None:
+        """Add windows to every distance; `texts` are the logits of the references, none where one was not evaluated."""
+        floats = texts["float"]
+        for reference, logits in texts.items():
+            if logits:
+                _add_text(self.perplexities[reference], windows, logits)
+        for run, logits in got.items():
+            run.compare_windows("float", floats, logits)
+            _add_text(run.perplexity, windows, logits)
+        decoded, modelled = texts.get("decoded weights"), texts.get("runtime model")
+        if decoded:
+            _add_all(self.predicted["exact"], floats, decoded)
+        if modelled:
+            _add_all(self.predicted["shipped"], floats, modelled)
+            self.shipped.compare_windows("runtime model", modelled, got[self.shipped])
+            for triple in zip(got[self.exact], got[self.shipped], modelled, strict=True):
+                self.activations.add(*triple)
+
+    # ---- references ----
+
+    def float_logits(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """Logits of the original model, every position of each sequence."""
+        graph = self.subject.original
+        name = graph.inputs[0].name
+        return _logits(graph, [{name: np.array([ids], dtype=np.int64)} for ids in sequences])
+
+    def decoded_logits(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """Logits that the stored weights give in float arithmetic."""
+        return _logits(self.subject.final, self._feeds(sequences))
+
+    def modelled_logits(self, sequences: Sequence[Sequence[int]], joint: Sequence[int]) -> list[np.ndarray]:
+        """Logits of the runtime model; the first `joint` tokens of a sequence are read in one call, others one by
+        one."""
+        feeds = self._feeds(sequences)
+        with simulated(self.subject.final, self.option) as count:
+            for given, rows in zip(feeds, joint, strict=True):
+                given[count.name] = np.array([rows], np.int32)
+            return _logits(self.subject.final, feeds)
+
+    def _feeds(self, sequences: Sequence[Sequence[int]]) -> list[dict[str, np.ndarray]]:
+        graph = self.subject.final
+        fact: DynamicInputs = graph.facts[DynamicInputs.name]
+        return [fact.feeds(graph, np.array(ids), index=0) for ids in sequences]
+
+    # ---- results ----
+
+    def measurements(self) -> list[Measurement]:
+        """Everything that was compared, the exact run first."""
+        found = [self._measurement(self.exact, "decoded weights", None)]
+        found.append(self._measurement(self.exact, "float", "decoded weights"))
+        found.append(self._measurement(self.shipped, "float", "runtime model" if self.quantizes else None))
+        if self.quantizes:
+            found.append(self._measurement(self.shipped, "runtime model", None))
+        return found + [self._measurement(run, "float", None) for run in self.others]
+
+    def _measurement(self, run: _Run, reference: ReferenceName, predictor: ReferenceName | None) -> Measurement:
+        texted = reference != "decoded weights"
+        predicted = self.predicted[run.name].result() if predictor is not None else None
+        whole = predictor is not None and (not self.first_windows or self.perplexities[predictor].tokens > 0)
+        return Measurement(
+            self.version,
+            f"{platform.system()} {platform.machine()}",
+            run.settings,
+            reference,
+            sum(map(len, self.prompt_ids)),
+            run.meters[reference].result(),
+            *run.equal[reference],
+            _result(run.perplexity) if texted else None,
+            _result(self.perplexities[reference]) if texted else None,
+            predicted.kl if predicted is not None and whole else None,
+            _result(self.perplexities[predictor]) if predictor is not None and whole else None,
+        )
+
+
+def _distinct(
+    evaluate: Callable[[Sequence[Sequence[int]]], list[np.ndarray]], groups: Sequence[Sequence[Sequence[int]]]
+) -> list[list[np.ndarray]]:
+    """The logits of each sequence of each group; equal sequences are evaluated once, and one that another begins with
+    too."""
+    wanted = sorted({tuple(item) for group in groups for item in group}, key=len, reverse=True)
+    longest: list[tuple[int, ...]] = []
+    for item in wanted:
+        if not any(other[: len(item)] == item for other in longest):
+            longest.append(item)
+    found = dict(zip(longest, evaluate(longest), strict=True))
+
+    def rows(item: tuple[int, ...]) -> np.ndarray:
+        return next(logits[: len(item)] for other, logits in found.items() if other[: len(item)] == item)
+
+    return [[rows(tuple(item)) for item in group] for group in groups]
+
+
+def _forward(window: Sequence[int]) -> dict[str, Any]:
+    """The action that reads a window from an empty cache."""
+    return {"do": "forward", "pieces": [list(window)]}
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many leading items agree."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _add_all(meter: DistanceMeter, wanted: Sequence[np.ndarray], got: Sequence[np.ndarray]) -> None:
+    for rows, logits in zip(wanted, got, strict=True):
+        meter.add(rows, logits)
+
+
+def _add_text(meter: PerplexityMeter, windows: Sequence[Sequence[int]], logits: Sequence[np.ndarray]) -> None:
+    for window, rows in zip(windows, logits, strict=True):
+        meter.add(rows, np.array(window))
+
+
+def _result(meter: PerplexityMeter) -> float | None:
+    return meter.result() if meter.tokens else None
+
+
+def _steady_context(graph: Graph) -> int:
+    """Longest sequence whose logits do not depend on how it is cut into calls.
+
+    Ropes whose frequencies change with the length leave cached keys as they were rotated, so beyond that length
+    decoding through the cache and reading at once differ by design.
+    """
+    context, steady = graph.metadata["context"], graph.metadata["rope"]["steady"]
+    return context if steady is None else min(context, steady)
+
+
+def _logits(graph: Graph, feeds: Sequence[Mapping[str, np.ndarray]]) -> list[np.ndarray]:
+    name = graph.outputs[0].name
+    results = Evaluator(graph, memory_limit=MEMORY_LIMIT).run_many(feeds)
+    return [result[name].reshape(-1, result[name].shape[-1]) for result in results]
+
+
+# ---- bars ----
+
+
+def _below_bar(found: Verification, work: _Work, graph: Graph, max_kl: float | None) -> list[Diagnostic]:
+    decoded, exact, shipped = found.measurements[:3]
+    problems = _beyond_exact(decoded)
+    if found.activations is not None and platform.machine() in MODELLED:
+        problems += _beyond_model(shipped.release, found.activations)
+    plan: PrecisionPlan = graph.facts[PrecisionPlan.name]
+    narrowest = min((item.bits for item in plan.storage.values()), default=32)
+    limit = KL_BARS[narrowest] if max_kl is None else max_kl
+    for item, what in ((exact, "exact arithmetic"), (shipped, "the shipped settings")):
+        if not item.distance.kl <= limit:
+            problems.append(
+                Diagnostic(
+                    "V701",
+                    f"KL divergence {item.distance.kl:.3g} from the float model with {what} is above {limit:.3g}, "
+                    f"the bar for {narrowest} bits",
+                    hint="use more bits or smaller blocks, keep the worst weights with keep=..., or set --kl-bar",
+                )
+            )
+    return problems
+
+
+def _beyond_exact(decoded: Measurement) -> list[Diagnostic]:
+    bar = EXACT_BAR * max(1.0, decoded.distance.max_logit / 10)
+    if decoded.distance.max_abs <= bar:
+        return []
+    message = (
+        f"MNN {decoded.release} computes other logits than the stored weights give: "
+        f"{decoded.distance.max_abs:.3g} off where {bar:.3g} is allowed"
+    )
+    hint = "the model directory was not written; please report the checkpoint's configuration"
+    return [Diagnostic("V700", message, hint=hint)]
+
+
+def _beyond_model(release: str, loss: PairedLoss) -> list[Diagnostic]:
+    """The runtime loses another amount to its activations than the model of it says."""
+    allowed = ACTIVATION_BAR * loss.predicted + 5 * loss.error + EXACT_LOSS
+    if abs(loss.measured - loss.predicted) <= allowed:
+        return []
+    message = (
+        f"MNN {release} loses {loss.measured:.3g} nats to quantized activations where {loss.predicted:.3g} was predicted "
+        f"and a difference of {allowed:.2g} is allowed"
+    )
+    hint = "the model directory was not written; compile with --memory normal, and please report the configuration"
+    return [Diagnostic("Q471", message, hint=hint)]

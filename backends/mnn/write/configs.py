@@ -1,0 +1,162 @@
+"""``config.json`` and ``llm_config.json``: spelled so that every release of the target reads the same values.
+
+No key stands in both files, because 3.4.0 lets the first win and later releases the second. ``tie_embeddings`` is the
+five-element list that all releases read. Numbers are written with the exact JSON kind that 3.4 insists on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from backends.mnn.target.releases import RELEASES
+from backends.mnn.write.weight_layout import Layout, Matrix
+from ir.facts.precision import DynamicInputs, Storage
+from ir.graph.graph import Graph
+
+MODEL, WEIGHTS, EMBEDDING = "llm.mnn", "llm.mnn.weight", "embeddings_bf16.bin"
+CONFIG, LLM_CONFIG, CONFIG_TEXT = "config.json", "llm_config.json", "config.3.4.json"
+TOKENIZER, TOKENIZER_TEXT = "tokenizer.mtok", "tokenizer.txt"
+
+
+def runtime_config(
+    layout: Layout,
+    sampling: Mapping[str, Any],
+    tokenizer_file: str,
+    *,
+    precision: str,
+    memory: str,
+    threads: int = 4,
+    dynamic_option: int = 0,
+) -> dict[str, Any]:
+    """``config.json``: file names, backend settings and sampling.
+
+    Args:
+        layout: decides whether an embedding file exists.
+        sampling: the checkpoint's ``generation_config.json``.
+        tokenizer_file: which tokenizer form this configuration names.
+        precision, memory: ``low``, ``normal`` or ``high``, see the MNN documentation of its CPU backend.
+        threads: CPU threads.
+        dynamic_option: how low memory quantizes activations; 0, the runtime's default, is not written.
+    """
+    config: dict[str, Any] = {"llm_model": MODEL, "llm_weight": WEIGHTS, "llm_config": LLM_CONFIG}
+    if layout.embedding_file is not None:
+        config["embedding_file"] = EMBEDDING
+    config |= {
+        "tokenizer_file": tokenizer_file,
+        "backend_type": "cpu",
+        "thread_num": threads,
+        "precision": precision,
+        "memory": memory,
+    }
+    if dynamic_option:
+        config["dynamic_option"] = dynamic_option
+    return config | _sampler(sampling)
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """Runtime settings that suit what is stored, and why."""
+
+    memory: str
+    precision: str
+    dynamic_option: int
+    reason: str
+
+
+FINE_BITS = 6
+"""Width of stored weights from which on quantized activations cost more than the weights do."""
+
+BLOCK_UNIT = 8
+"""Blocks that are multiples of this can be quantized on their own by ``dynamic_option`` 2."""
+
+
+def recommend(storage: Iterable[Storage]) -> Recommendation:
+    """Settings for a model whose weights are stored so.
+
+    From measurements on x86-64: memory low decodes three to four times as fast as normal and holds a quarter of it or
+    less. Quantizing activations by row adds about 7e-4 nats to the example model at any width, by block 1.3e-4. On the
+    shape of Qwen2.5-0.5B blocks take 7 % of the decoding speed with 8-bit weights, and 15 % with 4-bit ones, which lose
+    1e-2 nats themselves. Keys and values in 8 bits (``attention_mode`` 9 and 10) are never recommended: the divergence
+    while decoding is four times as large.
+    """
+    items = list(storage)
+    integer = [item for item in items if item.bits <= 8]
+    if not integer:
+        precision = "high" if all(item.bits == 32 for item in items) else "low"
+        return Recommendation(
+            "normal", precision, 0, "no weight is stored as integers, so nothing is gained by low memory"
+        )
+    blocks = all(item.block % BLOCK_UNIT == 0 for item in integer)
+    if blocks and min(item.bits for item in integer) >= FINE_BITS:
+        reason = "the weights are so exact that activations rounded by row would cost more than they do; by block they do not"
+        return Recommendation("low", "low", 2, reason)
+    return Recommendation("low", "low", 0, "codes stay packed, and activations cost little beside the weights")
+
+
+def _sampler(sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """Sampler settings under the names of 3.4 (camel case) and of later releases (snake case)."""
+    if not sampling.get("do_sample"):
+        return {"sampler_type": "greedy"}
+    found: dict[str, Any] = {"sampler_type": "mixed", "mixed_samplers": ["penalty", "topK", "topP", "temperature"]}
+    for names, kind in (
+        (("temperature",), float),
+        (("topK", "top_k"), int),
+        (("topP", "top_p"), float),
+        (("minP", "min_p"), float),
+        (("penalty", "repetition_penalty"), float),
+    ):
+        number = sampling.get(names[-1])
+        if isinstance(number, (int, float)) and not isinstance(number, bool):
+            found |= dict.fromkeys(names, kind(number))
+    return found
+
+
+def model_config(graph: Graph, layout: Layout, template: Mapping[str, str]) -> dict[str, Any]:
+    """``llm_config.json``: what the runtime must know of the model.
+
+    Args:
+        graph: MNN-legal graph with its recorded inputs.
+        layout: where the embedding rows lie.
+        template: ``chat_template``, ``bos`` and ``eos`` as far as the checkpoint has them.
+    """
+    fact: DynamicInputs = graph.facts[DynamicInputs.name]
+    meta = graph.metadata
+    rows = graph.value(fact.find("embedding-rows").input)  # type: ignore[union-attr]
+    config: dict[str, Any] = {
+        "model_type": meta["model_type"],
+        # The width of an embedding row, which is a multiple of the model's when the rows come in exact parts.
+        "hidden_size": rows.shape[-1],
+        "layer_nums": meta["num_layers"],
+        "attention_mask": "float",
+        "attention_type": "full",
+        "is_mrope": False,
+        "max_position_embeddings": meta["max_position"],
+    }
+    windows = [window for window in fact.windows if window]
+    if windows:
+        config |= {"attention_type": "mix", "sliding_window": windows[0]}
+    if layout.embedding is not None:
+        config["tie_embeddings"] = _row_table(layout.embedding)
+    if template:
+        config["jinja"] = dict(template)
+    return config
+
+
+def _row_table(matrix: Matrix) -> list[int]:
+    """Where embedding rows lie: first code, alpha, bytes of alpha, bits, block (0 for a row); 1 behind it for half
+    alpha."""
+    if matrix.weight.quantized is None:
+        return [matrix.code_offset, 0, 0, 16, 0]
+    block = 0 if matrix.weight.block == matrix.weight.columns else matrix.weight.block
+    found = [matrix.code_offset, matrix.alpha_offset, matrix.alpha_bytes, matrix.weight.bits, block]
+    return [*found, 1] if matrix.weight.quantized.spec.scale == "f16" else found
+
+
+def config_for(folder: Path, version: str) -> Path:
+    """The configuration file of a model directory that a release should load."""
+    release = RELEASES.get(version)
+    older = folder / CONFIG_TEXT
+    return older if release is not None and not release.mtok and older.is_file() else folder / CONFIG

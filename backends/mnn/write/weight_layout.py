@@ -1,0 +1,176 @@
+"""The byte layout of ``llm.mnn.weight``, computed before anything is written.
+
+The size of every stored weight follows from its type, so all offsets are known first and filling is a set of
+independent jobs, each with its own range. Offsets are absolute; nothing needs alignment. Formats: MNN
+``source/core/ConvolutionCommon.cpp`` (``IDST`` codes) and ``transformers/llm/engine/src/diskembedding.cpp``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ir.base.diag import LadingError
+from ir.base.types import BF16
+from ir.graph.graph import Graph, Node, Value
+from ir.quant.stored_weight import StoredWeight, storage_of
+
+MAX_ELEMENTS = 2**31 - 1
+"""The loader keeps the number of elements of one convolution in a signed 32-bit integer."""
+
+NORMS = ("mnn.LayerNorm", "mnn.PackedNorm", "mnn.AddNorm")
+"""Operators whose last two inputs are a gain and a shift in the weight file."""
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One stored matrix: header, codes, alpha and bias, contiguous in that order.
+
+    Attributes:
+        weight: what is stored.
+        offset: first byte in the weight file.
+        header_bytes: dimension header and code table of integer storage, else 0.
+        code_bytes: packed codes, halves or floats.
+        alpha_bytes: scales, or (zero, scale) pairs, of integer storage.
+        bias: the vector stored behind, or None for a matrix that only serves embedding rows.
+        bias_bytes: its size.
+    """
+
+    weight: StoredWeight
+    offset: int
+    header_bytes: int
+    code_bytes: int
+    alpha_bytes: int
+    bias: Value | None
+    bias_bytes: int
+
+    @property
+    def code_offset(self) -> int:
+        """First byte of the codes."""
+        return self.offset + self.header_bytes
+
+    @property
+    def alpha_offset(self) -> int:
+        """First byte of the scales."""
+        return self.code_offset + self.code_bytes
+
+    @property
+    def bias_offset(self) -> int:
+        """First byte of the bias."""
+        return self.alpha_offset + self.alpha_bytes
+
+    @property
+    def end(self) -> int:
+        """First byte behind."""
+        return self.bias_offset + self.bias_bytes
+
+    @property
+    def blocks(self) -> int:
+        """Scales in a row; 0 for float storage."""
+        return self.weight.columns // self.weight.block if self.weight.block else 0
+
+    @property
+    def wide_header(self) -> bool:
+        """True when the header's dimensions need 32 bits."""
+        return max(self.weight.rows, self.weight.columns) > 0xFFFF
+
+
+@dataclass(frozen=True)
+class Vector:
+    """Float32 vectors stored back to back (gain and shift of a norm)."""
+
+    values: tuple[Value, ...]
+    offset: int
+    nbytes: int
+
+    @property
+    def end(self) -> int:
+        """First byte behind."""
+        return self.offset + self.nbytes
+
+
+@dataclass
+class Layout:
+    """Where everything lies.
+
+    Attributes:
+        matrices: by convolution node.
+        vectors: by norm node.
+        embedding: the matrix that serves embedding rows from the weight file, or None when they have a file of their
+            own.
+        embedding_shared: True when that matrix is the logits convolution's.
+        embedding_file: table stored as bfloat16 rows in ``embeddings_bf16.bin``, or None.
+        nbytes: size of the weight file.
+    """
+
+    matrices: dict[Node, Matrix] = field(default_factory=dict)
+    vectors: dict[Node, Vector] = field(default_factory=dict)
+    embedding: Matrix | None = None
+    embedding_shared: bool = False
+    embedding_file: StoredWeight | None = None
+    nbytes: int = 0
+
+
+def plan_layout(graph: Graph) -> Layout:
+    """Assign a range of the weight file to everything the graph stores, in program order.
+
+    Raises:
+        LadingError: B601 a matrix too large for the loader, B602 embedding rows in a form no runtime reads.
+    """
+    layout = Layout()
+    for node in graph.nodes:
+        if node.op == "mnn.Convolution":
+            matrix = _matrix(storage_of(node.inputs[1], matmul=True), layout.nbytes, node.inputs[2])
+            layout.matrices[node] = matrix
+            layout.nbytes = matrix.end
+        elif node.op in NORMS:
+            values = tuple(node.inputs[-2:])
+            vector = Vector(values, layout.nbytes, sum(4 * value.type.size for value in values))
+            layout.vectors[node] = vector
+            layout.nbytes = vector.end
+    if "embedding" in graph.tables:
+        _place_embedding(layout, storage_of(graph.tables["embedding"]))
+    return layout
+
+
+def _matrix(weight: StoredWeight, offset: int, bias: Value | None) -> Matrix:
+    count = weight.rows * weight.columns
+    if count > MAX_ELEMENTS:
+        raise LadingError(
+            "B601",
+            f"{weight.rows} x {weight.columns} weights are more than the {MAX_ELEMENTS} that one MNN operator can hold",
+            where=weight.name,
+        )
+    bias_bytes = 4 * weight.rows if bias is not None else 0
+    if weight.quantized is None:
+        return Matrix(weight, offset, 0, count * weight.bits // 8, 0, bias, bias_bytes)
+    bits, spec = weight.bits, weight.quantized.spec
+    header = 2 + (8 if max(weight.rows, weight.columns) > 0xFFFF else 4) + (1 << bits)
+    scale_bytes = 2 if spec.scale == "f16" else 4
+    alpha = weight.rows * (weight.columns // weight.block) * scale_bytes * (1 if spec.symmetric else 2)
+    return Matrix(weight, offset, header, (count * bits + 7) // 8, alpha, bias, bias_bytes)
+
+
+def _place_embedding(layout: Layout, table: StoredWeight) -> None:
+    if table.quantized is None and table.source.type.dtype == BF16:  # type: ignore[union-attr]
+        layout.embedding_file = table
+        return
+    if table.bits not in (4, 8, 16):
+        raise LadingError(
+            "B602", f"embedding rows of {table.bits} bits cannot be read by the runtime", where=table.name
+        )
+    for matrix in layout.matrices.values():
+        if _same_storage(matrix.weight, table):
+            layout.embedding, layout.embedding_shared = matrix, True
+            return
+    # The runtime takes an offset of 0 for "not in this file"; anything stored before keeps it above.
+    layout.embedding = _matrix(table, layout.nbytes, None)
+    layout.nbytes = layout.embedding.end
+
+
+def _same_storage(left: StoredWeight, right: StoredWeight) -> bool:
+    from ir.tensor.base import same_tensor
+
+    if left.quantized is not None or right.quantized is not None:
+        return left.quantized is right.quantized
+    same_shape = (left.rows, left.columns, left.bits) == (right.rows, right.columns, right.bits)
+    return same_shape and same_tensor(left.source, right.source)  # type: ignore[arg-type]

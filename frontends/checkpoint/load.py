@@ -1,0 +1,217 @@
+"""A Hugging Face checkpoint to `ir.Graph`: find the folder, read its configuration, match its tensors, build the graph.
+
+Only headers are read. Every tensor of the checkpoint is either used or named by the family as needless; whatever is
+missing, left over, misshapen or stored in an unreadable type is reported by name, all of it at once.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Collection, Mapping
+
+import numpy as np
+
+from frontends.checkpoint.config_file import ModelConfig, read_config
+from frontends.checkpoint.hub import resolve
+from frontends.checkpoint.match_tensors import Layout, make_layout
+from frontends.families.llama import FAMILIES, Family
+from frontends.modules.decoder import build_decoder
+from ir.base.diag import Diagnostic, LadingError, suggest
+from ir.graph.graph import Graph
+from ir.tensor.base import Tensor
+
+STORED_TYPES = ("bf16", "f16", "f32", "f64")
+"""Element types a checkpoint may have."""
+
+MAX_REPORTS = 12
+"""Problems of one sort that are listed singly; the rest is counted."""
+
+
+def load(
+    model: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    offline: bool = False,
+    families: Mapping[str, Family] = FAMILIES,
+) -> Graph:
+    """The graph of a checkpoint folder or hub repository; see `frontends.modules.decoder` for its form.
+
+    Constants are recipes over the files, so the files must stay in place as long as the graph is used.
+
+    ``graph.metadata`` holds plain JSON values: ``family``, ``model_type``, ``name``, the sizes of the model, ``tied``,
+    ``windows`` (one entry per layer, null without), ``rope``, ``dtypes`` (stored types), ``sources`` (digest of the
+    configuration, digest of the header and size of each weight file) and ``warnings``.
+
+    Args:
+        model: folder or hub name ``owner/name``.
+        revision, cache_dir, offline: see `frontends.checkpoint.hub.resolve`.
+        families: rows to choose from.
+
+    Raises:
+        LadingError: F500 to F509 for the place, F510 to F529 for the files, F530 to F541 for the configuration, F550 to
+            F554 for the tensors.
+    """
+    from frontends.containers.safetensors import open_checkpoint
+
+    folder = resolve(model, revision=revision, cache_dir=cache_dir, offline=offline)
+    config = read_config(folder / "config.json", families)
+    checkpoint = open_checkpoint(folder)
+    graph = build(config, checkpoint.tensors, str(folder))
+    local = os.path.isdir(os.path.expanduser(model))
+    graph.metadata["name"] = folder.resolve().name if local else os.fspath(model)
+    weights = {
+        source.name: {"bytes": source.nbytes, "header_sha256": source.header_digest} for source in checkpoint.sources()
+    }
+    graph.metadata["sources"] = {"config.json": {"sha256": config.digest}, **weights}
+    return graph
+
+
+def build(config: ModelConfig, tensors: Mapping[str, Tensor], where: str) -> Graph:
+    """The graph of a configuration and the tensors of a checkpoint; errors F550 to F554 as in `load`."""
+    layout = make_layout(config, tensors.keys(), where)
+    layout = _tie(config, layout, tensors)
+    _match(config, layout, tensors, where)
+    graph = build_decoder(config, layout, tensors, "decoder")
+    graph.metadata.update(_metadata(config, layout, tensors))
+    return graph
+
+
+# ---- matching ----
+
+
+def _tie(config: ModelConfig, layout: Layout, tensors: Mapping[str, Tensor]) -> Layout:
+    """Use one matrix where both are stored, the file says they are tied, and they are equal.
+
+    When they differ they are two matrices in spite of the configuration, as in the reference implementation.
+    """
+    if not config.tied or layout.head is None or layout.head not in tensors or layout.embed not in tensors:
+        return layout
+    if not _equal(tensors[layout.head], tensors[layout.embed]):
+        return layout
+    return layout.tied_to_embedding()
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    if a.type != b.type:
+        return False
+    return all(
+        np.array_equal(piece.view(np.uint8), b.rows(start, stop).view(np.uint8)) for start, stop, piece in a.pieces()
+    )
+
+
+def _match(config: ModelConfig, layout: Layout, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Compare the layout with the stored tensors and report every difference."""
+    missing = [name for name in layout.shapes if name not in tensors]
+    extra = [name for name in tensors if name not in layout.shapes and not _ignored(config, layout, name)]
+    problems = [
+        *_missing(config, layout, missing, extra, where),
+        *_extra(config, layout, extra, missing, where),
+        *_misfits(layout, tensors, where),
+    ]
+    if problems:
+        raise LadingError.of(problems)
+
+
+def _ignored(config: ModelConfig, layout: Layout, name: str) -> bool:
+    family = config.family
+    below = name.removeprefix(layout.prefix)
+    if any(re.match(pattern, text) for pattern in family.ignore for text in (below, name)):
+        return True
+    if name in layout.needless:
+        return True
+    return family.extra_layers and _layer_index(config, below) >= len(config.layers)
+
+
+def _layer_index(config: ModelConfig, below: str) -> int:
+    found = re.match(rf"{re.escape(config.family.names.layers)}\.(\d{{1,9}})\.", below)
+    return int(found[1]) if found else -1
+
+
+def _missing(
+    config: ModelConfig, layout: Layout, names: list[str], extra: Collection[str], where: str
+) -> list[Diagnostic]:
+    found = []
+    for name in names[:MAX_REPORTS]:
+        hint = suggest(name, list(extra)[:500])
+        if name == layout.head and not config.tied:
+            hint = "set tie_word_embeddings to true in config.json if the output matrix is the embedding"
+        found.append(Diagnostic("F550", f"tensor {name} is missing", where, hint))
+    return found + _rest("F550", "missing", len(names), where)
+
+
+def _extra(
+    config: ModelConfig, layout: Layout, names: list[str], missing: Collection[str], where: str
+) -> list[Diagnostic]:
+    found = []
+    for name in names[:MAX_REPORTS]:
+        hint = suggest(name, list(missing)[:500])
+        if _layer_index(config, name.removeprefix(layout.prefix)) >= len(config.layers):
+            hint = f"config.json says that the model has {len(config.layers)} layers (num_hidden_layers)"
+        message = f"tensor {name} is not used by the {config.family.model_type} family"
+        found.append(Diagnostic("F551", message, where, hint))
+    return found + _rest("F551", "not used", len(names), where)
+
+
+def _misfits(layout: Layout, tensors: Mapping[str, Tensor], where: str) -> list[Diagnostic]:
+    shapes, dtypes = [], []
+    for name, shape in layout.shapes.items():
+        if name not in tensors:
+            continue
+        type_ = tensors[name].type
+        if type_.shape != shape:
+            message = f"tensor {name} has shape {list(type_.shape or ())}, but config.json calls for {list(shape)}"
+            shapes.append(Diagnostic("F552", message, tensors[name].loc))
+        if type_.dtype.name not in STORED_TYPES:
+            hint = "quantized checkpoints are not read; start from the bf16, fp16 or fp32 one"
+            message = f"tensor {name} is stored as {type_.dtype}, not as one of {', '.join(STORED_TYPES)}"
+            dtypes.append(Diagnostic("F553", message, tensors[name].loc, hint))
+    return [
+        *shapes[:MAX_REPORTS],
+        *_rest("F552", "misshapen", len(shapes), where),
+        *dtypes[:MAX_REPORTS],
+        *_rest("F553", "of a type that is not read", len(dtypes), where),
+    ]
+
+
+def _rest(code: str, what: str, count: int, where: str) -> list[Diagnostic]:
+    more = count - MAX_REPORTS
+    return [Diagnostic(code, f"{more} more tensors are {what}", where)] if more > 0 else []
+
+
+# ---- description ----
+
+
+def _metadata(config: ModelConfig, layout: Layout, tensors: Mapping[str, Tensor]) -> dict[str, object]:
+    from frontends.modules.rope import table
+
+    frequencies = table(config.rope)
+    return {
+        "family": config.family.model_type,
+        "model_type": config.family.model_type,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_layers": len(config.layers),
+        "heads": config.heads,
+        "kv_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "vocab_size": config.vocab_size,
+        "max_position": config.max_position,
+        "context": config.context,
+        "parameters": sum(math.prod(shape) for shape in layout.shapes.values()),
+        "tied": layout.head is None,
+        "windows": [layer.window for layer in config.layers],
+        "rope": {
+            "kind": config.rope.kind,
+            "theta": config.rope.theta,
+            "width": config.rotary_dim,
+            "factor": config.rope.factor,
+            "attention_factor": frequencies.attention_factor,
+            "steady": frequencies.variant.limit if frequencies.variant is not None else None,
+            "layers": [layer.rope for layer in config.layers],
+        },
+        "dtypes": sorted({tensors[name].type.dtype.name for name in layout.shapes}),
+        "warnings": [item.as_dict() for item in config.warnings],
+    }

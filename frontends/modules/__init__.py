@@ -1,0 +1,1 @@
+"""Parts of language models: what they read of a configuration, and the graph they make."""

@@ -1,0 +1,1 @@
+"""Analyses of graphs: dataflow, lifetimes, repeated blocks."""

@@ -1,0 +1,1 @@
+"""Operators of domains of our own that belong to no runtime."""

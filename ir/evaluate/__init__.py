@@ -1,0 +1,1 @@
+"""Evaluation of graphs in pieces, and distances between what two graphs give."""

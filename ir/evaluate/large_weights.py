@@ -1,0 +1,297 @@
+"""Operators with a weight larger than the memory limit, computed with numpy from pieces of the weight.
+
+A weight is a constant, or constants under dequantization, Cast, Transpose or Identity. It is read along the axis in
+which the stored matrix is contiguous and never held whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from ir.base.types import TensorType, dtype_of_onnx
+from ir.evaluate.onnxruntime_session import load_constant, stored_form
+from ir.graph.graph import Node, Value
+from ir.ops.registry import attribute
+from ir.quant.weight import QuantizedWeight
+from ir.tensor.base import Tensor
+from ir.tensor.rearranged import transposed
+
+WEIGHT_INPUT = {"MatMul": 1, "Gemm": 1, "mnn.Convolution": 1, "Gather": 0}
+"""Which input of an operator may be larger than memory."""
+DEQUANTIZE = ("DequantizeLinear", "mnn.AffineDequantize")
+
+
+@dataclass(frozen=True)
+class Slab:
+    """A matrix that can be read in ranges along one axis.
+
+    Attributes:
+        axis: the axis, 0 or 1.
+        read: the elements of a range along the axis, as a matrix of the element type.
+    """
+
+    axis: int
+    read: Callable[[int, int], np.ndarray]
+
+
+def slab_of(value: Value, axis: int) -> Slab | None:
+    """How a weight is read in ranges along an axis; None when that would need the whole weight."""
+    if not isinstance(value.type, TensorType) or value.type.rank != 2:
+        return None
+    if value.const is not None:
+        return _stored(value.const, axis)
+    node = value.producer
+    source = node.inputs[0] if node is not None and node.inputs else None
+    if source is None:
+        return None
+    if node.op == "Transpose" and tuple(node._attrs.get("perm", (1, 0))) == (1, 0):  # type: ignore[union-attr]
+        inner = slab_of(source, 1 - axis)
+        return None if inner is None else Slab(axis, lambda start, stop: inner.read(start, stop).T)
+    inner = slab_of(source, axis)
+    if inner is None:
+        return None
+    if node.op == "Identity":  # type: ignore[union-attr]
+        return inner
+    if node.op in ("Cast", "mnn.Cast"):  # type: ignore[union-attr]
+        to = dtype_of_onnx(node._attrs["to"]).numpy  # type: ignore[union-attr]
+        return Slab(axis, lambda start, stop: inner.read(start, stop).astype(to))
+    if node.op in DEQUANTIZE and all(item is None or item.const is not None for item in node.inputs):  # type: ignore
+        return _dequantized(node, inner, source.shape[1 - axis])  # type: ignore[arg-type,index]
+    return None
+
+
+def _stored(tensor: Tensor, axis: int) -> Slab | None:
+    flipped = tensor.recipe()[0] == "transposed"
+    if axis == 0:
+        return None if flipped else Slab(0, tensor.rows)
+    if not flipped:
+        return None
+    base = transposed(tensor)
+    return Slab(1, lambda start, stop: base.rows(start, stop).T)
+
+
+def _dequantized(node: Node, codes: Slab, extent: int) -> Slab | None:
+    """``(codes - zero point) * scale`` or ``codes * scale + zero``, with blocks along one axis of the codes."""
+    axis = attribute(node, "axis") % 2
+    block = attribute(node, "block_size") or 0
+    if block and axis != codes.axis and (recipe := _shared_recipe(node)) is not None:
+        return _requantized(node, recipe, codes.axis, block)
+    parts = [_Spread.of(node.input(index), axis, block, codes.axis, extent) for index in (1, 2)]
+    scale, zero = parts
+    if scale is None or (zero is None and node.input(2) is not None):
+        return None
+    kind = node.inputs[1].dtype.numpy  # type: ignore[union-attr]
+    asked = node._attrs.get("output_dtype", 0)
+    wanted = dtype_of_onnx(asked).numpy if asked else kind
+
+    def read(start: int, stop: int) -> np.ndarray:
+        raw = codes.read(start, stop)
+        if zero is None:
+            numbers = raw.astype(kind) * scale.read(start, stop)
+        elif node.op == "mnn.AffineDequantize":
+            numbers = raw.astype(kind) * scale.read(start, stop) + zero.read(start, stop)
+        else:
+            numbers = (raw.astype(np.int32) - zero.read(start, stop).astype(np.int32)).astype(kind)
+            numbers *= scale.read(start, stop)
+        return numbers.astype(wanted, copy=False)
+
+    return Slab(codes.axis, read)
+
+
+def _shared_recipe(node: Node) -> QuantizedWeight | None:
+    """The recipe of which all constants of a dequantization are parts."""
+    recipes = {id(stored_form(v.const).quantized): v for v in node.inputs if v is not None}  # type: ignore[arg-type]
+    return stored_form(node.inputs[0].const).quantized if len(recipes) == 1 else None  # type: ignore
+
+
+def _requantized(node: Node, recipe: QuantizedWeight, axis: int, block: int) -> Slab:
+    """Ranges of a weight whose codes, scales and zeros are quantized together, rows along `axis`."""
+    zeros = node.input(2) is not None
+
+    def read(start: int, stop: int) -> np.ndarray:
+        part = recipe.rows(start, stop)
+        scale = np.repeat(part.scale, block, 1)
+        if zeros and node.op == "mnn.AffineDequantize":
+            numbers = part.codes * scale + np.repeat(part.zero, block, 1)  # type: ignore[arg-type]
+        elif zeros:
+            zero = np.repeat(part.zero.astype(np.int16), block, 1)  # type: ignore[union-attr]
+            numbers = (part.codes - zero).astype(np.float32) * scale
+        else:
+            numbers = part.codes * scale
+        return numbers.T if axis else numbers
+
+    return Slab(axis, read)
+
+
+@dataclass(frozen=True)
+class _Spread:
+    """Scales or zeros of a quantized matrix, read in the shape of a range of its codes.
+
+    Attributes:
+        source: how a matrix of block values is read; None when `whole` holds a scalar or one value for each place.
+        whole: the values, when there is no source.
+        axis: the axis along which a block runs.
+        block: its length.
+        along: the axis in which ranges are read.
+        extent: length of the other axis.
+    """
+
+    source: Slab | None
+    whole: np.ndarray | None
+    axis: int
+    block: int
+    along: int
+    extent: int
+
+    @classmethod
+    def of(cls, value: Value | None, axis: int, block: int, along: int, extent: int) -> _Spread | None:
+        """The reader of a constant operand; None when there is none or it cannot be read in ranges."""
+        if value is None:
+            return None
+        if value.type.rank == 2:  # type: ignore[union-attr]
+            source = slab_of(value, along)
+            return None if source is None else cls(source, None, axis, block, along, extent)
+        whole = load_constant(value.const).reshape(-1)  # type: ignore[arg-type]
+        return cls(None, whole, axis, block, along, extent)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Values that broadcast against the codes of a range."""
+        if self.whole is not None:
+            if self.whole.size == 1:
+                return self.whole.reshape(())
+            line = self.whole[start:stop] if self.axis == self.along else self.whole
+            return line[:, None] if self.axis == 0 else line[None, :]
+        assert self.source is not None
+        if self.axis != self.along:
+            wide = np.repeat(self.source.read(start, stop), self.block, self.axis)
+            return wide[:, : self.extent] if self.axis else wide[: self.extent]
+        first = start // self.block
+        wide = np.repeat(self.source.read(first, -(-stop // self.block)), self.block, self.axis)
+        skip = start - first * self.block
+        return wide[:, skip : skip + stop - start] if self.axis else wide[skip : skip + stop - start]
+
+
+def can_run(node: Node) -> bool:
+    """True when `run` computes the node from pieces of its weight."""
+    index = WEIGHT_INPUT.get(node.op)
+    weight = node.input(index) if index is not None else None
+    if weight is None or not isinstance(weight.type, TensorType) or weight.type.rank != 2:
+        return False
+    if node.op == "Gather":
+        return attribute(node, "axis") in (0, -2) and slab_of(weight, 0) is not None
+    if node.op == "Gemm" and attribute(node, "transA"):
+        return False
+    return weight.dtype.is_float and _product_slab(node, weight) is not None
+
+
+def _product_slab(node: Node, weight: Value) -> Slab | None:
+    return slab_of(weight, 1) or slab_of(weight, 0)
+
+
+def run(
+    node: Node, operands: list[list[np.ndarray | None]], budget: int, contents: Tensor | None = None
+) -> list[np.ndarray]:
+    """Compute one node for several sets of operands, reading each piece of the weight once.
+
+    Args:
+        node: a node for which `can_run` is true.
+        operands: for each set the node's inputs, the weight's place left None.
+        budget: size of a piece in bytes.
+        contents: what to take for a constant weight instead of what it holds.
+    """
+    weight = node.inputs[WEIGHT_INPUT[node.op]]
+    assert weight is not None
+    if node.op == "Gather":
+        slab = slab_of(weight, 0) if contents is None else _table_slab(contents)
+        return _gather(slab, weight.shape, [given[1] for given in operands], budget)  # type: ignore[misc,arg-type]
+    matrices = [_matrix(node, given[0]) for given in operands]  # type: ignore[arg-type]
+    joined = np.concatenate(matrices) if len(matrices) > 1 else matrices[0]
+    flipped = node.op == "Gemm" and bool(attribute(node, "transB"))
+    slab = _product_slab(node, weight) if contents is None else _stored(contents, 1) or _stored(contents, 0)
+    product = _product(joined, slab, weight.shape, flipped, budget)  # type: ignore[arg-type]
+    results, start = [], 0
+    for given, matrix in zip(operands, matrices, strict=True):
+        part = product[start : start + len(matrix)]
+        start += len(matrix)
+        results.append(_finish(node, part, given))
+    return results
+
+
+def _matrix(node: Node, x: np.ndarray) -> np.ndarray:
+    wide = x.reshape(x.shape[0], -1) if node.op == "mnn.Convolution" else x.reshape(-1, x.shape[-1])
+    return wide if wide.dtype in (np.float32, np.float64) else wide.astype(np.float32)
+
+
+def _finish(node: Node, product: np.ndarray, given: list[np.ndarray | None]) -> np.ndarray:
+    """Bring rows of a product into the shape and type of the node's result."""
+    x = given[0]
+    assert x is not None
+    bias = given[2] if len(given) > 2 else None
+    if node.op == "Gemm":
+        product = product * np.float32(attribute(node, "alpha"))
+        bias = None if bias is None else bias * np.float32(attribute(node, "beta"))
+    if bias is not None:
+        product = product + bias
+    shape = {"mnn.Convolution": (*product.shape, 1, 1), "Gemm": product.shape}
+    shaped = product.reshape(shape.get(node.op, (*x.shape[:-1], product.shape[-1])))
+    return shaped.astype(x.dtype, copy=False)
+
+
+def _ranges(extent: int, width: int, itemsize: int, budget: int) -> Iterator[tuple[int, int]]:
+    step = max(budget // max(width * itemsize, 1), 1)
+    # Whole numbers of 64 keep quantization blocks and packed codes together.
+    step = step // 64 * 64 or step
+    for start in range(0, extent, step):
+        yield start, min(start + step, extent)
+
+
+def _table_slab(contents: Tensor) -> Slab:
+    return _stored(contents, 0) or Slab(0, contents.rows)
+
+
+def _product(x: np.ndarray, slab: Slab, shape: tuple[int, int], flipped: bool, budget: int) -> np.ndarray:
+    """``x @ W`` (``x @ W.T`` when flipped) from columns of W where it is stored so, else from its rows."""
+    extent, across = shape[slab.axis], shape[1 - slab.axis]
+    columns = shape[0] if flipped else shape[1]
+    by_columns = (slab.axis == 1) != flipped
+    out = (np.empty if by_columns else np.zeros)((len(x), columns), x.dtype)
+    for start, stop in _ranges(extent, across, x.dtype.itemsize, budget):
+        part = slab.read(start, stop).astype(x.dtype, copy=False)
+        part = part.T if flipped else part
+        if by_columns:
+            np.matmul(x, part, out=out[:, start:stop])
+        else:
+            out += x[:, start:stop] @ part
+    return out
+
+
+def _gather(slab: Slab, shape: tuple[int, int], places: list[np.ndarray], budget: int) -> list[np.ndarray]:
+    """Rows of a matrix; only those asked for are read."""
+    count, width = shape
+    wanted = [np.where(index < 0, index + count, index).astype(np.int64) for index in places]
+    unique = np.unique(np.concatenate([index.reshape(-1) for index in wanted]))
+    if unique.size and not 0 <= unique[0] <= unique[-1] < count:
+        raise IndexError(f"rows {unique[0]} to {unique[-1]} of a table with {count}")
+    rows: np.ndarray | None = None
+    for low, high in _runs(unique, max(budget // max(width * 4, 1), 1)):
+        part = slab.read(int(unique[low]), int(unique[high - 1]) + 1)
+        rows = np.empty((unique.size, width), part.dtype) if rows is None else rows
+        rows[low:high] = part
+    if rows is None:
+        rows = np.empty((0, width), slab.read(0, min(1, count)).dtype)
+    return [rows[np.searchsorted(unique, index)] for index in wanted]
+
+
+def _runs(numbers: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
+    """Ranges of places in a sorted vector whose numbers follow each other, at most `most` long."""
+    breaks = [0, *(np.flatnonzero(np.diff(numbers) != 1) + 1).tolist(), numbers.size]
+    for low, high in pairwise(breaks):
+        for start in range(low, high, most):
+            yield start, min(start + most, high)
+
+
+__all__ = ["WEIGHT_INPUT", "can_run", "run", "slab_of"]

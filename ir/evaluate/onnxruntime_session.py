@@ -1,0 +1,213 @@
+"""onnxruntime as a library of kernels: sessions without graph optimisation, and values of every element type.
+
+Optimisation is off because it folds constants (which doubles the memory of weights) and fuses operators, and the point
+of an evaluation is what the graph says. Functions are still inlined.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ir.base.diag import LadingError
+from ir.base.types import DType, dtype_of_onnx
+from ir.onnx.export import onnx_bytes, onnx_dtype
+from ir.tensor.base import Tensor
+from ir.tensor.rearranged import transposed
+
+if TYPE_CHECKING:
+    import onnx
+
+PLAIN = frozenset({"f32", "f64", "f16", "i8", "i16", "i32", "i64", "u8", "u16", "u32", "u64", "bool", "c64", "c128"})
+"""Element types that onnxruntime passes as numpy arrays; the others go by their bytes."""
+
+
+@cache
+def _library() -> Any:
+    import onnxruntime
+
+    return onnxruntime
+
+
+@cache
+def _failures() -> tuple[type[Exception], ...]:
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    names = ("EPFail", "EngineError", "Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "ModelLoadCanceled")
+    names += ("NoModel", "NoSuchFile", "NotFound", "NotImplemented", "RuntimeException")
+    return (*(getattr(state, name) for name in names if hasattr(state, name)), RuntimeError, ValueError)
+
+
+class Session:
+    """One loaded model."""
+
+    def __init__(self, model: onnx.ModelProto, threads: int | None = None, where: str = "") -> None:
+        """Load a model; `where` says in errors which part of a graph it is.
+
+        Raises:
+            LadingError: T220 with onnxruntime's message.
+        """
+        runtime = _library()
+        options = runtime.SessionOptions()
+        options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.log_severity_level = 4
+        # Without arenas freed memory goes back to the system, so a segment's peak does not outlive it.
+        options.enable_cpu_mem_arena = False
+        options.enable_mem_pattern = False
+        # Model order. The default order computes every weight before the first one is used.
+        options.execution_order = runtime.ExecutionOrder.PRIORITY_BASED
+        # Idle threads of one segment must not keep the processor from the next.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if threads:
+            options.intra_op_num_threads = threads
+        self._where = where
+        self.outputs = [item.name for item in model.graph.output]
+        try:
+            self._session = runtime.InferenceSession(
+                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+        except _failures() as error:
+            raise _refused(error, where) from error
+
+    def run(self, feeds: dict[str, Any], outputs: Sequence[str] | None = None) -> list[Any]:
+        """Outputs as ``OrtValue`` for feeds given as ``OrtValue``.
+
+        Raises:
+            LadingError: T220 with onnxruntime's message.
+        """
+        try:
+            return self._session.run_with_ort_values(list(outputs or self.outputs), feeds)
+        except _failures() as error:
+            raise _refused(error, self._where) from error
+
+
+def _refused(error: Exception, where: str) -> LadingError:
+    return LadingError("T220", f"onnxruntime: {str(error).strip()}", where=where)
+
+
+@cache
+def _trim() -> Any:
+    import ctypes
+
+    return getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+
+
+def give_memory_back() -> None:
+    """Return freed heap pages to the system, which the C library otherwise keeps between large arrays."""
+    trim = _trim()
+    if trim is not None:
+        trim(0)
+
+
+def ort_value(array: np.ndarray, dtype: DType) -> Any:
+    """An ``OrtValue`` over the memory of an array, which is copied only if it is not contiguous or packed.
+
+    Raises:
+        LadingError: T225 the element type cannot be passed.
+    """
+    library = _library().OrtValue
+    if dtype.name in PLAIN:
+        return library.ortvalue_from_numpy(np.ascontiguousarray(array).reshape(array.shape))
+    code = onnx_dtype(dtype)
+    stored = dtype_of_onnx(code)
+    if stored.kind == "s" or stored.name in ("c64", "c128"):
+        raise LadingError("T225", f"{dtype} arrays cannot be passed to onnxruntime", hint="make the array a constant")
+    if stored.name in PLAIN:
+        return library.ortvalue_from_numpy(np.ascontiguousarray(array.astype(stored.numpy)))
+    if stored.bits >= 8:
+        raw = np.ascontiguousarray(array).view(np.uint16 if stored.bits == 16 else np.uint8)
+        return library.ortvalue_from_numpy_with_onnx_type(raw.reshape(array.shape), code)
+    # Two elements to a byte in an array of the logical shape; what lies behind the packed bytes is never touched.
+    packed = np.frombuffer(onnx_bytes(array, dtype), np.uint8)
+    # Pages of a mapping come one by one, those of a large numpy array by 2 MiB.
+    room = np.frombuffer(mmap.mmap(-1, max(array.size, 1)), np.uint8)[: array.size].reshape(array.shape)
+    room.reshape(-1)[: packed.size] = packed
+    return library.ortvalue_from_numpy_with_onnx_type(room, code)
+
+
+def constant_values(tensors: Iterable[Tensor]) -> dict[Tensor, Any]:
+    """``OrtValue`` with the contents of each tensor; codes, scales and zeros of one weight are quantized together."""
+    given = list(tensors)
+    groups: dict[int, list[Tensor]] = {}
+    for tensor in given:
+        recipe = stored_form(tensor).quantized
+        if recipe is not None:
+            groups.setdefault(id(recipe), []).append(tensor)
+    found: dict[Tensor, Any] = {}
+    for tensor in given:
+        if tensor in found:
+            continue
+        recipe = stored_form(tensor).quantized
+        group = groups.get(id(recipe), [])
+        if recipe is None or len(group) < 2:
+            found[tensor] = ort_value(load_constant(tensor), tensor.type.dtype)
+            continue
+        blocks = recipe.rows(0, recipe.shape[0])
+        for part in group:
+            array = getattr(blocks, _PARTS[stored_form(part).recipe()[0]]).astype(part.type.dtype.numpy, copy=False)
+            found[part] = ort_value(array if stored_form(part) is part else array.T, part.type.dtype)
+    return found
+
+
+_PARTS = {"quantized_codes": "codes", "quantized_scale": "scale", "quantized_zero_point": "zero"}
+
+
+def stored_form(tensor: Tensor) -> Tensor:
+    """The matrix that is stored: of a transpose what is transposed, else the tensor itself."""
+    return transposed(tensor) if tensor.recipe()[0] == "transposed" else tensor
+
+
+def load_constant(tensor: Tensor) -> np.ndarray:
+    """The whole array; the transpose of a stored matrix is read in one pass over that matrix."""
+    stored = stored_form(tensor)
+    if stored is tensor:
+        return tensor.load()
+    out = np.empty(tensor.type.shape, tensor.type.dtype.numpy)  # type: ignore[arg-type]
+    for start, stop, rows in stored.pieces():
+        out[:, start:stop] = rows.T
+    return out
+
+
+def numpy_value(value: Any, dtype: DType | None = None) -> np.ndarray:
+    """The array of an ``OrtValue``; `dtype` is the IR's element type where it says more than onnxruntime's.
+
+    Raises:
+        LadingError: T225 the value is not a tensor.
+    """
+    if not value.is_tensor():
+        raise LadingError("T225", f"{value.data_type()} is not a tensor and cannot be returned")
+    if value.data_type() == "tensor(string)":
+        return np.asarray(value.numpy())
+    stored = dtype_of_onnx(value.element_type())
+    array = value.numpy() if stored.name in PLAIN else _converted(value, stored)
+    wanted = dtype.numpy if dtype is not None else stored.numpy
+    return array if array.dtype == wanted else array.astype(wanted)
+
+
+def _converted(value: Any, stored: DType) -> np.ndarray:
+    (result,) = _cast_session(stored.onnx).run({"x": value})
+    return result.numpy().astype(stored.numpy)
+
+
+@cache
+def _cast_session(code: int) -> Session:
+    """A session that turns an element type numpy lacks into the next one that holds every value."""
+    from onnx import TensorProto, helper
+
+    stored = dtype_of_onnx(code)
+    wide = TensorProto.FLOAT if stored.is_float else TensorProto.INT8 if stored.kind == "i" else TensorProto.UINT8
+    graph = helper.make_graph(
+        [helper.make_node("Cast", ["x"], ["y"], to=wide)],
+        "cast",
+        [helper.make_tensor_value_info("x", code, None)],
+        [helper.make_tensor_value_info("y", wide, None)],
+    )
+    return Session(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=11), 1)
+
+
+__all__ = ["Session", "constant_values", "give_memory_back", "load_constant", "numpy_value", "ort_value", "stored_form"]

@@ -1,0 +1,116 @@
+"""Random feeds that are legal for a graph: shapes within the declared ranges, ids within tables, rising positions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from ir.base.diag import LadingError
+from ir.base.types import Dim, TensorType
+from ir.graph.graph import Graph, Node, Value
+
+DEFAULT_SIZE = 4
+"""Size of a symbolic dimension that is not given, where its range allows it."""
+_ARRANGING = frozenset(
+    {"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Expand", "Flatten", "mnn.Reshape", "mnn.Cast"}
+)
+_POSITIONAL = frozenset({"Cos", "Sin", "lading.SlidingWindowMask"})
+_MIXING = frozenset({"Softmax", "Attention", "mnn.Attention", "RMSNormalization", "LayerNormalization"})
+
+
+def sample_feeds(graph: Graph, sizes: Mapping[str, int] | None = None, seed: int = 0) -> dict[str, np.ndarray]:
+    """One array for each input of a graph.
+
+    Floats are normally distributed. Integers that pick rows of a table are drawn from its rows, integers from which
+    angles or windows are computed count up from 0, others are 1, booleans are true. A graph with the recorded fact
+    ``dynamic-inputs`` and an embedding table is fed what its runtime would feed for random tokens.
+
+    Args:
+        graph: the graph.
+        sizes: sizes of symbolic dimensions by name; others are `DEFAULT_SIZE` or the nearest legal size.
+        seed: of the generator; equal seeds give equal feeds.
+
+    Raises:
+        LadingError: T226 a size outside the range of its dimension, T225 an input that is not a tensor of numbers.
+    """
+    rng = np.random.default_rng(seed)
+    shapes = {value: _shape(value, sizes or {}) for value in graph.inputs}
+    fact = graph.facts.get("dynamic-inputs")
+    table = graph.tables.get("embedding")
+    if fact is not None and table is not None and hasattr(fact, "find"):
+        rows = fact.find("embedding-rows")
+        if rows is not None:
+            length = shapes[graph.value(rows.input)][0]
+            return fact.feeds(graph, rng.integers(0, table.shape[0], length))  # type: ignore[union-attr,index]
+    return {value.name: _array(value, shape, rng) for value, shape in shapes.items()}
+
+
+def _shape(value: Value, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    type_ = value.type
+    if not isinstance(type_, TensorType) or type_.shape is None or type_.dtype.kind not in "fiub":
+        raise LadingError("T225", f"no feed can be made for input {value.name!r} of type {type_}", value.graph.name)
+    return tuple(dim if type(dim) is int else _size(dim, sizes) for dim in type_.shape)  # type: ignore[arg-type]
+
+
+def _size(dim: Dim, sizes: Mapping[str, int]) -> int:
+    wanted = sizes.get(dim.name)
+    if wanted is None:
+        wanted = max(dim.low, DEFAULT_SIZE) if dim.high is None else min(max(dim.low, DEFAULT_SIZE), dim.high)
+        step = dim.multiple_of
+        wanted = -(-wanted // step) * step
+        if not dim.accepts(wanted):
+            wanted = wanted // step * step - step
+    if not dim.accepts(wanted):
+        high = "any" if dim.high is None else dim.high
+        raise LadingError("T226", f"{dim} = {wanted} is not in {dim.low}..{high}, multiples of {dim.multiple_of}")
+    return wanted
+
+
+def _array(value: Value, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    dtype = value.type.dtype  # type: ignore[union-attr]
+    if dtype.is_float:
+        return rng.standard_normal(shape).astype(np.float32).astype(dtype.numpy)
+    if not dtype.is_integer:
+        return np.ones(shape, dtype.numpy)
+    rows = _table_rows(value)
+    if rows is not None:
+        return rng.integers(0, rows, shape).astype(dtype.numpy)
+    if _is_position(value):
+        return np.broadcast_to(np.arange(shape[-1] if shape else 1), shape or (1,)).reshape(shape).astype(dtype.numpy)
+    return np.ones(shape, dtype.numpy)
+
+
+def _table_rows(value: Value) -> int | None:
+    """Rows of the smallest table that a value picks from, looking through operators that rearrange."""
+    found: list[int] = []
+    for node, index in value.uses:
+        if node.op in _ARRANGING and index == 0:
+            inner = _table_rows(node.outputs[0])
+            found += [] if inner is None else [inner]
+        elif node.op in ("Gather", "GatherElements") and index == 1:
+            data, axis = node.inputs[0], node.attrs.get("axis", 0)
+            extent = data.shape[axis] if data is not None and data.shape is not None else None
+            found += [extent] if type(extent) is int else []
+        elif node.op == "RotaryEmbedding" and index == 3:
+            cos = node.inputs[1]
+            extent = cos.shape[0] if cos is not None and cos.shape is not None else None
+            found += [extent] if type(extent) is int else []
+    return min(found) if found else None
+
+
+def _is_position(value: Value) -> bool:
+    """True when angles or attention windows are computed from a value."""
+    seen: set[Node] = set()
+    waiting = [value]
+    while waiting and len(seen) < 256:
+        for node in waiting.pop().users:
+            if node.op in _POSITIONAL:
+                return True
+            if node not in seen and node.op not in _MIXING:
+                seen.add(node)
+                waiting.extend(node.outputs)
+    return False
+
+
+__all__ = ["DEFAULT_SIZE", "sample_feeds"]

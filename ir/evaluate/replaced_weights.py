@@ -1,0 +1,234 @@
+"""How much the predictions of a model change when weights are replaced, for many replacements in one pass over it.
+
+Each variant replaces some constants. Its values are carried beside those of the float graph from the first segment that
+reads a replaced constant on, so that a weight is loaded once for all variants, and a variant costs nothing before it
+differs. The product with the logits matrix is computed a piece of the vocabulary at a time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+
+import numpy as np
+
+from ir.evaluate.divergence import Divergence, PieceMeter, WindowMeter, combine
+from ir.evaluate.evaluator import Evaluator, Track
+from ir.evaluate.onnxruntime_session import give_memory_back
+from ir.evaluate.segments import Segment
+from ir.evaluate.token_feeds import window_feeds
+from ir.facts.precision import DynamicInputs
+from ir.graph.graph import Graph, Node, Value
+from ir.tensor.base import Tensor
+from ir.tensor.elementwise import cast
+from ir.tensor.rearranged import transposed
+
+Variant = Mapping[str, Tensor]
+"""Other contents for constants, by name, in the orientation of the graph."""
+
+PIECE_BYTES = 16 << 20
+"""Largest piece of the logits matrix, in single precision."""
+LEAST_PIECE = 256
+"""Tokens in a piece of the logits matrix, at least."""
+POSITIONS = 128
+"""Positions that a thread compares at once."""
+TOKENS = 4096
+"""Tokens of the vocabulary that are compared at once where logits are there as a whole."""
+
+
+def divergences(
+    graph: Graph,
+    windows: Sequence[np.ndarray],
+    variants: Sequence[Variant],
+    *,
+    memory_limit: int = 256 << 20,
+    threads: int | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> list[Divergence]:
+    """Distance of each variant's predictions from those of the graph as it is.
+
+    Args:
+        graph: a decoder that gives logits ``[1, positions, vocabulary]``, with recorded dynamic inputs, or with one
+            integer input for token ids.
+        windows: int[n] token ids; predictions at all positions are compared.
+        variants: replaced constants; a table of the graph that is replaced changes the embedding rows that are fed.
+        memory_limit: bytes of constants to hold at once. The values of all variants come on top: about ``positions x
+            hidden size x 4`` bytes each.
+        threads: threads to compute with; None for one per processor.
+        progress: called with (done, total, what).
+
+    Raises:
+        ValueError: a replaced name is no constant of the graph, or its replacement has another shape.
+        LadingError: Q437, Q438 the windows cannot be fed, and whatever evaluation and the replacements raise.
+    """
+    replaced = [_checked(graph, variant) for variant in variants]
+    return _Comparison(graph, windows, replaced, memory_limit, threads or os.cpu_count() or 1, progress).run()
+
+
+def _checked(graph: Graph, variant: Variant) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for name, tensor in variant.items():
+        value = graph.consts.get(name)
+        if value is None:
+            raise ValueError(f"{name!r} is not a constant of the graph")
+        if tensor.type.shape != value.shape:
+            raise ValueError(f"the replacement of {name!r} is {tensor.type}, the constant is {value.type}")
+        found[name] = cast(tensor, value.dtype) if tensor.type.dtype != value.dtype else tensor
+    return found
+
+
+def _head(graph: Graph) -> Node | None:
+    """The product with a constant matrix that gives the logits; None when they are computed otherwise."""
+    node = graph.outputs[0].producer
+    if node is None or node.op != "MatMul":
+        return None
+    weight = node.inputs[1]
+    is_matrix = weight is not None and weight.const is not None and len(weight.shape or ()) == 2
+    return node if is_matrix and weight.dtype.is_float else None  # type: ignore[union-attr]
+
+
+class _Comparison:
+    """One call of `divergences`."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        windows: Sequence[np.ndarray],
+        variants: Sequence[dict[str, Tensor]],
+        memory_limit: int,
+        threads: int,
+        progress: Callable[[int, int, str], None] | None,
+    ) -> None:
+        self.graph = graph
+        self.windows = windows
+        self.variants = variants
+        self.progress = progress or (lambda done, total, what: None)
+        self.threads = threads
+        self.memory_limit = memory_limit
+        self.head = _head(graph)
+        wanted = self.head.inputs[0] if self.head is not None else graph.outputs[0]
+        self.wanted: Value = wanted  # type: ignore[assignment]
+        self.evaluator = Evaluator(
+            graph,
+            [self.wanted.name],
+            memory_limit=memory_limit,
+            threads=threads,
+            replaceable=dict.fromkeys(name for variant in variants for name in variant),
+        )
+
+    def run(self) -> list[Divergence]:
+        """Evaluate segment by segment, then compare."""
+        segments = self.evaluator.segments
+        what, steps = f"comparing {len(self.variants)} variants", len(segments) + 1
+        base = self.evaluator.track(window_feeds(self.graph, self.windows))
+        tracks = self._fed_otherwise()
+        for place, segment in enumerate(segments):
+            self.progress(place, steps, what)
+            for number, variant in enumerate(self.variants):
+                if number not in tracks and _reads(segment, variant):
+                    tracks[number] = base.fork({self.graph.consts[name]: item for name, item in variant.items()})
+            self.evaluator.advance(place, [base, *tracks.values()])
+        self.progress(len(segments), steps, what)
+        results = self._compare(base, [tracks.get(number, base) for number in range(len(self.variants))])
+        self.progress(steps, steps, what)
+        return results
+
+    def _fed_otherwise(self) -> dict[int, Track]:
+        """The variants whose embedding rows come from another table."""
+        tables = {value.name for value in self.graph.tables.values()}
+        if DynamicInputs.name not in self.graph.facts:
+            return {}
+        return {
+            number: self.evaluator.track(window_feeds(self.graph, self.windows, variant), variant)
+            for number, variant in enumerate(self.variants)
+            if not tables.isdisjoint(variant)
+        }
+
+    def _compare(self, base: Track, finals: Sequence[Track]) -> list[Divergence]:
+        """Distances from the last values of every version."""
+        with ThreadPoolExecutor(self.threads) as pool:
+            meters = [_Meters(window, len(finals), pool) for window in self.windows]
+            if self.head is None:
+                self._compare_logits(base, finals, meters)
+            else:
+                self._compare_products(base, finals, meters)
+        return [combine([part for item in meters for part in item.results(n)]) for n in range(len(finals))]
+
+    def _compare_logits(self, base: Track, finals: Sequence[Track], meters: Sequence[_Meters]) -> None:
+        """Logits that the graph computes as a whole."""
+        for place, meter in enumerate(meters):
+            reference = self._rows(base, place)
+            versions = [reference if track is base else self._rows(track, place) for track in finals]
+            for start in range(0, reference.shape[1], TOKENS):
+                stop = start + TOKENS
+                meter.add(start, reference[:, start:stop], [part[:, start:stop] for part in versions])
+
+    def _compare_products(self, base: Track, finals: Sequence[Track], meters: Sequence[_Meters]) -> None:
+        """Logits as products with pieces of the logits matrix, each read once."""
+        weight = self.head.inputs[1]  # type: ignore[union-attr]
+        own = [variant.get(weight.name) for variant in self.variants]  # type: ignore[union-attr]
+        heads = dict.fromkeys([weight.const, *(tensor for tensor in own if tensor is not None)])  # type: ignore[union-attr]
+        last = [[self._rows(track, place) for place in range(len(meters))] for track in (base, *finals)]
+        width, count = weight.shape  # type: ignore[union-attr,misc]
+        step = max(PIECE_BYTES // (4 * width * len(heads)), LEAST_PIECE)
+        for start in range(0, count, step):
+            stop = min(start + step, count)
+            rows = {tensor: _vocabulary(tensor, start, stop) for tensor in heads}
+            for place, meter in enumerate(meters):
+                reference = last[0][place] @ rows[weight.const].T  # type: ignore[union-attr]
+                versions = (
+                    reference
+                    if track is base and tensor is None
+                    else last[number + 1][place] @ rows[tensor or weight.const].T  # type: ignore[union-attr]
+                    for number, (track, tensor) in enumerate(zip(finals, own, strict=True))
+                )
+                meter.add(start, reference, versions)
+            give_memory_back()
+
+    def _rows(self, track: Track, place: int) -> np.ndarray:
+        """float32[positions, features]: what the evaluation ended with for a window."""
+        found = self.evaluator.fetch(track, place)[self.wanted.name]
+        rows = found.reshape(-1, found.shape[-1]).astype(np.float32, copy=False)
+        if len(rows) != len(self.windows[place]):
+            raise ValueError(f"the graph predicts {len(rows)} positions of {len(self.windows[place])}")
+        return rows
+
+
+def _reads(segment: Segment, names: Container[str]) -> bool:
+    """True when a segment reads one of the constants."""
+    values = [*segment.constants, *(v for node in segment.nodes for v in node.inputs if v is not None)]
+    return any(value.const is not None and value.name in names for value in values)
+
+
+def _vocabulary(tensor: Tensor, start: int, stop: int) -> np.ndarray:
+    """float32[tokens, features]: columns `start` to `stop` of a logits matrix."""
+    return transposed(tensor).rows(start, stop).astype(np.float32, copy=False)
+
+
+class _Meters:
+    """The meters of one window, one for each run of positions that a thread compares at once."""
+
+    def __init__(self, window: np.ndarray, versions: int, pool: Executor) -> None:
+        ids = np.asarray(window).astype(np.int64)
+        self._pool = pool
+        self._spans = [slice(at, min(at + POSITIONS, len(ids))) for at in range(0, len(ids), POSITIONS)]
+        self._meters = [
+            WindowMeter(span.stop - span.start, ids[span.start + 1 : span.stop + 1], versions) for span in self._spans
+        ]
+
+    def add(self, start: int, reference: np.ndarray, versions: Iterable[np.ndarray]) -> None:
+        """Count in one piece of the vocabulary."""
+        pieces = list(self._each(lambda meter, span: meter.add(start, reference[span])))
+        for number, logits in enumerate(versions):
+            list(self._pool.map(lambda piece, span, n=number, x=logits: piece.add(n, x[span]), pieces, self._spans))
+
+    def _each(self, act: Callable[[WindowMeter, slice], PieceMeter]) -> Iterator[PieceMeter]:
+        return self._pool.map(act, self._meters, self._spans)
+
+    def results(self, version: int) -> list[dict[str, np.ndarray]]:
+        """What `WindowMeter.results` gives, for each run of positions."""
+        return [meter.results(version) for meter in self._meters]
+
+
+__all__ = ["Divergence", "Variant", "divergences"]

@@ -1,0 +1,1 @@
+"""Decisions that passes record on a graph."""

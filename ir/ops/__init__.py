@@ -1,0 +1,1 @@
+"""The operator table: arity, attributes, traits, inference and meaning of every operator."""

@@ -1,0 +1,1 @@
+"""Quantized weights: how they are specified, made, stored and read back."""

@@ -1,0 +1,211 @@
+"""What a quantized weight is, and what a method of quantization promises: the words that all methods share.
+
+A row of input features is cut into blocks; each block has a scale, and a zero when asymmetric. Codes are signed,
+``-2^(bits-1)`` to ``2^(bits-1)-1``. Rows never depend on each other, so pieces and threads cannot change a byte.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol, get_args
+
+import numpy as np
+
+from ir.base.diag import LadingError
+from ir.base.types import DType
+from ir.quant.statistics.moments import Moments
+
+Needs = Literal["nothing", "diagonal", "second-moments"]
+
+
+@dataclass(frozen=True, slots=True)
+class QuantSpec:
+    """How a weight matrix is quantized.
+
+    Attributes:
+        bits: width of a code, 2 to 8.
+        block: input features that share a scale; 0 for one block per row. It must divide the row length.
+        symmetric: without a zero, ``w = q * scale``; the scale may be negative.
+        zero: ``int`` for an integer zero point, ``w = (q - zero) * scale``; ``float`` for the real value of code 0,
+            ``w = q * scale + zero``. Ignored when symmetric.
+        method: key of `METHODS`.
+        scale: storage of scale and real zero; with ``f16`` they are rounded to half precision before codes are chosen.
+        moments: key of the statistics of the input features in the `MomentStore`; empty for none.
+    """
+
+    bits: int = 4
+    block: int = 64
+    symmetric: bool = False
+    zero: Literal["int", "float"] = "int"
+    method: str = "rtn"
+    scale: Literal["f32", "f16"] = "f32"
+    moments: str = ""
+
+    def __post_init__(self) -> None:
+        if self.bits not in range(2, 9) or self.block < 0:
+            raise LadingError("Q400", f"bits={self.bits} block={self.block}: bits are 2 to 8, blocks not negative")
+        if self.zero not in ("int", "float") or self.scale not in ("f32", "f16"):
+            raise LadingError("Q400", f"zero={self.zero} scale={self.scale}: zero is int or float, scale is f32 or f16")
+
+    @property
+    def low(self) -> int:
+        """Smallest code."""
+        return -(1 << (self.bits - 1))
+
+    @property
+    def high(self) -> int:
+        """Largest code."""
+        return (1 << (self.bits - 1)) - 1
+
+    def blocks(self, length: int) -> int:
+        """Blocks in a row of `length` input features.
+
+        Raises:
+            LadingError: Q401 when the block does not divide the row.
+        """
+        block = self.block or max(1, length)
+        if length % block:
+            usable = fit_block(length, block)
+            hint = f"use block={usable}" if usable else "use block=0, one scale per row"
+            raise LadingError("Q401", f"block {block} does not divide the {length} input features", hint=hint)
+        return length // block
+
+
+def fit_block(length: int, wanted: int) -> int:
+    """Largest usable block up to `wanted`: a multiple of 32 that divides, else 16, 8 or 4, else 0 (a whole row)."""
+    for block in (*range(wanted // 32 * 32, 0, -32), 16, 8, 4):
+        if block <= wanted and length and length % block == 0:
+            return block
+    return 0
+
+
+class Blocks(NamedTuple):
+    """Quantized rows; the arrays may lie in scratch memory and are then valid until its next use.
+
+    Attributes:
+        codes: int8[n, length].
+        scale: float32[n, blocks].
+        zero: int8 zero points or float32 zeros [n, blocks], None when symmetric.
+    """
+
+    codes: np.ndarray
+    scale: np.ndarray
+    zero: np.ndarray | None
+
+
+class Scratch:
+    """Buffers that are reused from piece to piece; one per thread."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, np.ndarray] = {}
+
+    def take(self, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        """An uninitialized array over the buffer `name`, which grows as needed."""
+        kind = np.dtype(dtype)
+        count = kind.itemsize
+        for size in shape:
+            count *= size
+        held = self._held.get(name)
+        if held is None or held.size < count:
+            held = self._held[name] = np.empty(count, np.uint8)
+        return held[:count].view(kind).reshape(shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(held.size for held in self._held.values())
+
+
+class _PerThread(threading.local):
+    def __init__(self) -> None:
+        self.scratch = Scratch()
+
+
+_PER_THREAD = _PerThread()
+
+
+def thread_scratch() -> Scratch:
+    """The scratch memory of the calling thread."""
+    return _PER_THREAD.scratch
+
+
+class NotFinite(ValueError):
+    """Raised by methods for rows with NaN or infinity; `row` counts from the first row given."""
+
+    def __init__(self, row: int) -> None:
+        super().__init__(f"row {row} is not finite")
+        self.row = row
+
+
+class OutOfScale(ValueError):
+    """Raised by methods when scale or zero of a row do not fit the storage type."""
+
+    def __init__(self, row: int) -> None:
+        super().__init__(f"row {row} does not fit")
+        self.row = row
+
+
+class QuantMethod(Protocol):
+    """A way to choose codes. Rows must be treated independently of each other and without randomness.
+
+    Independent means that a row gets the same bytes whatever rows come with it, however many threads there are.
+
+    Attributes:
+        name: key in `METHODS`.
+        accepts: element types that `quantize` takes as they are; rows of any other type come as float32.
+        needs: statistics that `quantize` uses. ``nothing``: it is always given None. ``diagonal``: it weighs errors by
+            the mean squares of the features, and all alike when it is given None. ``second-moments``: it cannot work
+            without them.
+        slow: a whole weight is quantized once and kept on disk, since doing it again would take long.
+        version: to be raised whenever the method gives other bytes than before, so that kept results are not used.
+    """
+
+    name: str
+    accepts: frozenset[DType]
+    needs: Needs = "nothing"
+    slow: bool = False
+    version: int = 1
+
+    def quantize(self, rows: np.ndarray, spec: QuantSpec, scratch: Scratch, moments: Moments | None) -> Blocks:
+        """Quantize rows ``[n, length]``, any rows of a weight, whose length is a multiple of the block.
+
+        Raises:
+            NotFinite: a row has NaN or infinity.
+            OutOfScale: a scale or zero does not fit its storage.
+        """
+
+
+METHODS: dict[str, QuantMethod] = {}
+
+
+def register_method(method: QuantMethod) -> None:
+    """Add a method; a name taken twice or an attribute left out is a mistake of the author."""
+    for attribute in ("accepts", "needs", "slow", "version"):
+        if not hasattr(method, attribute):
+            raise ValueError(f"the quantization method {method.name!r} lacks the attribute {attribute!r}")
+    if method.needs not in get_args(Needs):
+        raise ValueError(
+            f"the quantization method {method.name!r} needs {method.needs!r}, not one of {get_args(Needs)}"
+        )
+    if METHODS.setdefault(method.name, method) is not method:
+        raise ValueError(f"the quantization method {method.name!r} is taken")
+
+
+def real_zero(scale: np.ndarray, zero: np.ndarray | None) -> np.ndarray | None:
+    """float32 value of signed code 0: ``-zero_point * scale`` for integer zero points, real zeros as they are."""
+    if zero is None or zero.dtype == np.float32:
+        return zero
+    return np.negative(zero.astype(np.float32) * scale)
+
+
+def dequantize(blocks: Blocks) -> np.ndarray:
+    """float32[n, length] as MNN computes it: ``codes * scale + zero`` in float32, each operation rounded."""
+    count, per_row = blocks.scale.shape
+    if not blocks.codes.size:
+        return blocks.codes.astype(np.float32)
+    real = blocks.codes.reshape(count, per_row, -1).astype(np.float32) * blocks.scale[:, :, None]
+    zero = real_zero(blocks.scale, blocks.zero)
+    if zero is not None:
+        real += zero[:, :, None]
+    return real.reshape(blocks.codes.shape)

@@ -1,0 +1,1 @@
+"""Statistics of activations that quantization methods weigh errors with."""

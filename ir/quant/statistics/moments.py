@@ -1,0 +1,268 @@
+"""What flows into a weight: statistics of its input features, gathered on calibration text and kept on disk.
+
+The statistics of a real model are gigabytes, so passes and quantizers speak of them by key and load one at a time. The
+key is a digest of everything the numbers depend on, so that a stale entry is never read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
+
+import numpy as np
+
+from ir.base.diag import Diagnostic, LadingError
+from ir.graph.facts import Fact, register
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ir.graph.graph import Graph
+    from ir.quant.statistics.sums import MomentSums
+
+CACHE_VARIABLE = "LADING_CACHE"
+"""Environment variable that names the folder of cached work."""
+MIRROR = 256
+"""Rows and columns of the squares in which a triangle is mirrored."""
+
+
+def cache_folder() -> Path:
+    """Where calibration statistics and quantized weights are kept between runs."""
+    given = os.environ.get(CACHE_VARIABLE)
+    return Path(given) if given else Path.home() / ".cache" / "lading"
+
+
+@contextmanager
+def whole_file(
+    path: Path, code: str, what: str, hint: str = f"free some space, or set {CACHE_VARIABLE} to another folder"
+) -> Iterator[Path]:
+    """A path beside `path` to write to; the file moves to its place when the block ends well, and vanishes otherwise.
+
+    Args:
+        path: where the file is to appear; its folder is made.
+        code: of the error.
+        what: what is kept there, for the message.
+        hint: what to do about the error.
+
+    Raises:
+        LadingError: with `code`, no room or no permission.
+    """
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield scratch
+        os.replace(scratch, path)
+    except OSError as error:
+        raise LadingError(code, f"cannot keep {what}: {error.strerror}", where=str(path), hint=hint) from error
+    finally:
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class CalibrationText:
+    """Token windows that passes measure with; a setting of `passes.framework.base.PassContext`.
+
+    Attributes:
+        calibration: int32[n] token ids of each window that statistics are gathered on.
+        held_out: windows of text that no statistic has seen, for measuring divergence.
+    """
+
+    calibration: tuple[np.ndarray, ...]
+    held_out: tuple[np.ndarray, ...]
+
+    def digest(self) -> str:
+        """Digest of the windows of both kinds and of their order."""
+        return _digest((*self.calibration, np.array([-1], np.int32), *self.held_out))
+
+
+def windows_digest(windows: Sequence[np.ndarray]) -> str:
+    """Digest of token windows and of their order."""
+    return _digest(windows)
+
+
+def _digest(windows: Sequence[np.ndarray]) -> str:
+    state = blake2b(digest_size=16)
+    for window in windows:
+        ids = np.ascontiguousarray(window, dtype="<i4")
+        state.update(len(ids).to_bytes(8, "little"))
+        state.update(ids.tobytes())
+    return state.hexdigest()
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Statistics of the input features ``x`` of a weight over `tokens` positions, accumulated in double precision.
+
+    Attributes:
+        key: digest of the graph below the weight, the weights in it and the token windows.
+        tokens: positions seen.
+        second: float32[in, in], the mean of ``x x^T``, symmetric.
+        mean: float32[in], the mean of ``x``.
+        low, high: float32[in], extremes of ``x``.
+    """
+
+    key: str
+    tokens: int
+    second: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+    @property
+    def features(self) -> int:
+        """Input features."""
+        return len(self.mean)
+
+    @property
+    def diagonal(self) -> np.ndarray:
+        """float32[in], the mean of ``x`` squared."""
+        return np.ascontiguousarray(np.diagonal(self.second))
+
+
+class MomentStore:
+    """Statistics on disk, one file a key: vectors and the lower triangle of the second moments.
+
+    A file appears complete or not at all, so that a killed run leaves what it finished.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder if folder is not None else cache_folder() / "moments"
+
+    def path(self, key: str) -> Path:
+        """The file of a key, which need not exist."""
+        return self.folder / f"{key}.npy"
+
+    def has(self, key: str) -> bool:
+        """True when the statistics of a key are there."""
+        return self.path(key).is_file()
+
+    def save(self, moments: Moments) -> None:
+        """Write statistics.
+
+        Raises:
+            LadingError: Q431 no room or no permission.
+        """
+        rows = (moments.second[row, : row + 1] for row in range(moments.features))
+        self.write(moments.key, moments.tokens, (moments.mean, moments.low, moments.high), rows)
+
+    def save_sums(self, key: str, sums: MomentSums) -> None:
+        """Write what was summed up, without making the square matrix; errors as for `save`."""
+        self.write(key, sums.tokens, sums.vectors(), sums.second())
+
+    def write(self, key: str, tokens: int, vectors: Sequence[np.ndarray], rows: Iterable[np.ndarray]) -> None:
+        """Write statistics from mean, low and high and the rows of the lower triangle; errors as for `save`."""
+        size = len(vectors[0])
+        count = 4 + 3 * size + size * (size + 1) // 2
+
+        def fill(file: BinaryIO) -> None:
+            header = {"descr": "<f4", "fortran_order": False, "shape": (count,)}
+            np.lib.format.write_array_header_1_0(file, header)
+            file.write(np.array([tokens, size], "<i8").tobytes())
+            for part in (*vectors, *rows):
+                file.write(np.ascontiguousarray(part, "<f4").tobytes())
+
+        write_whole(self.path(key), fill)
+
+    def load(self, key: str) -> Moments:
+        """Read statistics.
+
+        Raises:
+            LadingError: Q430 they are not there or damaged.
+        """
+        path = self.path(key)
+        hint = "run the pipeline with the pass calibrate before it, on the same model and text"
+        try:
+            flat = np.load(path, mmap_mode="r", allow_pickle=False)
+            tokens, size = (int(number) for number in flat[:4].view(np.int64))
+            if flat.dtype != np.float32 or flat.shape != (4 + 3 * size + size * (size + 1) // 2,):
+                raise ValueError("its size does not fit")
+        except (OSError, ValueError, EOFError) as error:
+            raise LadingError("Q430", f"no calibration statistics: {error}", where=str(path), hint=hint) from error
+        mean, low, high = np.array(flat[4 : 4 + 3 * size]).reshape(3, size)
+        return Moments(key, tokens, _square(flat[4 + 3 * size :], size), mean, low, high)
+
+
+def _square(packed: np.ndarray, size: int) -> np.ndarray:
+    """The symmetric matrix whose lower triangle stands in a vector, row by row."""
+    whole = np.empty((size, size), np.float32)
+    place = 0
+    for row in range(size):
+        whole[row, : row + 1] = packed[place : place + row + 1]
+        place += row + 1
+    for start in range(0, size, MIRROR):
+        stop = min(start + MIRROR, size)
+        whole[start:stop, stop:] = whole[stop:, start:stop].T
+        corner = np.tril(whole[start:stop, start:stop])
+        whole[start:stop, start:stop] = corner + np.tril(corner, -1).T
+    return whole
+
+
+def write_whole(path: Path, fill: Callable[[BinaryIO], None]) -> None:
+    """Write a file of the cache so that it appears complete or not at all.
+
+    Raises:
+        LadingError: Q431 no room or no permission.
+    """
+    with whole_file(path, "Q431", "calibration statistics") as scratch, scratch.open("wb") as file:
+        fill(file)
+
+
+@register
+@dataclass(frozen=True)
+class Calibration(Fact):
+    """Which statistics belong to which weight; the numbers themselves are in the `MomentStore`.
+
+    Attributes:
+        digest: digest of the calibration windows.
+        tokens: positions seen.
+        keys: key of the statistics by name of the weight; weights that read the same value share one.
+    """
+
+    name: ClassVar[str] = "calibration"
+
+    digest: str
+    tokens: int
+    keys: Mapping[str, str] = field(default_factory=dict)
+
+    def to_data(self) -> dict[str, Any]:
+        """JSON-able form."""
+        return {"digest": self.digest, "tokens": self.tokens, "keys": dict(self.keys)}
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> Calibration:
+        """Inverse of `to_data`."""
+        return cls(data["digest"], data["tokens"], dict(data["keys"]))
+
+    def check(self, graph: Graph) -> list[Diagnostic]:
+        """Every weight with statistics is still there."""
+        return [
+            Diagnostic("I192", f"statistics speak of {name!r}, which the graph does not hold", graph.name)
+            for name in self.keys
+            if not graph.has(name)
+        ]
+
+    def renamed(self, old: str, new: str) -> Calibration:
+        """The fact with a weight called otherwise."""
+        if old not in self.keys:
+            return self
+        return Calibration(
+            self.digest, self.tokens, {new if key == old else key: item for key, item in self.keys.items()}
+        )
+
+
+__all__ = [
+    "CACHE_VARIABLE",
+    "Calibration",
+    "CalibrationText",
+    "MomentStore",
+    "Moments",
+    "cache_folder",
+    "windows_digest",
+    "write_whole",
+]

@@ -1,0 +1,310 @@
+"""Block quantization of weights: the lazy recipe that backends evaluate row range by row range.
+
+What a quantized weight is and what methods promise stands in `ir.quant.spec`; the methods are `ir.quant.methods.rtn`
+and its neighbours. Everything that others need can be imported from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from typing import Any
+from weakref import WeakValueDictionary
+
+import numpy as np
+
+from ir.base.diag import LadingError, suggest
+from ir.base.types import F32, TensorType, int_type
+from ir.quant.cache import kept_blocks, loaded_moments, result_key, shape_of
+from ir.quant.methods.clip import ClipSearch
+from ir.quant.methods.gptq import SecondOrder
+from ir.quant.methods.hqq import HalfQuadratic
+from ir.quant.methods.rtn import RoundToNearest
+from ir.quant.spec import (
+    METHODS,
+    Blocks,
+    Needs,
+    NotFinite,
+    OutOfScale,
+    QuantMethod,
+    QuantSpec,
+    Scratch,
+    dequantize,
+    fit_block,
+    real_zero,
+    register_method,
+    thread_scratch,
+)
+from ir.quant.statistics.moments import Moments
+from ir.tensor.base import Derived, Tensor
+from ir.tensor.elementwise import convert
+
+PIECE_WEIGHTS = 1 << 19
+
+for _method in (RoundToNearest(), ClipSearch(), HalfQuadratic(), SecondOrder()):
+    register_method(_method)
+
+
+class QuantizedWeight:
+    """A float matrix ``[out, in]`` and how it is quantized; codes, scales and zeros are evaluated together, on demand.
+
+    Attributes:
+        source: the float matrix.
+        spec: how it is quantized.
+        blocks: blocks per row.
+    """
+
+    def __init__(self, source: Tensor, spec: QuantSpec) -> None:
+        """Raises LadingError: Q401 block, Q404 unknown method, Q405 not a float matrix, Q440 no statistics."""
+        if source.type.rank != 2 or not source.type.dtype.is_float:
+            raise LadingError("Q405", f"only float matrices can be quantized, not {source.type}", where=source.loc)
+        if spec.method not in METHODS:
+            hint = suggest(spec.method, list(METHODS)) or f"known: {', '.join(sorted(METHODS))}"
+            raise LadingError("Q404", f"unknown quantization method {spec.method!r}", hint=hint)
+        if METHODS[spec.method].needs == "second-moments" and not spec.moments:
+            message = f"the method {spec.method!r} needs statistics of what flows into the weight, and there are none"
+            hint = "put the pass calibrate, with a calibration text, before assign-precision"
+            raise LadingError("Q440", message, where=source.loc, hint=hint)
+        self.source = source
+        self.spec = spec
+        self.blocks = _blocks_of(source, spec)
+
+    def __repr__(self) -> str:
+        return f"<QuantizedWeight {self.source.type} {self.spec} {self.source.loc}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return shared_quantized, (self.source, self.spec)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and input features."""
+        return self.source.type.shape  # type: ignore[return-value]
+
+    @cached_property
+    def codes(self) -> Tensor:
+        """i{bits}[out, in]."""
+        return _Codes(self, TensorType(int_type(self.spec.bits), self.shape))
+
+    @cached_property
+    def scale(self) -> Tensor:
+        """f32[out, blocks], already rounded when stored as f16."""
+        return _Scale(self, TensorType(F32, (self.shape[0], self.blocks)))
+
+    @cached_property
+    def zero_point(self) -> Tensor | None:
+        """i{bits}[out, blocks] zero points, f32[out, blocks] real zeros, or None when symmetric."""
+        if self.spec.symmetric:
+            return None
+        kind = int_type(self.spec.bits) if self.spec.zero == "int" else F32
+        return _Zero(self, TensorType(kind, (self.shape[0], self.blocks)))
+
+    def dequantized(self) -> Tensor:
+        """f32[out, in] as MNN computes it: ``codes * scale + zero`` in float32, with ``zero = -zero_point * scale``."""
+        return _Dequantized(self, TensorType(F32, self.shape))
+
+    def pieces(self, start: int, stop: int, multiple: int = 1) -> Iterator[tuple[int, int, Blocks]]:
+        """Cache-sized runs of the rows `start` to `stop` as ``(first, last, blocks)``.
+
+        The arrays lie in the thread's scratch memory: use them before asking for the next. Every run but the last has a
+        multiple of `multiple` rows.
+
+        Raises:
+            LadingError: Q402 for NaN or infinity, Q403 for a scale beyond half precision, Q430 for statistics that are
+                not there, Q441 when a result cannot be kept, Q442 for statistics of another matrix, and what the source
+                raises.
+        """
+        if not 0 <= start <= stop <= self.shape[0]:
+            raise IndexError(f"rows {start} to {stop} of {self.source.type}")
+        step = max(1, PIECE_WEIGHTS // max(1, self.shape[1]) // multiple) * multiple
+        read = self._reader()
+        for first in range(start, stop, step):
+            last = min(stop, first + step)
+            yield first, last, read(first, last)
+
+    def _reader(self) -> Callable[[int, int], Blocks]:
+        """What gives ranges of quantized rows: the file they came from, the kept result, or the method itself."""
+        stored = getattr(self.source, "stored_blocks", None)
+        if stored is not None:
+            return stored
+        if not self.is_slow or not self.shape[0] * self.shape[1]:
+            return self._quantize
+        kept = self._kept
+        return lambda start, stop: Blocks(*[None if part is None else part[start:stop] for part in kept])
+
+    @cached_property
+    def _kept(self) -> Blocks:
+        from ir.graph.digests import tensor_identity
+
+        key = result_key(tensor_identity(self.source), self.spec, METHODS[self.spec.method].version)
+        return kept_blocks(key, shape_of(*self.shape, self.spec), self._quantize)
+
+    @property
+    def is_slow(self) -> bool:
+        """True when reading any row quantizes all of them first, or maps what was kept of that."""
+        return METHODS[self.spec.method].slow and not hasattr(self.source, "stored_blocks")
+
+    def _moments(self, method: QuantMethod) -> Moments | None:
+        if method.needs == "nothing" or not self.spec.moments:
+            return None
+        moments = loaded_moments(self.spec.moments)
+        if moments.features != self.shape[1]:
+            message = f"statistics of {moments.features} features do not fit {self.source.type}"
+            raise LadingError("Q442", message, where=self.source.loc, hint="calibrate the model that is compiled")
+        return moments
+
+    def _quantize(self, start: int, stop: int) -> Blocks:
+        rows = self.source.rows(start, stop)
+        if self.source.type.dtype not in METHODS[self.spec.method].accepts:
+            rows = convert(rows, F32, self.source.loc)
+        return self.quantize_rows(rows, range(start, stop))
+
+    def quantize_rows(self, rows: np.ndarray, places: Sequence[int] | np.ndarray) -> Blocks:
+        """Some rows ``[n, in]`` of the source, as the method accepts them or as float32, quantized by themselves.
+
+        They come out as they do in the whole. `places` says which they are, for errors, which are those of `pieces`.
+        The arrays may lie in the thread's scratch memory.
+        """
+        method = METHODS[self.spec.method]
+        try:
+            return method.quantize(rows, self.spec, thread_scratch(), self._moments(method))
+        except NotFinite as error:
+            message = f"row {places[error.row]} has NaN or infinity"
+            hint = "the checkpoint is damaged, or keep this weight in 16 bits"
+            raise LadingError("Q402", message, where=self.source.loc, hint=hint) from error
+        except OutOfScale as error:
+            message = f"row {places[error.row]} needs a scale or zero that half precision cannot hold"
+            raise LadingError("Q403", message, where=self.source.loc, hint="store scales as f32") from error
+
+    def rows(self, start: int, stop: int) -> Blocks:
+        """Codes, scale and zero of a row range in arrays of their own; errors as for `pieces`."""
+        count = stop - start
+        codes = np.empty((count, self.shape[1]), np.int8)
+        scale = np.empty((count, self.blocks), np.float32)
+        zero = None
+        if not self.spec.symmetric:
+            zero = np.empty(scale.shape, np.int8 if self.spec.zero == "int" else np.float32)
+        for first, last, part in self.pieces(start, stop):
+            codes[first - start : last - start] = part.codes
+            scale[first - start : last - start] = part.scale
+            if zero is not None:
+                zero[first - start : last - start] = part.zero
+        return Blocks(codes, scale, zero)
+
+
+def _blocks_of(source: Tensor, spec: QuantSpec) -> int:
+    try:
+        return spec.blocks(source.type.shape[1])  # type: ignore[index,arg-type]
+    except LadingError as error:
+        found = error.diagnostics[0]
+        raise LadingError(found.code, found.message, where=source.loc, hint=found.hint) from error
+
+
+class _Part(Derived):
+    """One of the tensors of a quantized weight."""
+
+    def __init__(self, parent: QuantizedWeight, type: TensorType) -> None:
+        described = asdict(parent.spec)
+        if not parent.spec.moments:
+            del described["moments"]
+        super().__init__(type, parent.source, **described)
+        self.quantized = parent
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        self._bounds(start, stop)
+        out = np.empty((stop - start, self.row_size), self.type.dtype.numpy)
+        for first, last, part in self.quantized.pieces(start, stop):  # type: ignore[union-attr]
+            out[first - start : last - start] = self._pick(part)
+        return out
+
+    def _pick(self, part: Blocks) -> np.ndarray:
+        raise NotImplementedError
+
+
+class _Codes(_Part):
+    name = "quantized_codes"
+
+    def _pick(self, part: Blocks) -> np.ndarray:
+        return part.codes.astype(self.type.dtype.numpy, copy=False)
+
+
+class _Scale(_Part):
+    name = "quantized_scale"
+
+    def _pick(self, part: Blocks) -> np.ndarray:
+        return part.scale
+
+
+class _Zero(_Part):
+    name = "quantized_zero_point"
+
+    def _pick(self, part: Blocks) -> np.ndarray:
+        return part.zero.astype(self.type.dtype.numpy, copy=False)  # type: ignore[union-attr]
+
+
+class _Dequantized(_Part):
+    name = "quantized_dequantized"
+
+    def _pick(self, part: Blocks) -> np.ndarray:
+        return dequantize(part)
+
+
+_SHARED: WeakValueDictionary[tuple[str, QuantSpec], QuantizedWeight] = WeakValueDictionary()
+
+
+def shared_quantized(source: Tensor, spec: QuantSpec) -> QuantizedWeight:
+    """The quantization of an equal source by the same spec that is alive, or a new one.
+
+    Parts rebuilt one by one, such as those of a parsed graph, get one parent this way.
+    """
+    key = (source.fingerprint(), spec)
+    found = _SHARED.get(key)
+    if found is None:
+        found = _SHARED[key] = QuantizedWeight(source, spec)
+    return found
+
+
+def rebuild_codes(source: Tensor, **spec: Any) -> Tensor:
+    """The recipe ``quantized_codes``."""
+    return shared_quantized(source, QuantSpec(**spec)).codes
+
+
+def rebuild_scale(source: Tensor, **spec: Any) -> Tensor:
+    """The recipe ``quantized_scale``."""
+    return shared_quantized(source, QuantSpec(**spec)).scale
+
+
+def rebuild_zero_point(source: Tensor, **spec: Any) -> Tensor:
+    """The recipe ``quantized_zero_point``; Q400 when the spec is symmetric and so has none."""
+    found = shared_quantized(source, QuantSpec(**spec)).zero_point
+    if found is None:
+        raise LadingError("Q400", "a symmetric weight has no zero point", where=source.loc)
+    return found
+
+
+def rebuild_dequantized(source: Tensor, **spec: Any) -> Tensor:
+    """The recipe ``quantized_dequantized``."""
+    return shared_quantized(source, QuantSpec(**spec)).dequantized()
+
+
+__all__ = [
+    "METHODS",
+    "Blocks",
+    "Needs",
+    "NotFinite",
+    "OutOfScale",
+    "QuantMethod",
+    "QuantSpec",
+    "QuantizedWeight",
+    "Scratch",
+    "dequantize",
+    "fit_block",
+    "real_zero",
+    "rebuild_codes",
+    "rebuild_dequantized",
+    "rebuild_scale",
+    "rebuild_zero_point",
+    "register_method",
+    "shared_quantized",
+    "thread_scratch",
+]

@@ -1,0 +1,1 @@
+"""What passes ask about the runtime that a graph is compiled for."""

@@ -1,0 +1,207 @@
+"""Recipes that move elements and leave them as they are: transposes, row ranges, gathers, other shapes."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+
+from ir.base.types import I64, TensorType
+from ir.tensor.base import Derived, Tensor, refuse
+from ir.tensor.inline import InlineTensor
+
+SLAB_BYTES = 16 << 20
+
+
+class _Transposed(Derived):
+    """Columns of the base as rows. A slab of rows is kept, since each one needs a pass over the whole base."""
+
+    name = "transposed"
+
+    def __init__(self, base: Tensor) -> None:
+        rows, columns = base.type.shape  # type: ignore[misc]
+        super().__init__(TensorType(base.type.dtype, (columns, rows)), base)
+        self._lock = threading.Lock()
+        self._slabs: OrderedDict[int, np.ndarray] = OrderedDict()
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """A view of a slab of up to 16 MiB, of which two are held until `release`."""
+        self._bounds(start, stop)
+        if isinstance(self.base, InlineTensor):
+            return self.base.load().T[start:stop]
+        with self._lock:
+            for first, slab in self._slabs.items():
+                if first <= start and stop <= first + len(slab):
+                    return slab[start - first : stop - first]
+            step = SLAB_BYTES // max(1, self.row_size * self.type.dtype.numpy.itemsize)
+            slab = self._columns(start, max(stop, min(self.row_count, start + step)))
+            self._slabs[start] = slab
+            while len(self._slabs) > 2:
+                self._slabs.popitem(last=False)
+        return slab[: stop - start]
+
+    def _columns(self, start: int, stop: int) -> np.ndarray:
+        out = np.empty((stop - start, self.row_size), self.type.dtype.numpy)
+        for low, high, rows in self.base.pieces(1 << 20):
+            out[:, low:high] = rows[:, start:stop].T
+        return out
+
+    def release(self) -> None:
+        """Drop the slabs and close what is below."""
+        with self._lock:
+            self._slabs.clear()
+        super().release()
+
+
+def transposed(base: Tensor) -> Tensor:
+    """The transpose of a matrix; the transpose of a transpose is the tensor itself."""
+    if base.type.rank != 2:
+        raise refuse("transposed", "only matrices have a transpose here", base)
+    return base.base if isinstance(base, _Transposed) else _Transposed(base)
+
+
+class _RowSlice(Derived):
+    name = "row_slice"
+
+    def __init__(self, base: Tensor, low: int, high: int) -> None:
+        super().__init__(TensorType(base.type.dtype, (high - low, *base.type.shape[1:])), base, low, high)
+        self.low = low
+        self.high = high
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        self._bounds(start, stop)
+        return self.base.rows(self.low + start, self.low + stop)
+
+    def elements(self, start: int, stop: int) -> np.ndarray:
+        skip = self.low * self.row_size
+        return self.base.elements(skip + start, skip + stop)
+
+
+def row_slice(base: Tensor, low: int, high: int) -> Tensor:
+    """Rows `low` to `high`, excluding the latter."""
+    if not base.type.shape or not 0 <= low <= high <= base.row_count:
+        raise refuse("row_slice", f"there are no rows {low} to {high}", base)
+    if (low, high) == (0, base.row_count):
+        return base
+    if isinstance(base, _RowSlice):
+        return _RowSlice(base.base, base.low + low, base.low + high)
+    return _RowSlice(base, low, high)
+
+
+class _RowConcat(Derived):
+    name = "row_concat"
+
+    def __init__(self, *parts: Tensor) -> None:
+        self.starts = np.concatenate([[0], np.cumsum([part.row_count for part in parts])])
+        super().__init__(TensorType(parts[0].type.dtype, (int(self.starts[-1]), *parts[0].type.shape[1:])), *parts)
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        self._bounds(start, stop)
+        parts = self._recipe[1]
+        first = int(np.searchsorted(self.starts, start, "right")) - 1
+        found = []
+        for index in range(min(first, len(parts) - 1), len(parts)):
+            offset = int(self.starts[index])
+            low, high = max(start - offset, 0), min(stop - offset, parts[index].row_count)
+            if low < high or not found:
+                found.append(parts[index].rows(low, max(low, high)))
+            if stop - offset <= parts[index].row_count:
+                break
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+
+def row_concat(parts: Sequence[Tensor] | Tensor, *more: Tensor) -> Tensor:
+    """Tensors one below the other: equal element type and equal shapes but for axis 0."""
+    given = [parts, *more] if isinstance(parts, Tensor) else [*parts, *more]
+    if not given:
+        raise ValueError("row_concat needs a tensor")
+    first = given[0]
+    joined: list[Tensor] = []
+    for item in given:
+        if not item.type.shape or (item.type.dtype, item.type.shape[1:]) != (first.type.dtype, first.type.shape[1:]):
+            raise refuse("row_concat", "element types or row shapes differ", first, item)
+        for part in item.recipe()[1] if isinstance(item, _RowConcat) else (item,):
+            if joined and _continues(joined[-1], part):
+                joined[-1] = row_slice(part.base, joined[-1].low, part.high)  # type: ignore[attr-defined]
+            elif part.row_count:
+                joined.append(part)
+    if len(joined) < 2:
+        return joined[0] if joined else first
+    return _RowConcat(*joined)
+
+
+def _continues(last: Tensor, part: Tensor) -> bool:
+    both = isinstance(last, _RowSlice) and isinstance(part, _RowSlice)
+    return both and last.base is part.base and last.high == part.low  # type: ignore[attr-defined]
+
+
+class _RowGather(Derived):
+    name = "row_gather"
+
+    def __init__(self, base: Tensor, index: Tensor) -> None:
+        super().__init__(TensorType(base.type.dtype, (index.row_count, *base.type.shape[1:])), base, index)
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        self._bounds(start, stop)
+        index = self._recipe[1][1].load()[start:stop]
+        out = np.empty((stop - start, *self.type.shape[1:]), self.type.dtype.numpy)
+        ends = [*(np.flatnonzero(np.diff(index) != 1) + 1).tolist(), len(index)]
+        low = 0
+        for high in ends:
+            if low < high:
+                out[low:high] = self.base.rows(int(index[low]), int(index[low]) + high - low)
+            low = high
+        return out
+
+
+def row_gather(base: Tensor, index: Tensor | Sequence[int] | np.ndarray) -> Tensor:
+    """Row ``index[i]`` of the base as row i; rows may repeat. Runs of neighbouring rows are read at once."""
+    wanted = np.asarray(index.load() if isinstance(index, Tensor) else index)
+    wanted = wanted.astype(np.int64) if wanted.size == 0 else wanted
+    if wanted.ndim != 1 or wanted.dtype.kind not in "iu" or not base.type.shape:
+        raise refuse("row_gather", "the index must be a vector of row numbers", base)
+    if wanted.size and (int(wanted.min()) < 0 or int(wanted.max()) >= base.row_count):
+        raise refuse("row_gather", f"row numbers {wanted.min()} to {wanted.max()} are outside the tensor", base)
+    wanted = wanted.astype(np.int64)
+    if isinstance(base, _RowGather):
+        base, wanted = base.base, base.recipe()[1][1].load()[wanted]
+    if wanted.size and bool((np.diff(wanted) == 1).all()):
+        return row_slice(base, int(wanted[0]), int(wanted[-1]) + 1)
+    return _RowGather(base, InlineTensor(wanted, I64))
+
+
+def row_permute(base: Tensor, order: Tensor | Sequence[int] | np.ndarray) -> Tensor:
+    """`row_gather` with an order that has every row exactly once."""
+    wanted = np.asarray(order.load() if isinstance(order, Tensor) else order)
+    if wanted.shape != (base.row_count,) or not np.array_equal(np.sort(wanted), np.arange(base.row_count)):
+        raise refuse("row_permute", "the order does not have every row exactly once", base)
+    return row_gather(base, wanted)
+
+
+class _Reshaped(Derived):
+    name = "reshaped"
+
+    def __init__(self, base: Tensor, shape: tuple[int, ...]) -> None:
+        super().__init__(TensorType(base.type.dtype, shape), base, shape)
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        self._bounds(start, stop)
+        width = self.row_size
+        return self.base.elements(start * width, stop * width).reshape((stop - start, *self.type.shape[1:]))
+
+    def elements(self, start: int, stop: int) -> np.ndarray:
+        return self.base.elements(start, stop)
+
+
+def reshaped(base: Tensor, shape: Sequence[int]) -> Tensor:
+    """The same row-major elements under another shape; rows stay readable on their own."""
+    wanted = tuple(int(size) for size in shape)
+    base = base.base if isinstance(base, _Reshaped) else base
+    if wanted == base.type.shape:
+        return base
+    if min(wanted, default=0) < 0 or math.prod(wanted) != base.type.size:
+        raise refuse("reshaped", f"{list(wanted)} has another number of elements", base)
+    return _Reshaped(base, wanted)

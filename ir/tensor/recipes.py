@@ -1,0 +1,38 @@
+"""The table of recipes: how `ir.text` and workers rebuild a derived tensor from what `Tensor.recipe` gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ir.base.tables import Table
+
+Recipe = Callable[..., Any]
+"""Rebuilds a tensor from the arguments that `ir.tensor.base.Tensor.recipe` gives."""
+
+RECIPES: Table[Recipe] = Table(
+    "tensor recipe",
+    {
+        "inline": "ir.tensor.inline:rebuild_inline",
+        "file": "ir.tensor.files:rebuild_file",
+        "transposed": "ir.tensor.rearranged:transposed",
+        "row_slice": "ir.tensor.rearranged:row_slice",
+        "row_concat": "ir.tensor.rearranged:row_concat",
+        "row_gather": "ir.tensor.rearranged:row_gather",
+        "reshaped": "ir.tensor.rearranged:reshaped",
+        "cast": "ir.tensor.elementwise:cast",
+        "scaled": "ir.tensor.elementwise:scaled",
+        "shifted": "ir.tensor.elementwise:shifted",
+        "multiplied": "ir.tensor.elementwise:multiplied",
+        "rotated": "ir.tensor.rotated:rotated",
+        "bf16_parts": "ir.tensor.bf16_parts:bf16_parts",
+        "stored_codes": "ir.quant.stored_codes:stored_codes",
+        "quantized_codes": "ir.quant.weight:rebuild_codes",
+        "quantized_scale": "ir.quant.weight:rebuild_scale",
+        "quantized_zero_point": "ir.quant.weight:rebuild_zero_point",
+        "quantized_dequantized": "ir.quant.weight:rebuild_dequantized",
+    },
+)
+"""Recipes by name. Open to plugins."""
+
+__all__ = ["RECIPES", "Recipe"]

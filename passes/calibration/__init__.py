@@ -1,0 +1,1 @@
+"""Statistics of activations, and equivalent transformations that use them."""

@@ -1,0 +1,1 @@
+"""Passes that make graphs smaller and plainer without changing what they compute."""

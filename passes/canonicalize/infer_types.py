@@ -1,0 +1,29 @@
+"""Types of all values, as far as operators and constants determine them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ir.base.diag import LadingError
+from ir.graph.graph import Graph
+from ir.infer.engine import infer_types
+from passes.framework.base import Pass, PassContext, Result
+
+
+@dataclass(frozen=True)
+class InferTypes(Pass):
+    """Infer element type and shape of every value, with named symbolic dimensions.
+
+    Recorded types are refined where more is known. A recorded type that cannot be true, or a node whose inputs do not
+    fit its operator, is an error.
+    """
+
+    name = "infer-types"
+    establishes = ("typed",)
+
+    def run(self, graph: Graph, ctx: PassContext) -> Result:
+        """See `Pass.run`."""
+        problems = infer_types(graph)
+        if problems:
+            raise LadingError.of(problems)
+        return None

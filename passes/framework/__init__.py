@@ -1,0 +1,1 @@
+"""Passes, pipelines, the registry and the manager."""

@@ -1,0 +1,187 @@
+"""The pass protocol: what a pass declares, what it is given, and what it gives back.
+
+A pass is a small frozen dataclass whose fields are its options; see `passes.framework.options`. It edits the graph
+through `ir.graph.graph.Graph` and returns counts. It never prints, times, verifies or opens a file: the manager and its
+instruments do the first three (`passes.framework.manager`, `passes.framework.instruments`), `Pass.prepare` the last,
+before any work starts.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, overload
+
+from ir.base.diag import Diagnostic, LadingError
+from passes.framework.options import check_fields, options_of
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ir.graph.graph import Graph, Node
+    from passes.rewrite.rules import RewriteReport, RuleSet
+
+T = TypeVar("T")
+_NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+
+Result = Mapping[str, int] | None
+"""What a pass returns: how much of what it did, for people and reports; None for nothing to say."""
+
+
+class Adapter(Protocol):
+    """Relates the values around a pass that changes the graph's signature, so that numbers can still be compared.
+
+    A recorded fact is the best place for it, since a fact survives printing and parsing.
+    """
+
+    def adapt_feeds(self, feeds: Mapping[str, np.ndarray], graph: Graph) -> dict[str, np.ndarray]:
+        """Feeds for the graph after the pass that mean the same as `feeds` meant before it."""
+
+    def adapt_outputs(self, outputs: Mapping[str, np.ndarray], graph: Graph) -> dict[str, np.ndarray]:
+        """The outputs that the graph after the pass must give, made from those of the graph before it."""
+
+
+@dataclass(frozen=True)
+class Pass(ABC):
+    """Base of all passes. Subclasses are frozen dataclasses too.
+
+    Attributes:
+        name: how pipelines spell it: lower case words joined by dashes, verb first.
+        requires: invariants that must hold before it runs (keys of ``ir.verify.structure.INVARIANTS``, or names of
+            facts).
+        establishes: invariants that hold after it.
+        breaks: invariants that may no longer hold after it.
+        lossy: True when it changes numbers by more than rounding.
+    """
+
+    name: ClassVar[str] = ""
+    requires: ClassVar[tuple[str, ...]] = ()
+    establishes: ClassVar[tuple[str, ...]] = ()
+    breaks: ClassVar[tuple[str, ...]] = ()
+    lossy: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for field in ("requires", "establishes", "breaks"):
+            names = getattr(cls, field)
+            if isinstance(names, str):
+                raise TypeError(f"{cls.__name__}.{field} must be a tuple of names, not a string")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @abstractmethod
+    def run(self, graph: Graph, ctx: PassContext) -> Result:
+        """Edit the graph; return how much was done."""
+
+    def prepare(self) -> Any:
+        """Read what the options point to, before any pass of the pipeline runs.
+
+        The result is ``ctx.prepared`` while this pass runs. Raise LadingError for a bad file; `read_text` helps.
+        """
+        return None
+
+    def adapter(self, graph: Graph) -> Adapter | None:
+        """How values before this pass relate to values after it; None when the signature stays.
+
+        Called after `run`, with the graph that `run` left.
+        """
+        return None
+
+    def __str__(self) -> str:
+        """The canonical pipeline text of this pass: options with their default value are left out."""
+        written = [
+            spec.write(getattr(self, spec.name))
+            for spec in options_of(type(self)).values()
+            if spec.required or getattr(self, spec.name) != spec.default
+        ]
+        return self.name + ("{" + " ".join(written) + "}" if written else "")
+
+
+def check_pass_class(cls: type) -> type[Pass]:
+    """The class itself when it is a well-formed pass; TypeError that says what is wrong otherwise."""
+    if not (isinstance(cls, type) and issubclass(cls, Pass)):
+        raise TypeError(f"{cls!r} is not a subclass of passes.framework.base.Pass")
+    params = vars(cls).get("__dataclass_params__")
+    if params is None or not params.frozen:
+        raise TypeError(f"{cls.__name__} must be decorated with @dataclass(frozen=True)")
+    if not _NAME.fullmatch(cls.name):
+        raise TypeError(f"{cls.__name__}.name must be lower case words joined by dashes, not {cls.name!r}")
+    if not (cls.__doc__ or "").strip() or cls.__doc__.startswith(f"{cls.__name__}("):
+        raise TypeError(f"{cls.__name__} needs a docstring: its first line is the summary that users see")
+    options_of(cls)
+    return cls
+
+
+_MISSING: Any = object()
+
+
+class PassContext:
+    """What passes are given besides the graph: settings by type, rewriting, progress, diagnostics.
+
+    Analyses need no help from here: `ir.graph.view.cached` keeps them on the graph until it changes.
+
+    Args:
+        settings: objects that passes ask for by type, such as an `ir.target.signature.Signature` or a target profile.
+        progress: called with (done, total, what) by passes that take long.
+        explain: collect why rules did not fire.
+
+    Attributes:
+        prepared: what `Pass.prepare` of the running pass returned.
+        rewrites: reports of the rule sets applied by the running pass, in order.
+        diagnostics: warnings of the running pass.
+    """
+
+    def __init__(
+        self,
+        *settings: object,
+        progress: Callable[[int, int, str], None] | None = None,
+        explain: bool = False,
+    ) -> None:
+        self._settings: dict[type, object] = {}
+        for item in settings:
+            if type(item) in self._settings:
+                raise ValueError(f"two settings of type {type(item).__name__}")
+            self._settings[type(item)] = item
+        self._progress = progress
+        self.explain = explain
+        self.prepared: Any = None
+        self.rewrites: list[RewriteReport] = []
+        self.diagnostics: list[Diagnostic] = []
+        self.running: Pass | None = None
+
+    @overload
+    def get(self, kind: type[T]) -> T: ...
+    @overload
+    def get(self, kind: type[T], default: T) -> T: ...
+
+    def get(self, kind: type, default: Any = _MISSING) -> Any:
+        """The setting of a type, or of a subtype; LadingError P321 when there is none and no default."""
+        found = self._settings.get(kind)
+        if found is None:
+            found = next((item for item in self._settings.values() if isinstance(item, kind)), default)
+        if found is _MISSING:
+            who = f"pass {self.running.name}" if self.running else "this pass"
+            raise LadingError("P321", f"{who} needs a {kind.__name__}, and this run has none")
+        return found
+
+    def rewrite(
+        self, graph: Graph, rules: RuleSet, env: Any = None, start: Iterable[Node] | None = None
+    ) -> dict[str, int]:
+        """Apply rules until none fires; returns how often each fired. See `passes.rewrite.rules.rewrite`."""
+        from passes.rewrite.rules import rewrite
+
+        report = rewrite(graph, rules, env=env, ctx=self, start=start)
+        self.rewrites.append(report)
+        return report.counts()
+
+    def warn(self, code: str, message: str, where: str = "", hint: str = "") -> None:
+        """Record a warning for the report; the pass goes on."""
+        self.diagnostics.append(Diagnostic(code, message, where, hint, "warning"))
+
+    def progress(self, done: int, total: int, what: str = "") -> None:
+        """Say how far a long pass is; costs nothing when nobody listens."""
+        if self._progress is not None:
+            self._progress(done, total, what)

@@ -1,0 +1,1 @@
+"""Reconciliation of what a graph needs with what a runtime feeds."""

@@ -1,0 +1,300 @@
+"""Reconcile a graph with the calling convention of a runtime: find what the graph computes or freezes but the runtime
+feeds, and declare it as an input."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ir.base.diag import LadingError
+from ir.base.types import Dim, TensorType
+from ir.facts.precision import Discovery, DynamicInputs
+from ir.graph.graph import Graph, Node, Value
+from ir.target.signature import FedInput, Signature, signature
+from ir.tensor.inline import InlineTensor
+from passes.framework.base import Pass, PassContext
+from passes.framework.options import option
+from passes.inputs.finders import (
+    causal_windows,
+    embedding_gather,
+    find_positions,
+    row_cut,
+    shape_only_values,
+    token_input,
+)
+
+_INT32_MAX = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class DiscoverInputs(Pass):
+    """Declare the inputs that the runtime feeds and the graph computes, freezes or lacks.
+
+    Works on a graph that takes token ids and returns the logits of the whole sequence. Found by what values are, not by
+    what they are called: positions are the value that depends on shapes alone and equals 0..seq-1, masks are the
+    windows that attention reads, the row slice goes to the last value through which every path from the sequence to the
+    logits leads and behind which each position is computed on its own.
+    """
+
+    name = "discover-inputs"
+    requires = ("typed",)
+    establishes = ("signature",)
+
+    signature: str = option("mnn-llm", help="calling convention to reconcile the graph with")
+    place: Literal["norm", "earliest"] = option(
+        "norm",
+        help="where the wanted rows are cut out: before the final norm, or as early as positions are independent",
+    )
+
+    def run(self, graph: Graph, ctx: PassContext) -> Mapping[str, int]:
+        convention = signature(self.signature)
+        found: list[Discovery] = []
+        ids = token_input(graph)
+        _require_no_others(graph, convention, ids)
+        windows = _Masks(graph, convention, ids).run(found)
+        _positions(graph, convention, ids, found)
+        _rows(graph, convention, ids, found)
+        _last_rows(graph, convention, self.place, found)
+        _declare_order(graph, convention)
+        graph.set_fact(
+            DynamicInputs.name, DynamicInputs(convention.name, tuple(found), convention.keeps_cache, windows)
+        )
+        return {"inputs": len(found)}
+
+    def adapter(self, graph: Graph) -> DynamicInputs:
+        """The recorded fact knows how token ids become what the runtime feeds."""
+        return graph.facts[DynamicInputs.name]
+
+
+def _positions(graph: Graph, convention: Signature, ids: Value, found: list[Discovery]) -> None:
+    """Replace the computed 0..seq-1 by the fed positions, which also count the history."""
+    fed = convention.fed("positions")
+    computed = find_positions(graph, ids)
+    if fed is None or computed is None:
+        return
+    where = computed.producer.loc or computed.name
+    value = graph.add_input(graph.fresh_name(fed.name), TensorType(fed.dtype, (1, _seq(ids))), loc=computed.loc)
+    first = graph.first
+    shape = graph.add_const("positions.shape", InlineTensor(np.array(_like(computed), dtype=np.int64)))
+    flat = graph.add(
+        "Reshape", [value, shape], types=[TensorType(fed.dtype, computed.shape)], before=first, loc=computed.loc
+    )
+    widened = graph.add(
+        "Cast",
+        [flat.output],
+        {"to": computed.dtype.onnx},
+        types=[TensorType(computed.dtype, computed.shape)],
+        after=flat,
+        loc=computed.loc,
+    )
+    graph.replace(computed, widened.output)
+    found.append(
+        _record(
+            fed, value, "shape-computed", where, f"the graph computes %{computed.name} = 0..seq-1 from shapes alone"
+        )
+    )
+
+
+def _rows(graph: Graph, convention: Signature, ids: Value, found: list[Discovery]) -> None:
+    """Replace the embedding look-up by the fed rows and hand the table to the runtime."""
+    fed = convention.fed("embedding-rows")
+    if fed is None:
+        return
+    gather = embedding_gather(graph, ids)
+    table = gather.inputs[0]
+    hidden = table.shape[1]
+    seq = _seq(ids)
+    value = graph.add_input(graph.fresh_name(fed.name + ".rows"), TensorType(fed.dtype, (seq, 1, hidden)))
+    shape = graph.add_const("rows.shape", InlineTensor(np.array([1, -1, hidden], dtype=np.int64)))
+    rows = graph.add(
+        "Reshape",
+        [value, shape],
+        types=[TensorType(fed.dtype, (1, seq, hidden))],
+        outputs=[gather.output.name + ".rows"],
+        before=gather,
+        loc=gather.loc,
+    )
+    graph.replace(gather.output, rows.output)
+    graph.erase(gather)
+    graph.set_table(convention.embedding, table)
+    _sweep_shape_users(graph, ids)
+    graph.remove_input(ids)
+    graph.rename(value, fed.name)
+    reason = f"the runtime looks token ids up in @{table.name} itself and feeds the rows"
+    found.append(_record(fed, value, "runtime-feeds", gather.loc or gather.name, reason))
+
+
+def _last_rows(graph: Graph, convention: Signature, place: str, found: list[Discovery]) -> None:
+    """Cut the wanted rows out before the final norm, so that one row and not the sequence meets the logits matrix."""
+    read = convention.outputs[0]
+    logits = graph.outputs[0]
+    if logits.name != read.name:
+        if graph.has(read.name):
+            raise LadingError("P353", f"a value that is not the output is already called {read.name!r}", logits.name)
+        graph.rename(logits, read.name)
+    fed = convention.fed("output-rows")
+    if fed is None:
+        return
+    cut = row_cut(graph, logits, place)
+    value = graph.add_input(graph.fresh_name(fed.name), TensorType(fed.dtype, fed.shapes[0]))
+    rows = graph.add_dim(Dim("rows", 1, _high(cut.shape[-2])))
+    ends = graph.add_const("rows.end", InlineTensor(np.array([_INT32_MAX], dtype=np.int32)))
+    axes = graph.add_const("rows.axis", InlineTensor(np.array([cut.type.rank - 2], dtype=np.int32)))
+    steps = graph.add_const("rows.step", InlineTensor(np.array([1], dtype=np.int32)))
+    readers = cut.uses
+    sliced = graph.add(
+        "Slice",
+        [cut, value, ends, axes, steps],
+        outputs=[cut.name + ".rows"],
+        types=[TensorType(cut.dtype, (*cut.shape[:-2], rows, cut.shape[-1]))],
+        after=cut.producer,
+        loc=cut.loc,
+    )
+    for node, index in readers:
+        graph.set_input(node, index, sliced.output)
+    _retype_rows(graph, sliced, cut.shape[-2], rows)
+    reason = f"the graph returns the logits of every position; rows are cut out of %{cut.name}"
+    found.append(_record(fed, value, "whole-sequence", cut.loc or cut.name, reason))
+
+
+def _retype_rows(graph: Graph, start: Node, old: int | Dim, new: Dim) -> None:
+    """Everything behind the cut has as many rows as the slice keeps."""
+    behind = {start.output}
+    node = start._next
+    while node is not None:
+        if any(value in behind for value in node.inputs):
+            for value in node.outputs:
+                behind.add(value)
+                if isinstance(value.type, TensorType) and value.shape is not None:
+                    shape = tuple(new if dim == old else dim for dim in value.shape)
+                    graph.set_type(value, TensorType(value.dtype, shape))
+        node = node._next
+
+
+@dataclass
+class _Masks:
+    """Attention masks: causal attention becomes the runtime's business, windows read their plane of the fed mask."""
+
+    graph: Graph
+    convention: Signature
+    ids: Value
+
+    def run(self, found: list[Discovery]) -> tuple[int, ...]:
+        fed = self.convention.fed("attention-mask")
+        by_node = causal_windows(self.graph, self.ids)
+        windows = tuple(sorted(set(by_node.values())))
+        if fed is None:
+            return windows
+        if len({w for w in windows if w}) > 1:
+            raise LadingError(
+                "P354",
+                f"the graph has attention windows {[w for w in windows if w]}, and the runtime feeds one mask for windows",
+                where=next(node.loc or node.name for node in by_node),
+            )
+        if windows == (0,) or not windows:
+            value = self.graph.add_input(self.graph.fresh_name(fed.name), TensorType(fed.dtype, ()))
+            found.append(self._record(fed, value, (fed.shapes[0], fed.shapes[1]), "the runtime masks future tokens"))
+            return (0,)
+        value = self._planes(fed, by_node)
+        found.append(
+            self._record(fed, value, (fed.shapes[2],), f"attention windows {windows} come as planes of a mask")
+        )
+        return windows
+
+    def _planes(self, fed: FedInput, by_node: Mapping[Node, int]) -> Value:
+        graph, seq = self.graph, _seq(self.ids)
+        kv = graph.add_dim(Dim("kv", 1, _high(seq)))
+        value = graph.add_input(graph.fresh_name(fed.name), TensorType(fed.dtype, (2, 1, 1, seq, kv)))
+        first = graph.first
+        sizes = graph.add_const("mask.planes", InlineTensor(np.array([1, 1], dtype=np.int64)))
+        plane_type = TensorType(fed.dtype, (1, 1, 1, seq, kv))
+        split = graph.add(
+            "Split",
+            [value, sizes],
+            {"axis": 0},
+            outputs=["mask.full", "mask.window"],
+            types=[plane_type] * 2,
+            before=first,
+        )
+        axis = graph.add_const("mask.axis", InlineTensor(np.array([0], dtype=np.int64)))
+        planes, last = [], split
+        for plane in split.outputs:
+            last = graph.add(
+                "Squeeze",
+                [plane, axis],
+                outputs=[plane.name + "4d"],
+                types=[TensorType(fed.dtype, (1, 1, seq, kv))],
+                after=last,
+            )
+            planes.append(last.output)
+        for node, window in by_node.items():
+            inputs = [*node.inputs[:3], planes[1 if window else 0], *node.inputs[4:]]
+            graph.set_inputs(node, inputs)
+            graph.set_attrs(node, is_causal=0)
+        return value
+
+    def _record(self, fed: FedInput, value: Value, shapes: tuple, reason: str) -> Discovery:
+        return Discovery(
+            value.name, fed.kind, "kv-cache", reason, "", fed.default, shapes, fed.low, fed.high, fed.meaning
+        )
+
+
+def _record(fed: FedInput, value: Value, why: str, node: str, reason: str) -> Discovery:
+    return Discovery(
+        value.name,
+        fed.kind,
+        why,
+        reason,
+        node,
+        fed.default,
+        fed.shapes,
+        fed.low,
+        fed.high,
+        fed.meaning,  # type: ignore[arg-type]
+    )
+
+
+def _declare_order(graph: Graph, convention: Signature) -> None:
+    order = {item.name: place for place, item in enumerate(convention.inputs)}
+    graph.order_inputs(sorted(graph.inputs, key=lambda value: order[value.name]))
+
+
+def _require_no_others(graph: Graph, convention: Signature, ids: Value) -> None:
+    extra = [value.name for value in graph.inputs if value is not ids]
+    if extra:
+        raise LadingError(
+            "P355",
+            f"the graph needs {', '.join(extra)}, which {convention.name} does not feed",
+            where=graph.name,
+            hint="this pass takes graphs whose only free inputs are token ids",
+        )
+
+
+def _sweep_shape_users(graph: Graph, ids: Value) -> None:
+    """Drop what only computed positions and masks from the shape of the ids."""
+    for node in reversed(shape_only_values(graph, ids).nodes):
+        if all(value.use_count == 0 for value in node.outputs):
+            graph.erase(node)
+    if ids.use_count:
+        readers = ", ".join(repr(node) for node in ids.users)
+        raise LadingError(
+            "P356",
+            f"the graph still reads the token ids after the embedding look-up was taken out: {readers}",
+            where=ids.name,
+            hint="the runtime feeds embedding rows, not ids",
+        )
+
+
+def _seq(ids: Value) -> int | Dim:
+    return ids.shape[-1]
+
+
+def _high(dim: int | Dim) -> int | None:
+    return dim.high if isinstance(dim, Dim) else dim
+
+
+def _like(value: Value) -> list[int]:
+    return [-1 if isinstance(dim, Dim) else dim for dim in value.shape]

@@ -1,0 +1,1 @@
+"""Choice of a storage for every weight, and its insertion."""

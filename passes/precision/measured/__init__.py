@@ -1,0 +1,1 @@
+"""Choice of storages by measurement under a limit."""

@@ -1,0 +1,238 @@
+"""What measurement chooses from: the storages of each weight, and the weights that are decided about together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from ir.base.diag import LadingError
+from ir.facts.precision import Storage
+from ir.quant.storage_size import exact_rows_bytes, stored_bits, weight_bytes
+from ir.quant.weight import METHODS
+from ir.tensor.bf16_parts import parts_needed
+from passes.precision.assign_precision import AssignPrecision, Prepared, first_rule, floors_of
+from passes.precision.plan_file import WIDTHS
+from passes.precision.planned_weights import EMBEDDING_WIDTHS, Weight, can_tie, place_of, same_matrix
+
+TIES: dict[str, tuple[str, ...]] = {"qkv": ("q_proj", "k_proj", "v_proj"), "gate-up": ("gate_proj", "up_proj")}
+"""Kinds of layers that fused forms of the runtime store as one matrix."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to store the weights of an item.
+
+    Attributes:
+        storages: in the order of the item's weights.
+        tied: the embedding rows are read from the logits matrix.
+        bytes: size in the weight file, or in the file of exact embedding rows.
+        bits: what counts as stored bits of the weights.
+    """
+
+    storages: tuple[Storage, ...]
+    tied: bool
+    bytes: int
+    bits: int
+
+
+@dataclass(frozen=True)
+class Item:
+    """Weights that are decided about together, and the ways to store them."""
+
+    weights: tuple[Weight, ...]
+    choices: tuple[Choice, ...]
+
+    @property
+    def name(self) -> str:
+        """Names of the weights."""
+        return " + ".join(weight.name for weight in self.weights)
+
+
+def plain(storage: Storage) -> Storage:
+    """The storage without the rule that chose it, which measurements are filed under."""
+    return replace(storage, rule="")
+
+
+def candidates(weight: Weight, options: AssignPrecision, prepared: Prepared, *, tied: bool = False) -> list[Storage]:
+    """Storages of one weight that the options and rules allow, each once; `tied` speaks of rows in the logits matrix.
+
+    Raises:
+        LadingError: Q454 nothing is allowed.
+    """
+    rule = first_rule(prepared.rules, weight)
+    fixed = dict(rule.storage) if rule is not None else {}
+    note = rule.where if rule is not None else "measured"
+    forms = [fixed["symmetric"]] if "symmetric" in fixed else _forms(options)
+    blocks = [fixed["block"]] if "block" in fixed else list(options.blocks)
+    found: dict[Storage, Storage] = {}
+    for bits in _widths(weight, options, prepared, tied=tied):
+        for block in blocks:
+            for symmetric in forms:
+                base = options.storage(weight, bits, block, symmetric)
+                base = replace(base, **{**fixed, "bits": bits}, rule=note)
+                if weight.role == "embedding" and not tied:
+                    base = options.own_rows(base)
+                made = options.settled(weight, base)
+                if made.block == weight.columns:
+                    made = replace(made, block=0)
+                found.setdefault(plain(made), made)
+    if not found:
+        raise LadingError(
+            "Q454",
+            "the options and rules leave no way to store a weight",
+            where=weight.name,
+            hint="look at widths, blocks, forms, floor and the bounds of rules",
+        )
+    return list(found.values())
+
+
+def _forms(options: AssignPrecision) -> list[bool]:
+    if options.symmetric:
+        return [True]
+    return [form == "symmetric" for form in options.forms]
+
+
+def _widths(weight: Weight, options: AssignPrecision, prepared: Prepared, *, tied: bool) -> list[int]:
+    rule = first_rule(prepared.rules, weight)
+    floor = max([0, *(item.min_bits for item in floors_of(prepared.floors, weight))])
+    if rule is not None and "bits" in rule.storage:
+        found = [max(rule.storage["bits"], floor)]
+    elif weight.role == "embedding" and options.embedding_bits:
+        found = [max(options.embedding_bits, floor)]
+    else:
+        legal = [bits for bits in options.widths if rule is None or rule.allows(bits)]
+        found = [bits for bits in legal if bits >= floor]
+        if not found and legal:
+            found = [next(bits for bits in WIDTHS if bits >= floor)]
+    if weight.role == "embedding":
+        found = [bits for bits in found if bits in EMBEDDING_WIDTHS and not (bits == 4 and weight.rows % 2)]
+        if not found and not tied and rule is None:
+            found = [8]
+    return sorted(set(found))
+
+
+def make_items(weights: Sequence[Weight], options: AssignPrecision, prepared: Prepared) -> list[Item]:
+    """Every weight in exactly one item, in program order of the first weight of each.
+
+    Raises:
+        LadingError: Q454 nothing is allowed for a weight.
+    """
+    pair = same_matrix(weights)
+    groups = _tied_layers(weights, options.tie)
+    items: list[Item] = []
+    seen: set[Weight] = set()
+    for weight in weights:
+        if weight in seen:
+            continue
+        if pair is not None and weight in pair:
+            item = _vocabulary(*pair, options, prepared)
+        else:
+            members = groups.get(weight, (weight,))
+            item = Item(members, _alike(members, options, prepared))
+        seen.update(item.weights)
+        items.append(item)
+    return items
+
+
+def _tied_layers(weights: Sequence[Weight], ties: Sequence[str]) -> Mapping[Weight, tuple[Weight, ...]]:
+    """Members of the group of each weight that is in one: same layer, same input, kinds of one tie."""
+    groups: dict[tuple, list[Weight]] = {}
+    for weight in weights:
+        layer, kind = place_of(weight.name)
+        for tie in ties:
+            if kind in TIES[tie] and weight.role == "layer":
+                source = weight.value.users[0].inputs[0]
+                groups.setdefault((tie, layer, source), []).append(weight)
+    return {weight: tuple(members) for members in groups.values() for weight in members}
+
+
+def _alike(members: tuple[Weight, ...], options: AssignPrecision, prepared: Prepared) -> tuple[Choice, ...]:
+    """Choices in which all members have the same storage."""
+    lists = [{plain(item): item for item in candidates(weight, options, prepared)} for weight in members]
+    common = [key for key in lists[0] if all(key in other for other in lists)]
+    if not common:
+        raise LadingError(
+            "Q454",
+            "the rules leave no storage that tied weights could share",
+            where=" and ".join(weight.name for weight in members),
+            hint="give the same rule to all of them, or leave out the tie",
+        )
+    found = []
+    for key in common:
+        storages = tuple(storages[key] for storages in lists)
+        found.append(_choice(members, storages, tied=False))
+    return tuple(found)
+
+
+def _vocabulary(table: Weight, head: Weight, options: AssignPrecision, prepared: Prepared) -> Item:
+    """Embedding and logits matrix of a checkpoint that ties them: stored once, or each in its own way."""
+    heads = candidates(head, options, prepared)
+    shared = {plain(item): item for item in candidates_or_none(table, options, prepared, tied=True)}
+    found = []
+    for storage in heads:
+        twin = shared.get(plain(storage))
+        if twin is not None and can_tie(twin, storage):
+            found.append(_choice((table, head), (twin, storage), tied=True))
+    for rows in candidates(table, options, prepared):
+        found += [
+            _choice((table, head), (rows, storage), tied=False) for storage in heads if not can_tie(rows, storage)
+        ]
+    return Item((table, head), tuple(found))
+
+
+def candidates_or_none(
+    weight: Weight, options: AssignPrecision, prepared: Prepared, *, tied: bool = False
+) -> list[Storage]:
+    """As `candidates`, but an empty list where nothing is allowed."""
+    if not _widths(weight, options, prepared, tied=tied):
+        return []
+    return candidates(weight, options, prepared, tied=tied)
+
+
+def _choice(weights: Sequence[Weight], storages: tuple[Storage, ...], *, tied: bool) -> Choice:
+    parts = list(zip(weights, storages, strict=True))
+    # Half floats are written for the embedding and for the logits matrix, only integer codes are shared.
+    stored = [(weight, s) for weight, s in parts if not (tied and weight.role == "embedding")]
+    return Choice(storages, tied, sum(size_of_storage(*part) for part in stored), sum(_bits(*part) for part in stored))
+
+
+def _copies(weight: Weight) -> int:
+    """How often a matrix is written: once for each product with it."""
+    return 1 if weight.role == "embedding" else max(1, len(weight.value.users))
+
+
+def size_of_storage(weight: Weight, storage: Storage) -> int:
+    """Bytes of one weight as it is written, without its bias."""
+    if weight.role == "embedding" and storage.bits == 32:
+        return exact_rows_bytes(weight.rows, weight.columns, parts_needed(weight.value.const))  # type: ignore[arg-type]
+    return weight_bytes(weight.rows, weight.columns, storage) * _copies(weight)
+
+
+def _bits(weight: Weight, storage: Storage) -> int:
+    if weight.role == "embedding" and storage.bits == 32:
+        return 8 * size_of_storage(weight, storage)
+    return stored_bits(weight.rows, weight.columns, storage) * _copies(weight)
+
+
+def planned_elements(weights: Sequence[Weight]) -> int:
+    """Numbers that bits per weight are counted for: those of the checkpoint, so a tied matrix counts once."""
+    pair = same_matrix(weights)
+    return sum(weight.elements for weight in weights) - (pair[0].elements if pair is not None else 0)
+
+
+def moments_for(storage: Storage, key: str) -> str:
+    """The key of the statistics that a storage is quantized with: the given one, or "" where they are not used."""
+    return key if storage.bits <= 8 and METHODS[storage.method].needs != "nothing" else ""
+
+
+__all__ = [
+    "TIES",
+    "Choice",
+    "Item",
+    "candidates",
+    "make_items",
+    "moments_for",
+    "plain",
+    "planned_elements",
+    "size_of_storage",
+]

@@ -1,0 +1,213 @@
+"""Assigning precision by measurement: candidates, prices, the search under a limit, and the record of it all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ir.base.diag import LadingError
+from ir.facts.precision import CurvePoint, Outcome, PrecisionPlan, Sensitivity, Storage, WeightSensitivity
+from ir.graph.graph import Graph
+from ir.quant.statistics.moments import Calibration, CalibrationText
+from ir.quant.storage_size import fixed_bytes
+from ir.quant.weight import fit_block
+from passes.framework.base import PassContext
+from passes.precision.assign_precision import AssignPrecision, Prepared
+from passes.precision.measured.candidates import Choice, Item, make_items, plain, planned_elements, size_of_storage
+from passes.precision.measured.prices import Prices, price, storages_of
+from passes.precision.measured.probes import Meter
+from passes.precision.measured.search import Picks, Search, Tried
+from passes.precision.planned_weights import Weight, place_of
+
+UNIFORM_PLANS = 3
+"""Uniform plans that compete with the mixed one: those of least predicted loss."""
+HOPELESS = 1.2
+"""Uniform plans of a large model, which take minutes to make, compete up to this multiple of the mixed plan's loss."""
+
+
+def by_measurement(
+    graph: Graph, ctx: PassContext, options: AssignPrecision, weights: Sequence[Weight], prepared: Prepared
+) -> tuple[PrecisionPlan, Sensitivity]:
+    """The plan under the limit of the options, and what was measured for it.
+
+    Raises:
+        LadingError: Q451, Q452 the limit cannot be kept, Q453 there is nothing to measure with, Q454 a weight has no
+            candidate, and whatever evaluation and quantization raise.
+    """
+    assert prepared.limit is not None
+    keys = _statistics(graph, weights, options)
+    meter = Meter(graph, _held_out(ctx), ctx.progress)
+    items = make_items(weights, options, prepared)
+    elements, fixed = planned_elements(weights), fixed_bytes(graph)
+    prices = price(items, keys, meter, options, ctx)
+    search = Search(prices, meter, prepared.limit, elements, fixed)
+    others = _competitors(search, options)
+    rounds = options.rounds if options.rounds is not None else 0 if prices.large else 1
+    if prepared.limit.kind == "max-kl":
+        taken = search.smallest_within_loss(rounds, others)
+    else:
+        taken = search.best_within_size(rounds, others)
+    order = {weight.name: place for place, weight in enumerate(weights)}
+    return _plan(search, taken, order), _record(search, taken, order)
+
+
+def _statistics(graph: Graph, weights: Sequence[Weight], options: AssignPrecision) -> dict[str, str]:
+    """Key of the statistics of each weight that is multiplied by."""
+    fact = graph.facts.get(Calibration.name)
+    keys = dict(fact.keys) if fact is not None else {}
+    missing = [weight.name for weight in weights if weight.role != "embedding" and weight.name not in keys]
+    if missing:
+        raise LadingError(
+            "Q453",
+            f"there are no statistics of the inputs of {len(missing)} weights to measure errors with",
+            where=missing[0],
+            hint="run the pass calibrate before assign-precision",
+        )
+    return keys
+
+
+def _held_out(ctx: PassContext) -> Sequence[np.ndarray]:
+    text = ctx.get(CalibrationText, None)  # type: ignore[arg-type]
+    if text is None or not text.held_out:
+        raise LadingError(
+            "Q453",
+            "there is no held-out text to measure divergence on",
+            hint="give the run a calibration text that is long enough for both parts",
+        )
+    return text.held_out
+
+
+# ---- uniform plans ----
+
+
+def _competitors(search: Search, options: AssignPrecision) -> list[tuple[str, Picks]]:
+    """Uniform plans that keep the limit, the best by prediction."""
+    found: dict[Picks, str] = {}
+    for bits in options.widths:
+        for block in options.blocks if bits <= 8 else (0,):
+            for symmetric in (form == "symmetric" for form in options.forms):
+                for head in dict.fromkeys((bits, 8)):
+                    picks = _uniform(search.prices.items, (bits, block, symmetric, head))
+                    if picks is not None:
+                        shape = f"block {block}" if block else "one scale a row"
+                        form = ", symmetric" if symmetric else ""
+                        logits = f", logits {head} bits" if head != bits else ""
+                        found.setdefault(picks, f"uniform {bits} bits, {shape}{form}{logits}")
+    limit = search.limit
+    if limit.kind == "max-kl":
+        good = [picks for picks in found if search.predicted(picks) <= limit.value]
+        chosen = sorted(good, key=search.bytes_of)
+    else:
+        chosen = sorted((picks for picks in found if search.fits(picks)), key=search.predicted)
+    if search.prices.large:
+        best = search.predicted(search.solve_size().chosen) if limit.kind != "max-kl" else limit.value
+        chosen = [picks for picks in chosen[:1] if search.predicted(picks) <= HOPELESS * best]
+    return [(found[picks], picks) for picks in chosen[:UNIFORM_PLANS]]
+
+
+def _uniform(items: Sequence[Item], wanted: tuple[int, int, bool, int]) -> Picks | None:
+    """The choice of each item that a uniform plan takes, the smallest; None where an item has no such choice.
+
+    `wanted` is the width of the layers, block, form, and the width of the logits matrix.
+    """
+    bits, block, symmetric, head = wanted
+    picks = []
+    for item in items:
+        if len(item.choices) == 1:
+            picks.append(0)
+            continue
+        fitted = [fit_block(weight.columns, block) or weight.columns for weight in item.weights]
+        widths = [bits if weight.role == "layer" else head for weight in item.weights]
+        legal = [
+            (choice.bytes, number)
+            for number, choice in enumerate(item.choices)
+            if all(map(_agrees, item.weights, choice.storages, widths, fitted, [symmetric] * len(fitted)))
+        ]
+        if not legal:
+            return None
+        picks.append(min(legal)[1])
+    return tuple(picks)
+
+
+def _agrees(weight: Weight, storage: Storage, width: int, block: int, symmetric: bool) -> bool:
+    """True when a storage is that of a uniform plan; embedding rows may be wider, since few widths can be read."""
+    if weight.role == "embedding":
+        return storage.bits >= width
+    if storage.bits != width:
+        return False
+    return width > 8 or (storage.symmetric == symmetric and (storage.block or weight.columns) == block)
+
+
+# ---- the record ----
+
+
+def _plan(search: Search, taken: Tried, order: Mapping[str, int]) -> PrecisionPlan:
+    storage: dict[str, Storage] = {}
+    tied = False
+    for item, pick in zip(search.prices.items, taken.picks, strict=True):
+        choice = item.choices[pick]
+        tied = tied or choice.tied
+        storage.update(zip((weight.name for weight in item.weights), choice.storages, strict=True))
+    outcome = Outcome(
+        search.limit.text,
+        search.bytes_of(taken.picks),
+        search.bits_per_weight(taken.picks),
+        taken.predicted,
+        taken.measured.kl,
+        taken.measured.top1,
+        taken.measured.positions,
+    )
+    return PrecisionPlan(dict(sorted(storage.items(), key=lambda pair: order[pair[0]])), tied, outcome)
+
+
+def _record(search: Search, taken: Tried, order: Mapping[str, int]) -> Sensitivity:
+    prices = search.prices
+    weights = []
+    for number, (item, pick) in enumerate(zip(prices.items, taken.picks, strict=True)):
+        for place in range(len(item.weights)):
+            weights.append(_weight(prices, item, item.choices[pick], place, float(search.factors[number])))
+    weights.sort(key=lambda item: order[item.name])
+    return Sensitivity(
+        search.limit.text, (prices.tokens, taken.measured.positions), tuple(weights), search.report(taken)
+    )
+
+
+def _weight(prices: Prices, item: Item, choice: Choice, place: int, factor: float) -> WeightSensitivity:
+    weight, stored = item.weights[place], plain(choice.storages[place])
+    tied = choice.tied and weight.role == "embedding"
+    key = (weight.name, tied)
+    model, curve = prices.models.get(key), prices.curves.get(key, {})
+    points = []
+    for storage in storages_of(item, weight, tied):
+        size = 0 if tied else size_of_storage(weight, storage)
+        error = curve[storage].rows if weight.role == "embedding" else curve[storage].output
+        loss = model.of(storage) if model is not None else 0.0
+        point = CurvePoint(storage.bits, storage.block, storage.symmetric, storage.method, size, error, loss)
+        points.append((storage, point))
+    points.sort(key=lambda pair: (pair[1].bytes, pair[1].bits, pair[1].loss))
+    chosen = next((index for index, (storage, _) in enumerate(points) if storage == stored), None)
+    at = points[chosen][1] if chosen is not None else None
+    probe = next(iter(prices.probes.get(key, ())), None)
+    layer, kind = place_of(weight.name)
+    return WeightSensitivity(
+        name=weight.name,
+        role=weight.role,
+        layer=layer,
+        kind=kind,
+        elements=weight.elements,
+        probe=_described(probe.storage) if probe is not None else "",
+        kl=probe.kl if probe is not None else 0.0,
+        kl_per_error=at.loss / at.error if at is not None and at.error > 0 else 0.0,
+        factor=factor,
+        curve=tuple(point for _, point in points),
+        chosen=chosen,
+    )
+
+
+def _described(storage: Storage) -> str:
+    block = f"block {storage.block}" if storage.block else "one scale a row"
+    return f"{storage.bits} bits, {block}" if storage.bits <= 8 else f"{storage.bits} bits"
+
+
+__all__ = ["by_measurement"]

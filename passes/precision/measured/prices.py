@@ -1,0 +1,189 @@
+"""The price list: size and predicted loss of every choice, from error curves and probes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from ir.facts.precision import Storage
+from passes.framework.base import PassContext
+from passes.precision.assign_precision import AssignPrecision
+from passes.precision.measured.candidates import Choice, Item, moments_for, plain
+from passes.precision.measured.error_curves import Curve, Wanted, error_curves
+from passes.precision.measured.probes import PROBE_BITS, PROBE_TOKENS, Meter, Probe, RowsLoss, Variant, WeightLoss
+from passes.precision.planned_weights import Weight
+
+LARGE = 50_000_000
+"""Models with more numbers than this are probed at one width, with codes by rounding, which are made at once."""
+LARGE_PROBE_BITS = (4,)
+PROBE_BLOCK = 64
+
+Key = tuple[str, bool]
+"""Name of a weight, and whether its rows are read from the logits matrix."""
+
+
+class Asked(NamedTuple):
+    """A storage of one weight to be probed."""
+
+    key: Key
+    weight: Weight
+    storage: Storage
+
+
+@dataclass
+class Prices:
+    """What measurement knows of each weight before any whole plan is measured.
+
+    Attributes:
+        items: what is decided about.
+        bytes, bits: sizes of the choices of each item, float64 holding whole numbers.
+        losses: predicted KL divergence of the choices, nats per token.
+        probes: by weight.
+        models: prediction by weight.
+        curves: errors by weight.
+        tokens: held-out positions that were used.
+        large: whole plans of the model take minutes to make.
+    """
+
+    items: Sequence[Item]
+    keys: Mapping[str, str]
+    bytes: list[np.ndarray]
+    bits: list[np.ndarray]
+    losses: list[np.ndarray]
+    probes: Mapping[Key, Sequence[Probe]]
+    models: Mapping[Key, WeightLoss | RowsLoss]
+    curves: Mapping[Key, Curve]
+    tokens: int
+    large: bool
+
+    def moments(self, item: Item, weight: Weight, storage: Storage, tied: bool) -> str:
+        """Key of the statistics that a weight is quantized with."""
+        return moments_for(storage, self.keys.get(source_of(item, weight, tied), ""))
+
+    def variant(self, picks: Sequence[int], leave_out: frozenset[int] = frozenset()) -> dict:
+        """What the model computes with when each item takes the choice picked; items left out stay exact."""
+        found = {}
+        for number, (item, pick) in enumerate(zip(self.items, picks, strict=True)):
+            if number in leave_out:
+                continue
+            choice = item.choices[pick]
+            for weight, storage in zip(item.weights, choice.storages, strict=True):
+                if storage.bits < 32:
+                    found[weight.name] = weight.restored(storage, self.moments(item, weight, storage, choice.tied))
+        return found
+
+
+def source_of(item: Item, weight: Weight, tied: bool) -> str:
+    """Name of the weight whose inputs count: rows read from the logits matrix are quantized as that is."""
+    if weight.role != "embedding" or not tied:
+        return weight.name
+    return next(other.name for other in item.weights if other.role == "logits")
+
+
+def price(
+    items: Sequence[Item], keys: Mapping[str, str], meter: Meter, options: AssignPrecision, ctx: PassContext
+) -> Prices:
+    """Measure curves and probes and price every choice."""
+    large = sum(weight.elements for item in items for weight in item.weights) > LARGE
+    asked = _asked(items, large)
+    curves = _curves(items, keys, asked, ctx)
+    variants: list[Variant] = []
+    for key, weight, storage in asked:
+        item = next(item for item in items if weight in item.weights)
+        moments = moments_for(storage, keys.get(source_of(item, weight, key[1]), ""))
+        variants.append({weight.name: weight.restored(storage, moments)})
+    tokens = meter.tokens_for(variants, PROBE_TOKENS)
+    measured = meter.measure(variants, tokens, "measuring single weights")
+    probes: dict[Key, list[Probe]] = {}
+    for one, found in zip(asked, measured, strict=True):
+        probes.setdefault(one.key, []).append(Probe(plain(one.storage), found.kl))
+    models: dict[Key, WeightLoss | RowsLoss] = {}
+    for key, weight in {one.key: one.weight for one in asked}.items():
+        kind = RowsLoss if weight.role == "embedding" else WeightLoss
+        models[key] = kind(curves[key], probes[key])
+    sizes = [np.array([choice.bytes for choice in item.choices], np.float64) for item in items]
+    bits = [np.array([choice.bits for choice in item.choices], np.float64) for item in items]
+    losses = [np.array([_loss(item, choice, models) for choice in item.choices]) for item in items]
+    return Prices(items, keys, sizes, bits, losses, probes, models, curves, min(tokens, meter.available), large)
+
+
+def _loss(item: Item, choice: Choice, models: Mapping[Key, WeightLoss | RowsLoss]) -> float:
+    total = 0.0
+    for weight, storage in zip(item.weights, choice.storages, strict=True):
+        key = (weight.name, choice.tied and weight.role == "embedding")
+        if storage.bits < 32:
+            total += models[key].of(plain(storage))
+    return total
+
+
+def storages_of(item: Item, weight: Weight, tied: bool) -> list[Storage]:
+    """Storages of one weight in the choices of its item, each once, up to 16 bits."""
+    place = item.weights.index(weight)
+    wanted = [c for c in item.choices if weight.role != "embedding" or c.tied == tied]
+    return list(dict.fromkeys(plain(c.storages[place]) for c in wanted if c.storages[place].bits < 32))
+
+
+def _forms(weight: Weight) -> tuple[bool, ...]:
+    return (True, False) if weight.role == "embedding" else (False,)
+
+
+def _asked(items: Sequence[Item], large: bool) -> list[Asked]:
+    """What to probe: each weight at one or two widths, embedding rows at each width."""
+    found = []
+    for item in items:
+        for weight in item.weights:
+            for tied in _forms(weight):
+                storages = storages_of(item, weight, tied)
+                widths = LARGE_PROBE_BITS if large else PROBE_BITS
+                if weight.role == "embedding":
+                    small = sorted({s.bits for s in storages if s.bits <= 8})
+                    widths = tuple(small or {s.bits for s in storages})
+                chosen = dict.fromkeys(_nearest(storages, bits) for bits in widths) if storages else {}
+                for storage in chosen:
+                    made = replace(storage, method="rtn") if large and storage.bits <= 8 else storage
+                    found.append(Asked((weight.name, tied), weight, made))
+    return found
+
+
+def _nearest(storages: Sequence[Storage], bits: int) -> Storage:
+    """The storage nearest to a width, with zeros and in blocks of the usual size if there is one."""
+
+    def distance(storage: Storage) -> tuple:
+        block = abs(math.log2((storage.block or 4096) / PROBE_BLOCK))
+        return abs(storage.bits - bits), storage.symmetric, block, storage.block
+
+    return min(storages, key=distance)
+
+
+def _curves(
+    items: Sequence[Item], keys: Mapping[str, str], asked: Sequence[Asked], ctx: PassContext
+) -> dict[Key, Curve]:
+    """Errors by weight; rows read from the logits matrix have those of its curve."""
+    wanted: dict[Key, Wanted] = {}
+    shared: dict[Key, Key] = {}
+    for item in items:
+        for weight in item.weights:
+            for tied in _forms(weight):
+                key = (weight.name, tied)
+                storages = storages_of(item, weight, tied)
+                if not storages:
+                    continue
+                if tied:
+                    shared[key] = (source_of(item, weight, True), False)
+                    continue
+                twins = [(other.name, True) for other in item.weights if weight.role == "logits" and other != weight]
+                extra = [plain(one.storage) for one in asked if one.key == key or one.key in twins]
+                both = tuple(dict.fromkeys([*storages, *extra]))
+                wanted[key] = Wanted(weight, keys.get(weight.name, ""), both)
+    measured = error_curves(
+        list(wanted.values()), lambda done, total: ctx.progress(done, total, "measuring error curves")
+    )
+    found = dict(zip(wanted, measured, strict=True))
+    return {**found, **{key: found[source] for key, source in shared.items()}}
+
+
+__all__ = ["Key", "Prices", "price", "source_of", "storages_of"]

@@ -1,0 +1,255 @@
+"""From prices to a plan: solve, measure the whole plan, correct the prices by what was measured, and solve again.
+
+A plan's divergence is not quite the sum of what its weights cost alone. The correction is measured where it matters, at
+the plan itself: the divergence that goes away when one item is left exact is the item's share there, and its losses are
+scaled to it. Whatever is measured is remembered, and the best plan measured is taken, a uniform one too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ir.base.diag import LadingError
+from ir.facts.precision import TriedPlan
+from passes.precision.limits import Limit
+from passes.precision.measured.knapsack import Solution, solve
+from passes.precision.measured.prices import Prices
+from passes.precision.measured.probes import Measured, Meter, Variant
+from passes.precision.planned_weights import place_of
+
+PLAN_TOKENS = 4096
+"""Held-out tokens on which whole plans are measured, fewer for large models."""
+SHARE_TOKENS = 1024
+"""Held-out tokens on which the shares of items in a plan are measured."""
+SHARE_ITEMS = 64
+"""With more items than this, shares are measured of layers and of kinds instead of single items."""
+SWING = 4.0
+"""Largest ratio between a measured and a predicted share that is believed."""
+TRUST = 0.5
+"""Power of that ratio by which prices change; half of what a single plan shows is the luck of its roundings."""
+REPAIRS = 6
+"""Plans tried at most, beyond the rounds, to come below a limit on the divergence."""
+
+Picks = tuple[int, ...]
+
+
+@dataclass
+class Tried:
+    """A plan that was measured."""
+
+    name: str
+    picks: Picks
+    predicted: float
+    measured: Measured
+
+
+class Search:
+    """The search for the best plan under one limit.
+
+    Args:
+        prices: what every choice costs.
+        meter: measures whole plans.
+        limit: what to keep.
+        elements: numbers that bits per weight are counted for.
+        fixed: bytes of the weight file that no choice changes.
+    """
+
+    def __init__(self, prices: Prices, meter: Meter, limit: Limit, elements: int, fixed: int) -> None:
+        self.prices = prices
+        self.meter = meter
+        self.limit = limit
+        self.elements = elements
+        self.fixed = fixed
+        self.factors = np.ones(len(prices.items))
+        self.tried: list[Tried] = []
+        self.tokens = meter.tokens_for([list(prices.keys)] * 4, PLAN_TOKENS)
+
+    # ---- sizes and predictions ----
+
+    def bytes_of(self, picks: Picks) -> int:
+        """Bytes of the weight file and of exact embedding rows."""
+        return self.fixed + int(sum(sizes[pick] for sizes, pick in zip(self.prices.bytes, picks, strict=True)))
+
+    def bits_per_weight(self, picks: Picks) -> float:
+        """Stored bits of the planned weights for each of them."""
+        return float(sum(bits[pick] for bits, pick in zip(self.prices.bits, picks, strict=True))) / self.elements
+
+    def predicted(self, picks: Picks) -> float:
+        """KL divergence by the prices as they are corrected now."""
+        shares = zip(self.factors, self.prices.losses, picks, strict=True)
+        return float(sum(factor * losses[pick] for factor, losses, pick in shares))
+
+    def fits(self, picks: Picks) -> bool:
+        """True when a plan keeps a limit on the size."""
+        if self.limit.kind == "budget":
+            return self._stored(picks) <= self._room()
+        return self.limit.kind == "max-kl" or self.bytes_of(picks) <= self.limit.value
+
+    def _sizes(self) -> list[np.ndarray]:
+        return self.prices.bits if self.limit.kind == "budget" else self.prices.bytes
+
+    def _room(self) -> float:
+        if self.limit.kind == "budget":
+            # Room for the rounding of a limit such as 4.1 times the number of weights, well below one bit.
+            return self.limit.value * self.elements * (1 + 1e-12)
+        return self.limit.value - self.fixed
+
+    def _stored(self, picks: Picks) -> float:
+        return float(sum(sizes[pick] for sizes, pick in zip(self._sizes(), picks, strict=True)))
+
+    # ---- measuring ----
+
+    def measure(self, plans: Sequence[tuple[str, Picks]]) -> list[Tried]:
+        """Measure plans that were not measured yet; gives all of them."""
+        known = {item.picks: item for item in self.tried}
+        new = {picks: name for name, picks in plans if picks not in known}
+        variants = [self.prices.variant(picks) for picks in new]
+        for (picks, name), found in zip(new.items(), self._run(variants), strict=True):
+            known[picks] = Tried(name, picks, self.predicted(picks), found)
+            self.tried.append(known[picks])
+        return [known[picks] for _, picks in plans]
+
+    def _run(self, variants: Sequence[Variant]) -> list[Measured]:
+        return self.meter.measure(variants, self.tokens, "measuring whole plans") if variants else []
+
+    def correct(self, plan: Tried) -> None:
+        """Scale the losses of each item to its share in the divergence of a measured plan."""
+        losses = np.array([losses[pick] for losses, pick in zip(self.prices.losses, plan.picks, strict=True)])
+        groups = self._groups(losses)
+        variants = [self.prices.variant(plan.picks), *(self.prices.variant(plan.picks, group) for group in groups)]
+        tokens = min(self.tokens, self.meter.tokens_for(variants, SHARE_TOKENS))
+        whole, *rest = self.meter.measure(variants, tokens, "measuring shares of a plan")
+        steps = np.zeros(len(losses))
+        counts = np.zeros(len(losses))
+        for group, found in zip(groups, rest, strict=True):
+            members = sorted(group)
+            share = max(whole.kl - found.kl, 0.0)
+            ratio = share / float((self.factors[members] * losses[members]).sum())
+            steps[members] += TRUST * np.log(min(SWING, max(1 / SWING, ratio)))
+            counts[members] += 1
+        self.factors *= np.exp(steps / np.maximum(counts, 1))
+        total = self.predicted(plan.picks)
+        if total > 0 and plan.measured.kl > 0:
+            self.factors *= plan.measured.kl / total
+
+    def _groups(self, losses: np.ndarray) -> list[frozenset[int]]:
+        """Items whose shares are measured together: single ones, or all of a layer and all of a kind."""
+        lossy = [number for number, loss in enumerate(losses) if loss > 0]
+        if len(lossy) <= SHARE_ITEMS:
+            return [frozenset([number]) for number in lossy]
+        found: dict[tuple, set[int]] = {}
+        for number in lossy:
+            layer, kind = place_of(self.prices.items[number].weights[0].name)
+            for key in (("layer", layer), ("kind", kind)) if layer is not None else (("kind", kind),):
+                found.setdefault(key, set()).add(number)
+        return [frozenset(members) for members in found.values()]
+
+    # ---- the search under a limit on the size ----
+
+    def best_within_size(self, rounds: int, others: Sequence[tuple[str, Picks]]) -> Tried:
+        """The plan of least measured divergence that fits; `others` compete with it.
+
+        Raises:
+            LadingError: Q451 nothing fits.
+        """
+        for number in range(rounds + 1):
+            plans = [(f"mixed, round {number}", self.solve_size().chosen), *(others if number == 0 else ())]
+            plan = self.measure(plans)[0]
+            if number < rounds:
+                self.correct(plan)
+        return min(self.tried, key=lambda item: (item.measured.kl, self.bytes_of(item.picks)))
+
+    def solve_size(self) -> Solution:
+        """The plan of least predicted divergence that fits; Q451 when none does."""
+        losses = [factor * loss for factor, loss in zip(self.factors, self.prices.losses, strict=True)]
+        found = solve(self._sizes(), losses, self._room())
+        if found is None:
+            raise self._too_small()
+        return found
+
+    def _too_small(self) -> LadingError:
+        picks = tuple(int(np.argmin(sizes)) for sizes in self._sizes())
+        least = f"{self.bits_per_weight(picks):.3f}bpw" if self.limit.kind == "budget" else f"{self.bytes_of(picks)}B"
+        return LadingError(
+            "Q451",
+            f"{self.limit.text} is less than the smallest plan needs, {self.limit.kind}={least}",
+            hint="give more, or allow smaller candidates: widths, blocks, forms, keep, floor and rules decide on them",
+        )
+
+    # ---- the search under a limit on the divergence ----
+
+    def smallest_within_loss(self, rounds: int, others: Sequence[tuple[str, Picks]]) -> Tried:
+        """The smallest plan whose measured divergence is within the limit.
+
+        Raises:
+            LadingError: Q452 no plan is good enough.
+        """
+        if others:
+            self.measure(others)
+        aim = self.limit.value
+        for number in range(rounds + REPAIRS):
+            solution = self.solve_loss(aim)
+            if any(item.picks == solution.chosen for item in self.tried):
+                if self._good():
+                    break
+                aim *= 0.8
+                continue
+            plan = self.measure([(f"mixed, round {number}", solution.chosen)])[0]
+            if number < rounds:
+                self.correct(plan)
+                aim = self.limit.value
+            elif plan.measured.kl > self.limit.value:
+                aim *= min(0.97, self.limit.value / plan.measured.kl)
+            elif number >= rounds:
+                break
+        if not self._good():
+            self.measure([("best of all", self._finest())])
+        if not self._good():
+            raise self._unreachable()
+        return min(self._good(), key=lambda item: (self.bytes_of(item.picks), item.measured.kl))
+
+    def solve_loss(self, aim: float) -> Solution:
+        """The smallest plan whose predicted divergence is within `aim`, or the finest when there is none."""
+        losses = [factor * loss for factor, loss in zip(self.factors, self.prices.losses, strict=True)]
+        found = solve(losses, self.prices.bytes, aim)
+        return found if found is not None else Solution(self._finest(), 0.0, 0.0)
+
+    def _finest(self) -> Picks:
+        return tuple(
+            int(np.lexsort((sizes, losses))[0])
+            for sizes, losses in zip(self.prices.bytes, self.prices.losses, strict=True)
+        )
+
+    def _good(self) -> list[Tried]:
+        return [item for item in self.tried if item.measured.kl <= self.limit.value]
+
+    def _unreachable(self) -> LadingError:
+        best = min(self.tried, key=lambda item: item.measured.kl)
+        return LadingError(
+            "Q452",
+            f"{self.limit.text} is not reached: the best plan has {best.measured.kl:.3g} nats per token "
+            f"at {self.bytes_of(best.picks):,} bytes",
+            hint="allow more, or wider candidates: widths, blocks, keep and rules decide on them",
+        )
+
+    def report(self, taken: Tried) -> tuple[TriedPlan, ...]:
+        """What was tried, for the record."""
+        return tuple(
+            TriedPlan(
+                item.name,
+                self.bytes_of(item.picks),
+                self.bits_per_weight(item.picks),
+                item.predicted,
+                item.measured.kl,
+                item.measured.error,
+                item.measured.top1,
+                item is taken,
+            )
+            for item in self.tried
+        )
+
+
+__all__ = ["Search", "Tried"]

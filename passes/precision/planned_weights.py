@@ -1,0 +1,145 @@
+"""The weights of a graph as precision is assigned to them: role, shape, which are one matrix, and what they become."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ir.base.types import BF16, F16, F32, TensorType
+from ir.facts.precision import Storage
+from ir.graph.graph import Graph, Node, Value
+from ir.quant.weight import QuantizedWeight, QuantSpec, shared_quantized
+from ir.tensor.base import Tensor, same_tensor
+from ir.tensor.elementwise import cast
+from ir.tensor.rearranged import transposed
+from passes.inputs.finders import is_rowwise
+
+EMBEDDING_WIDTHS = (4, 8, 16, 32)
+"""Widths at which runtimes read embedding rows."""
+TIED_WIDTHS = (4, 8, 16)
+"""Widths of a logits matrix from which runtimes read embedding rows too."""
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One matrix to plan: the constant, its role, and the length of its rows of input features."""
+
+    value: Value
+    role: Literal["layer", "logits", "embedding"]
+    columns: int
+    rows: int
+
+    @property
+    def name(self) -> str:
+        """Name of the constant, which is the checkpoint's key."""
+        return self.value.name
+
+    @property
+    def elements(self) -> int:
+        """Numbers in the matrix."""
+        return self.rows * self.columns
+
+    @property
+    def source(self) -> Tensor:
+        """The float matrix as output-major rows ``[rows, columns]``, as narrow as it is stored."""
+        tensor: Tensor = self.value.const  # type: ignore[assignment]
+        source = tensor if self.role == "embedding" else transposed(tensor)
+        name, args, _ = source.recipe()
+        return args[0] if name == "cast" and args[0].type.dtype in (BF16, F16) else source
+
+    def quantized(self, storage: Storage, moments: str) -> QuantizedWeight:
+        """The recipe of a storage of at most 8 bits; `moments` is the key of the statistics, empty for none."""
+        return shared_quantized(self.source, spec_of(storage, moments))
+
+    def restored(self, storage: Storage, moments: str) -> Tensor:
+        """What the runtime computes with when the weight is stored so: f32 in the orientation of the constant."""
+        tensor: Tensor = self.value.const  # type: ignore[assignment]
+        if storage.bits == 32:
+            return tensor
+        if storage.bits == 16:
+            return cast(cast(tensor, F16), F32)
+        rows = self.quantized(storage, moments).dequantized()
+        return rows if self.role == "embedding" else transposed(rows)
+
+
+def spec_of(storage: Storage, moments: str) -> QuantSpec:
+    """The quantization of a storage of at most 8 bits."""
+    return QuantSpec(
+        storage.bits,
+        storage.block,
+        storage.symmetric,
+        storage.zero,
+        storage.method,
+        storage.scale,  # type: ignore[arg-type]
+        moments,
+    )
+
+
+def weights_of(graph: Graph) -> list[Weight]:
+    """Constant float matrices that a MatMul multiplies by or that the runtime reads rows of, in program order."""
+    found: dict[Value, Weight] = {}
+    for value in graph.tables.values():
+        if _is_matrix(value):
+            rows, columns = value.shape
+            found[value] = Weight(value, "embedding", columns, rows)
+    for node in graph.nodes:
+        weight = node.input(1)
+        if node.op == "MatMul" and weight is not None and _is_matrix(weight) and weight not in found:
+            columns, rows = weight.shape
+            role: Literal["layer", "logits"] = "logits" if _reaches_output(node) else "layer"
+            found[weight] = Weight(weight, role, columns, rows)
+    return list(found.values())
+
+
+def _is_matrix(value: Value) -> bool:
+    is_float = value.is_const and isinstance(value.type, TensorType) and value.dtype.is_float
+    return is_float and value.type.rank == 2
+
+
+def _reaches_output(node: Node) -> bool:
+    """True when the product becomes a graph output through element-wise nodes alone."""
+    while True:
+        if node.output.is_output:
+            return True
+        users = node.output.users
+        if len(users) != 1 or users[0].op == "MatMul" or not is_rowwise(users[0]):
+            return False
+        node = users[0]
+
+
+def same_matrix(weights: Sequence[Weight]) -> tuple[Weight, Weight] | None:
+    """The embedding and the logits matrix, in this order, when the graph has one of each and they are equal."""
+    tables = [weight for weight in weights if weight.role == "embedding"]
+    heads = [weight for weight in weights if weight.role == "logits"]
+    if len(tables) != 1 or len(heads) != 1:
+        return None
+    table, head = tables[0], heads[0]
+    equal = same_tensor(table.value.const, transposed(head.value.const))  # type: ignore[arg-type]
+    return (table, head) if equal else None
+
+
+def can_tie(table: Storage, head: Storage) -> bool:
+    """True when the rows of an embedding stored like this can be read from its logits matrix stored like that."""
+    return table.bits in TIED_WIDTHS and table.same_bytes(head)
+
+
+def place_of(name: str) -> tuple[int | None, str]:
+    """Number of the layer and kind of a weight as far as its name tells: ``(3, "q_proj")``; None outside layers."""
+    parts = [part for part in name.split(".") if part not in ("weight", "kernel")]
+    layer = next((int(part) for part in parts if re.fullmatch(r"\d{1,6}", part)), None)
+    words = [part for part in parts if not part.isdigit()]
+    return layer, words[-1] if words else name
+
+
+__all__ = [
+    "EMBEDDING_WIDTHS",
+    "TIED_WIDTHS",
+    "Weight",
+    "can_tie",
+    "place_of",
+    "same_matrix",
+    "spec_of",
+    "weights_of",
+]

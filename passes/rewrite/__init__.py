@@ -1,0 +1,1 @@
+"""The rewrite engine: patterns, rules and the driver that applies them."""

@@ -1,0 +1,118 @@
+"""Joining products that share their operand: same numbers, same codes, same tokens."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from frontends.checkpoint.load import load
+from ir.evaluate.evaluator import evaluate
+from ir.facts.precision import DynamicInputs
+from ir.quant.stored_weight import storage_of
+from passes.canonicalize.join_linears import JoinLinears
+from passes.framework.manager import PassManager
+from tests.support.checkpoints import make_checkpoint
+from tests.support.runs import compiled, each_release, logits_of, pieces, run_actions, torch_logits, torch_model
+
+IDS = np.random.default_rng(4).integers(3, 320, 24)
+BAR = 1e-3
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """Biases on queries, keys and values, none on the other matrices."""
+    return make_checkpoint(tmp_path_factory.mktemp("join") / "model", "qwen2", seed=3)
+
+
+def graph_of(source, pipeline: str):
+    """A checkpoint after some passes."""
+    graph = load(source)
+    PassManager(pipeline).run(graph)
+    return graph
+
+
+def logits(graph) -> np.ndarray:
+    """Logits of the float graph."""
+    return evaluate(graph, graph.facts[DynamicInputs.name].feeds(graph, IDS))["logits"]
+
+
+def test_numbers_stay_and_products_get_fewer(source):
+    plain = graph_of(source, "infer-types,discover-inputs")
+    joined = graph_of(source, "infer-types,join-linears,discover-inputs")
+    layers = sum(node.op == "Attention" for node in plain.nodes)
+    products = [sum(node.op == "MatMul" for node in graph.nodes) for graph in (plain, joined)]
+    assert products == [7 * layers + 1, 4 * layers + 1]
+    assert np.abs(logits(plain) - logits(joined)).max() <= 1e-5 * np.abs(logits(plain)).max()
+    assert {"model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj"} <= {
+        value.name for node in joined.nodes if node.op == "Split" for value in node.outputs
+    }
+
+
+def test_only_narrow_matrices_are_joined(source):
+    widths = {node.inputs[1].shape[1] for node in graph_of(source, "infer-types").nodes if node.op == "MatMul"}
+    graph = graph_of(source, f"infer-types,join-linears{{narrow={min(widths)}}}")
+    names = [node.inputs[1].name for node in graph.nodes if node.op == "MatMul"]
+    assert "model.layers.0.self_attn.q_proj+k_proj+v_proj.weight" in names
+    assert "model.layers.0.mlp.gate_proj.weight" in names
+    untouched = graph_of(source, f"infer-types,join-linears{{narrow={min(widths) - 1}}}")
+    assert not any("+" in node.inputs[1].name for node in untouched.nodes if node.op == "MatMul")
+
+
+def test_a_second_run_finds_nothing(source):
+    graph = graph_of(source, "infer-types,join-linears")
+    version = graph.version
+    assert JoinLinears().run(graph, None) == {"joined": 0, "products": 0}
+    assert graph.version == version
+
+
+def test_a_missing_bias_counts_as_zeros(tmp_path):
+    graph = graph_of(make_checkpoint(tmp_path / "model", "llama"), "infer-types")
+    query = next(node for node in graph.nodes if node.op == "MatMul")
+    bias = graph.add_const("odd.bias", np_tensor(np.arange(query.output.shape[-1])))
+    added = graph.add("Add", [query.output, bias], outputs=["odd"], types=[query.output.type], after=query)
+    for node, place in [use for use in query.output.uses if use[0] is not added]:
+        graph.set_input(node, place, added.output)
+    PassManager("discover-inputs").run(graph)
+    wanted = logits(graph)
+    PassManager("join-linears").run(graph)
+    assert any("+" in name for name in graph.consts)
+    assert np.abs(logits(graph) - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
+def np_tensor(array):
+    """An array as a float32 tensor."""
+    from ir.tensor.inline import InlineTensor
+
+    return InlineTensor(np.asarray(array, np.float32))
+
+
+@pytest.mark.parametrize("pipeline", ["int4", "int8{symmetric}", "default{bits=3 block=32}"])
+def test_rows_keep_their_codes(source, pipeline):
+    apart = decoded(graph_of(source, pipeline))
+    together = decoded(graph_of(source, f"infer-types,join-linears,{pipeline}"))
+    for name, rows in together.items():
+        module, _, words = name.removesuffix(".weight").rpartition(".")
+        parts = [apart[f"{module}.{word}.weight"] for word in words.split("+")] if "+" in name else [apart[name]]
+        assert np.array_equal(rows, np.concatenate(parts)), name
+    assert any("+" in name for name in together)
+
+
+def decoded(graph) -> dict[str, np.ndarray]:
+    """Rows of every stored matrix as the runtime decodes them, by name of the weight."""
+    found = {}
+    for node in graph.nodes:
+        if node.op == "mnn.Convolution":
+            stored = storage_of(node.inputs[1], matmul=True)
+            found[stored.name] = stored.quantized.dequantized().load()
+    return found
+
+
+@pytest.mark.parametrize("target", ["portable", "3.6.1"])
+def test_joined_models_give_the_logits_of_torch(source, tmp_path, target):
+    folder = compiled(source, tmp_path / "out", "infer-types,join-linears,fp32", target=target)
+    wanted = torch_logits(torch_model(source), IDS)
+    for param in each_release():
+        version = param.values[0]
+        if not param.marks and (target == "portable" or version == target):
+            (result,) = run_actions(folder, version, [pieces(IDS[:9], IDS[9:10], IDS[10:])])
+            assert np.abs(logits_of(result) - wanted).max() <= BAR

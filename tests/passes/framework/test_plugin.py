@@ -1,0 +1,262 @@
+"""The example plugin, installed as a package and used by the commands; and what happens when plugins disagree."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from ir.base.diag import LadingError
+from ir.graph.graph import Graph
+from passes.framework.registry import TABLES, Plugin, Registry
+from tests.support.paths import ROOT
+from tools.shared.formats import BACKENDS, FRONTENDS, Formats
+
+SOURCE = ROOT / "examples" / "plugin"
+FACTORS = [[[1.0], [2.0], [3.0]], [[1.0, -1.0]]]
+MODEL = {
+    "width": 2,
+    "layers": [
+        {"weight": [[1.0, 0.5, -1.0], [0.0, 2.0, 1.0]], "activation": "squared-relu"},
+        {"factors": FACTORS, "activation": "relu"},
+    ],
+}
+
+
+def reference(x: np.ndarray) -> np.ndarray:
+    """The network of MODEL in numpy."""
+    hidden = np.maximum(x @ np.array(MODEL["layers"][0]["weight"], np.float32), 0) ** 2
+    left, right = (np.array(item, np.float32) for item in FACTORS)
+    return np.maximum(hidden @ (left @ right), 0)
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory) -> Path:
+    """A folder with the package as pip installs it, without network."""
+    folder = tmp_path_factory.mktemp("plugin")
+    source = shutil.copytree(SOURCE, folder / "source")
+    site = folder / "site"
+    options = ["--no-build-isolation", "--no-deps", "--no-index", "--quiet", "--disable-pip-version-check"]
+    result = subprocess.run(
+        [sys.executable, "-m", "pip", "install", *options, "--target", str(site), str(source)],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+    return site
+
+
+@pytest.fixture
+def tool(installed, tmp_path):
+    """Runs a module with the plugin on the path, in a folder with the model."""
+    (tmp_path / "net.mlp").write_text(json.dumps(MODEL))
+
+    def run(*arguments, more=()):
+        path = os.pathsep.join([str(installed), *map(str, more), str(ROOT)])
+        return subprocess.run(
+            [sys.executable, "-m", *map(str, arguments)], cwd=tmp_path, env={**os.environ, "PYTHONPATH": path},
+            capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+
+    return run
+
+
+def evaluated(path: Path, x: np.ndarray) -> np.ndarray:
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(str(path)).run(None, {"x": x})[0]
+
+
+# ---- each table is consulted ----
+
+
+def test_the_plugin_uses_every_table():
+    import ast
+
+    tree = ast.parse((SOURCE / "lading_example" / "__init__.py").read_text())
+    call = next(node for node in ast.walk(tree) if isinstance(node, ast.Call))
+    assert [keyword.arg for keyword in call.keywords] == list(TABLES)
+
+
+def test_from_its_frontend_through_its_pass_to_onnx(tool, tmp_path):
+    result = tool("tools.opt", "net.mlp", "--passes", "squared-relu", "--verify-each", "--stats", "-o", "net.onnx")
+    assert result.returncode == 0, result.stderr
+    assert "product_to_squared_relu 1" in result.stderr
+    model = onnx.load(tmp_path / "net.onnx")
+    assert [node.op_type for node in model.graph.node] == ["MatMul", "SquaredRelu", "MatMul", "Relu"]
+    assert [(item.domain, [n.op_type for n in item.node]) for item in model.functions] == [("example", ["Relu", "Mul"])]
+    x = np.array([[1.0, 2.0], [-3.0, 0.5]], np.float32)
+    np.testing.assert_allclose(evaluated(tmp_path / "net.onnx", x), reference(x), rtol=1e-6)
+
+
+def test_numbers_are_checked_by_the_operators_meaning(tool):
+    result = tool("tools.opt", "net.mlp", "--passes", "squared-relu", "--check-numbers", "-o", "net.lading")
+    assert result.returncode == 0, result.stderr
+
+
+def test_its_recipe_survives_the_text_form(tool, tmp_path):
+    assert tool("tools.opt", "net.mlp", "--passes", "infer-types", "-o", "net.lading").returncode == 0
+    assert "const @layer1.weight: f32[3, 2] = example_low_rank(f32[3, 1] [" in (tmp_path / "net.lading").read_text()
+    assert tool("tools.diff", "net.mlp", "net.lading", "--no-types").returncode == 0
+    result = tool("tools.opt", "net.lading", "--passes", "squared-relu", "-o", "net.onnx")
+    assert result.returncode == 0, result.stderr
+    x = np.array([[2.0, -1.0]], np.float32)
+    np.testing.assert_allclose(evaluated(tmp_path / "net.onnx", x), reference(x), rtol=1e-6)
+
+
+def test_its_backend_by_suffix_and_by_name(tool, tmp_path):
+    for out, more in (("net.dot", ()), ("net.txt", ("--to", "dot"))):
+        result = tool("tools.opt", "net.mlp", "--passes", "squared-relu", "-o", out, *more)
+        assert result.returncode == 0, result.stderr
+        text = (tmp_path / out).read_text()
+        assert text.startswith('digraph "net" {') and '[label="example.SquaredRelu"]' in text
+
+
+def test_other_tools_read_its_format(tool):
+    result = tool("tools.inspect", "net.mlp")
+    assert result.returncode == 0 and "example_low_rank of inline" in result.stdout, result.stdout + result.stderr
+
+
+def test_it_is_listed_with_its_package(tool):
+    listed = json.loads(tool("tools.compile", "--list-passes", "--json").stdout)
+    (one,) = [item for item in listed["passes"] if item["name"] == "fuse-squared-relu"]
+    assert one["package"] == "lading-example" and one["options"][0]["name"] == "powers"
+    assert listed["pipelines"]["squared-relu"] == "canonicalize,fuse-squared-relu,dce"
+
+
+def test_its_own_cases_pass(tool, installed):
+    cases = SOURCE / "cases" / "fuse_squared_relu.lading"
+    quiet = ("-q", "-p", "tests.conftest", "-p", "no:cacheprovider", "--rootdir", installed, "-c", os.devnull)
+    result = tool("pytest", *quiet, cases)
+    assert result.returncode == 0 and "3 passed" in result.stdout, result.stdout + result.stderr
+
+
+def test_what_is_wrong_with_its_files_is_a_coded_message(tool, tmp_path):
+    (tmp_path / "net.mlp").write_text('{"width": 2, "layers": [{"weight": [[1.0]], "activation": "swish"}]}')
+    result = tool("tools.opt", "net.mlp", "--passes", "dce")
+    assert result.returncode == 1 and "unknown activation 'swish'" in result.stderr and "error[U910]" in result.stderr
+
+
+def test_commands_that_do_not_need_its_pass_do_not_load_it(tool, installed):
+    moved = installed / "lading_example" / "fuse.py"
+    broken = installed / "lading_example" / "fuse.away"
+    moved.rename(broken)
+    try:
+        assert tool("tools.opt", "net.mlp", "--passes", "dce").returncode == 0
+        result = tool("tools.opt", "net.mlp", "--passes", "fuse-squared-relu")
+        assert result.returncode == 1 and "error[P330]" in result.stderr and "lading-example" in result.stderr
+    finally:
+        broken.rename(moved)
+
+
+# ---- clashes ----
+
+
+def other(folder: Path, tables: str, name: str = "lading-rival") -> Path:
+    """Another plugin package with the given tables."""
+    module = name.replace("-", "_")
+    info = folder / f"{module}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (folder / f"{module}.py").write_text(f"from passes.framework.registry import Plugin\nPLUGIN = Plugin({tables})\n")
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[lading.plugins]\nrival = {module}:PLUGIN\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        "passes={'fuse-squared-relu': 'a:B'}",
+        "pipelines={'squared-relu': 'dce'}",
+        "pipelines={'fuse-squared-relu': 'dce'}",
+        "ops={'example.SquaredRelu': 'a:B'}",
+        "frontends={'mlp': 'a:B'}",
+        "backends={'dot': 'a:B'}",
+        "recipes={'example_low_rank': 'a:B'}",
+    ],
+)
+def test_a_name_of_two_packages_is_an_error_that_names_both(tables, tool, tmp_path):
+    result = tool("tools.opt", "net.mlp", "--passes", "dce", more=[other(tmp_path / "rival", tables)])
+    assert result.returncode == 1 and "error[P331]" in result.stderr, result.stderr
+    assert "lading-example" in result.stderr and "lading-rival" in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("plugin", "name"),
+    [
+        (Plugin(frontends={"onnx": object()}), "onnx"),
+        (Plugin(backends={"lading": object()}), "lading"),
+        (Plugin(ops={"mnn.Attention": object()}), "mnn.Attention"),
+        (Plugin(recipes={"transposed": object()}), "transposed"),
+        (Plugin(recipes={"bf16_parts": object()}), "bf16_parts"),
+        (Plugin(passes={"fold": object()}), "fold"),
+    ],
+)
+def test_built_in_names_are_taken(plugin, name):
+    with pytest.raises(LadingError, match=f"'{name}' is (taken: it is )?claimed by lading and by pkg-new") as caught:
+        registry = Registry()
+        registry.add(plugin, "pkg-new")
+        registry.install()
+        Formats(registry)
+    assert caught.value.code == "P331"
+
+
+# ---- formats of plugins ----
+
+
+class Odd:
+    """A frontend and backend for one suffix."""
+
+    suffixes = (".odd",)
+
+    def load(self, path):
+        return Path(path).read_text()
+
+    def write(self, graph, path):
+        path.write_text(graph.name)
+
+
+def formats(**tables) -> Formats:
+    registry = Registry()
+    for package, plugin in tables.items():
+        registry.add(plugin, package)
+    return Formats(registry)
+
+
+def test_two_formats_for_one_suffix_have_to_be_chosen_from():
+    plugins = [Plugin(frontends={name: Odd()}, backends={name: Odd()}) for name in "ab"]
+    two = formats(one=plugins[0], two=plugins[1])
+    for choose, option in ((two.frontend_for, "--from"), (two.backend_for, "--to")):
+        with pytest.raises(LadingError, match=r"a \(one\), b \(two\)") as caught:
+            choose("x.odd")
+        assert caught.value.code == "U913" and option in str(caught.value)
+
+
+def test_a_format_with_parts_missing_is_blamed_on_its_package():
+    with pytest.raises(LadingError, match=r"needs load\(\) and a tuple of suffixes") as caught:
+        formats(pkg=Plugin(frontends={"a": object()})).frontend("a")
+    assert caught.value.code == "U912" and "pkg" in str(caught.value)
+
+
+def test_a_frontend_that_gives_no_graph_is_blamed_on_its_package(tmp_path):
+    (tmp_path / "x.odd").write_text("text")
+    with pytest.raises(LadingError, match="did not return") as caught:
+        formats(pkg=Plugin(frontends={"a": Odd()})).read(str(tmp_path / "x.odd"))
+    assert caught.value.code == "U912" and "pkg" in str(caught.value)
+
+
+def test_a_backend_gets_a_path_without_abbreviations(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    formats(pkg=Plugin(backends={"a": Odd()})).write(Graph("named"), "~/x.odd")
+    assert (tmp_path / "x.odd").read_text() == "named"
+
+
+def test_built_in_formats_have_the_parts_that_plugins_need():
+    assert all(callable(item.load) and isinstance(item.suffixes, tuple) for item in FRONTENDS.values())
+    assert all(callable(item.write) and isinstance(item.suffixes, tuple) for item in BACKENDS.values())

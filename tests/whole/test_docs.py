@@ -1,0 +1,374 @@
+"""The manual and the READMEs: generated pages are up to date, links lead somewhere, code runs, figures are true."""
+
+from __future__ import annotations
+
+import doctest
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import click
+import pytest
+
+from backends.contract import read
+from backends.mnn.target.releases import RELEASES
+from backends.mnn.verify.logits import EXACT_BAR, KL_BARS, LEVELS, WINDOW
+from frontends.families.llama import FAMILIES
+from frontends.modules.rope import KINDS
+from ir.text.parser import parse
+from ir.text.printer import print_graph
+from passes.framework.manager import PassManager
+from passes.framework.pipeline import parse as parse_pipeline
+from passes.framework.registry import PASSES, PIPELINES, Plugin, Registry
+from tests.support.paths import ROOT
+from tools.compile.job import EXAMPLE, QUICK_SAMPLE, Request, compile_model
+from tools.docs import PAGES
+from tools.main import main
+
+DOCS = ROOT / "docs"
+READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
+MANUAL = [*READMES, ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+WRITTEN = [path for path in MANUAL if path.name not in PAGES]
+
+
+def named(paths):
+    """Parametrize over pages by their names."""
+    return [pytest.param(path, id=path.name) for path in paths]
+
+
+def blocks(path: Path, language: str, mark: str = "") -> list[str]:
+    """The fenced blocks of a language, or only those behind a comment that begins with `mark`."""
+    before = rf"<!-- {re.escape(mark)}[^\n]*-->\n" if mark else ""
+    return re.findall(rf"^{before}```{language}\n(.*?)^```$", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def prose(path: Path) -> str:
+    """The text of a page without fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def spans(path: Path) -> list[str]:
+    """Inline code of a page, table cells unescaped."""
+    return [span.replace("\\|", "|") for span in re.findall(r"`([^`\n]+)`", prose(path))]
+
+
+def rows(path: Path, first: str) -> list[list[str]]:
+    """Rows of the table whose head begins with `first`, cells without code marks."""
+    lines = path.read_text().splitlines()
+    start = next(number for number, line in enumerate(lines) if line.replace("`", "").startswith(f"| {first} |"))
+    found = []
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        found.append([cell.strip() for cell in line.replace("`", "").strip("|").split("|")])
+    return found
+
+
+# ---- generated pages ----
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_generated_page_is_what_the_source_says(name, pytestconfig):
+    page = PAGES[name]()
+    if pytestconfig.getoption("--accept"):
+        (DOCS / name).write_text(page)
+    assert (DOCS / name).read_text() == page, "run python -m tools.docs"
+
+
+# ---- links ----
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors that headings of a page get."""
+    heads = re.findall(r"^#+ (.*)$", prose(path), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("path", named(MANUAL))
+def test_links_lead_somewhere(path):
+    dead = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(path)):
+        if target.startswith("https://"):
+            continue
+        file, _, anchor = target.partition("#")
+        other = (path.parent / file).resolve() if file else path
+        if not other.exists() or (anchor and other.suffix == ".md" and anchor not in anchors(other)):
+            dead.append(target)
+    assert dead == []
+
+
+def test_index_lists_every_page():
+    linked = set(re.findall(r"\]\(([\w-]+\.md)\)", (DOCS / "index.md").read_text()))
+    assert linked == {path.name for path in DOCS.glob("*.md")} - {"index.md"}
+
+
+# ---- commands, options and pipelines that pages speak of ----
+
+
+def options() -> set[str]:
+    """Long options of all commands, and of other programs where pages call them."""
+    found = {"--version", "--help", "--index-url", "--accept", "--check"}
+    for name in main.list_commands(click.Context(main)):
+        command = main.get_command(click.Context(main), name)
+        found.update(
+            text for item in command.params for text in (*item.opts, *item.secondary_opts) if text.startswith("--")
+        )
+    return found
+
+
+@pytest.mark.parametrize(
+    "path", named([path for path in WRITTEN if path.name not in ("embedding.md", "conformance.md")])
+)
+def test_options_exist(path):
+    code = [*blocks(path, "sh"), *spans(path), *re.findall(r"^    (?:lading|python) .*$", prose(path), re.MULTILINE)]
+    used = {option for text in code for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)}
+    assert used - options() == set()
+
+
+@pytest.mark.parametrize("path", named(WRITTEN))
+def test_pipelines_parse(path):
+    known = "|".join(sorted({*PASSES, *PIPELINES}))
+    code = [*spans(path), *re.findall(r"--passes '([^']+)'", path.read_text())]
+    for text in code:
+        if re.fullmatch(rf"({known})\{{.*\}}", text):
+            parse_pipeline(text)
+
+
+# ---- code ----
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory):
+    """A folder in which the example is compiled to build/tiny-qwen2.5."""
+    folder = tmp_path_factory.mktemp("docs")
+    compile_model(Request(str(EXAMPLE), folder / "build" / "tiny-qwen2.5", verify="none"))
+    return folder
+
+
+def run_doctest(text: str, name: str) -> None:
+    flags = doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL
+    test = doctest.DocTestParser().get_doctest(text, {}, name, name, 0)
+    output: list[str] = []
+    result = doctest.DocTestRunner(optionflags=flags).run(test, out=output.append)
+    assert result.attempted and not result.failed, "".join(output)
+
+
+@pytest.mark.parametrize("path", named(READMES))
+def test_contract_check_of_the_readme_runs(path, example, monkeypatch):
+    monkeypatch.chdir(example)
+    (block,) = blocks(path, "python")
+    run_doctest(block, path.name)
+    assert "error[C820]: input 'logits_index' is missing" in block
+
+
+@pytest.mark.parametrize("path", named([*READMES, DOCS / "quantization.md"]))
+def test_quantization_file_decides_as_it_says(path, tmp_path, monkeypatch):
+    (tmp_path / "mix.toml").write_text(next(block for block in blocks(path, "toml") if "[[rule]]" in block))
+    monkeypatch.chdir(tmp_path)
+    compile_model(Request(str(EXAMPLE), tmp_path / "out", 'default{plan="mix.toml"}', verify="none"))
+    storage = {item.name: item.storage for item in read(tmp_path / "out").weights}
+    down = storage["model.layers.3.mlp.down_proj.weight"]
+    assert down.bits in (5, 6) and down.block == 32
+    assert storage["lm_head.weight"].symmetric and not down.symmetric
+    assert storage["model.layers.3.mlp.up_proj.weight"].bits == 4
+
+
+def test_pipeline_file_of_the_concepts_is_a_pipeline(tmp_path):
+    (block,) = blocks(DOCS / "concepts.md", "toml")
+    (tmp_path / "pipeline.toml").write_text(block)
+    from passes.framework.pipeline import load
+
+    assert str(load(str(tmp_path / "pipeline.toml"))) == str(
+        parse_pipeline("default{bits=4 block=32 keep=[re:o_proj]}")
+    )
+
+
+def test_graph_of_the_concepts_reads_back_and_becomes_what_is_shown():
+    text, after = blocks(DOCS / "concepts.md", "lading")
+    graph = parse(text)
+    assert print_graph(graph) == text
+    # the only product of this graph is its output, so it counts as the logits matrix
+    PassManager("assign-precision{logits-bits=4},insert-qdq").run(graph, given=("signature",))
+    lines = print_graph(graph).splitlines()
+    assert [line for line in after.splitlines() if line not in lines] == []
+
+
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory):
+    """The files of docs/writing-a-pass.md, installed in a folder."""
+    page = DOCS / "writing-a-pass.md"
+    folder = tmp_path_factory.mktemp("plugin")
+    (source,) = blocks(page, "python", "file: lading_powers.py")
+    (cases,) = blocks(page, "text", "file: cases/expand_powers.lading")
+    (folder / "lading_powers.py").write_text(source)
+    (folder / "cases").mkdir()
+    (folder / "cases" / "expand_powers.lading").write_text(cases)
+    points = tomllib.loads(blocks(page, "toml", "entry points")[0])["project"]["entry-points"]
+    info = folder / "lading_powers-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: lading-powers\nVersion: 1.0\n")
+    lines = [
+        f"[{group}]\n" + "\n".join(f"{key} = {value}" for key, value in table.items())
+        for group, table in points.items()
+    ]
+    (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def with_plugin(plugin: Path, *arguments: str) -> subprocess.CompletedProcess:
+    path = os.pathsep.join([str(plugin), str(ROOT)])
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True,
+        timeout=120, check=False,
+    )  # fmt: skip
+
+
+def test_cases_of_the_example_pass_succeed(plugin):
+    cases = str(plugin / "cases" / "expand_powers.lading")
+    pytest_options = (
+        "-q",
+        "-p",
+        "tests.conftest",
+        "-p",
+        "no:cacheprovider",
+        "--rootdir",
+        str(plugin),
+        "-c",
+        os.devnull,
+    )
+    result = with_plugin(plugin, "-m", "pytest", *pytest_options, cases)
+    assert result.returncode == 0 and "3 passed" in result.stdout, result.stdout + result.stderr
+
+
+def test_example_pass_is_listed_once_installed(plugin):
+    result = with_plugin(plugin, "-m", "tools.compile", "--list-passes")
+    assert "expand-powers\n    Replace powers with a small whole exponent by products." in result.stdout, result.stderr
+    result = with_plugin(plugin, "-m", "tools.compile", "--passes", "powers{max=5}", "--print-pipeline")
+    assert result.stdout.strip() == "infer-types,expand-powers{max=5},cse,dce", result.stderr
+
+
+def test_numbers_of_the_example_pass_are_checked_as_shown(plugin):
+    (block,) = blocks(DOCS / "writing-a-pass.md", "python", "run")
+    (plugin / "shown.txt").write_text(block)
+    result = with_plugin(plugin, "-m", "doctest", str(plugin / "shown.txt"))
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_example_pass_meets_the_rules_for_passes(plugin, monkeypatch):
+    monkeypatch.syspath_prepend(plugin)
+    from lading_powers import PLUGIN
+
+    assert isinstance(PLUGIN, Plugin)
+    registry = Registry()
+    registry.add(PLUGIN, "lading-powers")
+    info = registry.describe("expand-powers")
+    assert info.requires == ("typed",) and [item.key for item in info.options] == ["max"]
+
+
+# ---- what the READMEs state ----
+
+
+def test_both_readmes_hold_the_same_code():
+    for language in ("sh", "toml", "console"):
+        assert blocks(READMES[0], language) == blocks(READMES[1], language)
+
+
+def test_the_two_commands_are_what_ci_runs():
+    _, compile_command, test_command, *_ = (block.strip() for block in blocks(READMES[0], "sh"))
+    assert compile_command == "pip install . && python -m tools.compile --passes default"
+    steps = (ROOT / ".ci" / "run").read_text().replace(" --quiet", "")
+    assert test_command in steps
+
+
+def test_terminal_output_is_what_the_first_command_prints(tmp_path):
+    shown = blocks(READMES[0], "console")[0].splitlines()
+    assert shown[0] == "$ python -m tools.compile --passes default"
+    result = subprocess.run(
+        [sys.executable, "-m", "tools.compile", "--verify", "none", "-o", str(tmp_path / "out")],
+        cwd=ROOT, env={**os.environ, "COLUMNS": "80"}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    lines = [line.rstrip() for line in result.stdout.splitlines()]
+    until = next(number for number, line in enumerate(lines) if line.startswith("tokenizer"))
+    assert lines[:until] == shown[1 : until + 1] and until > 5, result.stderr
+
+
+COSTS = rows(READMES[0], "pipeline")
+
+
+@pytest.mark.parametrize("row", COSTS, ids=[row[0] for row in COSTS])
+def test_sizes_of_named_pipelines_are_those_stated(row, tmp_path):
+    from tools.compile.report import bits_per_weight
+
+    request = Request(str(EXAMPLE), tmp_path / "out", row[0], verify="none", calibration=EXAMPLE / "calibration.txt")
+    result = compile_model(request)
+    size = sum(path.stat().st_size for path in (tmp_path / "out").iterdir() if path.name != "contract.json")
+    assert f"{bits_per_weight(result):.2f}" == row[4]
+    assert abs(size / 1e6 - float(row[3].removesuffix(" MB"))) < 0.02
+
+
+def test_costs_are_stated_for_every_named_pipeline_alike():
+    assert {row[0] for row in COSTS} == set(PIPELINES) - {"canonicalize"}
+    translated = rows(READMES[1], "流水线")
+    assert [[row[0], *row[3:]] for row in COSTS] == [[row[0], *row[3:]] for row in translated]
+
+
+@pytest.mark.parametrize(("path", "head"), [(READMES[0], "family"), (READMES[1], "模型系列")], ids=["en", "zh"])
+def test_families_and_rotary_embeddings_are_those_of_the_tables(path, head):
+    table = rows(path, head)
+    assert [row[1] for row in table] == list(FAMILIES)
+    assert re.split("[、,] ?", table[0][2]) == list(KINDS)
+
+
+@pytest.mark.parametrize("path", named(READMES))
+def test_targets_are_the_releases(path):
+    table = rows(path, "--target")
+    listed = [name for row in table for name in re.split("[、,] ?", row[0])]
+    assert listed == ["portable", *RELEASES]
+    halves = {name: row[3] for row in table for name in re.split("[、,] ?", row[0])}
+    assert {name for name, text in halves.items() if "scale=f16" in text} == {
+        name for name, release in RELEASES.items() if release.f16_scales
+    }
+
+
+# ---- what the manual states ----
+
+
+def test_levels_and_bars_of_verification():
+    page = DOCS / "verification.md"
+    text = page.read_text()
+    stated = {row[0].split()[0]: tuple(map(int, row[2:])) for row in rows(page, "level")}
+    assert stated == {
+        "none": (0, 0, 0),
+        **{name: (level.prompts, level.decode, level.windows) for name, level in LEVELS.items()},
+    }
+    assert f"{QUICK_SAMPLE:,} weights" in text and f"A window is {WINDOW} tokens" in text
+    assert f"more than {EXACT_BAR:g} against" in text
+    bars = re.findall(r"^\| (?:bits|KL) \|(.*)\|$", text, flags=re.MULTILINE)
+    widths, limits = ([cell.strip() for cell in line.split("|")] for line in bars)
+    assert dict(zip(map(int, widths), limits, strict=True)) == {
+        bits: "no bar" if limit == float("inf") else str(limit) for bits, limit in KL_BARS.items()
+    }
+
+
+def test_files_of_the_model_directory(tmp_path):
+    stated = {row[0] for row in rows(DOCS / "mnn-backend.md", "file")}
+    compile_model(Request(str(EXAMPLE), tmp_path / "out", "fp32", verify="none"))
+    assert stated == {path.name for path in (tmp_path / "out").iterdir()}
+
+
+def test_bits_per_weight_of_blocks(tmp_path):
+    """The rule `bits + 64 / block`, less what the small headers take."""
+    from tools.compile.report import bits_per_weight
+
+    for pipeline, wanted in (("int4", 4 + 64 / 64), ("int8{block=32}", 8 + 64 / 32), ("int4{symmetric}", 4 + 32 / 64)):
+        result = compile_model(Request(str(EXAMPLE), tmp_path / pipeline[:8], pipeline, verify="none"))
+        assert wanted <= bits_per_weight(result) < wanted + 0.03
+
+
+def test_keys_of_the_quantization_file():
+    from passes.precision import plan_file
+
+    assert {row[0] for row in rows(DOCS / "quantization.md", "key")} == set(plan_file._KEYS)

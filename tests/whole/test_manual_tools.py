@@ -1,0 +1,133 @@
+"""The pages on tools, plugins and analyses: what they show is what happens."""
+
+from __future__ import annotations
+
+import doctest
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ir.analysis.dataflow
+import ir.analysis.liveness
+import ir.analysis.repeats
+import ir.graph.view
+from tests.support.paths import ROOT
+
+DOCS = ROOT / "docs"
+
+
+def blocks(page: str, mark: str, language: str) -> list[tuple[str, str]]:
+    """Marked blocks of a page: the rest of the mark, and the text."""
+    pattern = rf"^<!-- {mark}(?:: )?([^\n]*?) ?-->\n```{language}\n(.*?)^```$"
+    return re.findall(pattern, (DOCS / page).read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+# ---- tools ----
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with the file of the page and a command `lading`."""
+    made = tmp_path_factory.mktemp("tools")
+    for name, text in blocks("tools.md", "file", "lading"):
+        (made / name).write_text(text)
+    command = made / "bin" / "lading"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m tools.main "$@"\n')
+    command.chmod(0o755)
+    opt(["model.lading", "--passes", "canonicalize", "-o", "after.lading"], made)
+    return made
+
+
+def opt(arguments: list[str], folder: Path) -> None:
+    """Run the opt command as the page does first of all."""
+    subprocess.run(
+        [sys.executable, "-m", "tools.opt", *arguments], cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        timeout=120, check=True,
+    )  # fmt: skip
+
+
+CONSOLES = [text for _, text in blocks("tools.md", "run", "console")]
+
+
+@pytest.mark.parametrize("console", CONSOLES, ids=[console.split()[2] for console in CONSOLES])
+def test_commands_print_what_the_page_shows(console, folder):
+    for part in re.split(r"^\$ ", console, flags=re.MULTILINE)[1:]:
+        command, _, wanted = part.partition("\n")
+        path = os.pathsep.join([str(folder / "bin"), os.environ["PATH"]])
+        result = subprocess.run(
+            command, shell=True, cwd=folder, env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)},
+            capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert result.stdout == wanted, result.stderr
+
+
+def test_there_is_a_console_for_each_tool():
+    assert [re.match(r"\$ lading (\w+)", console)[1] for console in CONSOLES] == ["opt", "diff", "reduce", "inspect"]
+
+
+# ---- plugins ----
+
+
+def test_parts_of_the_example_plugin_are_its_own():
+    parts = blocks("plugins.md", "part of", "python")
+    assert len(parts) == 5
+    for name, text in parts:
+        assert text in (ROOT / "examples" / "plugin" / name).read_text(), name
+
+
+def test_the_entry_point_is_that_of_the_example():
+    (text,) = re.findall(r"^```toml\n(.*?)^```$", (DOCS / "plugins.md").read_text(), flags=re.DOTALL | re.MULTILINE)
+    assert text in (ROOT / "examples" / "plugin" / "pyproject.toml").read_text()
+
+
+# ---- analyses ----
+
+
+def test_examples_of_the_analyses_run(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text = "".join(text for _, text in blocks("analyses.md", "run", "python"))
+    test = doctest.DocTestParser().get_doctest(text, {}, "analyses.md", "analyses.md", 0)
+    output: list[str] = []
+    result = doctest.DocTestRunner().run(test, out=output.append)
+    assert result.attempted > 40 and not result.failed, "".join(output)
+
+
+def users_of(name: str) -> set[str]:
+    """Passes, tools and analyses whose source calls a function."""
+    found = set()
+    for package in ("ir", "passes", "tools"):
+        for path in (ROOT / package).glob("*.py"):
+            if re.search(rf"(?<!def )(?<!class )\b{name}\(", path.read_text()):
+                found.add(f"{package}.{path.stem}")
+    return found
+
+
+ANALYSES = [
+    name
+    for module in (ir.analysis.dataflow, ir.analysis.liveness, ir.analysis.repeats)
+    for name in module.__all__
+    if callable(getattr(module, name)) and name[0].islower() and not name.startswith("immediate_")
+]
+
+
+@pytest.mark.parametrize("name", ANALYSES)
+def test_every_analysis_is_on_the_page_and_used_by_a_pass_or_tool(name):
+    page = (DOCS / "analyses.md").read_text()
+    users = users_of(name)
+    helper = name in ("entries", "exits")
+    assert helper or f"`{name}`" in page
+    direct = {user for user in users if user.startswith(("passes.", "tools."))}
+    # What only other analyses call is used by the tools that call those.
+    assert (
+        direct or "ir.analysis.repeats" in users or "ir.analysis.dataflow" in users or "ir.analysis.liveness" in users
+    )
+
+
+def test_dominators_and_cuts_are_used_outside_of_the_library():
+    for name in ("post_dominators", "dominance_frontiers", "single_value_cuts", "minimum_cut", "frontier", "regions"):
+        assert any(user.startswith("tools.") for user in users_of(name)), name

@@ -1,0 +1,5 @@
+"""``python -m tools.compile``."""
+
+from tools.compile.command import main
+
+main()

@@ -1,0 +1,146 @@
+"""``python -m tools.compile``: compile a checkpoint into an MNN model directory with its contract."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tools.shared.cli import JSON_OPTION, QUIET_OPTION, Screen, command
+
+if TYPE_CHECKING:
+    from passes.framework.manager import Instrument
+    from passes.framework.options import OptionSpec
+
+
+@command("compile")
+@click.argument("model", required=False)
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder to write; default build/<model name>.")
+@click.option("--passes", "pipeline", default="default", show_default=True, metavar="PIPELINE",
+              help="Name or text of a pipeline, or path of a TOML file.")  # fmt: skip
+@click.option("--target", default="portable", show_default=True, help="'portable', an MNN release, or '>=3.5,<3.6.1'.")
+@click.option("--verify", type=click.Choice(["none", "quick", "full"]), default="quick", show_default=True,
+              help="How much to read back and run on the installed MNN.")  # fmt: skip
+@click.option("--text", type=click.Path(path_type=Path), help="File whose perplexity is measured; the example has one.")
+@click.option("--calibration", type=click.Path(path_type=Path), metavar="FILE",
+              help="Text or JSONL of chats to measure with; default a sample that comes with the package.")  # fmt: skip
+@click.option("--budget", metavar="BPW", help="Choose each weight's precision: least loss at, for example, 4.5bpw.")
+@click.option("--max-size", metavar="SIZE", help="The same for a weight file of at most, for example, 300MB.")
+@click.option("--max-kl", type=click.FloatRange(0, min_open=True), metavar="KL",
+              help="The same the other way: the smallest file with at most this divergence from the float model.")  # fmt: skip
+@click.option("--save-plan", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="Write the precision chosen for each weight as a file that plan= reads.")  # fmt: skip
+@click.option("--kl-bar", type=float, help="Divergence above which verification fails; default by width.")
+@click.option("--revision", help="Revision of a model on the Hugging Face Hub.")
+@click.option(
+    "--memory",
+    type=click.Choice(["low", "normal", "high"]),
+    help="Runtime setting to write; default low with integer weights.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["low", "normal", "high"]),
+    help="Runtime setting to write; default low unless all is fp32.",
+)
+@click.option("--threads", type=click.IntRange(1), default=4, show_default=True, help="Runtime threads to write.")
+@click.option("--workers", type=click.IntRange(1), help="Threads of the compiler; default one per processor.")
+@click.option("--guard", is_flag=True, help="Also write check_inputs.py and lading_guard.h, which check inputs.")
+@click.option("--force", is_flag=True, help="Replace a folder written before.")
+@click.option(
+    "--dump-ir", type=click.Path(path_type=Path), metavar="DIR", help="Write the IR before and after each pass."
+)
+@click.option("--verify-each", is_flag=True, help="Check the IR after each pass.")
+@click.option("--check-numbers", is_flag=True, help="Evaluate the IR after each pass and name the first that drifts.")
+@click.option("--timing", is_flag=True, help="Print the time of each pass.")
+@click.option("--list-passes", is_flag=True, help="Print every pass with its options, and leave.")
+@click.option("--print-pipeline", is_flag=True, help="Print the pipeline in canonical form, and leave.")
+@JSON_OPTION
+@QUIET_OPTION
+def main(
+    model: str | None,
+    out: Path | None,
+    pipeline: str,
+    list_passes: bool,
+    print_pipeline: bool,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> int:
+    """Compile MODEL, a Hugging Face checkpoint folder or hub name, into an MNN model directory that runs.
+
+    Without MODEL the example checkpoint of the source tree is compiled.
+    """
+    screen = Screen(as_json, quiet)
+    if list_passes:
+        return _list_passes(screen)
+    if print_pipeline:
+        from passes.framework.pipeline import load
+
+        screen.data({"pipeline": str(load(pipeline))}, str(load(pipeline)))
+        return 0
+    return _compile(screen, model, out, pipeline, options)
+
+
+def _list_passes(screen: Screen) -> int:
+    from passes.framework.registry import default_registry
+
+    registry = default_registry()
+    infos = registry.list_passes()
+    lines = []
+    for info in infos:
+        lines.append(f"{info.name}\n    {info.summary}")
+        lines += [f"    {option.key}: {option.type_text}{_default(option)}  {option.help}" for option in info.options]
+    lines += ["", "pipelines", *(f"    {name} = {text}" for name, text in sorted(registry.pipelines.items()))]
+    screen.data(
+        {"passes": [info.as_dict() for info in infos], "pipelines": dict(sorted(registry.pipelines.items()))},
+        "\n".join(lines),
+    )
+    return 0
+
+
+def _default(option: OptionSpec) -> str:
+    return "" if option.required else f" = {option.write(option.default).partition('=')[2] or 'true'}"
+
+
+def _compile(screen: Screen, model: str | None, out: Path | None, pipeline: str, options: dict[str, Any]) -> int:
+    from tools.compile.job import Request, compile_model, example_checkpoint
+
+    if model is None:
+        example = example_checkpoint()
+        model = str(example)
+        options["text"] = options["text"] or example / "evaluation.txt"
+        options["calibration"] = options["calibration"] or example / "calibration.txt"
+    name = Path(model).expanduser().resolve().name if Path(model).expanduser().is_dir() else model.replace("/", "--")
+    instruments = _instruments(options)
+    watch = {key: options.pop(key) for key in ("dump_ir", "verify_each", "check_numbers", "timing")}
+    request = Request(model, out or Path("build") / name, pipeline, instruments=instruments, **options)
+    with screen.progress() as listener:
+        result = compile_model(request, listener)
+    if screen.as_json:
+        from tools.compile.report import result_data
+
+        click.echo(json.dumps(result_data(result), indent=2, ensure_ascii=False))
+    elif not screen.quiet:
+        from tools.compile.report import show_result
+
+        show_result(screen.console, result, timing=watch["timing"])
+    return 0
+
+
+def _instruments(options: dict[str, Any]) -> list[Instrument]:
+    found: list[Instrument] = []
+    if options["dump_ir"] is not None:
+        from passes.framework.instruments import DumpIR, KeepLastGood
+
+        found += [DumpIR(options["dump_ir"], only_changed=False), KeepLastGood(options["dump_ir"])]
+    if options["verify_each"]:
+        from passes.framework.instruments import VerifyEach
+
+        found.append(VerifyEach())
+    if options["check_numbers"]:
+        from passes.framework.check_numbers import CheckNumbers
+
+        found.append(CheckNumbers(memory_limit=256 << 20))
+    return found

@@ -1,0 +1,5 @@
+"""``python -m tools.diff``."""
+
+from tools.diff.command import main
+
+main()

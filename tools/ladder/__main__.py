@@ -1,0 +1,5 @@
+"""``python -m tools.ladder``."""
+
+from tools.ladder.command import main
+
+main()

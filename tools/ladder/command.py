@@ -1,0 +1,216 @@
+"""``python -m tools.ladder MODEL``: build every rung of precision, run each on MNN, and say which one to take.
+
+The strategy that people are told to follow - first single precision, then 16, 8 and 4 bits, then the important tensors
+higher - as one command, with numbers of the real runtime at every step.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ir.base.diag import LadingError
+from tools.ladder.climb import Job, Watcher
+from tools.ladder.rungs import DEFAULT_RUNGS, Rule, parse_rungs, parse_size
+from tools.ladder.text import Text
+from tools.shared.cli import EXIT_FAILED, EXIT_INTERRUPTED, QUIET_OPTION, Screen, command
+
+
+@command("ladder")
+@click.argument("model", required=False)
+@click.option("--rungs", default="", metavar="LIST",
+              help=f"What to build: {', '.join(DEFAULT_RUNGS[:5])}, mixed:4.5bpw, mixed:300MB, mixed:kl=0.02, uniform:3, "
+              "or pipelines, NAME= before them or not.  [default: the first five, and mixed at 3.5 to 6 bpw]")  # fmt: skip
+@click.option("--uniform", metavar="BITS", default="",
+              help="Also build uniform widths, such as 2-8 or 3,4,6, to compare the others with.")  # fmt: skip
+@click.option("-o", "--out", type=click.Path(path_type=Path), metavar="DIR",
+              help="Folder of the rungs and reports; default build/ladder/<model name>.")  # fmt: skip
+@click.option("--keep/--no-keep", default=True, show_default=True, help="Keep the compiled folders, as DIR/<rung>.")
+@click.option("--text", type=click.Path(path_type=Path), metavar="FILE",
+              help="Text to measure on; default the example's, or the held-out part of the packaged sample.")  # fmt: skip
+@click.option("--windows", type=click.IntRange(1), default=8, show_default=True, help="Pieces of the text, at most.")
+@click.option("--window", type=click.IntRange(2), default=256, show_default=True, help="Tokens of a piece, at most.")
+@click.option("--calibration", type=click.Path(path_type=Path), metavar="FILE",
+              help="Text or JSONL of chats for rungs that assign precision by measurement.")  # fmt: skip
+@click.option("--prompt", metavar="TEXT", help="What every rung continues, as a sample.")
+@click.option("--target", default="portable", show_default=True, help="'portable', an MNN release, or '>=3.5,<3.6.1'.")
+@click.option("--revision", help="Revision of a model on the Hugging Face Hub.")
+@click.option("--budget-size", metavar="SIZE", help="Recommend the rung of least KL within a size such as 300MB.")
+@click.option("--max-kl", type=click.FloatRange(0, min_open=True), metavar="KL",
+              help="Recommend the smallest rung of at most this KL, within --budget-size where that is given.")  # fmt: skip
+@click.option("--verify", type=click.Choice(["none", "quick", "full"]), default="quick", show_default=True,
+              help="How each rung is checked before it is measured.")  # fmt: skip
+@click.option("--threads", type=click.IntRange(1), default=4, show_default=True, help="Threads of the runtime.")
+@click.option("--resume/--fresh", default=True, show_default=True, help="Keep rungs that nothing has changed for.")
+@click.option("--timeout", type=click.FloatRange(1), default=7200, show_default=True,
+              help="Seconds that building or measuring one rung may take.")  # fmt: skip
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, allow_dash=True, path_type=Path), metavar="FILE",
+              help="Where to write all results as JSON, - for standard output; default DIR/ladder.json.")  # fmt: skip
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+              help="Where to write the report page; default DIR/ladder.html.")  # fmt: skip
+@QUIET_OPTION
+def main(model: str | None, rungs: str, uniform: str, json_file: Path | None, html: Path | None, quiet: bool,
+         **options: Any) -> int:  # fmt: skip
+    """Build MODEL, a Hugging Face checkpoint folder or hub name, in every precision, measure each on MNN, recommend
+    one.
+
+    Without MODEL the example checkpoint of the source tree is taken. The exit code is 0 when every rung was built and
+    measured and one is recommended.
+    """
+    from tools.ladder.climb import climb
+    from tools.ladder.report import as_json, ladder_data, show_ladder, write_report
+
+    to_output = json_file == Path("-")
+    screen = Screen(to_output, quiet)
+    specs = parse_rungs(rungs, parse_widths(uniform))
+    job = make_job(model, specs, options)
+    with _progress(quiet or to_output, len(specs)) as watcher:
+        try:
+            ladder = climb(job, watcher)
+        except KeyboardInterrupt:
+            click.echo(f"interrupted; rungs that are done are kept in {job.out}, the same command goes on", err=True)
+            return EXIT_INTERRUPTED
+    data = ladder_data(ladder)
+    page = html or job.out / "ladder.html"
+    write_report(page, _page(data))
+    if to_output:
+        click.echo(as_json(data), nl=False)
+    else:
+        write_report(json_file or job.out / "ladder.json", as_json(data))
+    if not quiet and not to_output:
+        show_ladder(screen.console, data)
+        click.echo(f"report: {page}")
+    else:
+        _tell_failures(data)
+    return 0 if ladder.ok and data["recommendation"]["rung"] is not None else EXIT_FAILED
+
+
+def _tell_failures(data: Mapping[str, Any]) -> None:
+    """Failed rungs on standard error, where no table tells them."""
+    from ir.base.diag import Diagnostic
+
+    for rung in data["rungs"]:
+        if rung["status"] != "ok":
+            click.echo(f"{rung['name']}: {Diagnostic(**rung['error'])}", err=True)
+
+
+def _page(data: Mapping[str, Any]) -> str:
+    from tools.ladder.page import html_page
+
+    return html_page(data)
+
+
+def parse_widths(text: str) -> list[int]:
+    """Widths such as ``2-8`` or ``3,4,6``, none for an empty text.
+
+    Raises:
+        LadingError: U933 something else.
+    """
+    widths: list[int] = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        found = re.fullmatch(r"([2-8])(?:-([2-8]))?", part)
+        if found is None:
+            raise LadingError("U933", f"{part!r} is no range of widths", hint="write --uniform 2-8 or 3,4,6")
+        widths += range(int(found[1]), int(found[2] or found[1]) + 1)
+    return sorted(set(widths))
+
+
+def make_job(model: str | None, specs: Any, options: Mapping[str, Any]) -> Job:
+    """What to do, from the options of the command.
+
+    Raises:
+        LadingError: what is wrong with the checkpoint, the target, the texts or the limits, and U906 without a runtime.
+    """
+    from backends.mnn.target.environments import installed_version
+    from backends.mnn.target.releases import target as find_target
+    from frontends.checkpoint.hub import resolve
+    from tools.compile.job import EXAMPLE, PROMPTS, example_checkpoint
+
+    rule = Rule(parse_size(options["budget_size"]) if options["budget_size"] else None, options["max_kl"])
+    find_target(options["target"])
+    if installed_version() is None:
+        hint = "pip install MNN"
+        raise LadingError("U906", "rungs are measured on the MNN runtime, which is not installed", hint=hint)
+    folder = resolve(model or str(example_checkpoint()), revision=options["revision"])
+    calibration: Path | None = options["calibration"]
+    if calibration is not None and not calibration.is_file():
+        raise LadingError("U903", "no such text file", where=str(calibration))
+    if folder.name == EXAMPLE.name and calibration is None and (folder / "calibration.txt").is_file():
+        calibration = folder / "calibration.txt"
+    return Job(
+        model=model or EXAMPLE.name,
+        folder=folder,
+        specs=specs,
+        out=options["out"] or Path("build") / "ladder" / _file_name(model or EXAMPLE.name),
+        text=_text(folder, options),
+        prompt=options["prompt"] or PROMPTS[0],
+        target=options["target"],
+        verify=options["verify"],
+        threads=options["threads"],
+        calibration=calibration,
+        rule=rule,
+        keep=options["keep"],
+        fresh=not options["resume"],
+        timeout_s=options["timeout"],
+    )
+
+
+def _file_name(model: str) -> str:
+    path = Path(model).expanduser()
+    return path.resolve().name if path.is_dir() else model.replace("/", "--")
+
+
+def _text(folder: Path, options: Mapping[str, Any]) -> Text:
+    """The text that is named, else the example's own, else the packaged sample's held-out part."""
+    from frontends.checkpoint.load import load
+    from tools.compile.job import EXAMPLE
+    from tools.ladder.text import read_text, sample_text
+
+    metadata = load(folder).metadata
+    steady = metadata["rope"]["steady"]
+    width = min(options["window"], metadata["context"], *([] if steady is None else [steady]))
+    if options["text"] is not None:
+        return read_text(options["text"], "file", folder, options["windows"], width)
+    own = folder / "evaluation.txt"
+    if folder.name == EXAMPLE.name and own.is_file():
+        return read_text(own, "example", folder, options["windows"], width)
+    return sample_text(folder, options["windows"], width)
+
+
+@contextmanager
+def _progress(quiet: bool, total: int) -> Iterator[Watcher]:
+    """A watcher that draws on standard error when it is a terminal and leaves nothing behind."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield Watcher()
+        return
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield _Drawn(progress, total)
+
+
+class _Drawn(Watcher):
+    def __init__(self, progress: Any, total: int) -> None:
+        self._progress = progress
+        self._total = total
+        self._all = progress.add_task("rungs", total=total)
+        self._now = progress.add_task("", total=None)
+
+    def rung(self, number: int, name: str) -> None:
+        self._progress.update(self._all, completed=number, description=f"rung {number + 1} of {self._total}: {name}")
+        self._progress.reset(self._now, total=None, description="")
+
+    def phase(self, what: str, done: int = 0, total: int = 0) -> None:
+        self._progress.update(self._now, description=what or None, completed=done, total=total or None)
+
+    def ended(self, rung: Mapping[str, Any]) -> None:
+        self._progress.advance(self._all)

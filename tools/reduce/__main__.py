@@ -1,0 +1,5 @@
+"""``python -m tools.reduce``."""
+
+from tools.reduce.command import main
+
+main()

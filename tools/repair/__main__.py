@@ -1,0 +1,5 @@
+"""``python -m tools.repair``."""
+
+from tools.repair.command import main
+
+main()

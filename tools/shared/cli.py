@@ -1,0 +1,107 @@
+"""What all commands share: options, the screen, exit codes, and how errors are shown."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ir.base.diag import Diagnostic, LadingError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tools.compile.job import Listener
+
+EXIT_FAILED = 1
+"""The input, the machine or the result was not good enough; a coded message says why."""
+
+EXIT_USAGE = 2
+"""The command line itself was wrong."""
+
+EXIT_INTERRUPTED = 130
+"""Stopped from the keyboard."""
+
+JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+QUIET_OPTION = click.option("--quiet", "-q", is_flag=True, help="Print errors only.")
+
+
+class Screen:
+    """Where a command prints: results on standard output, progress and errors on standard error."""
+
+    def __init__(self, as_json: bool, quiet: bool) -> None:
+        self.as_json = as_json
+        self.quiet = quiet
+
+    @functools.cached_property
+    def console(self) -> Console:
+        """Standard output with colours where it is a terminal."""
+        from rich.console import Console
+
+        return Console(highlight=False, soft_wrap=False)
+
+    def data(self, data: Any, text: str) -> None:
+        """Print a result: JSON or text."""
+        click.echo(json.dumps(data, indent=2, ensure_ascii=False) if self.as_json else text)
+
+    @contextmanager
+    def progress(self) -> Iterator[Listener]:
+        """A listener that draws phases and a bar on standard error when it is a terminal."""
+        from tools.compile.job import Listener
+
+        if self.as_json or self.quiet or not sys.stderr.isatty():
+            yield Listener()
+            return
+        from tools.shared.progress import drawn_progress
+
+        with drawn_progress() as listener:
+            yield listener
+
+
+def command(name: str) -> Callable[[Callable[..., int]], click.Command]:
+    """A click command whose function returns an exit code and whose LadingErrors are printed, not traced."""
+
+    def decorate(function: Callable[..., int]) -> click.Command:
+        @functools.wraps(function)
+        def run(**arguments: Any) -> None:
+            sys.exit(guarded(lambda: function(**arguments), bool(arguments.get("as_json"))))
+
+        return click.command(name, context_settings={"help_option_names": ["-h", "--help"]})(run)
+
+    return decorate
+
+
+def guarded(action: Callable[[], int], as_json: bool) -> int:
+    """Run an action and turn what users can cause into messages and exit codes."""
+    try:
+        return action()
+    except LadingError as error:
+        # What instruments noted, such as the line that reproduces the failure, is shown like the error itself.
+        notes = [Diagnostic(error.code, text, severity="note") for text in getattr(error, "__notes__", ())]
+        found = [*error.diagnostics, *notes]
+        if as_json:
+            click.echo(json.dumps({"errors": [item.as_dict() for item in found]}, indent=2))
+        else:
+            for item in found:
+                click.echo(str(item), err=True)
+            click.echo(f"  (lading explain {error.code})", err=True)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        click.echo("interrupted; nothing was written", err=True)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()
+        return EXIT_FAILED
+
+
+def megabytes(size: float) -> str:
+    """A size for people, in decimal units."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if abs(size) >= scale:
+            return f"{size / scale:.2f} {unit}"
+    return f"{size:.0f} bytes"

@@ -28,15 +28,16 @@ import numpy as np
 from frontends.checkpoint.load import load
 from frontends.text.calibration_text import load_calibration
 from ir.base.types import F32
+from ir.facts.calibration import Calibration
 from ir.quant.statistics.exact_products import one_thread
-from ir.quant.statistics.moments import CACHE_VARIABLE, Calibration, CalibrationText, Moments, MomentStore
+from ir.quant.statistics.moments import CACHE_VARIABLE, CalibrationText, Moments, MomentStore
 from ir.quant.statistics.second_moments import factor_of
 from ir.quant.weight import METHODS, Blocks, QuantSpec, dequantize, thread_scratch
 from ir.tensor.elementwise import convert
 from ir.tensor.inline import InlineTensor
-from passes.framework.base import PassContext
+from passes.framework.context import PassContext
+from passes.framework.load import load as load_pipeline
 from passes.framework.manager import PassManager
-from passes.framework.pipeline import load as load_pipeline
 from passes.precision.assign_precision import weights_of
 
 FORMS = {"int": {}, "float": {"zero": "float"}, "symmetric": {"symmetric": True}}

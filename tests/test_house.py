@@ -73,7 +73,12 @@ IMPORTS = {name: imports_of(name) for name in MODULES}
 
 def floor_of(module: str) -> int:
     best = max(
-        ((room, number) for number, rooms in enumerate(FLOORS) for room in rooms if f"{module}.".startswith(f"{room}.")),
+        (
+            (room, number)
+            for number, rooms in enumerate(FLOORS)
+            for room in rooms
+            if f"{module}.".startswith(f"{room}.")
+        ),
         key=lambda item: len(item[0]),
         default=None,
     )

@@ -122,13 +122,15 @@ def _default(item) -> str:
 
 def errors_page() -> str:
     """docs/errors.md: every code with its help text, by area."""
-    from ir.base.codes import AREAS, CODES
-    from ir.base.diag import Diagnostic
+    from ir.base.codes import AREAS
+    from ir.base.diag import Diagnostic, known_codes
 
     sample = Diagnostic("F533", "unknown model family 'qwen22'", "config.json", "did you mean 'qwen2'?")
     parts = ["# Error codes", NOTE, _ERRORS, f"```text\n{sample}\n```"]
     for letter, area in AREAS.items():
-        rows = [(code, _cell(text.replace("``", "`"))) for code, text in sorted(CODES.items()) if code[0] == letter]
+        rows = [
+            (code, _cell(text.replace("``", "`"))) for code, text in sorted(known_codes().items()) if code[0] == letter
+        ]
         parts += [f"## {letter}: {area}", _table(("code", "meaning"), rows)]
     return "\n\n".join(parts) + "\n"
 

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from ir.base.diag import LadingError
-from ir.facts.precision import DynamicInputs, PrecisionPlan
+from ir.facts.inputs import DynamicInputs
+from ir.facts.precision import PrecisionPlan
 from ir.graph.graph import Graph
-from passes.framework.base import Pass, PassContext
+from passes.framework.base import Pass
+from passes.framework.context import PassContext
 from passes.framework.manager import Instrument, PassManager, Report
 from passes.framework.pipeline import Pipeline
 

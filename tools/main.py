@@ -6,8 +6,7 @@ from importlib import import_module
 
 import click
 
-from ir.base.codes import CODES
-from ir.base.diag import LadingError, suggest
+from ir.base.diag import LadingError, known_codes, suggest
 from tools.shared.cli import command
 
 TOOLS = {
@@ -49,9 +48,10 @@ def main() -> None:
 @click.argument("code")
 def explain(code: str) -> int:
     """Explain a diagnostic code such as F503."""
-    if code.upper() not in CODES:
-        raise LadingError("U900", f"unknown code {code!r}", hint=suggest(code.upper(), list(CODES)))
-    click.echo(f"{code.upper()}: {CODES[code.upper()]}")
+    codes = known_codes()
+    if code.upper() not in codes:
+        raise LadingError("U900", f"unknown code {code!r}", hint=suggest(code.upper(), list(codes)))
+    click.echo(f"{code.upper()}: {codes[code.upper()]}")
     return 0
 
 

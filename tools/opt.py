@@ -55,10 +55,10 @@ def main(source, pipeline, out, frontend, backend, stats, timing, explain_rules,
     a plugin reads. When a pass fails, the last good IR stays on disk, and the command that reproduces the failure from
     it is printed. A pass that raises an ordinary exception gives exit code 3 and its traceback.
     """
-    from passes.framework.base import PassContext
+    from passes.framework.context import PassContext
     from passes.framework.instruments import RuleStats, Timing
+    from passes.framework.load import load
     from passes.framework.manager import PassManager
-    from passes.framework.pipeline import load
     from tools.shared.formats import Formats
 
     formats = Formats()
@@ -124,7 +124,7 @@ def reproducing(verify_each: bool, check_numbers: bool) -> str:
 
 
 def _check(graph: Graph) -> None:
-    from ir.verify.structure import verify
+    from ir.verify.stages import verify
 
     problems = [item for item in verify(graph) if item.severity == "error"]
     if problems:

@@ -14,9 +14,10 @@ from backends.mnn.write.llm_folder import Emission
 from backends.mnn.write.weight_layout import Matrix
 from ir.base.diag import Diagnostic
 from ir.base.types import Dim
-from ir.facts.precision import DynamicInputs, PrecisionPlan, Storage
+from ir.facts.calibration import Calibration
+from ir.facts.inputs import DynamicInputs
+from ir.facts.precision import PrecisionPlan, Storage
 from ir.graph.graph import Graph, Value
-from ir.quant.statistics.moments import Calibration
 from ir.quant.stored_weight import StoredWeight
 
 if TYPE_CHECKING:

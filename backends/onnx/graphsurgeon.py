@@ -16,8 +16,8 @@ import onnx
 from backends.onnx.write import to_model
 from ir.base.diag import LadingError
 from ir.base.types import MapType, OptionalType, SequenceType, ValueType, dtype_of_onnx
+from ir.graph.describe import describe
 from ir.graph.graph import OPSET, EmptyList, Graph, Node, Value
-from ir.infer.engine import describe
 from ir.onnx.export import onnx_dtype, tensor_proto
 from ir.onnx.keys import DEFAULT
 from ir.onnx.proto_tensor import ProtoTensor

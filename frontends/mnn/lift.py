@@ -19,9 +19,10 @@ from frontends.mnn.shapes import Ints, Size, evaluate, resolve_sizes
 from frontends.mnn.weights import WeightFile, listed
 from ir.base.diag import LadingError
 from ir.base.types import F32, I32, Dim, TensorType
-from ir.facts.precision import Discovery, DynamicInputs
+from ir.facts.inputs import Discovery, DynamicInputs
 from ir.graph.graph import Graph, Value
-from ir.infer.engine import TypeMismatch, infer_node
+from ir.infer.engine import infer_node
+from ir.infer.rule_table import TypeMismatch
 from ir.target.signature import FedInput, signature
 from ir.tensor.inline import InlineTensor
 

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from ir.base.codes import CODES
+
+_MORE: list[Callable[[], Iterable[tuple[str, str]]]] = []
+
+
+def more_codes(rows: Callable[[], Iterable[tuple[str, str]]]) -> None:
+    """Name a function that gives further codes and their help texts; it is called when they are first needed."""
+    _MORE.append(rows)
+
+
+def known_codes() -> dict[str, str]:
+    """Every diagnostic code and its help text: those of `ir.base.codes` and those of plugins."""
+    while _MORE:
+        for code, text in _MORE.pop()():
+            if CODES.setdefault(code, text) != text:
+                raise ValueError(f"the diagnostic code {code!r} has two meanings")
+    return CODES
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +29,7 @@ class Diagnostic:
     """One problem found in the user's input, pipeline or graph.
 
     Attributes:
-        code: key of `ir.base.codes.CODES`, such as ``F503``.
+        code: key of `known_codes`, such as ``F503``.
         message: what is wrong, with the actual names and numbers.
         where: the file, tensor, node, option or column concerned; empty when the message says it.
         hint: what to do about it; empty when there is only one obvious thing to do.
@@ -27,8 +43,8 @@ class Diagnostic:
     severity: str = "error"
 
     def __post_init__(self) -> None:
-        if self.code not in CODES:
-            raise KeyError(f"diagnostic code {self.code!r} is not in ir.base.codes.CODES")
+        if self.code not in CODES and self.code not in known_codes():
+            raise KeyError(f"diagnostic code {self.code!r} is in no table of codes")
 
     def __str__(self) -> str:
         lines = [f"{self.severity}[{self.code}]: {self.message}"]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from ir.base.types import BOOL, TensorType, ValueType
 from ir.graph.graph import Node, Value
-from ir.infer.engine import Inference, TypeMismatch
+from ir.infer.inference import Inference
 from ir.infer.numeric import axis_of, check_blocks, tensor
-from ir.ops.registry import AttrDef, Body, OpDef
+from ir.infer.rule_table import TypeMismatch
+from ir.ops.meaning import Body
+from ir.ops.registry import AttrDef, OpDef
 
 
 def _window_type(run: Inference, node: Node) -> ValueType | None:
@@ -76,7 +78,7 @@ DEFINITIONS = (
         doc="bool[1, 1, S, S] from positions [1, S]: i sees j when pos[i] - window < pos[j] <= pos[i].",
     ),
     OpDef(
-        "mnn.AffineDequantize",
+        "lading.AffineDequantize",
         inputs=("codes", "scale", "zero"),
         min_inputs=3,
         max_inputs=3,
@@ -86,4 +88,4 @@ DEFINITIONS = (
         doc="codes * scale + zero, blocked as ONNX DequantizeLinear is, with a real-valued zero of the scale's shape.",
     ),
 )
-"""Rows for `ir.ops.registry.register`."""
+"""Rows for `ir.ops.registry.OPERATORS`."""

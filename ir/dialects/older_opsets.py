@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from ir.graph.graph import Value
-from ir.ops.registry import Body
+from ir.ops.meaning import Body
 
 
 def plain_norm(body: Body, x: Value, axes: int, epsilon: float, rms: bool) -> Value:

@@ -28,8 +28,8 @@ from ir.evaluate.onnxruntime_session import (
 )
 from ir.evaluate.random_feeds import sample_feeds
 from ir.evaluate.segments import Plan, Segment, plan_segments
+from ir.graph.describe import describe
 from ir.graph.graph import Graph, Node, Value
-from ir.infer.engine import describe
 from ir.onnx.export import export_nodes, tensor_proto
 from ir.ops.registry import opdef
 from ir.tensor.base import Tensor
@@ -280,7 +280,7 @@ class Evaluator:
 
     def _run_pieces(self, segment: Segment, tracks: Sequence[Track], observe: Observer | None) -> None:
         node = segment.nodes[0]
-        weight = node.inputs[pieces.WEIGHT_INPUT[node.op]]
+        weight = pieces.large_weight(node)
         by_tensor: dict[Tensor | None, list[Track]] = {}
         for track in tracks:
             by_tensor.setdefault(track.replaced.get(weight), []).append(track)  # type: ignore[arg-type]
@@ -340,7 +340,7 @@ def _require_direct(segments: Iterable[Segment], replaceable: Set[Value]) -> Non
         if not segment.in_pieces or not replaceable:
             continue
         node = segment.nodes[0]
-        waiting = [node.inputs[pieces.WEIGHT_INPUT[node.op]].producer]  # type: ignore[union-attr]
+        waiting = [pieces.large_weight(node).producer]
         while waiting:
             inner = waiting.pop()
             if inner is None:

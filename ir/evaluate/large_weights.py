@@ -15,14 +15,12 @@ import numpy as np
 from ir.base.types import TensorType, dtype_of_onnx
 from ir.evaluate.onnxruntime_session import load_constant, stored_form
 from ir.graph.graph import Node, Value
-from ir.ops.registry import attribute
-from ir.quant.weight import QuantizedWeight
+from ir.ops.registry import attribute, has_trait, opdef
+from ir.quant.weight import QuantizedWeight, quantized_of
 from ir.tensor.base import Tensor
 from ir.tensor.rearranged import transposed
 
-WEIGHT_INPUT = {"MatMul": 1, "Gemm": 1, "mnn.Convolution": 1, "Gather": 0}
-"""Which input of an operator may be larger than memory."""
-DEQUANTIZE = ("DequantizeLinear", "mnn.AffineDequantize")
+DEQUANTIZE = ("DequantizeLinear", "lading.AffineDequantize")
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ def slab_of(value: Value, axis: int) -> Slab | None:
         return None
     if node.op == "Identity":  # type: ignore[union-attr]
         return inner
-    if node.op in ("Cast", "mnn.Cast"):  # type: ignore[union-attr]
+    if has_trait(node, "conversion"):  # type: ignore[arg-type]
         to = dtype_of_onnx(node._attrs["to"]).numpy  # type: ignore[union-attr]
         return Slab(axis, lambda start, stop: inner.read(start, stop).astype(to))
     if node.op in DEQUANTIZE and all(item is None or item.const is not None for item in node.inputs):  # type: ignore
@@ -92,7 +90,7 @@ def _dequantized(node: Node, codes: Slab, extent: int) -> Slab | None:
         raw = codes.read(start, stop)
         if zero is None:
             numbers = raw.astype(kind) * scale.read(start, stop)
-        elif node.op == "mnn.AffineDequantize":
+        elif node.op == "lading.AffineDequantize":
             numbers = raw.astype(kind) * scale.read(start, stop) + zero.read(start, stop)
         else:
             numbers = (raw.astype(np.int32) - zero.read(start, stop).astype(np.int32)).astype(kind)
@@ -104,8 +102,8 @@ def _dequantized(node: Node, codes: Slab, extent: int) -> Slab | None:
 
 def _shared_recipe(node: Node) -> QuantizedWeight | None:
     """The recipe of which all constants of a dequantization are parts."""
-    recipes = {id(stored_form(v.const).quantized): v for v in node.inputs if v is not None}  # type: ignore[arg-type]
-    return stored_form(node.inputs[0].const).quantized if len(recipes) == 1 else None  # type: ignore
+    recipes = {id(quantized_of(stored_form(v.const))): v for v in node.inputs if v is not None}  # type: ignore[arg-type]
+    return quantized_of(stored_form(node.inputs[0].const)) if len(recipes) == 1 else None  # type: ignore
 
 
 def _requantized(node: Node, recipe: QuantizedWeight, axis: int, block: int) -> Slab:
@@ -115,7 +113,7 @@ def _requantized(node: Node, recipe: QuantizedWeight, axis: int, block: int) -> 
     def read(start: int, stop: int) -> np.ndarray:
         part = recipe.rows(start, stop)
         scale = np.repeat(part.scale, block, 1)
-        if zeros and node.op == "mnn.AffineDequantize":
+        if zeros and node.op == "lading.AffineDequantize":
             numbers = part.codes * scale + np.repeat(part.zero, block, 1)  # type: ignore[arg-type]
         elif zeros:
             zero = np.repeat(part.zero.astype(np.int16), block, 1)  # type: ignore[union-attr]
@@ -175,9 +173,26 @@ class _Spread:
         return wide[:, skip : skip + stop - start] if self.axis else wide[skip : skip + stop - start]
 
 
+def weight_input(node: Node) -> int | None:
+    """Which input of a node may be larger than memory: a table that is picked from, or the matrix of a linear layer."""
+    if node.op == "Gather":
+        return 0
+    definition = opdef(node)
+    return definition.weight_input if definition is not None else None
+
+
+def large_weight(node: Node) -> Value:
+    """The weight of a node for which `can_run` holds."""
+    index = weight_input(node)
+    assert index is not None
+    weight = node.inputs[index]
+    assert weight is not None
+    return weight
+
+
 def can_run(node: Node) -> bool:
     """True when `run` computes the node from pieces of its weight."""
-    index = WEIGHT_INPUT.get(node.op)
+    index = weight_input(node)
     weight = node.input(index) if index is not None else None
     if weight is None or not isinstance(weight.type, TensorType) or weight.type.rank != 2:
         return False
@@ -203,8 +218,7 @@ def run(
         budget: size of a piece in bytes.
         contents: what to take for a constant weight instead of what it holds.
     """
-    weight = node.inputs[WEIGHT_INPUT[node.op]]
-    assert weight is not None
+    weight = large_weight(node)
     if node.op == "Gather":
         slab = slab_of(weight, 0) if contents is None else _table_slab(contents)
         return _gather(slab, weight.shape, [given[1] for given in operands], budget)  # type: ignore[misc,arg-type]
@@ -221,8 +235,13 @@ def run(
     return results
 
 
+def _channels_second(node: Node) -> bool:
+    definition = opdef(node)
+    return definition is not None and definition.channel_axis == 1
+
+
 def _matrix(node: Node, x: np.ndarray) -> np.ndarray:
-    wide = x.reshape(x.shape[0], -1) if node.op == "mnn.Convolution" else x.reshape(-1, x.shape[-1])
+    wide = x.reshape(x.shape[0], -1) if _channels_second(node) else x.reshape(-1, x.shape[-1])
     return wide if wide.dtype in (np.float32, np.float64) else wide.astype(np.float32)
 
 
@@ -236,8 +255,11 @@ def _finish(node: Node, product: np.ndarray, given: list[np.ndarray | None]) -> 
         bias = None if bias is None else bias * np.float32(attribute(node, "beta"))
     if bias is not None:
         product = product + bias
-    shape = {"mnn.Convolution": (*product.shape, 1, 1), "Gemm": product.shape}
-    shaped = product.reshape(shape.get(node.op, (*x.shape[:-1], product.shape[-1])))
+    if _channels_second(node):
+        shape = (*product.shape, *[1] * (x.ndim - 2))
+    else:
+        shape = product.shape if node.op == "Gemm" else (*x.shape[:-1], product.shape[-1])
+    shaped = product.reshape(shape)
     return shaped.astype(x.dtype, copy=False)
 
 
@@ -294,4 +316,4 @@ def _runs(numbers: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
             yield start, min(start + most, high)
 
 
-__all__ = ["WEIGHT_INPUT", "can_run", "run", "slab_of"]
+__all__ = ["can_run", "large_weight", "run", "slab_of", "weight_input"]

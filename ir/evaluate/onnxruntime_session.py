@@ -17,6 +17,7 @@ import numpy as np
 from ir.base.diag import LadingError
 from ir.base.types import DType, dtype_of_onnx
 from ir.onnx.export import onnx_bytes, onnx_dtype
+from ir.quant.weight import quantized_of
 from ir.tensor.base import Tensor
 from ir.tensor.rearranged import transposed
 
@@ -135,14 +136,14 @@ def constant_values(tensors: Iterable[Tensor]) -> dict[Tensor, Any]:
     given = list(tensors)
     groups: dict[int, list[Tensor]] = {}
     for tensor in given:
-        recipe = stored_form(tensor).quantized
+        recipe = quantized_of(stored_form(tensor))
         if recipe is not None:
             groups.setdefault(id(recipe), []).append(tensor)
     found: dict[Tensor, Any] = {}
     for tensor in given:
         if tensor in found:
             continue
-        recipe = stored_form(tensor).quantized
+        recipe = quantized_of(stored_form(tensor))
         group = groups.get(id(recipe), [])
         if recipe is None or len(group) < 2:
             found[tensor] = ort_value(load_constant(tensor), tensor.type.dtype)

@@ -9,14 +9,11 @@ import numpy as np
 from ir.base.diag import LadingError
 from ir.base.types import Dim, TensorType
 from ir.graph.graph import Graph, Node, Value
+from ir.ops.registry import has_trait
 
 DEFAULT_SIZE = 4
 """Size of a symbolic dimension that is not given, where its range allows it."""
-_ARRANGING = frozenset(
-    {"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Expand", "Flatten", "mnn.Reshape", "mnn.Cast"}
-)
 _POSITIONAL = frozenset({"Cos", "Sin", "lading.SlidingWindowMask"})
-_MIXING = frozenset({"Softmax", "Attention", "mnn.Attention", "RMSNormalization", "LayerNormalization"})
 
 
 def sample_feeds(graph: Graph, sizes: Mapping[str, int] | None = None, seed: int = 0) -> dict[str, np.ndarray]:
@@ -81,11 +78,16 @@ def _array(value: Value, shape: tuple[int, ...], rng: np.random.Generator) -> np
     return np.ones(shape, dtype.numpy)
 
 
+def _arranges(node: Node) -> bool:
+    """True when the elements of the result are those of the first input, arranged or of another type."""
+    return node.op == "Expand" or has_trait(node, "positional") or has_trait(node, "conversion")
+
+
 def _table_rows(value: Value) -> int | None:
     """Rows of the smallest table that a value picks from, looking through operators that rearrange."""
     found: list[int] = []
     for node, index in value.uses:
-        if node.op in _ARRANGING and index == 0:
+        if index == 0 and _arranges(node):
             inner = _table_rows(node.outputs[0])
             found += [] if inner is None else [inner]
         elif node.op in ("Gather", "GatherElements") and index == 1:
@@ -107,7 +109,7 @@ def _is_position(value: Value) -> bool:
         for node in waiting.pop().users:
             if node.op in _POSITIONAL:
                 return True
-            if node not in seen and node.op not in _MIXING:
+            if node not in seen and not has_trait(node, "mixing"):
                 seen.add(node)
                 waiting.extend(node.outputs)
     return False

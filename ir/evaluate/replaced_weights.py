@@ -18,7 +18,7 @@ from ir.evaluate.evaluator import Evaluator, Track
 from ir.evaluate.onnxruntime_session import give_memory_back
 from ir.evaluate.segments import Segment
 from ir.evaluate.token_feeds import window_feeds
-from ir.facts.precision import DynamicInputs
+from ir.facts.inputs import DynamicInputs
 from ir.graph.graph import Graph, Node, Value
 from ir.tensor.base import Tensor
 from ir.tensor.elementwise import cast

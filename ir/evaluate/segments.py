@@ -11,8 +11,8 @@ from ir.base.diag import LadingError
 from ir.base.types import TensorType
 from ir.evaluate import large_weights as pieces
 from ir.evaluate.onnxruntime_session import Session
+from ir.graph.describe import describe
 from ir.graph.graph import Graph, Node, Value
-from ir.infer.engine import describe
 from ir.onnx.export import outside_reads, stored_bytes
 from ir.ops.registry import opdef
 
@@ -260,7 +260,7 @@ class _Planner:
         return over or self._size(self._closure(node)) > self._limit
 
     def _in_pieces(self, node: Node) -> bool:
-        index = pieces.WEIGHT_INPUT.get(node.op)
+        index = pieces.weight_input(node)
         weight = node.input(index) if index is not None else None
         if weight is None or (weight.const is None and weight.producer not in self.weights):
             return False
@@ -329,7 +329,7 @@ def _computed_bytes(nodes: Iterable[Node]) -> int:
         type_ = node.outputs[0].type
         size = type_.nbytes if isinstance(type_, TensorType) else None
         # A real-valued zero is spread to the size of the weight before it is added.
-        total += (size or 0) * (2 if node.op == "mnn.AffineDequantize" else 1)
+        total += (size or 0) * (2 if node.op == "lading.AffineDequantize" else 1)
     return total
 
 
@@ -361,7 +361,7 @@ def _connect(segments: list[Segment], wanted: list[Value], plan: Plan) -> None:
         for node in segment.nodes:
             for value in outside_reads(node):
                 if value.const is None and value not in inside and value not in computed:
-                    if segment.in_pieces and value is node.inputs[pieces.WEIGHT_INPUT[node.op]]:
+                    if segment.in_pieces and value is pieces.large_weight(node):
                         continue
                     taken[value] = None
         segment.inputs = list(taken)

@@ -8,7 +8,7 @@ import numpy as np
 
 from ir.base.diag import LadingError
 from ir.base.types import TensorType
-from ir.facts.precision import DynamicInputs
+from ir.facts.inputs import DynamicInputs
 from ir.graph.graph import Graph, Value
 from ir.tensor.base import Tensor
 

@@ -7,17 +7,14 @@ which would mean to read the whole checkpoint.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
-from hashlib import blake2b
 from typing import Any
 
-from ir.base.diag import LadingError
 from ir.graph.graph import Graph, Node, Value
 from ir.graph.order import reads
 from ir.tensor.base import Tensor
-from ir.tensor.files import find_source
+from ir.tensor.identity import joined_digest, tensor_identity
 
 
 def value_digests(graph: Graph, values: Iterable[Value], describe_input: Callable[[Value], str]) -> dict[Value, str]:
@@ -34,27 +31,6 @@ def value_digests(graph: Graph, values: Iterable[Value], describe_input: Callabl
     wanted = list(values)
     work = _Identifier(graph, describe_input)
     return {value: work.value(value) for value in wanted}
-
-
-def tensor_identity(tensor: Tensor) -> str:
-    """Fingerprint of a tensor together with the state of the files below it; errors as for `value_digests`."""
-    return _digest("tensor", tensor.fingerprint(), *(_file_state(item.path) for item in find_source(tensor)))
-
-
-def _file_state(path: str) -> str:
-    try:
-        found = os.stat(path)
-    except OSError as error:
-        raise LadingError("T252", f"cannot read: {error.strerror or error}", where=path) from error
-    return f"{found.st_size}:{found.st_mtime_ns}"
-
-
-def _digest(*parts: str) -> str:
-    state = blake2b(digest_size=16)
-    for part in parts:
-        data = part.encode("utf-8", "surrogatepass")
-        state.update(len(data).to_bytes(8, "little") + data)
-    return state.hexdigest()
 
 
 class _Identifier:
@@ -85,7 +61,7 @@ class _Identifier:
         if value.const is not None:
             known[value] = self._tensor(value.const)
         elif value.producer is None:
-            known[value] = _digest("input", str(value.type), self._describe(value))
+            known[value] = joined_digest("input", str(value.type), self._describe(value))
         else:
             self._set_results(value.producer, known)
 
@@ -96,7 +72,7 @@ class _Identifier:
         function = "" if body is None else self._body(body, {})
         parts = (self._seed, node.op, node.overload, function, *inputs, "attributes", *attributes)
         for place, value in enumerate(node.outputs):
-            known[value] = _digest(*parts, f"output {place}")
+            known[value] = joined_digest(*parts, f"output {place}")
 
     def _attribute(self, item: Any, known: Mapping[Value, str]) -> str:
         if isinstance(item, Tensor):
@@ -111,12 +87,12 @@ class _Identifier:
         """Digest of a graph inside a node or of a function: its inputs count by place."""
         known = dict(outer)
         for place, value in enumerate(body.inputs):
-            known[value] = _digest("argument", str(place))
+            known[value] = joined_digest("argument", str(place))
         for value in body.consts.values():
             self._set(value, known)
         for node in body.nodes:
             self._set_results(node, known)
-        return _digest("body", *(known[value] for value in body.outputs))
+        return joined_digest("body", *(known[value] for value in body.outputs))
 
 
-__all__ = ["tensor_identity", "value_digests"]
+__all__ = ["value_digests"]

@@ -3,7 +3,7 @@
 Every edit checks first, then changes, then adds one to `Graph.version` and sends an `Edit` to the listeners, so links
 cannot go stale, analyses can be cached by version, and a rewrite driver can follow what a rule did.
 
-Operators are named by one string: ``MatMul`` for the ONNX domain, ``domain.Op`` for others (``mnn.Attention``).
+Operators are named by one string: ``MatMul`` for the ONNX domain, ``domain.Op`` for others (``lading.SlidingWindowMask``).
 
 While walking ``graph.nodes`` edits are safe: a node inserted after the current one is visited, one inserted before it
 is not, and an erased node is skipped (erasing the current node continues with the one that followed it).
@@ -11,13 +11,14 @@ is not, and an erased node is skipped (erasing the current node continues with t
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from ir.base.diag import Diagnostic
 from ir.base.types import Dim, TensorType, ValueType
-from ir.graph.facts import Fact
 from ir.tensor.base import Tensor
 
 OPSET = 24
@@ -45,6 +46,36 @@ class EmptyList(tuple):
 
     def __repr__(self) -> str:
         return f"EmptyList({self.kind!r})"
+
+
+class Fact(ABC):
+    """Base of recorded decisions; subclasses are best frozen dataclasses.
+
+    Attributes:
+        name: key in ``Graph.facts`` and in the text form, such as ``precision-plan``.
+    """
+
+    name: str
+
+    @abstractmethod
+    def to_data(self) -> dict[str, Any]:
+        """The fact as JSON-able data: dicts with string keys, lists, strings, numbers, booleans, None."""
+
+    @classmethod
+    @abstractmethod
+    def from_data(cls, data: Mapping[str, Any]) -> Fact:
+        """Inverse of `to_data`; KeyError, TypeError or ValueError when the data cannot be such a fact."""
+
+    def check(self, graph: Graph) -> list[Diagnostic]:
+        """Every way in which the fact disagrees with the graph it is recorded on."""
+        return []
+
+    def renamed(self, old: str, new: str) -> Fact:
+        """The fact with the value `old` called `new`; the fact itself when it does not speak of `old`.
+
+        `Graph.rename` calls it for values of the graph that holds the fact.
+        """
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -588,22 +619,23 @@ class Graph:
             del self._names[value.name]
         self._done("erase", node=node)
 
-    def toposort(self) -> bool:
-        """Reorder the nodes so that each follows its producers, keeping the order where it is already right.
+    def reorder(self, nodes: Sequence[Node]) -> bool:
+        """Put the nodes into another order; returns True when it differs from the present one.
 
-        Returns True when the order changed. Raises GraphError on a cycle.
+        Raises:
+            GraphError: `nodes` are not the nodes of the graph, each once.
         """
-        from ir.graph.order import topological
-
-        wanted = topological(self)
-        if all(a is b for a, b in zip(wanted, self.nodes, strict=True)):
+        present = list(self.nodes)
+        if len(nodes) != len(present) or set(nodes) != set(present):
+            raise GraphError(f"reorder takes the {len(present)} nodes of {self.name}, each once")
+        if all(a is b for a, b in zip(nodes, present, strict=True)):
             return False
         self._first = self._last = None
         self._count = 0
-        for node in wanted:
+        for node in nodes:
             node._prev = node._next = None
             self._insert(node, None, None)
-        self._done("toposort")
+        self._done("reorder")
         return True
 
     # ---- listeners ----

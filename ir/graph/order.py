@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from ir.graph.graph import Graph, Node, Value
+from ir.graph.graph import Graph, GraphError, Node, Value
 
 
 def reads(node: Node) -> Iterator[Value]:
@@ -35,6 +33,14 @@ def captured(sub: Graph) -> Iterator[Value]:
                 yield value
 
 
+def toposort(graph: Graph) -> bool:
+    """Reorder the nodes so that each follows its producers, keeping the order where it is already right.
+
+    Returns True when the order changed. Raises `ir.graph.graph.GraphError` on a cycle.
+    """
+    return graph.reorder(topological(graph))
+
+
 def topological(graph: Graph) -> list[Node]:
     """The nodes so that each follows its producers; among ready nodes the present order is kept.
 
@@ -60,8 +66,6 @@ def topological(graph: Graph) -> list[Node]:
             if waiting[reader] == 0:
                 heappush(ready, reader)
     if len(order) < len(nodes):
-        from ir.graph.graph import GraphError
-
         stuck = [repr(node) for node, count in zip(nodes, waiting, strict=True) if count]
         raise GraphError("cycle through " + "; ".join(stuck[:4]))
     return order

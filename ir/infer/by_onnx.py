@@ -8,7 +8,8 @@ import numpy as np
 
 from ir.base.types import Dim, TensorType, ValueType
 from ir.graph.graph import Node, Value
-from ir.infer.engine import Inference, TypeMismatch
+from ir.infer.inference import Inference
+from ir.infer.rule_table import ANY_OPERATOR, TypeMismatch, rule
 from ir.ops.registry import schema_of
 
 _WRONG_IN_ONNX = frozenset({"STFT"})
@@ -17,12 +18,15 @@ _DATA_LIMIT = 1024
 """Constants of at most this many elements are shown to ONNX's inference, which reads shapes and axes from them."""
 
 
+@rule(ANY_OPERATOR)
 def infer_by_onnx(run: Inference, node: Node) -> tuple[ValueType | None, ...]:
-    """Types of the outputs as ONNX's inference tells them; None where it cannot.
+    """Types of the outputs as ONNX's inference tells them; None where it cannot. Bodies are inferred as they are declared.
 
     Raises:
         TypeMismatch: ONNX finds that the inputs do not fit.
     """
+    for body in node.subgraphs:
+        run.graph(body)
     unknown = (None,) * len(node.outputs)
     schema = schema_of(node.domain, node.op_type, run.root.opsets.get(node.domain, run.opset))
     if schema is None:

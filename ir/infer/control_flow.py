@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from ir.base.types import BOOL, I64, TensorType, ValueType
 from ir.graph.graph import Graph, Node, Value
-from ir.infer.engine import Inference, TypeMismatch, rule
+from ir.infer.inference import Inference
 from ir.infer.numeric import axis_of, part_axis, tensor
+from ir.infer.rule_table import TypeMismatch, rule
 
 
 @rule("If")

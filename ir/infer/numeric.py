@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from ir.base.types import BOOL, DTYPES, I64, DType, TensorType, ValueType, dtype_of_onnx
 from ir.graph.graph import Node, Value
-from ir.infer.engine import Inference, TypeMismatch, rule
+from ir.infer.inference import Inference
+from ir.infer.rule_table import TypeMismatch, rule
 from ir.infer.symbolic import Extent
 
 Shape = tuple["Extent | None", ...]

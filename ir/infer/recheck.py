@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from ir.base.types import Dim, TensorType, ValueType
 from ir.graph.graph import Graph, Node, Value
-from ir.infer.engine import Inference, TypeMismatch, _conflict, _elements_agree, rule_table, slow_rule
-from ir.infer.values import VALUE_RULES
+from ir.infer.inference import Inference, conflict, elements_agree
+from ir.infer.rule_table import TypeMismatch
+from ir.infer.rules import rule_of, value_rule_of
 
 
 class Finding(NamedTuple):
@@ -30,13 +31,11 @@ class _Recheck(Inference):
 
     def graph(self, graph: Graph) -> None:
         """Compare every node that is not to be skipped."""
-        rules = rule_table()
         for node in graph.nodes:
             if node in self.skip or _has_untyped_bodies(node):
                 continue
-            rule = rules.get(node.op) if self.opset >= 7 else None
             try:
-                result = rule(self, node) if rule is not None else slow_rule(self, node)
+                result = rule_of(node.op, self.opset)(self, node)
             except (TypeMismatch, ArithmeticError) as error:
                 inputs = ", ".join("_" if value is None else str(value.type) for value in node.inputs)
                 self.found.append(Finding("T212", f"{node.op}({inputs}): {error}", node, None))
@@ -44,8 +43,9 @@ class _Recheck(Inference):
             for value, found in zip(node.outputs, result if type(result) is tuple else (result,), strict=False):
                 if found is not None and value.type is not None and found is not value.type:
                     self._merge(node, value, found)
-            if node.op in VALUE_RULES:
-                self._follow(node, VALUE_RULES[node.op])
+            value_rule = value_rule_of(node.op)
+            if value_rule is not None:
+                self._follow(node, value_rule)
 
     def _merge(self, node: Node, value: Value, found: ValueType) -> None:
         recorded = value.type
@@ -53,12 +53,12 @@ class _Recheck(Inference):
             return
         problem = "the kinds differ"
         if type(found) is TensorType and type(recorded) is TensorType:
-            problem = _conflict(recorded, found)
+            problem = conflict(recorded, found)
             if not problem:
                 # What the recorded names stand for is needed further down.
                 self._merged_shape(found.shape, recorded.shape)
                 return
-        elif _elements_agree(recorded, found):
+        elif elements_agree(recorded, found):
             return
         message = f"{node.op} gives {found} for %{value.name}, recorded is {recorded}: {problem}"
         self.found.append(Finding("T210", message, node, value.index))

@@ -6,8 +6,9 @@ from typing import Any
 
 from ir.base.types import DTYPES, F32, I64, Dim, TensorType, ValueType
 from ir.graph.graph import Node
-from ir.infer.engine import KNOWN_LIMIT, Inference, Known, TypeMismatch, rule
+from ir.infer.inference import Inference
 from ir.infer.numeric import Shape, axis_of, broadcast, one_dtype, part_axis, tensor
+from ir.infer.rule_table import KNOWN_LIMIT, Known, TypeMismatch, rule
 from ir.infer.symbolic import Extent
 
 FAR = 2**31 - 1

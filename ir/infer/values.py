@@ -6,30 +6,18 @@ such shape would be unknown.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from ir.graph.graph import Node
-from ir.infer.engine import KNOWN_LIMIT, Inference, Known, known_array
+from ir.infer.inference import Inference
 from ir.infer.numeric import tensor
+from ir.infer.rule_table import KNOWN_LIMIT, Known, follows, known_array
 from ir.infer.symbolic import Extent
-
-ValueRule = Callable[[Inference, Node], "Known | None"]
-VALUE_RULES: dict[str, ValueRule] = {}
-
-
-def _follows(*names: str) -> Callable[[ValueRule], ValueRule]:
-    def add(function: ValueRule) -> ValueRule:
-        VALUE_RULES.update(dict.fromkeys(names, function))
-        return function
-
-    return add
 
 
 def _rank(node: Node) -> int:
     return len(node.outputs[0].shape)
 
 
-@_follows("Shape")
+@follows("Shape")
 def _shape(run: Inference, node: Node) -> Known | None:
     x = tensor(node.inputs[0])
     if x is None or x.shape is None:
@@ -38,13 +26,13 @@ def _shape(run: Inference, node: Node) -> Known | None:
     return Known(1, x.shape[slice(node._attrs.get("start", 0), node._attrs.get("end", rank))])
 
 
-@_follows("Size")
+@follows("Size")
 def _size(run: Inference, node: Node) -> Known | None:
     x = tensor(node.inputs[0])
     return None if x is None or x.shape is None else Known(0, (run.table.product(x.shape),))
 
 
-@_follows("Constant")
+@follows("Constant")
 def _constant(run: Inference, node: Node) -> Known | None:
     attrs = node._attrs
     if "value_int" in attrs:
@@ -57,14 +45,16 @@ def _constant(run: Inference, node: Node) -> Known | None:
     return known_array(value.load())
 
 
-@_follows("Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "mnn.Reshape", "mnn.Cast")
-def _same_elements(run: Inference, node: Node) -> Known | None:
+@follows("Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze")
+def same_elements(run: Inference, node: Node) -> Known | None:
+    """The elements of the first input."""
     found = run.known_of(node.inputs[0])
     return None if found is None else Known(_rank(node), found.entries)
 
 
-@_follows("Concat", "mnn.Concat")
-def _concat(run: Inference, node: Node) -> Known | None:
+@follows("Concat")
+def concat_elements(run: Inference, node: Node) -> Known | None:
+    """The elements of all inputs, one input after the other."""
     entries: list[Extent | None] = []
     for value in node.inputs:
         found = run.known_of(value)
@@ -78,7 +68,7 @@ def _concat(run: Inference, node: Node) -> Known | None:
     return Known(1, tuple(entries))
 
 
-@_follows("Gather")
+@follows("Gather")
 def _gather(run: Inference, node: Node) -> Known | None:
     found, places = run.known_of(node.inputs[0]), run.ints_of(node.inputs[1])
     if found is None or places is None or found.rank != 1:
@@ -89,7 +79,7 @@ def _gather(run: Inference, node: Node) -> Known | None:
     return Known(_rank(node), tuple(found.entries[place] for place in places))
 
 
-@_follows("Slice")
+@follows("Slice")
 def _slice(run: Inference, node: Node) -> Known | None:
     found = run.known_of(node.inputs[0])
     if found is None or found.rank != 1 or "starts" in node._attrs:
@@ -101,7 +91,7 @@ def _slice(run: Inference, node: Node) -> Known | None:
     return Known(1, found.entries[slice(start[0], end[0], step[0])])
 
 
-@_follows("Split")
+@follows("Split")
 def _split(run: Inference, node: Node) -> Known | None:
     found = run.known_of(node.inputs[0])
     if found is None or found.rank != 1:
@@ -117,7 +107,7 @@ def _split(run: Inference, node: Node) -> Known | None:
     return first
 
 
-@_follows("Add", "Sub", "Mul", "Div", "Min", "Max", "Equal", "Less", "Greater", "GreaterOrEqual", "LessOrEqual")
+@follows("Add", "Sub", "Mul", "Div", "Min", "Max", "Equal", "Less", "Greater", "GreaterOrEqual", "LessOrEqual")
 def _binary(run: Inference, node: Node) -> Known | None:
     if len(node.inputs) != 2:
         return None
@@ -191,7 +181,7 @@ def _operate_ints(op: str, a: int, b: int) -> int | None:
     return simple[op]
 
 
-@_follows("Where")
+@follows("Where")
 def _where(run: Inference, node: Node) -> Known | None:
     choose, a, b = (run.known_of(value) for value in node.inputs)
     if choose is None or a is None or b is None:
@@ -207,7 +197,7 @@ def _where(run: Inference, node: Node) -> Known | None:
     return Known(_rank(node), tuple(picked))
 
 
-@_follows("ConstantOfShape")
+@follows("ConstantOfShape")
 def _filled(run: Inference, node: Node) -> Known | None:
     count = run.ints_of(node.inputs[0])
     fill = node._attrs.get("value")
@@ -218,7 +208,7 @@ def _filled(run: Inference, node: Node) -> Known | None:
     return Known(len(count), (int(fill.load().reshape(-1)[0]),) * (count[0] if count else 1))
 
 
-@_follows("Range")
+@follows("Range")
 def _range(run: Inference, node: Node) -> Known | None:
     bounds = [run.ints_of(value) for value in node.inputs]
     if not all(bounds):
@@ -229,7 +219,7 @@ def _range(run: Inference, node: Node) -> Known | None:
     return Known(1, tuple(range(start, limit, step)))
 
 
-@_follows("Expand")
+@follows("Expand")
 def _expand(run: Inference, node: Node) -> Known | None:
     found, shape = run.known_of(node.inputs[0]), node.outputs[0].shape
     if found is None or len(shape) != 1 or type(shape[0]) is not int or shape[0] > KNOWN_LIMIT:
@@ -238,7 +228,7 @@ def _expand(run: Inference, node: Node) -> Known | None:
     return None if entries is None else Known(1, entries)
 
 
-@_follows("ReduceProd", "ReduceSum")
+@follows("ReduceProd", "ReduceSum")
 def _reduce(run: Inference, node: Node) -> Known | None:
     found = run.known_of(node.inputs[0])
     rank = _rank(node)
@@ -254,7 +244,7 @@ def _reduce(run: Inference, node: Node) -> Known | None:
     return Known(rank, (total,))
 
 
-@_follows("Neg", "Abs")
+@follows("Neg", "Abs")
 def _sign(run: Inference, node: Node) -> Known | None:
     found = run.ints_of(node.inputs[0])
     if found is None:
@@ -262,7 +252,7 @@ def _sign(run: Inference, node: Node) -> Known | None:
     return Known(_rank(node), tuple(-entry if node.op == "Neg" else abs(entry) for entry in found))
 
 
-@_follows("Not")
+@follows("Not")
 def _not(run: Inference, node: Node) -> Known | None:
     found = run.known_of(node.inputs[0])
     if found is None:
@@ -270,4 +260,4 @@ def _not(run: Inference, node: Node) -> Known | None:
     return Known(found.rank, tuple(None if entry is None else 1 - entry for entry in found.entries))  # type: ignore
 
 
-__all__ = ["VALUE_RULES"]
+__all__ = []

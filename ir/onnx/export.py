@@ -21,7 +21,8 @@ from ir.graph.compare import attr_key
 from ir.graph.graph import OPSET, EmptyList, Graph, Node, Value
 from ir.onnx.keys import LOCATION, MODEL, RESERVED, references
 from ir.onnx.values import onnx_bytes, onnx_dtype, read_type, stored_bytes, tensor_proto, write_constant, write_type
-from ir.ops.registry import OLDEST, define, opdef, opsets_of, root_of
+from ir.ops.meaning import OLDEST, define
+from ir.ops.registry import opdef, opsets_of, root_of
 from ir.tensor.base import Tensor
 
 if TYPE_CHECKING:
@@ -264,7 +265,7 @@ class Exporter:
         try:
             return define(node)
         except (ValueError, AttributeError) as error:
-            from ir.infer.engine import describe
+            from ir.graph.describe import describe
 
             old = opsets_of(node.graph).get("", OPSET) < OLDEST
             hint = "convert the model to a newer opset" if old else "infer the types of the graph first"

@@ -1,24 +1,21 @@
 """The operator table: arity, attributes, traits, inference and meaning of every operator the IR may hold.
 
 ONNX operators are read from ONNX's own schemas at the opset of the graph, never retyped. Operators of other domains are
-`OpDef` rows; each has a definition in ONNX terms, so that every stage of a graph can be run and exported. Further
-packages add rows with `register`.
+`OpDef` rows; each has a definition in ONNX terms, so that every stage of a graph can be run and exported. Plugins add
+rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
-
-from ir.base.diag import Diagnostic, suggest
-from ir.base.types import TensorType, ValueType
+from ir.base.plugins import rows_of
+from ir.base.tables import Table
+from ir.base.types import TensorType
 from ir.graph.graph import OPSET, Graph, Node, Value
-from ir.tensor.base import Tensor
-from ir.tensor.inline import InlineTensor
 
 ANY = 1 << 30
 """Number of inputs or outputs of a variadic operator."""
@@ -75,9 +72,14 @@ class OpDef:
         attrs: attributes by name.
         traits: subset of ``elementwise`` (broadcasting, each result element from one element of each operand),
             ``commutative``, ``pure`` (same inputs, same outputs, no effect), ``random``, ``stateful``,
-            ``constant_foldable``, ``positional`` (moves elements without computing).
-        infer: result types; see `ir.infer.engine.rule`. None: ONNX's own inference.
-        define: builds the meaning with ONNX operators; None for ONNX operators.
+            ``constant_foldable``, ``positional`` (moves elements without computing), ``conversion`` (to the element type
+            that the attribute ``to`` names), ``mixing`` (joins positions of a sequence).
+        infer: result types, for operators of other domains; see `ir.infer.rule_table.rule`. None: ONNX's own inference.
+        follow: contents of the result when it is a small integer tensor; see `ir.infer.rule_table.follows`.
+        define: builds the meaning with ONNX operators, see `ir.ops.meaning.Body`; None for ONNX operators.
+        weight_input: index of the matrix ``[in, out]`` that the channels of the first input are multiplied by, in linear
+            layers; None for other operators.
+        channel_axis: axis of the first input that holds the channels of a linear layer.
         rowwise: whether output row i (all axes but the last) needs only row i of the given input; see `is_rowwise`.
         package: the import package that registered it.
         doc: what it computes.
@@ -92,7 +94,10 @@ class OpDef:
     attrs: Mapping[str, AttrDef] = field(default_factory=dict)
     traits: frozenset[str] = frozenset({"pure", "constant_foldable"})
     infer: Callable[[Any, Node], Any] | None = None
-    define: Callable[[Body], Sequence[Value]] | None = None
+    follow: Callable[[Any, Node], Any] | None = None
+    define: Callable[[Any], Sequence[Value]] | None = None
+    weight_input: int | None = None
+    channel_axis: int = -1
     rowwise: Callable[[Node, int], bool] | None = None
     package: str = "ir"
     doc: str = ""
@@ -102,45 +107,27 @@ class OpDef:
         return trait in self.traits
 
 
-_OWN: dict[str, OpDef] = {}
-_loaded = False
+def check_definition(name: str, definition: OpDef) -> None:
+    """ValueError for a definition that is listed under another name or has no domain, a mistake of its author."""
+    if definition.name != name:
+        raise ValueError(f"the operator {definition.name!r} is listed as {name!r}")
+    if "." not in name:
+        raise ValueError(f"operator {name!r} needs a domain; ONNX operators come from ONNX's schemas")
 
 
-def register(definition: OpDef) -> OpDef:
-    """Add an operator of a domain other than ONNX's.
-
-    Raises:
-        ValueError: the name has no domain, or another package has it.
-    """
-    if "." not in definition.name:
-        raise ValueError(f"operator {definition.name!r} needs a domain; ONNX operators come from ONNX's schemas")
-    known = _OWN.get(definition.name)
-    if known is not None and known is not definition:
-        raise ValueError(
-            f"operator {definition.name!r} is registered by {known.package!r} and again by {definition.package!r}"
-        )
-    _OWN[definition.name] = definition
-    if definition.infer is not None:
-        from ir.infer.engine import RULES
-
-        RULES[definition.name] = definition.infer
-    return definition
+DIALECTS: Table[Sequence[OpDef]] = Table("dialect", {"lading": "ir.dialects.lading:DEFINITIONS"}, rows_of("dialects"))
+"""The operators of whole domains, by domain. Open to plugins."""
 
 
-def load_own() -> Mapping[str, OpDef]:
-    """The operators of other domains by name, those of this package included."""
-    global _loaded
-    if not _loaded:
-        _loaded = True
-        from backends.mnn.dialect import activations as ops_mnn_activations
-        from backends.mnn.dialect import operators as ops_mnn
-        from backends.mnn.dialect import packed as ops_mnn_fused
-        from ir.dialects import lading as ops_lading
+def _of_dialects() -> Iterator[tuple[str, OpDef, str]]:
+    yield from rows_of("ops")()
+    for domain in DIALECTS:
+        for definition in DIALECTS[domain]:
+            yield definition.name, definition, DIALECTS.package(domain)
 
-        for module in (ops_lading, ops_mnn, ops_mnn_activations, ops_mnn_fused):
-            for definition in module.DEFINITIONS:
-                register(definition)
-    return _OWN
+
+OPERATORS: Table[OpDef] = Table("operator", {}, _of_dialects, check_definition)
+"""Operators of domains other than ONNX's, by name. Open to plugins."""
 
 
 def lookup(op: str, opsets: Mapping[str, int] | None = None) -> OpDef | None:
@@ -148,12 +135,18 @@ def lookup(op: str, opsets: Mapping[str, int] | None = None) -> OpDef | None:
     domain, _, name = op.rpartition(".")
     if domain in ("", "ai.onnx.ml", "ai.onnx.preview.training", "ai.onnx.training"):
         return _onnx_definition(domain, name, (opsets or {}).get(domain, OPSET if not domain else 1 << 20))
-    return _OWN.get(op) or load_own().get(op)
+    return OPERATORS.get(op)
 
 
 def opdef(node: Node) -> OpDef | None:
     """The definition of a node's operator, or None when nobody knows it."""
     return lookup(node.op, opsets_of(node.graph))
+
+
+def has_trait(node: Node, trait: str) -> bool:
+    """True when the operator of a node is known and has a trait."""
+    definition = opdef(node)
+    return definition is not None and definition.has(trait)
 
 
 def root_of(graph: Graph) -> Graph:
@@ -198,8 +191,6 @@ def _onnx_definition(domain: str, name: str, opset: int) -> OpDef | None:
     schema = schema_of(domain, name, opset)
     if schema is None:
         return None
-    from ir.infer.engine import rule_table
-
     return OpDef(
         name=f"{domain}.{name}" if domain else name,
         inputs=tuple(formal.name for formal in schema.inputs),
@@ -209,8 +200,8 @@ def _onnx_definition(domain: str, name: str, opset: int) -> OpDef | None:
         max_outputs=min(schema.max_output, ANY),
         attrs={name: _onnx_attribute(attr) for name, attr in schema.attributes.items()},
         traits=_onnx_traits(name),
-        infer=rule_table().get(name),
         rowwise=_onnx_rowwise,
+        weight_input=1 if name in ("MatMul", "Gemm") else None,
         package="onnx",
         doc=schema.doc or "",
     )
@@ -241,6 +232,10 @@ def _onnx_traits(name: str) -> frozenset[str]:
         traits.add("commutative")
     if name in ("Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose"):
         traits.add("positional")
+    if name == "Cast":
+        traits.add("conversion")
+    if name in ("Softmax", "Attention", "RMSNormalization", "LayerNormalization"):
+        traits.add("mixing")
     return frozenset(traits)
 
 
@@ -274,7 +269,7 @@ def _onnx_rowwise(node: Node, index: int) -> bool:
         return False
     last = len(x.shape) - 1
     if node.op in ("MatMul", "Gemm"):
-        return index == 0 and not node._attrs.get("transA") and _rank(node.inputs[1]) == 2
+        return index == 0 and not node._attrs.get("transA") and rank_of(node.inputs[1]) == 2
     if node.op in _ALONG_AXIS:
         axis = node._attrs.get("axis", _FIRST_AXIS.get(node.op, -1))
         return axis in (-1, last) and (index == 0 or node.op in ("Concat", "GatherElements"))
@@ -285,199 +280,29 @@ def _onnx_rowwise(node: Node, index: int) -> bool:
             axes = tuple(int(axis) for axis in given.const.load().reshape(-1))
         return index == 0 and bool(axes) and all(a in (-1, last) for a in axes) and bool(attribute(node, "keepdims"))
     if node.op in ("QuantizeLinear", "DequantizeLinear"):
-        return index == 0 and (_rank(node.inputs[1]) == 0 or attribute(node, "axis") in (-1, last))
+        return index == 0 and (rank_of(node.inputs[1]) == 0 or attribute(node, "axis") in (-1, last))
     return False
 
 
-def _rank(value: Value | None) -> int | None:
+def rank_of(value: Value | None) -> int | None:
     return value.type.rank if value is not None and isinstance(value.type, TensorType) else None
 
 
 # ---- definitions in ONNX terms ----
 
-OLDEST = 13
-"""First opset in which operators of other domains can be defined."""
-
-
-class Body:
-    """Builds the meaning of one node with ONNX operators.
-
-    Attributes:
-        node: the node that is defined; its attributes and the element types and ranks of its inputs may be used.
-        graph: the body, whose inputs stand for those of the node.
-        inputs: the body's inputs; None where the node leaves an input out.
-        opset: version of the ONNX operators, that of the node's graph; `OLDEST` or later.
-    """
-
-    def __init__(self, node: Node) -> None:
-        self.node = node
-        self.opset = opsets_of(node.graph).get("", OPSET)
-        if self.opset < OLDEST:
-            raise ValueError(f"it needs opset {OLDEST} or later, the graph has {self.opset}")
-        self.graph = Graph(node.op_type, {"": self.opset})
-        self.inputs: list[Value | None] = []
-        for index, value in enumerate(node.inputs):
-            declared = None if value is None else self.graph.add_input(f"in{index}", value.type)
-            self.inputs.append(declared)
-
-    def attr(self, name: str) -> Any:
-        """An attribute of the node, or its default."""
-        return attribute(self.node, name)
-
-    def op(self, op: str, *inputs: Value | None, **attrs: Any) -> Value:
-        """Apply an ONNX operator and return its first output."""
-        return self.graph.add(op, inputs, attrs).output
-
-    def reduce(self, op: str, x: Value, axes: Sequence[int], keep: bool = True) -> Value:
-        """Apply a reduction; no axes mean all of them."""
-        if not axes:
-            return self.op(op, x, keepdims=int(keep))
-        if self.opset >= (13 if op == "ReduceSum" else 18):
-            return self.op(op, x, self.ints(*axes), keepdims=int(keep))
-        return self.op(op, x, axes=tuple(axes), keepdims=int(keep))
-
-    def ints(self, *numbers: int) -> Value:
-        """An int64 vector."""
-        return self.graph.add_const("ints", InlineTensor(np.array(numbers, np.int64)))
-
-    def int(self, number: int) -> Value:
-        """An int64 scalar."""
-        return self.graph.add_const("int", InlineTensor(np.array(number, np.int64)))
-
-    def like(self, number: float, value: Value) -> Value:
-        """A scalar of the element type of a value with a recorded type."""
-        return self.graph.add_const("number", InlineTensor(np.array(number, value.dtype.numpy), value.dtype))
-
-    def rank(self, index: int) -> int:
-        """Rank of an input; ValueError when it is unknown."""
-        rank = _rank(self.node.input(index))
-        if rank is None:
-            raise ValueError(f"{self.node.op} cannot be defined before the rank of input {index} is known")
-        return rank
-
-
-def define(node: Node) -> Graph:
-    """The meaning of a node of another domain as a graph of ONNX operators over its inputs.
-
-    Depends on the operator, the attributes and the element types and ranks of the inputs alone.
-
-    Raises:
-        KeyError: the operator has no definition.
-        ValueError: an input type that the definition needs is unknown, or the graph's opset is too old.
-    """
-    definition = opdef(node)
-    if definition is None or definition.define is None:
-        raise KeyError(node.op)
-    body = Body(node)
-    body.graph.set_outputs(definition.define(body))
-    return body.graph
-
 
 # ---- checks ----
 
 
-def check_node(node: Node) -> list[Diagnostic]:
-    """What is wrong with the operator name, arity and attributes of a node.
-
-    Returns:
-        T200 unknown operator, T201 arity, T202 unknown, T203 missing, T204 ill-typed attribute. An operator of a domain
-        that neither ONNX nor a registered package owns is a warning.
-    """
-    from ir.infer.engine import describe
-
-    definition = opdef(node)
-    where = describe(node)
-    if definition is None:
-        key = f"{node.op}:{node.overload}" if node.overload else node.op
-        body = root_of(node.graph).functions.get(key)  # type: ignore[arg-type]
-        return [_unknown(node, where)] if body is None else _check_call(node, body, where)
-    found: list[Diagnostic] = []
-    counts = (
-        ("inputs", len(node.inputs), definition.min_inputs, definition.max_inputs),
-        ("outputs", len(node.outputs), definition.min_outputs, definition.max_outputs),
-    )
-    for what, count, low, high in counts:
-        if not low <= count <= high:
-            bounds = str(low) if low == high else f"{low} or more" if high == ANY else f"{low} to {high}"
-            found.append(Diagnostic("T201", f"{node.op} takes {bounds} {what}, not {count}", where))
-    for index, value in enumerate(node.inputs[: definition.min_inputs]):
-        if value is None and not _may_be_left_out(node, definition, index):
-            name = definition.inputs[min(index, len(definition.inputs) - 1)]
-            found.append(Diagnostic("T201", f"input {name} of {node.op} cannot be left out", where))
-    return found + _check_attributes(node, definition, where)
-
-
-def _check_call(node: Node, body: Graph, where: str) -> list[Diagnostic]:
-    """Arity of a call of a model-local function, which may leave trailing inputs and outputs out."""
-    if len(node.inputs) <= len(body.inputs) and len(node.outputs) <= len(body.outputs):
-        return []
-    message = f"function {node.op} takes {len(body.inputs)} inputs and gives {len(body.outputs)} outputs"
-    return [Diagnostic("T201", f"{message}, not {len(node.inputs)} and {len(node.outputs)}", where)]
-
-
-def _may_be_left_out(node: Node, definition: OpDef, index: int) -> bool:
-    """True for an input that ONNX lets a node leave out although later ones are given."""
-    if definition.package != "onnx":
-        return False
-    from onnx import defs
-
-    schema = schema_of(node.domain, node.op_type, opsets_of(node.graph).get(node.domain, OPSET))
-    return schema.inputs[min(index, len(schema.inputs) - 1)].option == defs.OpSchema.FormalParameterOption.Optional
-
-
-def _unknown(node: Node, where: str) -> Diagnostic:
-    if not node.domain:
-        from onnx import defs
-
-        known = sorted({schema.name for schema in defs.get_all_schemas()})
-        return Diagnostic("T200", f"ONNX has no operator {node.op}", where, suggest(node.op, known))
-    if node.domain in {name.rpartition(".")[0] for name in load_own()}:
-        hint = suggest(node.op, list(_OWN))
-        return Diagnostic("T200", f"domain {node.domain} has no operator {node.op}", where, hint)
-    return Diagnostic("T200", f"nobody registered operator {node.op}", where, severity="warning")
-
-
-def _check_attributes(node: Node, definition: OpDef, where: str) -> list[Diagnostic]:
-    found: list[Diagnostic] = []
-    for name, value in node._attrs.items():
-        described = definition.attrs.get(name)
-        if described is None:
-            hint = suggest(name, list(definition.attrs))
-            found.append(Diagnostic("T202", f"{node.op} has no attribute {name!r}", where, hint))
-        elif not _fits(value, described.kind):
-            found.append(Diagnostic("T204", f"{name} of {node.op} must be {described.kind}, not {value!r}", where))
-        elif described.choices and value not in described.choices:
-            hint = suggest(str(value), sorted(described.choices))
-            found.append(Diagnostic("T204", f"{name} of {node.op} cannot be {value!r}", where, hint))
-    for name, described in definition.attrs.items():
-        if described.required and name not in node._attrs:
-            found.append(Diagnostic("T203", f"{node.op} needs attribute {name!r}", where))
-    return found
-
-
-_ITEMS = {
-    "int": int, "float": int | float, "str": str | bytes, "tensor": Tensor, "graph": Graph, "type_proto": ValueType,
-    "sparse_tensor": object,
-}  # fmt: skip
-
-
-def _fits(value: Any, kind: str) -> bool:
-    if kind in _ITEMS:
-        return isinstance(value, _ITEMS[kind]) and not (kind == "float" and isinstance(value, bool))
-    return isinstance(value, tuple) and all(_fits(item, kind[:-1]) for item in value)
-
-
 __all__ = [
     "ANY",
-    "OLDEST",
+    "DIALECTS",
+    "OPERATORS",
     "AttrDef",
-    "Body",
     "OpDef",
     "attribute",
-    "check_node",
-    "define",
+    "has_trait",
     "is_rowwise",
     "lookup",
     "opdef",
-    "register",
 ]

@@ -13,6 +13,8 @@ from typing import Any, Literal, NamedTuple, Protocol, get_args
 import numpy as np
 
 from ir.base.diag import LadingError
+from ir.base.plugins import rows_of
+from ir.base.tables import Table
 from ir.base.types import DType
 from ir.quant.statistics.moments import Moments
 
@@ -176,20 +178,28 @@ class QuantMethod(Protocol):
         """
 
 
-METHODS: dict[str, QuantMethod] = {}
-
-
-def register_method(method: QuantMethod) -> None:
-    """Add a method; a name taken twice or an attribute left out is a mistake of the author."""
+def check_method(name: str, method: QuantMethod) -> None:
+    """ValueError for a method that lacks an attribute, a mistake of its author."""
     for attribute in ("accepts", "needs", "slow", "version"):
         if not hasattr(method, attribute):
-            raise ValueError(f"the quantization method {method.name!r} lacks the attribute {attribute!r}")
+            raise ValueError(f"the quantization method {name!r} lacks the attribute {attribute!r}")
     if method.needs not in get_args(Needs):
-        raise ValueError(
-            f"the quantization method {method.name!r} needs {method.needs!r}, not one of {get_args(Needs)}"
-        )
-    if METHODS.setdefault(method.name, method) is not method:
-        raise ValueError(f"the quantization method {method.name!r} is taken")
+        raise ValueError(f"the quantization method {name!r} needs {method.needs!r}, not one of {get_args(Needs)}")
+
+
+METHODS: Table[QuantMethod] = Table(
+    "quantization method",
+    {
+        "rtn": "ir.quant.methods.rtn:METHOD",
+        "clip": "ir.quant.methods.clip:METHOD",
+        "hqq": "ir.quant.methods.hqq:METHOD",
+        "gptq": "ir.quant.methods.gptq:METHOD",
+        "stored": "ir.quant.stored_codes:METHOD",
+    },
+    rows_of("quantizers"),
+    check_method,
+)
+"""Methods by name. Open to plugins."""
 
 
 def real_zero(scale: np.ndarray, zero: np.ndarray | None) -> np.ndarray | None:
@@ -200,7 +210,7 @@ def real_zero(scale: np.ndarray, zero: np.ndarray | None) -> np.ndarray | None:
 
 
 def dequantize(blocks: Blocks) -> np.ndarray:
-    """float32[n, length] as MNN computes it: ``codes * scale + zero`` in float32, each operation rounded."""
+    """float32[n, length] as runtimes compute it: ``codes * scale + zero`` in float32, each operation rounded."""
     count, per_row = blocks.scale.shape
     if not blocks.codes.size:
         return blocks.codes.astype(np.float32)

@@ -1,21 +1,8 @@
-"""How many bytes a stored weight takes, known from its shape and storage alone, before anything is quantized.
-
-The passes that choose storages under a limit need the size of what a backend will write. The layout is MNN's: a matrix
-is a header (2 bytes, dimensions of 2 or 4 bytes each, a table of every code), the codes as one bit stream, and a scale
-or a (zero, scale) pair for each block; see ``source/core/ConvolutionCommon.cpp``. A bias lies behind each matrix, and
-gain and shift of each norm layer are stored as float32.
-"""
+"""How many bits a stored matrix takes, known from its shape and storage alone, before anything is quantized."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ir.facts.precision import Storage
-
-if TYPE_CHECKING:
-    from ir.graph.graph import Graph
-
-NORMS = ("RMSNormalization", "LayerNormalization")
 
 
 def scale_bytes(rows: int, columns: int, storage: Storage) -> int:
@@ -31,31 +18,4 @@ def stored_bits(rows: int, columns: int, storage: Storage) -> int:
     return rows * columns * storage.bits + 8 * scale_bytes(rows, columns, storage)
 
 
-def weight_bytes(rows: int, columns: int, storage: Storage) -> int:
-    """Bytes of a matrix in the weight file: header, codes, scales and zeros; without the bias behind it."""
-    if storage.bits > 8:
-        return rows * columns * storage.bits // 8
-    header = 2 + (8 if max(rows, columns) > 0xFFFF else 4) + (1 << storage.bits)
-    return header + (rows * columns * storage.bits + 7) // 8 + scale_bytes(rows, columns, storage)
-
-
-def exact_rows_bytes(rows: int, columns: int, parts: int) -> int:
-    """Bytes of embedding rows kept exactly as `parts` bfloat16 numbers each; they lie in a file of their own."""
-    return 2 * rows * columns * parts
-
-
-def fixed_bytes(graph: Graph) -> int:
-    """Bytes of the weight file that no storage changes: a bias for each product with a weight, and the norms.
-
-    `graph` has constant weights still; a product without a bias is stored with one of zeros.
-    """
-    total = 0
-    for node in graph.nodes:
-        if node.op == "MatMul" and node.inputs[1] is not None and node.inputs[1].is_const:
-            total += 4 * node.inputs[1].shape[-1]  # type: ignore[index,operator]
-        elif node.op in NORMS and node.inputs[1] is not None:
-            total += 8 * node.inputs[1].type.size  # type: ignore[union-attr]
-    return total
-
-
-__all__ = ["exact_rows_bytes", "fixed_bytes", "scale_bytes", "stored_bits", "weight_bytes"]
+__all__ = ["scale_bytes", "stored_bits"]

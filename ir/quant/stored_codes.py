@@ -13,18 +13,17 @@ from ir.base.diag import LadingError
 from ir.base.types import F16, F32, DType, TensorType
 from ir.quant.statistics.moments import Moments
 from ir.quant.weight import (
-    METHODS,
     Blocks,
     QuantizedWeight,
     QuantMethod,
     QuantSpec,
     Scratch,
-    register_method,
     shared_quantized,
 )
 from ir.tensor.base import Derived, Tensor
 
-METHOD = "stored"
+NAME = "stored"
+"""Name of the method of such weights."""
 
 
 class StoredCodes(Derived):
@@ -106,19 +105,19 @@ def stored_weight(source: StoredCodes, scale: str = "") -> QuantizedWeight:
     """
     kind = scale or ("f16" if source.alpha.type.dtype == F16 else "f32")
     block = source.row_size // source.alpha.type.shape[1]  # type: ignore[index]
-    spec = QuantSpec(source.bits, 0 if block == source.row_size else block, not source.pairs, "float", METHOD, kind)
+    spec = QuantSpec(source.bits, 0 if block == source.row_size else block, not source.pairs, "float", NAME, kind)
     return shared_quantized(source, spec)
 
 
 class _Stored(QuantMethod):
     """The method of weights that are quantized already; it chooses nothing."""
 
-    name = METHOD
+    name = NAME
     accepts: frozenset[DType] = frozenset({F32})
 
     def quantize(self, rows: np.ndarray, spec: QuantSpec, scratch: Scratch, moments: Moments | None) -> Blocks:
         raise LadingError("F640", "the method 'stored' keeps codes that exist and cannot make any")
 
 
-if METHOD not in METHODS:
-    register_method(_Stored())
+METHOD = _Stored()
+"""The row of `ir.quant.spec.METHODS`."""

@@ -1,6 +1,6 @@
 """How a value that stands for a weight is stored: the one place that reads weights back out of the graph.
 
-A weight is a constant, or constants under one ``DequantizeLinear``, ``mnn.AffineDequantize`` or ``Cast``. Matrices
+A weight is a constant, or constants under one ``DequantizeLinear``, ``lading.AffineDequantize`` or ``Cast``. Matrices
 multiplied from the right are held in MatMul orientation ``[in, out]``; `StoredWeight` always speaks of output-major
 rows ``[out, in]``, which is how checkpoints and runtimes store them.
 """
@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ir.base.types import BF16, F16, F32
-from ir.quant.weight import QuantizedWeight
+from ir.quant.weight import QuantizedWeight, quantized_of
 from ir.tensor.base import Tensor
 from ir.tensor.rearranged import transposed
 
 if TYPE_CHECKING:
     from ir.graph.graph import Value
 
-DEQUANTIZE = ("DequantizeLinear", "mnn.AffineDequantize")
+DEQUANTIZE = ("DequantizeLinear", "lading.AffineDequantize")
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def storage_of(value: Value, *, matmul: bool = False) -> StoredWeight:
         return _float_storage(value.name, node.inputs[0].const, matmul)
     if node is not None and node.op in DEQUANTIZE and node.inputs[0] is not None and node.inputs[0].const is not None:
         codes = node.inputs[0].const
-        quantized = (transposed(codes) if matmul else codes).quantized
+        quantized = quantized_of(transposed(codes) if matmul else codes)
         if quantized is not None:
             rows, columns = quantized.source.type.shape
             return StoredWeight(value.name, rows, columns, None, quantized)

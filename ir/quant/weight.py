@@ -17,10 +17,6 @@ import numpy as np
 from ir.base.diag import LadingError, suggest
 from ir.base.types import F32, TensorType, int_type
 from ir.quant.cache import kept_blocks, loaded_moments, result_key, shape_of
-from ir.quant.methods.clip import ClipSearch
-from ir.quant.methods.gptq import SecondOrder
-from ir.quant.methods.hqq import HalfQuadratic
-from ir.quant.methods.rtn import RoundToNearest
 from ir.quant.spec import (
     METHODS,
     Blocks,
@@ -33,17 +29,14 @@ from ir.quant.spec import (
     dequantize,
     fit_block,
     real_zero,
-    register_method,
     thread_scratch,
 )
 from ir.quant.statistics.moments import Moments
 from ir.tensor.base import Derived, Tensor
 from ir.tensor.elementwise import convert
+from ir.tensor.identity import tensor_identity
 
 PIECE_WEIGHTS = 1 << 19
-
-for _method in (RoundToNearest(), ClipSearch(), HalfQuadratic(), SecondOrder()):
-    register_method(_method)
 
 
 class QuantizedWeight:
@@ -100,7 +93,7 @@ class QuantizedWeight:
         return _Zero(self, TensorType(kind, (self.shape[0], self.blocks)))
 
     def dequantized(self) -> Tensor:
-        """f32[out, in] as MNN computes it: ``codes * scale + zero`` in float32, with ``zero = -zero_point * scale``."""
+        """f32[out, in] as runtimes compute it: ``codes * scale + zero`` in float32, with ``zero = -zero_point * scale``."""
         return _Dequantized(self, TensorType(F32, self.shape))
 
     def pieces(self, start: int, stop: int, multiple: int = 1) -> Iterator[tuple[int, int, Blocks]]:
@@ -134,8 +127,6 @@ class QuantizedWeight:
 
     @cached_property
     def _kept(self) -> Blocks:
-        from ir.graph.digests import tensor_identity
-
         key = result_key(tensor_identity(self.source), self.spec, METHODS[self.spec.method].version)
         return kept_blocks(key, shape_of(*self.shape, self.spec), self._quantize)
 
@@ -252,6 +243,11 @@ class _Dequantized(_Part):
 _SHARED: WeakValueDictionary[tuple[str, QuantSpec], QuantizedWeight] = WeakValueDictionary()
 
 
+def quantized_of(tensor: Tensor) -> QuantizedWeight | None:
+    """The quantized weight that a tensor is the codes, scales, zeros or real values of, or None."""
+    return tensor.quantized if isinstance(tensor, _Part) else None
+
+
 def shared_quantized(source: Tensor, spec: QuantSpec) -> QuantizedWeight:
     """The quantization of an equal source by the same spec that is alive, or a new one.
 
@@ -299,12 +295,12 @@ __all__ = [
     "Scratch",
     "dequantize",
     "fit_block",
+    "quantized_of",
     "real_zero",
     "rebuild_codes",
     "rebuild_dequantized",
     "rebuild_scale",
     "rebuild_zero_point",
-    "register_method",
     "shared_quantized",
     "thread_scratch",
 ]

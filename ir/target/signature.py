@@ -19,7 +19,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ir.base.diag import LadingError, suggest
-from ir.base.types import DTYPES, DType
+from ir.base.plugins import rows_of
+from ir.base.tables import Table
+from ir.base.types import DType
 
 
 @dataclass(frozen=True)
@@ -79,55 +81,17 @@ class Signature:
         return next((item for item in self.inputs if item.kind == kind), None)
 
 
-_F32, _I32 = DTYPES["f32"], DTYPES["i32"]
-
-_ROWS = FedInput(
-    "input_ids",
-    "embedding-rows",
-    _F32,
-    (("seq", 1, "hidden"),),
-    "rows of the embedding table, one for each token of this call, dequantized by the runtime",
-)
-_MASK = FedInput(
-    "attention_mask",
-    "attention-mask",
-    _F32,
-    ((), (1, 1, "seq", "seq"), (2, 1, 1, "seq", "kv")),
-    "scalar 0: causal; or 0 where a token may be attended to and the lowest float where not",
-    default=0.0,
-)
-_POSITIONS = FedInput(
-    "position_ids",
-    "positions",
-    _I32,
-    ((1, "seq"), ("seq",)),
-    "absolute position of each token of this call",
-    low=0,
-)
-_INDEX = FedInput(
-    "logits_index",
-    "output-rows",
-    _I32,
-    ((1,),),
-    "first position whose logits are wanted: -1 for the last only, 0 for all",
-    default=-1,
-    low=-1,
-    high=0,
-)
-_LOGITS = ReadOutput("logits", "logits", _F32, (1, "rows", "vocab"), "unnormalised scores of the next token")
-
-SIGNATURES: dict[str, Signature] = {
-    row.name: row
-    for row in (
-        Signature("mnn-llm-3.0", (_ROWS, _MASK, _POSITIONS), (_LOGITS,), keeps_cache=True),
-        Signature("mnn-llm", (_ROWS, _MASK, _POSITIONS, _INDEX), (_LOGITS,), keeps_cache=True),
-    )
-}
-"""Known signatures; ``mnn-llm-3.0`` is MNN 3.0.x, ``mnn-llm`` is MNN 3.1.0 and later."""
+SIGNATURES: Table[Signature] = Table("signature", {}, rows_of("signatures"))
+"""Calling conventions by name; runtimes bring theirs."""
 
 
 def signature(name: str) -> Signature:
     """The signature of a name; P-coded error when there is none."""
+    if not name:
+        message = "nothing says what the runtime feeds the model and reads back"
+        raise LadingError(
+            "P350", message, hint=f"name a target, or a signature: {', '.join(SIGNATURES) or 'none is known'}"
+        )
     if name not in SIGNATURES:
         raise LadingError(
             "P350", f"unknown signature {name!r}", hint=suggest(name, list(SIGNATURES)) or f"known: {list(SIGNATURES)}"

@@ -8,16 +8,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from ir.base.diag import LadingError
 from ir.base.types import TensorType
 from ir.tensor.recipes import RECIPES
-
-if TYPE_CHECKING:
-    from ir.quant.weight import QuantizedWeight
 
 PIECE_BYTES = 4 << 20
 
@@ -28,10 +25,7 @@ class Tensor(ABC):
     Attributes:
         type: element type and static shape.
         loc: where the numbers come from, such as ``model.safetensors:model.norm.weight``; the same for equal tensors.
-        quantized: the shared recipe when the tensor is one part of a quantized weight, else None.
     """
-
-    quantized: QuantizedWeight | None = None
 
     def __init__(self, type: TensorType, loc: str) -> None:
         if not type.is_static:

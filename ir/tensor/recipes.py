@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ir.base.plugins import rows_of
 from ir.base.tables import Table
 
 Recipe = Callable[..., Any]
@@ -32,6 +33,7 @@ RECIPES: Table[Recipe] = Table(
         "quantized_zero_point": "ir.quant.weight:rebuild_zero_point",
         "quantized_dequantized": "ir.quant.weight:rebuild_dequantized",
     },
+    rows_of("recipes"),
 )
 """Recipes by name. Open to plugins."""
 

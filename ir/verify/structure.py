@@ -1,62 +1,26 @@
 """The verifier: every way in which a graph is not well formed, at any time or at a stage of compilation.
 
 `verify` reports all problems, not the first. Structure is checked by direct reading of what `Graph` keeps, so that it
-also finds what a pass did behind its back. What a stage allows is data: rows of `STAGE_RULES`, to which others may add.
-`INVARIANTS` maps the names that passes require and establish to checks.
+also finds what a pass did behind its back. What a stage allows is data: rows of `ir.verify.stages.STAGES`.
+
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Set
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from typing import Any
+from collections.abc import Iterator, Mapping, Set
 
-from ir.base.diag import Diagnostic, suggest
-from ir.base.types import Dim, MapType, OptionalType, SequenceType, TensorType, ValueType
-from ir.graph.facts import Fact, data_of
-from ir.graph.graph import Graph, Node, Value
+from ir.base.diag import Diagnostic
+from ir.base.types import Dim, MapType, OptionalType, SequenceType, TensorType
+from ir.graph.facts import data_of
+from ir.graph.graph import Fact, Graph, Node, Value
 from ir.graph.order import reads
 from ir.tensor.base import Tensor
 from ir.text.printer import snippet
 
-LARGE_WEIGHT = 1024
-"""Elements from which a float matrix counts as a weight that the precision plan has to speak of."""
-
-
-def verify(graph: Graph, stage: str | None = None) -> list[Diagnostic]:
-    """Every problem of a root graph, its subgraphs and functions; empty when it is well formed. Changes nothing.
-
-    Args:
-        graph: a root graph.
-        stage: also check what this stage of `STAGES` demands.
-
-    Raises:
-        KeyError: there is no such stage.
-    """
-    for whole in (graph, *graph.functions.values()):
-        endless = _circle(whole)
-        if endless is not None:
-            return [endless]
-    found = list(_structure(graph))
-    is_sound = not found
-    misused = operators(graph)
-    found += [problem for _, problem in misused]
-    for function in graph.functions.values():
-        found += _structure(function)
-        found += [problem for _, problem in operators(function)]
-    if is_sound:
-        found += types(graph, {node for node, problem in misused if problem.severity == "error"})
-        found += facts(graph)
-    if stage is not None:
-        found += at_stage(graph, stage)
-    return found
-
-
 # ---- structure ----
 
 
-def _circle(graph: Graph) -> Diagnostic | None:
+def circle(graph: Graph) -> Diagnostic | None:
     """A chain of nodes without end, which nothing else could walk along."""
     seen: set[Node] = set()
     node = graph._first
@@ -65,14 +29,14 @@ def _circle(graph: Graph) -> Diagnostic | None:
             return Diagnostic("I116", f"the chain of nodes comes back to {node!r}", where(node))
         seen.add(node)
         for sub in node.subgraphs:
-            found = _circle(sub)
+            found = circle(sub)
             if found is not None:
                 return found
         node = node._next
     return None
 
 
-def _structure(graph: Graph) -> Iterator[Diagnostic]:
+def structure(graph: Graph) -> Iterator[Diagnostic]:
     values = list(_values_of(graph))
     yield from _names(graph, values)
     yield from _constants(graph)
@@ -93,7 +57,7 @@ def _values_of(graph: Graph) -> Iterator[Value]:
         yield from node.outputs
 
 
-def _place(value: Value) -> str:
+def place_of_value(value: Value) -> str:
     """Where a value is: its node's place, or its graph and location."""
     if value.producer is not None and value in value.producer.outputs:
         return where(value.producer, output=value.producer.outputs.index(value))
@@ -113,11 +77,13 @@ def _names(graph: Graph, values: list[Value]) -> Iterator[Diagnostic]:
     outer = graph.parent
     for value in values:
         if value.name in seen and seen[value.name] is not value:
-            yield Diagnostic("I113", f"two values are called {value.name!r}", _place(value))
+            yield Diagnostic("I113", f"two values are called {value.name!r}", place_of_value(value))
         elif graph._names.get(value.name) is not value:
-            yield Diagnostic("I113", f"{value!r} is not in the graph's table of names", _place(value))
+            yield Diagnostic("I113", f"{value!r} is not in the graph's table of names", place_of_value(value))
         if outer is not None and outer.has(value.name):
-            yield Diagnostic("I114", f"{value.name!r} is also the name of a value around the subgraph", _place(value))
+            yield Diagnostic(
+                "I114", f"{value.name!r} is also the name of a value around the subgraph", place_of_value(value)
+            )
         seen[value.name] = value
     for name in graph._names:
         if name not in seen:
@@ -130,10 +96,12 @@ def _constants(graph: Graph) -> Iterator[Diagnostic]:
             yield Diagnostic("I119", f"the entry {name!r} of the constants is {value!r}", f"graph {graph.name}")
         elif value.type != value.const.type:
             message = f"@{name} is recorded as {value.type}, its tensor is {value.const.type}"
-            yield Diagnostic("T273", message, _place(value))
+            yield Diagnostic("T273", message, place_of_value(value))
     for value in graph.inputs:
         if value.producer is not None or value.const is not None or value.graph is not graph:
-            yield Diagnostic("I115", f"the input {value!r} is computed, constant or of another graph", _place(value))
+            yield Diagnostic(
+                "I115", f"the input {value!r} is computed, constant or of another graph", place_of_value(value)
+            )
 
 
 def _dimensions(graph: Graph) -> Iterator[Diagnostic]:
@@ -182,7 +150,7 @@ def _nodes(graph: Graph) -> Iterator[Diagnostic]:
                 message = f"subgraph {sub.name!r} does not belong to the node that holds it"
                 yield Diagnostic("I118", message, where(node))
                 continue
-            yield from _structure(sub)
+            yield from structure(sub)
         if node.subgraphs:
             yield from _captures(node, position, index)
 
@@ -223,10 +191,12 @@ def _uses(graph: Graph, values: list[Value]) -> Iterator[Diagnostic]:
     for value in values:
         for node, at in value._uses:
             if node.graph is None:
-                yield Diagnostic("I110", f"{value!r} is said to be read by a node that has been erased", _place(value))
+                yield Diagnostic(
+                    "I110", f"{value!r} is said to be read by a node that has been erased", place_of_value(value)
+                )
             elif at >= len(node.inputs) or node.inputs[at] is not value:
                 message = f"{value!r} is said to be input {at} of {node!r}, which reads another value there"
-                yield Diagnostic("I110", message, _place(value))
+                yield Diagnostic("I110", message, place_of_value(value))
 
 
 def _exits(graph: Graph) -> Iterator[Diagnostic]:
@@ -263,15 +233,17 @@ def _shape(value: Value) -> Iterator[Diagnostic]:
     if isinstance(value.type, TensorType) and value.type.shape is not None:
         bad = [dim for dim in value.type.shape if not isinstance(dim, Dim) and dim < 0]
         if bad:
-            yield Diagnostic("T271", f"%{value.name} has type {value.type}; a size cannot be {bad[0]}", _place(value))
+            yield Diagnostic(
+                "T271", f"%{value.name} has type {value.type}; a size cannot be {bad[0]}", place_of_value(value)
+            )
 
 
 # ---- operators and types ----
 
 
 def operators(graph: Graph) -> list[tuple[Node, Diagnostic]]:
-    """Names, arity and attributes of all nodes against the operator table (`ir.ops.registry.check_node`)."""
-    from ir.ops.registry import check_node
+    """Names, arity and attributes of all nodes against the operator table (`ir.ops.check.check_node`)."""
+    from ir.ops.check import check_node
 
     return [
         (node, Diagnostic(problem.code, problem.message, where(node), problem.hint, problem.severity))
@@ -310,181 +282,7 @@ def facts(graph: Graph) -> list[Diagnostic]:
 # ---- stages ----
 
 
-@dataclass(frozen=True)
-class Rule:
-    """One row about operators at a stage; the first row of a stage whose pattern matches an operator decides.
-
-    Attributes:
-        op: pattern for operator names, such as ``mnn.*``; ``*`` stands for any characters.
-        stage: name of the stage.
-        when: the row counts only for nodes for which this is true.
-    """
-
-    op: str
-    stage: str
-    when: Callable[[Node], bool] | None = None
-
-    def matches(self, node: Node) -> bool:
-        """True when the row decides about this node."""
-        return fnmatchcase(node.op, self.op) and (self.when is None or self.when(node))
-
-
-@dataclass(frozen=True)
-class Allow(Rule):
-    """Nodes that match are legal at the stage."""
-
-
-@dataclass(frozen=True)
-class Forbid(Rule):
-    """Nodes that match are reported at the stage.
-
-    Attributes:
-        code: code of the diagnostic.
-        hint: what to do.
-    """
-
-    code: str = "I130"
-    hint: str = ""
-
-
-def on_constants(node: Node) -> bool:
-    """True when a node reads nothing but constants."""
-    return bool(node.inputs) and all(value is None or value.const is not None for value in node.inputs)
-
-
-STAGE_RULES: list[Rule] = [
-    Forbid("mnn.*", "float", hint="operators of the target come in with legalize-mnn"),
-    Forbid("QuantizeLinear", "float", hint="quantization comes in with insert-qdq"),
-    Forbid("DequantizeLinear", "float", hint="quantization comes in with insert-qdq"),
-    Forbid("mnn.AffineDequantize", "planned"),
-    Allow("mnn.*", "mnn"),
-    Allow("DequantizeLinear", "mnn", on_constants),
-    Allow("Cast", "mnn", on_constants),
-    Forbid("*", "mnn", code="I132", hint="legalize-mnn turns the graph into the operators of MNN"),
-]
-"""What may exist at a stage; a node that no row of the stage matches is legal. Others may add rows."""
-
-STAGES: dict[str, tuple[str, ...]] = {
-    "float": (),
-    "typed": ("typed",),
-    "signature": ("typed", "signature"),
-    "planned": ("typed", "signature", "precision-plan"),
-    "quantized": ("typed", "signature", "precision-plan", "quantized"),
-    "mnn": ("typed", "signature", "mnn"),
-}
-"""Stages of compilation and the invariants that hold from there on."""
-
-
-def stage_rules(graph: Graph, stage: str) -> list[Diagnostic]:
-    """What `STAGE_RULES` find at a stage."""
-    rows = [row for row in STAGE_RULES if row.stage == stage]
-    found = []
-    for node in graph.walk():
-        row = next((row for row in rows if row.matches(node)), None)
-        if isinstance(row, Forbid):
-            message = f"{node.op} is not allowed at stage {stage}"
-            found.append(Diagnostic(row.code, message, where(node), row.hint))
-    return found
-
-
-def at_stage(graph: Graph, stage: str) -> list[Diagnostic]:
-    """What a stage demands: its rows and its invariants; KeyError when there is no such stage."""
-    if stage not in STAGES:
-        raise KeyError(f"there is no stage {stage!r} {suggest(stage, list(STAGES))}".rstrip())
-    found = stage_rules(graph, stage)
-    for name in STAGES[stage]:
-        found += [item for item in INVARIANTS[name](graph) if item not in found]
-    return found
-
-
 # ---- invariants ----
 
 
-def typed(graph: Graph) -> list[Diagnostic]:
-    """Values without a type whose operator and inputs are known."""
-    from ir.ops.registry import opdef
-
-    found = []
-    for node in graph.walk():
-        if all(value.type is not None for value in node.outputs) or opdef(node) is None:
-            continue
-        if any(value is not None and value.type is None for value in node.inputs):
-            continue
-        for index, value in enumerate(node.outputs):
-            if value.type is None:
-                place = where(node, output=index)
-                found.append(Diagnostic("T272", f"%{value.name} has no type", place, "run infer-types"))
-    for value in graph.inputs:
-        if value.type is None:
-            found.append(Diagnostic("T272", f"input %{value.name} has no type", _place(value)))
-    return found
-
-
-def signature(graph: Graph) -> list[Diagnostic]:
-    """Inputs that the dynamic-inputs fact does not speak of, and a missing fact."""
-    fact = graph.facts.get("dynamic-inputs")
-    if fact is None:
-        message = "the inputs of the graph have not been reconciled with a calling convention"
-        return [Diagnostic("I133", message, f"graph {graph.name}", "run discover-inputs")]
-    found = fact.check(graph) if isinstance(fact, Fact) else []
-    spoken_of = {item["input"] for item in data_of(fact)["discoveries"]}
-    found += [
-        Diagnostic("I133", f"nothing is recorded about input %{value.name}", _place(value), "run discover-inputs")
-        for value in graph.inputs
-        if value.name not in spoken_of
-    ]
-    return found
-
-
-def precision_plan(graph: Graph) -> list[Diagnostic]:
-    """A missing precision plan, or one that disagrees with the graph."""
-    fact = graph.facts.get("precision-plan")
-    if fact is None:
-        return [Diagnostic("I134", "the graph has no precision plan", f"graph {graph.name}", "run assign-precision")]
-    return fact.check(graph) if isinstance(fact, Fact) else []
-
-
-def quantized(graph: Graph) -> list[Diagnostic]:
-    """Large float constants that a MatMul multiplies by, unless the plan keeps them in that type."""
-    fact = graph.facts.get("precision-plan")
-    planned: Mapping[str, Any] = data_of(fact)["storage"] if fact is not None else {}
-    found = []
-    for node in graph.walk():
-        if node.op not in ("MatMul", "Gemm"):
-            continue
-        for index, value in enumerate(node.inputs[:2]):
-            if value is None or value.const is None or not _is_large_float(value.type):
-                continue
-            wanted = planned.get(value.name, {}).get("bits")
-            if wanted != value.dtype.bits:
-                said = f"the plan stores it in {wanted} bits" if wanted else "the plan does not speak of it"
-                place = where(node, operand=index)
-                found.append(Diagnostic("I131", f"@{value.name} is {value.type}, {said}", place, "run insert-qdq"))
-    return found
-
-
-def _is_large_float(type: ValueType | None) -> bool:
-    return (
-        isinstance(type, TensorType)
-        and type.dtype.is_float
-        and type.rank is not None
-        and type.rank >= 2
-        and (type.size or 0) >= LARGE_WEIGHT
-    )
-
-
-def mnn(graph: Graph) -> list[Diagnostic]:
-    """Operators that the MNN backend cannot write."""
-    return stage_rules(graph, "mnn")
-
-
-INVARIANTS: dict[str, Callable[[Graph], list[Diagnostic]]] = {
-    "typed": typed,
-    "signature": signature,
-    "precision-plan": precision_plan,
-    "quantized": quantized,
-    "mnn": mnn,
-}
-"""The names in ``Pass.requires`` and ``Pass.establishes``, and what checks them. Others may add checks."""
-
-__all__ = ["INVARIANTS", "STAGES", "STAGE_RULES", "Allow", "Forbid", "Rule", "at_stage", "verify", "where"]
+__all__ = ["where"]

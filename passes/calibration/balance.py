@@ -10,9 +10,10 @@ import ml_dtypes
 import numpy as np
 
 from ir.base.diag import LadingError
+from ir.facts.calibration import Calibration
 from ir.graph.graph import Graph, Value
 from ir.quant.statistics.exact_products import one_thread
-from ir.quant.statistics.moments import Calibration, Moments, MomentStore
+from ir.quant.statistics.moments import Moments, MomentStore
 from ir.quant.weight import METHODS, QuantSpec, fit_block, real_zero, thread_scratch
 from ir.tensor.base import Tensor
 from ir.tensor.elementwise import multiplied
@@ -30,7 +31,8 @@ from passes.calibration.foldable_places import (
     set_gain,
     value_pair,
 )
-from passes.framework.base import Pass, PassContext
+from passes.framework.base import Pass
+from passes.framework.context import PassContext
 from passes.framework.options import option
 from passes.precision.assign_precision import weights_of
 

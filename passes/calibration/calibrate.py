@@ -18,13 +18,16 @@ import numpy as np
 from ir.base.diag import LadingError
 from ir.evaluate.evaluator import Evaluator, Track
 from ir.evaluate.token_feeds import window_feeds
-from ir.facts.precision import DynamicInputs
-from ir.graph.digests import tensor_identity, value_digests
+from ir.facts.calibration import Calibration
+from ir.facts.inputs import DynamicInputs
+from ir.graph.digests import value_digests
 from ir.graph.graph import Graph, Value
-from ir.quant.statistics.moments import Calibration, CalibrationText, MomentStore, cache_folder, windows_digest
+from ir.quant.statistics.moments import CalibrationText, MomentStore, cache_folder, windows_digest
 from ir.quant.statistics.sums import MomentSums
+from ir.tensor.identity import tensor_identity
 from passes.calibration.bookmark import Bookmark
-from passes.framework.base import Pass, PassContext
+from passes.framework.base import Pass
+from passes.framework.context import PassContext
 from passes.framework.options import option
 from passes.precision.assign_precision import weights_of
 

@@ -9,9 +9,9 @@ from typing import Literal
 import numpy as np
 
 from ir.base.diag import LadingError
-from ir.facts.precision import DynamicInputs
+from ir.facts.inputs import DynamicInputs
+from ir.graph.describe import describe
 from ir.graph.graph import Graph, Node, Value
-from ir.infer.engine import describe
 from ir.tensor.inline import InlineTensor
 from ir.tensor.rotated import rotated
 from passes.calibration.foldable_places import (
@@ -28,7 +28,8 @@ from passes.calibration.foldable_places import (
     turn_outputs,
     value_pair,
 )
-from passes.framework.base import Pass, PassContext
+from passes.framework.base import Pass
+from passes.framework.context import PassContext
 from passes.framework.options import option
 
 SAME_FEATURES = ("Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze")

@@ -12,7 +12,8 @@ from ir.graph.graph import Graph, Node, Value
 from ir.ops.registry import lookup, opsets_of
 from ir.tensor.base import Tensor
 from ir.tensor.inline import InlineTensor
-from passes.framework.base import Pass, PassContext, Result
+from passes.framework.base import Pass, Result
+from passes.framework.context import PassContext
 from passes.framework.options import option
 from passes.rewrite.rules import fuse_locs, joined_type, spoken_of
 

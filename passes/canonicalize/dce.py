@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from ir.graph.graph import Graph, Node
 from ir.ops.registry import ANY, opdef
-from passes.framework.base import Pass, PassContext, Result
+from passes.framework.base import Pass, Result
+from passes.framework.context import PassContext
 from passes.framework.options import option
 
 

@@ -11,17 +11,20 @@ from ir.base.diag import LadingError
 from ir.base.types import TensorType
 from ir.evaluate.evaluator import evaluate_constants
 from ir.graph.graph import Graph, Node, Value
-from ir.infer.engine import TypeMismatch, infer_node, is_sound
+from ir.infer.engine import infer_node
+from ir.infer.inference import is_sound
+from ir.infer.rule_table import TypeMismatch
 from ir.ops.registry import lookup, opsets_of
 from ir.tensor.base import Tensor
 from ir.tensor.inline import InlineTensor
 from passes.canonicalize.fold_shapes import SHAPES
 from passes.canonicalize.identities import IDENTITIES
-from passes.framework.base import Pass, PassContext, Result
+from passes.framework.base import Pass, Result
+from passes.framework.context import PassContext
 from passes.framework.options import option
 from passes.rewrite.rules import RuleSet, spoken_of
 
-STORAGE = frozenset({"DequantizeLinear", "mnn.AffineDequantize"})
+STORAGE = frozenset({"DequantizeLinear", "lading.AffineDequantize"})
 """Operators that say how a constant is stored, so that computing them now would undo a decision."""
 BOUNDED = frozenset({"Compress", "NonZero", "Unique"})
 """Operators whose result size is not known beforehand but is limited by that of their operands."""

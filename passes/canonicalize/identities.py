@@ -11,7 +11,7 @@ from functools import wraps
 
 from ir.base.types import Dim, DType, TensorType, ValueType
 from ir.graph.graph import Value
-from ir.infer.engine import is_sound
+from ir.infer.inference import is_sound
 from ir.ops.registry import opdef
 from passes.rewrite.patterns import SCAN_LIMIT, Attr, Const, Match, Maybe, Op, Pattern, Rest, Var, is_filled
 from passes.rewrite.rules import Replacement, Rewriter, Rule, RuleSet

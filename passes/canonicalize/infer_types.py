@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from ir.base.diag import LadingError
 from ir.graph.graph import Graph
 from ir.infer.engine import infer_types
-from passes.framework.base import Pass, PassContext, Result
+from passes.framework.base import Pass, Result
+from passes.framework.context import PassContext
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from ir.base.types import Dim, TensorType
 from ir.graph.graph import Graph, Node, Value
 from ir.tensor.inline import InlineTensor
 from ir.tensor.rearranged import row_concat, transposed
-from passes.framework.base import Pass, PassContext, Result
+from passes.framework.base import Pass, Result
+from passes.framework.context import PassContext
 from passes.framework.options import option
 
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from ir.base.types import TensorType
 from ir.graph.graph import Graph, Value
-from ir.infer.engine import is_sound
+from ir.infer.inference import is_sound
 from ir.ops.registry import COMMUTATIVE
 from passes.canonicalize.identities import represents, rule, same_type, small_ints
-from passes.framework.base import Pass, PassContext, Result
+from passes.framework.base import Pass, Result
+from passes.framework.context import PassContext
 from passes.rewrite.patterns import Attr, Const, Match, Op, Rest, Var
 from passes.rewrite.rules import Rewriter, RuleSet
 

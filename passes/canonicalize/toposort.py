@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ir.graph.graph import Graph
-from passes.framework.base import Pass, PassContext, Result
+from ir.graph.order import toposort
+from passes.framework.base import Pass, Result
+from passes.framework.context import PassContext
 
 
 @dataclass(frozen=True)
@@ -20,4 +22,4 @@ class SortNodes(Pass):
     def run(self, graph: Graph, ctx: PassContext) -> Result:
         """See `Pass.run`."""
         inner = [sub for node in graph.walk() for sub in node.subgraphs]
-        return {"reordered": sum(one.toposort() for one in (graph, *inner))}
+        return {"reordered": sum(toposort(one) for one in (graph, *inner))}

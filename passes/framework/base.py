@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
-from ir.base.diag import Diagnostic, LadingError
+from passes.framework.context import PassContext
 from passes.framework.options import check_fields, options_of
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from ir.graph.graph import Graph, Node
-    from passes.rewrite.rules import RewriteReport, RuleSet
+    from ir.graph.graph import Graph
 
 T = TypeVar("T")
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
@@ -49,7 +48,7 @@ class Pass(ABC):
 
     Attributes:
         name: how pipelines spell it: lower case words joined by dashes, verb first.
-        requires: invariants that must hold before it runs (keys of ``ir.verify.structure.INVARIANTS``, or names of
+        requires: invariants that must hold before it runs (keys of ``ir.verify.stages.INVARIANTS``, or names of
             facts).
         establishes: invariants that hold after it.
         breaks: invariants that may no longer hold after it.
@@ -113,75 +112,3 @@ def check_pass_class(cls: type) -> type[Pass]:
         raise TypeError(f"{cls.__name__} needs a docstring: its first line is the summary that users see")
     options_of(cls)
     return cls
-
-
-_MISSING: Any = object()
-
-
-class PassContext:
-    """What passes are given besides the graph: settings by type, rewriting, progress, diagnostics.
-
-    Analyses need no help from here: `ir.graph.view.cached` keeps them on the graph until it changes.
-
-    Args:
-        settings: objects that passes ask for by type, such as an `ir.target.signature.Signature` or a target profile.
-        progress: called with (done, total, what) by passes that take long.
-        explain: collect why rules did not fire.
-
-    Attributes:
-        prepared: what `Pass.prepare` of the running pass returned.
-        rewrites: reports of the rule sets applied by the running pass, in order.
-        diagnostics: warnings of the running pass.
-    """
-
-    def __init__(
-        self,
-        *settings: object,
-        progress: Callable[[int, int, str], None] | None = None,
-        explain: bool = False,
-    ) -> None:
-        self._settings: dict[type, object] = {}
-        for item in settings:
-            if type(item) in self._settings:
-                raise ValueError(f"two settings of type {type(item).__name__}")
-            self._settings[type(item)] = item
-        self._progress = progress
-        self.explain = explain
-        self.prepared: Any = None
-        self.rewrites: list[RewriteReport] = []
-        self.diagnostics: list[Diagnostic] = []
-        self.running: Pass | None = None
-
-    @overload
-    def get(self, kind: type[T]) -> T: ...
-    @overload
-    def get(self, kind: type[T], default: T) -> T: ...
-
-    def get(self, kind: type, default: Any = _MISSING) -> Any:
-        """The setting of a type, or of a subtype; LadingError P321 when there is none and no default."""
-        found = self._settings.get(kind)
-        if found is None:
-            found = next((item for item in self._settings.values() if isinstance(item, kind)), default)
-        if found is _MISSING:
-            who = f"pass {self.running.name}" if self.running else "this pass"
-            raise LadingError("P321", f"{who} needs a {kind.__name__}, and this run has none")
-        return found
-
-    def rewrite(
-        self, graph: Graph, rules: RuleSet, env: Any = None, start: Iterable[Node] | None = None
-    ) -> dict[str, int]:
-        """Apply rules until none fires; returns how often each fired. See `passes.rewrite.rules.rewrite`."""
-        from passes.rewrite.rules import rewrite
-
-        report = rewrite(graph, rules, env=env, ctx=self, start=start)
-        self.rewrites.append(report)
-        return report.counts()
-
-    def warn(self, code: str, message: str, where: str = "", hint: str = "") -> None:
-        """Record a warning for the report; the pass goes on."""
-        self.diagnostics.append(Diagnostic(code, message, where, hint, "warning"))
-
-    def progress(self, done: int, total: int, what: str = "") -> None:
-        """Say how far a long pass is; costs nothing when nobody listens."""
-        if self._progress is not None:
-            self._progress(done, total, what)

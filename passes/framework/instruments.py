@@ -102,13 +102,13 @@ class VerifyEach(Instrument):
 
 
 def _errors(graph: Graph) -> list[Diagnostic]:
-    from ir.verify.structure import verify
+    from ir.verify.stages import verify
 
     return [item for item in verify(graph) if item.severity == "error"]
 
 
 def _broken(graph: Graph, invariant: str) -> list[Diagnostic]:
-    from ir.verify.structure import INVARIANTS
+    from ir.verify.stages import INVARIANTS
 
     check = INVARIANTS.get(invariant)
     if check is not None:

@@ -14,8 +14,10 @@ from typing import Any
 from ir.base.diag import Diagnostic, LadingError
 from ir.base.paused_gc import paused_collection
 from ir.graph.graph import Graph
-from passes.framework.base import Pass, PassContext
-from passes.framework.pipeline import Pipeline, Repeat, load
+from passes.framework.base import Pass
+from passes.framework.context import PassContext
+from passes.framework.load import load
+from passes.framework.pipeline import Pipeline, Repeat
 from passes.framework.registry import Registry, default_registry
 from passes.rewrite.rules import RewriteReport, RuleStat, WhyNot
 
@@ -208,7 +210,7 @@ class _Needs:
 
 def holds_on(graph: Graph, invariant: str) -> bool:
     """True when an invariant is recorded as a fact of the graph, or has a check that the graph passes."""
-    from ir.verify.structure import INVARIANTS
+    from ir.verify.stages import INVARIANTS
 
     if invariant in graph.facts:
         return True
@@ -220,7 +222,7 @@ class PassManager:
     """Runs one pipeline on graphs.
 
     Args:
-        pipeline: a `Pipeline`, or anything that ``passes.framework.pipeline.load`` reads.
+        pipeline: a `Pipeline`, or anything that ``passes.framework.load.load`` reads.
         instruments: who watches, in order.
         registry: where names are looked up.
     """
@@ -311,7 +313,7 @@ class _Run:
     def execute(self, step: Step) -> PassReport:
         """Run the pass itself, measured by version and clock."""
         ctx, graph, one = self.ctx, self.graph, step.one
-        ctx.running, ctx.prepared, ctx.rewrites, ctx.diagnostics = one, self.prepared[one], [], []
+        ctx.running, ctx.prepared, ctx.rewrites, ctx.diagnostics = one.name, self.prepared[one], [], []
         report = PassReport(step.number, step.path, one.name, str(one))
         version, nodes = graph.version, len(graph.nodes)
         start = perf_counter()

@@ -1,19 +1,19 @@
-"""Which passes and pipelines exist, built in and from plugins; classes are imported when they are used.
+"""Which passes, pipelines, frontends and backends exist, built in and from plugins; classes are imported on use.
 
-A third party publishes an entry point of the group ``lading.plugins`` that names a `Plugin` object. Its tables are
-merged with the built-in ones; a name claimed twice is an error that names both packages.
+A name claimed twice is an error that names both packages.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
 from typing import Any
 
 from ir.base.diag import LadingError
+from ir.base.plugins import BUILT_IN, TABLES, Plugin, loaded
+from ir.base.tables import imported
 from passes.framework.base import Pass, check_pass_class
 from passes.framework.options import OptionSpec, options_of
 
@@ -24,56 +24,21 @@ PASSES: dict[str, str] = {
     "cse": "passes.canonicalize.cse:EliminateCommonSubexpressions",
     "dce": "passes.canonicalize.dce:EliminateDeadCode",
     "fold": "passes.canonicalize.fold:Fold",
-    "fuse-mnn": "backends.mnn.lower.fuse:FuseMnn",
     "discover-inputs": "passes.inputs.discover_inputs:DiscoverInputs",
     "infer-types": "passes.canonicalize.infer_types:InferTypes",
     "insert-qdq": "passes.precision.insert_qdq:InsertQdq",
     "join-linears": "passes.canonicalize.join_linears:JoinLinears",
-    "legalize-mnn": "backends.mnn.lower.legalize:LegalizeMnn",
     "rotate": "passes.calibration.rotate:Rotate",
-    "simulate-activations": "backends.mnn.lower.simulate_activations:SimulateActivations",
     "simplify": "passes.canonicalize.simplify:Simplify",
-    "sink-layouts": "backends.mnn.lower.sink_layouts:SinkLayouts",
     "toposort": "passes.canonicalize.toposort:SortNodes",
 }
 """Built-in passes by name: ``module:Class``."""
 
-PIPELINES: dict[str, str] = {
-    "canonicalize": "repeat{max=8}(infer-types,fold,simplify,cse,dce),toposort",
-    "default": "infer-types,discover-inputs,assign-precision,insert-qdq,legalize-mnn,sink-layouts,fuse-mnn,cse,dce",
-    "calibrated": "infer-types,discover-inputs,calibrate,assign-precision{method=gptq},insert-qdq,legalize-mnn,sink-layouts,"
-    "fuse-mnn,cse,dce",
-    "mixed": "calibrated{budget=4.5bpw}",
-    "fp32": "default{bits=32 logits-bits=32}",
-    "fp16": "default{bits=16 logits-bits=16}",
-    "int8": "default{bits=8 logits-bits=8}",
-    "int4": "default{bits=4 logits-bits=4}",
-}
-"""Built-in pipelines by name. A pipeline may use others."""
+PIPELINES: dict[str, str] = {"canonicalize": "repeat{max=8}(infer-types,fold,simplify,cse,dce),toposort"}
+"""Pipelines that hold for every runtime, by name. A pipeline may use others."""
 
-GROUP = "lading.plugins"
-BUILT_IN = "lading"
-TABLES = ("passes", "pipelines", "ops", "frontends", "backends", "recipes")
-
-
-@dataclass(frozen=True)
-class Plugin:
-    """What a third party adds; every table maps a name to an object or to ``"module:attribute"``, imported when used.
-
-    Attributes:
-        passes: `Pass` subclasses.
-        pipelines: pipeline texts.
-        ops: operator definitions of the party's own domain.
-        frontends, backends: readers and writers of formats.
-        recipes: tensor recipes that the text form can rebuild.
-    """
-
-    passes: Mapping[str, Any] = field(default_factory=dict)
-    pipelines: Mapping[str, str] = field(default_factory=dict)
-    ops: Mapping[str, Any] = field(default_factory=dict)
-    frontends: Mapping[str, Any] = field(default_factory=dict)
-    backends: Mapping[str, Any] = field(default_factory=dict)
-    recipes: Mapping[str, Any] = field(default_factory=dict)
+HELD = ("passes", "pipelines", "frontends", "backends")
+"""Tables of `ir.base.plugins.Plugin` that a registry holds; the others belong to the rooms whose rows they are."""
 
 
 @dataclass(frozen=True)
@@ -120,17 +85,14 @@ class Registry:
 
     Attributes:
         passes, pipelines: name to class (or ``"module:Class"``), name to text.
-        ops, frontends, backends, recipes: what plugins added; the built-in ones are elsewhere. `install` hands the
-            first and last to the IR.
+        frontends, backends: what plugins added; those of the source tree's own formats are in `tools.shared.formats`.
     """
 
     def __init__(self, passes: Mapping[str, Any] | None = None, pipelines: Mapping[str, str] | None = None) -> None:
         self.passes: dict[str, Any] = {}
         self.pipelines: dict[str, str] = {}
-        self.ops: dict[str, Any] = {}
         self.frontends: dict[str, Any] = {}
         self.backends: dict[str, Any] = {}
-        self.recipes: dict[str, Any] = {}
         self._package: dict[tuple[str, str], str] = {}
         self.add(
             Plugin(
@@ -144,13 +106,14 @@ class Registry:
         for table in TABLES:
             for name, item in getattr(plugin, table).items():
                 self._claim("steps" if table in ("passes", "pipelines") else table, name, package)
-                getattr(self, table)[name] = item
+                if table in HELD:
+                    getattr(self, table)[name] = item
 
     def _claim(self, table: str, name: str, package: str) -> None:
         if table == "steps" and name == "repeat":
             raise LadingError("P331", f"{package} cannot call a pass or pipeline 'repeat'", package)
         owner = self._package.setdefault((table, name), package)
-        if owner != package or name in self._table_of(table):
+        if owner != package or (table in ("steps", *HELD) and name in self._table_of(table)):
             what = "pass or pipeline" if table == "steps" else table.rstrip("s")
             message = f"the {what} {name!r} is claimed by {owner} and by {package}"
             raise LadingError("P331", message, package, f"uninstall one of them, or rename it in {package}")
@@ -180,9 +143,8 @@ class Registry:
 
     def imported(self, path: str, package: str) -> Any:
         """The object of ``"module:attribute"``; LadingError P330 when a plugin's cannot be imported."""
-        module, _, attribute = path.partition(":")
         try:
-            return getattr(import_module(module), attribute)
+            return imported(path)
         except Exception as error:
             if package == BUILT_IN:
                 raise
@@ -212,65 +174,11 @@ class Registry:
         """Every pass, described, by name."""
         return [self.describe(name) for name in sorted(self.passes)]
 
-    def install(self) -> None:
-        """Make the operators and recipes of plugins known to the IR; LadingError P331 for a name that is taken
-        there."""
-        for table in ("ops", "recipes"):
-            for name, item in getattr(self, table).items():
-                package = self._package[table, name]
-                found = self.imported(item, package) if isinstance(item, str) else item
-                if _built_in(table).get(name, found) is not found:
-                    message = f"the {table.rstrip('s')} {name!r} is taken: it is claimed by {BUILT_IN} and by {package}"
-                    raise LadingError("P331", message, package, f"rename it in {package}")
-                try:
-                    _install(table, name, found)
-                except ValueError as error:
-                    raise LadingError("P331", str(error), package) from error
-
-
-def _built_in(table: str) -> Mapping[str, Any]:
-    if table == "ops":
-        from ir.ops.registry import load_own
-
-        return load_own()
-    from ir.tensor.recipes import RECIPES
-
-    return RECIPES
-
-
-def _install(table: str, name: str, item: Any) -> None:
-    if table == "recipes":
-        from ir.tensor.recipes import RECIPES
-
-        RECIPES.add(name, item)
-        return
-    from ir.ops.registry import register
-
-    if item.name != name:
-        raise ValueError(f"the operator {item.name!r} is listed as {name!r}")
-    register(item)
-
-
-def load_plugins(registry: Registry, entry_points: Iterable[Any]) -> None:
-    """Merge the plugins of entry points; LadingError P330 for one that does not load or is no `Plugin`."""
-    for entry in sorted(entry_points, key=lambda item: (item.dist.name if item.dist else "", item.name)):
-        package = entry.dist.name if entry.dist else entry.value
-        try:
-            plugin = entry.load()
-        except Exception as error:
-            hint = f"update or uninstall {package}"
-            raise LadingError("P330", f"the plugin {entry.name!r} does not load: {error!r}", package, hint) from error
-        if not isinstance(plugin, Plugin):
-            raise LadingError("P330", f"the plugin {entry.name!r} is not a passes.framework.registry.Plugin", package)
-        registry.add(plugin, package)
-
 
 @cache
 def default_registry() -> Registry:
-    """The built-in tables and those of every installed plugin."""
-    from importlib.metadata import entry_points
-
+    """The built-in tables and those of every plugin."""
     registry = Registry()
-    load_plugins(registry, entry_points(group=GROUP))
-    registry.install()
+    for item in loaded():
+        registry.add(item.plugin, item.package)
     return registry

@@ -11,11 +11,12 @@ import numpy as np
 
 from ir.base.diag import LadingError
 from ir.base.types import Dim, TensorType
-from ir.facts.precision import Discovery, DynamicInputs
+from ir.facts.inputs import Discovery, DynamicInputs
 from ir.graph.graph import Graph, Node, Value
 from ir.target.signature import FedInput, Signature, signature
 from ir.tensor.inline import InlineTensor
-from passes.framework.base import Pass, PassContext
+from passes.framework.base import Pass
+from passes.framework.context import PassContext
 from passes.framework.options import option
 from passes.inputs.finders import (
     causal_windows,
@@ -43,14 +44,14 @@ class DiscoverInputs(Pass):
     requires = ("typed",)
     establishes = ("signature",)
 
-    signature: str = option("mnn-llm", help="calling convention to reconcile the graph with")
+    signature: str = option("", help="calling convention to reconcile the graph with; by default the target's")
     place: Literal["norm", "earliest"] = option(
         "norm",
         help="where the wanted rows are cut out: before the final norm, or as early as positions are independent",
     )
 
     def run(self, graph: Graph, ctx: PassContext) -> Mapping[str, int]:
-        convention = signature(self.signature)
+        convention = signature(self.signature or ctx.target.signature)
         found: list[Discovery] = []
         ids = token_input(graph)
         _require_no_others(graph, convention, ids)

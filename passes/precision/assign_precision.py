@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, TypeVar
 
 from ir.base.diag import LadingError
 from ir.facts.precision import PrecisionPlan, Storage
 from ir.graph.graph import Graph
-from ir.quant.weight import METHODS, fit_block
-from passes.framework.base import Pass, PassContext
+from ir.quant.spec import METHODS
+from ir.target.target import Target
+from passes.framework.base import Pass
+from passes.framework.context import PassContext
 from passes.framework.options import option
-from passes.precision.limits import Limit, limit_of
-from passes.precision.plan_file import ROLES, WIDTHS, Rule, load_rules
-from passes.precision.planned_weights import EMBEDDING_WIDTHS, Weight, can_tie, same_matrix, weights_of
+from passes.precision.limits import limit_of
+from passes.precision.measured.plan import by_measurement
+from passes.precision.plan_file import Rule, load_rules
+from passes.precision.planned_weights import Weight, same_matrix, weights_of
+from passes.precision.storage_rules import Preferences, Prepared, floor_of, require_used
 
+T = TypeVar("T")
 
-class Prepared(NamedTuple):
-    """What the options say, read before any work.
-
-    Attributes:
-        rules: of `keep` and of the quantization file, first match wins.
-        floors: least widths; every one that matches holds.
-        limit: what measurement has to keep; None for policy.
-    """
-
-    rules: tuple[Rule, ...]
-    floors: tuple[Rule, ...]
-    limit: Limit | None
+MEASURED_WIDTHS = (2, 3, 4, 5, 6, 7, 8, 16)
+"""Widths that measurement chooses from when no option says."""
+MEASURED_BLOCKS = (32, 64, 128, 0)
+"""Blocks that measurement chooses from when no option says; 0 stands for a whole row."""
+FORMS = ("asymmetric", "symmetric")
+"""Forms of integer storage."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ class AssignPrecision(Pass):
     )
     scale: Literal["auto", "f32", "f16"] = option(
         "auto",
-        help="element type of scales; f16 needs MNN 3.6.0; auto is f16 where every release of the target reads it",
+        help="element type of scales; auto is f16 where every release of the target reads it, else f32",
     )
     method: str = option("auto", help="quantization method; auto is rtn, and gptq with a limit")
     embedding_method: str = option(
@@ -75,11 +73,13 @@ class AssignPrecision(Pass):
     max_size: str | None = option(None, help="measure: least loss in a weight file of this size, such as 300MB")
     max_kl: float | None = option(None, help="measure: smallest size with at most this KL divergence, nats per token")
     widths: tuple[Literal[2, 3, 4, 5, 6, 7, 8, 16], ...] = option(
-        (2, 3, 4, 5, 6, 7, 8, 16), help="widths that measurement chooses from"
+        (), help="widths that measurement chooses from; by default all that the target computes right"
     )
-    blocks: tuple[int, ...] = option((32, 64, 128, 0), help="blocks that measurement chooses from; 0 for a row", low=0)
+    blocks: tuple[int, ...] = option(
+        (), help="blocks that measurement chooses from, 0 for a row; by default 32, 64, 128 and a row", low=0
+    )
     forms: tuple[Literal["asymmetric", "symmetric"], ...] = option(
-        ("asymmetric", "symmetric"), help="forms that measurement chooses from"
+        (), help="forms that measurement chooses from; by default both where the target computes both right"
     )
     tie: tuple[Literal["qkv", "gate-up"], ...] = option(
         (), help="layers that measurement stores alike, as fused forms of them need"
@@ -103,7 +103,7 @@ class AssignPrecision(Pass):
                 raise LadingError("Q413", f"unknown quantization method {method!r}", hint=f"known: {sorted(METHODS)}")
         if METHODS[self.embedding_method].needs == "second-moments":
             raise LadingError("Q413", f"embedding-method={self.embedding_method} needs inputs, which rows do not have")
-        return Prepared(rules, tuple(_floor(text) for text in self.floor), limit)
+        return Prepared(rules, tuple(floor_of(text) for text in self.floor), limit)
 
     @property
     def chosen_method(self) -> str:
@@ -114,127 +114,83 @@ class AssignPrecision(Pass):
         return "gptq" if measured else "rtn"
 
     def run(self, graph: Graph, ctx: PassContext) -> Mapping[str, int]:
+        """See `Pass.run`."""
         weights = weights_of(graph)
-        prepared: Prepared = ctx.prepared
-        _require_used((*prepared.rules, *prepared.floors), weights)
-        if prepared.limit is None:
-            plan = self._by_policy(weights, prepared)
+        wanted = self.preferences(ctx.target, ctx.prepared)
+        require_used((*wanted.rules, *wanted.floors), weights)
+        if wanted.limit is None:
+            plan = _by_policy(weights, wanted)
         else:
-            from passes.precision.measured.plan import by_measurement
-
-            plan, sensitivity = by_measurement(graph, ctx, self, weights, prepared)
+            plan, sensitivity = by_measurement(graph, ctx, wanted, weights)
             graph.set_fact(sensitivity.name, sensitivity)
         graph.set_fact(PrecisionPlan.name, plan)
         return {"weights": len(plan.storage), **_histogram(plan.storage)}
 
-    def _by_policy(self, weights: list[Weight], prepared: Prepared) -> PrecisionPlan:
-        storage = {weight.name: self._choose(weight, prepared) for weight in weights}
-        pair = same_matrix(weights)
-        tied = pair is not None and can_tie(storage[pair[0].name], storage[pair[1].name])
-        for weight in weights:
-            if weight.role == "embedding" and not tied:
-                storage[weight.name] = self.own_rows(storage[weight.name])
-        return PrecisionPlan(storage, tied)
+    def preferences(self, target: Target, prepared: Prepared) -> Preferences:
+        """What the options come to for a target: what they leave open is what every release of it computes right.
 
-    def own_rows(self, storage: Storage) -> Storage:
-        """The storage of embedding rows that are not read from the logits matrix: by a method that needs no inputs."""
-        if storage.bits > 8 or METHODS[storage.method].needs != "second-moments":
-            return storage
-        return replace(storage, method=self.embedding_method)
-
-    def _choose(self, weight: Weight, prepared: Prepared) -> Storage:
-        rule = first_rule(prepared.rules, weight)
-        bits = self._width(weight)
-        base = self.storage(weight, bits, self.block, self.symmetric)
-        if rule is not None:
-            base = replace(base, bits=rule.bounded(bits), rule=rule.where)
-            base = replace(base, **rule.storage)
-        base = replace(base, bits=max([base.bits, *(item.min_bits for item in floors_of(prepared.floors, weight))]))
-        if weight.role == "embedding":
-            base = readable_rows(base, weight, explicit=rule is not None and "bits" in rule.storage)
-        return self.settled(weight, base)
-
-    def storage(self, weight: Weight, bits: int, block: int, symmetric: bool) -> Storage:
-        """A storage with what the options say of everything else, as yet unsettled."""
-        return Storage(bits, block, symmetric, self.zero, self._scale(), self.chosen_method, weight.role)
-
-    def settled(self, weight: Weight, storage: Storage) -> Storage:
-        """A storage with its block fitted to the rows, and what does not apply left out."""
-        if storage.bits > 8:
-            return Storage(storage.bits, rule=storage.rule)
-        if storage.scale == "f16" and not storage.symmetric:
-            # The runtime reads the product of zero point and scale, which half precision would round away from the
-            # codes.
-            storage = replace(storage, zero="float")
-        return replace(storage, block=fit_block(weight.columns, storage.block))
-
-    def _scale(self) -> Literal["f32", "f16"]:
-        # Single precision is what every release reads; whoever knows the target replaces "auto" before the pass runs.
-        return "f32" if self.scale == "auto" else self.scale
-
-    def _width(self, weight: Weight) -> int:
-        if weight.role == "layer":
-            return self.bits
-        if weight.role == "embedding" and self.embedding_bits:
-            return self.embedding_bits
-        return self.logits_bits
-
-
-def first_rule(rules: tuple[Rule, ...], weight: Weight) -> Rule | None:
-    """The rule that decides about a weight."""
-    return next((rule for rule in rules if rule.applies(weight.name, weight.role)), None)
-
-
-def floors_of(floors: tuple[Rule, ...], weight: Weight) -> list[Rule]:
-    """Every floor that holds for a weight."""
-    return [rule for rule in floors if rule.applies(weight.name, weight.role)]
-
-
-def _floor(text: str) -> Rule:
-    """``logits:6`` as a rule with a least width; Q411 for anything that is not a pattern and a width."""
-    pattern, colon, number = text.rpartition(":")
-    bits = int(number) if re.fullmatch(r"\d{1,2}", number) else 0
-    if not colon or not pattern or bits not in WIDTHS:
-        hint = f"PATTERN:BITS with a width of {list(WIDTHS)}"
-        raise LadingError("Q411", f"{text!r} is not a floor", where=f"floor={text}", hint=hint)
-    is_role = pattern in ROLES
-    return Rule("" if is_role else pattern, pattern if is_role else "", {}, f"floor={text}", bits)
-
-
-def readable_rows(storage: Storage, weight: Weight, *, explicit: bool) -> Storage:
-    """Widths that runtimes cannot read rows of are raised to the next they can, unless a rule asked for them."""
-    if storage.bits not in EMBEDDING_WIDTHS:
-        if explicit:
-            raise LadingError(
-                "Q414",
-                f"embedding rows cannot be stored at {storage.bits} bits",
-                where=f"{storage.rule}, weight {weight.name}",
-                hint=f"use one of {list(EMBEDDING_WIDTHS)}",
-            )
-        wider = next(width for width in EMBEDDING_WIDTHS if width >= storage.bits)
-        storage = replace(storage, bits=wider)
-    if storage.bits == 4 and weight.rows % 2:
-        # MNN 3.4 drops the last row of a 4-bit table with an odd number of rows.
-        storage = replace(storage, bits=8, rule=f"{storage.rule}, 8 bits for an odd vocabulary")
-    return storage
-
-
-def _require_used(rules: tuple[Rule, ...], weights: list[Weight]) -> None:
-    """Raise Q412 for the first rule that decides nothing; floors never shadow each other."""
-    plain = [rule for rule in rules if not rule.where.startswith("floor=")]
-    used = {rule.where for weight in weights if (rule := first_rule(tuple(plain), weight)) is not None}
-    for rule in rules:
-        matched = [weight.name for weight in weights if rule.applies(weight.name, weight.role)]
-        if rule.where in used or (matched and rule not in plain):
-            continue
-        what = "is shadowed by earlier rules" if matched else "matches no weight"
-        names = ", ".join(weight.name for weight in weights[:3])
-        raise LadingError(
-            "Q412",
-            f"the rule match={rule.match!r} role={rule.role!r} {what}",
-            where=rule.where,
-            hint="put it before the rule that takes its weights" if matched else f"weights are called {names}, ...",
+        Raises:
+            LadingError: Q415 an option asks measurement to choose from what the target cannot compute.
+        """
+        embedding_bits = self.embedding_bits or (0 if target.rows_in_weight_file else 32)
+        scale = self.scale if self.scale != "auto" else "f16" if target.f16_scales else "f32"
+        widths = _chosen("widths", self.widths, MEASURED_WIDTHS, lambda bits: bits > 8 or bits in target.widths, target)
+        blocks = _chosen("blocks", self.blocks, MEASURED_BLOCKS, lambda size: size % target.block_unit == 0, target)
+        forms = _chosen("forms", self.forms, FORMS, lambda form: form != "symmetric" or target.symmetric, target)
+        return Preferences(
+            target=target,
+            rules=prepared.rules,
+            floors=prepared.floors,
+            limit=prepared.limit,
+            bits=self.bits,
+            logits_bits=self.logits_bits,
+            embedding_bits=embedding_bits,
+            block=self.block,
+            symmetric=self.symmetric,
+            zero=self.zero,
+            scale=scale,
+            method=self.chosen_method,
+            embedding_method=self.embedding_method,
+            widths=widths,
+            blocks=blocks,
+            forms=forms,
+            tie=self.tie,
+            rounds=self.rounds,
         )
+
+
+def _chosen(
+    name: str, asked: Sequence[T], all_of_them: Sequence[T], fits: Callable[[T], bool], target: Target
+) -> tuple[T, ...]:
+    """What an option lists, or when it lists nothing, whatever fits the target."""
+    unfit = [item for item in asked if not fits(item)]
+    if unfit:
+        hint = f"leave {name}= out, or use of {[item for item in all_of_them if fits(item)]}"
+        raise LadingError("Q415", f"{name}={list(asked)}: the target {target.name} cannot compute {unfit}", hint=hint)
+    return tuple(asked) or tuple(item for item in all_of_them if fits(item))
+
+
+def _by_policy(weights: Sequence[Weight], wanted: Preferences) -> PrecisionPlan:
+    storage = {weight.name: _choose(weight, wanted) for weight in weights}
+    pair = same_matrix(weights)
+    tied = pair is not None and wanted.can_tie(storage[pair[0].name], storage[pair[1].name])
+    for weight in weights:
+        if weight.role == "embedding" and not tied:
+            storage[weight.name] = wanted.own_rows(storage[weight.name])
+    return PrecisionPlan(storage, tied)
+
+
+def _choose(weight: Weight, wanted: Preferences) -> Storage:
+    rule = wanted.rule_of(weight)
+    bits = wanted.width(weight)
+    base = wanted.storage(weight, bits, wanted.block, wanted.symmetric)
+    if rule is not None:
+        base = replace(base, bits=rule.bounded(bits), rule=rule.where)
+        base = replace(base, **rule.storage)
+    base = replace(base, bits=max(base.bits, wanted.floor(weight)))
+    if weight.role == "embedding":
+        base = wanted.readable_rows(base, weight, explicit=rule is not None and "bits" in rule.storage)
+    return wanted.settled(weight, base)
 
 
 def _histogram(storage: Mapping[str, Storage]) -> dict[str, int]:
@@ -244,4 +200,4 @@ def _histogram(storage: Mapping[str, Storage]) -> dict[str, int]:
     return counts
 
 
-__all__ = ["EMBEDDING_WIDTHS", "AssignPrecision", "Prepared", "weights_of"]
+__all__ = ["AssignPrecision", "weights_of"]

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 
 from ir.base.diag import LadingError
 from ir.base.types import BF16, F16, F32, TensorType
+from ir.facts.calibration import Calibration
 from ir.facts.precision import PrecisionPlan, Storage
 from ir.graph.graph import Graph, Node, Value
-from ir.quant.statistics.moments import Calibration
 from ir.quant.weight import METHODS, QuantizedWeight, shared_quantized
 from ir.tensor.base import Tensor
 from ir.tensor.elementwise import cast
 from ir.tensor.rearranged import transposed
-from passes.framework.base import Pass, PassContext
+from passes.framework.base import Pass
+from passes.framework.context import PassContext
 from passes.precision.planned_weights import same_matrix, spec_of, weights_of
 
 
@@ -23,7 +24,7 @@ class InsertQdq(Pass):
     """Replace every planned weight by what the plan stores.
 
     Up to 8 bits: integer codes under ``DequantizeLinear`` (ONNX opset 21 and later, blocked along the input features),
-    or under ``mnn.AffineDequantize`` when the zero is real-valued. 16 bits: half floats under ``Cast``. 32 bits:
+    or under ``lading.AffineDequantize`` when the zero is real-valued. 16 bits: half floats under ``Cast``. 32 bits:
     unchanged. The quantization itself is a recipe evaluated in row ranges while the backend writes; matrices with the
     same source and storage share one. Methods that look at the inputs of a weight are given the statistics that the
     pass calibrate gathered; embedding rows read from the logits matrix are quantized with its statistics.
@@ -100,7 +101,7 @@ def _store_blocks(graph: Graph, value: Value, storage: Storage, moments: str, by
         if part is not None
     ]
     block = storage.block or source.type.shape[1]
-    op = "mnn.AffineDequantize" if storage.zero == "float" and not storage.symmetric else "DequantizeLinear"
+    op = "lading.AffineDequantize" if storage.zero == "float" and not storage.symmetric else "DequantizeLinear"
     attrs = {"axis": 1 if by_rows else 0, "block_size": block}
     type_ = TensorType(F32, value.shape)
     node = graph.add(op, inputs, attrs, types=[type_], before=graph.first, loc=value.loc)

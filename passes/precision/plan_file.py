@@ -32,7 +32,8 @@ from pathlib import Path
 from typing import Any
 
 from ir.base.diag import LadingError, suggest
-from ir.facts.precision import PrecisionPlan, Sensitivity, Storage
+from ir.facts.precision import PrecisionPlan, Storage
+from ir.facts.sensitivity import Sensitivity
 
 WIDTHS = (2, 3, 4, 5, 6, 7, 8, 16, 32)
 ROLES = ("layer", "logits", "embedding")

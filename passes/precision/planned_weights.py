@@ -16,11 +16,6 @@ from ir.tensor.elementwise import cast
 from ir.tensor.rearranged import transposed
 from passes.inputs.finders import is_rowwise
 
-EMBEDDING_WIDTHS = (4, 8, 16, 32)
-"""Widths at which runtimes read embedding rows."""
-TIED_WIDTHS = (4, 8, 16)
-"""Widths of a logits matrix from which runtimes read embedding rows too."""
-
 
 @dataclass(frozen=True)
 class Weight:
@@ -120,11 +115,6 @@ def same_matrix(weights: Sequence[Weight]) -> tuple[Weight, Weight] | None:
     return (table, head) if equal else None
 
 
-def can_tie(table: Storage, head: Storage) -> bool:
-    """True when the rows of an embedding stored like this can be read from its logits matrix stored like that."""
-    return table.bits in TIED_WIDTHS and table.same_bytes(head)
-
-
 def place_of(name: str) -> tuple[int | None, str]:
     """Number of the layer and kind of a weight as far as its name tells: ``(3, "q_proj")``; None outside layers."""
     parts = [part for part in name.split(".") if part not in ("weight", "kernel")]
@@ -134,10 +124,7 @@ def place_of(name: str) -> tuple[int | None, str]:
 
 
 __all__ = [
-    "EMBEDDING_WIDTHS",
-    "TIED_WIDTHS",
     "Weight",
-    "can_tie",
     "place_of",
     "same_matrix",
     "spec_of",

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ir.base.diag import LadingError
 from ir.base.types import Dim, TensorType
@@ -29,9 +29,6 @@ from passes.rewrite.rules import (
     joined_type,
     spoken_of,
 )
-
-if TYPE_CHECKING:
-    from passes.framework.base import PassContext
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +52,12 @@ class _Lineage:
 class Driver:
     """One application of a rule set to a graph."""
 
-    def __init__(
-        self, graph: Graph, rules: RuleSet, env: Any, ctx: PassContext | None, start: Iterable[Node] | None
-    ) -> None:
+    def __init__(self, graph: Graph, rules: RuleSet, env: Any, explain: bool, start: Iterable[Node] | None) -> None:
         self.graph = graph
         self.rules = rules
-        self.explain = bool(ctx and ctx.explain)
+        self.explain = explain
         self.report = RewriteReport({item.name: RuleStat() for item in rules})
-        self.rewriter = Rewriter(graph, env, ctx)
+        self.rewriter = Rewriter(graph, env)
         self.queue: deque[Node] = deque(graph.walk() if start is None else dict.fromkeys(start))
         self.queued: set[Node] = set(self.queue)
         self.lineage: dict[Node, _Lineage] = {}
@@ -294,3 +289,22 @@ def _shapes_fit(a: tuple, b: tuple) -> bool:
     return len(a) == len(b) and all(
         x == y or isinstance(x, Dim) or isinstance(y, Dim) for x, y in zip(a, b, strict=True)
     )
+
+
+def rewrite(
+    graph: Graph, rules: RuleSet, env: Any = None, *, explain: bool = False, start: Iterable[Node] | None = None
+) -> RewriteReport:
+    """Apply rules to a graph, subgraphs included, until none fires.
+
+    Args:
+        graph: the graph to edit.
+        rules: what to look for.
+        env: what rules see as ``rw.env``, usually the pass.
+        explain: the report says why rules did not fire.
+        start: the nodes to look at first, when it is known that rules fire nowhere else; all nodes if None.
+
+    Raises:
+        LadingError: P340 when the rules go on for ever.
+        RuleError: a rule broke its contract.
+    """
+    return Driver(graph, rules, env, explain, start).run()

@@ -10,23 +10,19 @@ Order is fixed: program order, then rules as listed. Work is proportional to the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ir.base.types import Dim, TensorType, ValueType
-from ir.graph.facts import Fact
-from ir.graph.graph import Graph, Node, Value
+from ir.graph.graph import Fact, Graph, Node, Value
 from ir.infer.engine import infer_node
 from ir.tensor.base import Tensor
 from ir.tensor.inline import InlineTensor
 from passes.rewrite.patterns import Match, Op, Pattern, roots_of
-
-if TYPE_CHECKING:
-    from passes.framework.base import PassContext
 
 Replacement = Value | Sequence["Value | None"] | None
 MOST_LOCS = 8
@@ -178,13 +174,11 @@ class Rewriter:
     Attributes:
         graph: the graph being rewritten, the outermost one.
         env: the pass that applies the rules, for its options; None outside a pass.
-        ctx: the pass's context; None outside a pass.
     """
 
-    def __init__(self, graph: Graph, env: Any, ctx: PassContext | None) -> None:
+    def __init__(self, graph: Graph, env: Any) -> None:
         self.graph = graph
         self.env = env
-        self.ctx = ctx
         self._begin([None])  # type: ignore[list-item]
 
     def _begin(self, matched: list[Node]) -> None:
@@ -263,28 +257,3 @@ def joined_type(old: ValueType | None, new: ValueType | None) -> ValueType | Non
         b if isinstance(a, Dim) and isinstance(b, int) else a for a, b in zip(old.shape, new.shape, strict=True)
     )
     return TensorType(old.dtype, shape)
-
-
-def rewrite(
-    graph: Graph,
-    rules: RuleSet,
-    env: Any = None,
-    ctx: PassContext | None = None,
-    start: Iterable[Node] | None = None,
-) -> RewriteReport:
-    """Apply rules to a graph, subgraphs included, until none fires.
-
-    Args:
-        graph: the graph to edit.
-        rules: what to look for.
-        env: what rules see as ``rw.env``, usually the pass.
-        ctx: the pass's context; its `explain` makes the report say why rules did not fire.
-        start: the nodes to look at first, when it is known that rules fire nowhere else; all nodes if None.
-
-    Raises:
-        LadingError: P340 when the rules go on for ever.
-        RuleError: a rule broke its contract.
-    """
-    from passes.rewrite.driver import Driver
-
-    return Driver(graph, rules, env, ctx, start).run()

@@ -16,12 +16,13 @@ import pytest
 from benchmarks.traced_decoder import feeds, make_decoder
 from frontends.onnx.load import load
 from ir.base.diag import LadingError
-from ir.facts.precision import DynamicInputs, PrecisionPlan
+from ir.facts.inputs import DynamicInputs
+from ir.facts.precision import PrecisionPlan
 from ir.graph.compare import differences
 from ir.graph.graph import Graph
 from passes.framework.base import Pass
+from passes.framework.load import parse
 from passes.framework.manager import Instrument, StopPipeline
-from passes.framework.pipeline import parse
 from tests.support.onnx_cases import run_onnxruntime
 from tests.support.paths import ROOT
 from tools.embed import Outcome, apply_in_place, lift, lower, run

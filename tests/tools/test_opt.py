@@ -182,7 +182,7 @@ def test_nothing_stays_behind_after_success(source, tmp_path, monkeypatch):
 PLUGIN = '''
 from dataclasses import dataclass
 from passes.framework.base import Pass
-from passes.framework.registry import Plugin
+from ir.base.plugins import Plugin
 
 @dataclass(frozen=True)
 class Crash(Pass):

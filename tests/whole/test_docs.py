@@ -18,11 +18,12 @@ from backends.mnn.target.releases import RELEASES
 from backends.mnn.verify.logits import EXACT_BAR, KL_BARS, LEVELS, WINDOW
 from frontends.families.llama import FAMILIES
 from frontends.modules.rope import KINDS
+from ir.base.plugins import Plugin
 from ir.text.parser import parse
 from ir.text.printer import print_graph
+from passes.framework.load import parse as parse_pipeline
 from passes.framework.manager import PassManager
-from passes.framework.pipeline import parse as parse_pipeline
-from passes.framework.registry import PASSES, PIPELINES, Plugin, Registry
+from passes.framework.registry import Registry, default_registry
 from tests.support.paths import ROOT
 from tools.compile.job import EXAMPLE, QUICK_SAMPLE, Request, compile_model
 from tools.docs import PAGES
@@ -130,7 +131,7 @@ def test_options_exist(path):
 
 @pytest.mark.parametrize("path", named(WRITTEN))
 def test_pipelines_parse(path):
-    known = "|".join(sorted({*PASSES, *PIPELINES}))
+    known = "|".join(sorted({*default_registry().passes, *default_registry().pipelines}))
     code = [*spans(path), *re.findall(r"--passes '([^']+)'", path.read_text())]
     for text in code:
         if re.fullmatch(rf"({known})\{{.*\}}", text):
@@ -179,7 +180,7 @@ def test_quantization_file_decides_as_it_says(path, tmp_path, monkeypatch):
 def test_pipeline_file_of_the_concepts_is_a_pipeline(tmp_path):
     (block,) = blocks(DOCS / "concepts.md", "toml")
     (tmp_path / "pipeline.toml").write_text(block)
-    from passes.framework.pipeline import load
+    from passes.framework.load import load
 
     assert str(load(str(tmp_path / "pipeline.toml"))) == str(
         parse_pipeline("default{bits=4 block=32 keep=[re:o_proj]}")
@@ -310,7 +311,7 @@ def test_sizes_of_named_pipelines_are_those_stated(row, tmp_path):
 
 
 def test_costs_are_stated_for_every_named_pipeline_alike():
-    assert {row[0] for row in COSTS} == set(PIPELINES) - {"canonicalize"}
+    assert {row[0] for row in COSTS} == set(default_registry().pipelines) - {"canonicalize"}
     translated = rows(READMES[1], "流水线")
     assert [[row[0], *row[3:]] for row in COSTS] == [[row[0], *row[3:]] for row in translated]
 

@@ -8,7 +8,7 @@ import pytest
 from backends.mnn.read.decoded_weights import MnnModel
 from frontends.checkpoint.load import load
 from ir.evaluate.evaluator import evaluate
-from ir.facts.precision import DynamicInputs
+from ir.facts.inputs import DynamicInputs
 from passes.framework.manager import PassManager
 from tests.support.checkpoints import make_checkpoint
 from tests.support.runs import (

@@ -76,7 +76,7 @@ def main(
     if list_passes:
         return _list_passes(screen)
     if print_pipeline:
-        from passes.framework.pipeline import load
+        from passes.framework.load import load
 
         screen.data({"pipeline": str(load(pipeline))}, str(load(pipeline)))
         return 0

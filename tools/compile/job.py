@@ -16,17 +16,15 @@ from tools.shared.interrupts import held_interrupts
 
 if TYPE_CHECKING:
     from backends.contract import Contract
-    from backends.mnn.target.releases import Target
     from backends.mnn.tokenizer.write_files import TokenizerJob
     from backends.mnn.verify.logits import Verification
     from backends.mnn.verify.written_weights import WeightError
     from backends.mnn.write.llm_folder import Emission, Settings
-    from ir.graph.facts import Fact
-    from ir.graph.graph import Graph
-    from passes.framework.base import Pass, PassContext
+    from ir.graph.graph import Fact, Graph
+    from passes.framework.base import Pass
+    from passes.framework.context import PassContext
     from passes.framework.manager import Instrument, Report
     from passes.framework.pipeline import Pipeline, Repeat
-    from passes.precision.assign_precision import AssignPrecision
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "tiny-qwen2.5"
 """Where the example checkpoint lies in a source tree."""
@@ -152,13 +150,13 @@ def compile_model(request: Request, listener: Listener | None = None) -> Result:
     Raises:
         LadingError: whatever is wrong with the request, the checkpoint, the machine or the result.
     """
-    from passes.framework.pipeline import load as load_pipeline
+    from passes.framework.load import load as load_pipeline
 
     pipeline = _measured(load_pipeline(request.pipeline), request)
     _check(request)
     workers = request.workers or os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool, ThreadPoolExecutor(1) as side:
-        job = _Job(request, listener or Listener(), _for_target(pipeline, request.target), pool, side)
+        job = _Job(request, listener or Listener(), pipeline, pool, side)
         return job.run()
 
 
@@ -222,43 +220,6 @@ def _assigns(item: Pass | Repeat) -> bool:
 
     inside = item.body.passes() if isinstance(item, Repeat) else (item,)
     return any(isinstance(one, AssignPrecision) for one in inside)
-
-
-def _for_target(pipeline: Pipeline, name: str) -> Pipeline:
-    """The pipeline with what it leaves open set to what the target needs."""
-    from dataclasses import replace
-
-    from backends.mnn.lower.fuse import FuseMnn
-    from backends.mnn.target.releases import target
-    from passes.inputs.discover_inputs import DiscoverInputs
-    from passes.precision.assign_precision import AssignPrecision
-
-    chosen = target(name)
-
-    def change(one: Pass) -> Pass:
-        if isinstance(one, FuseMnn) and one.fuse == FuseMnn.fuse and chosen.fused_forms:
-            return replace(one, fuse=chosen.fused_forms)
-        if isinstance(one, DiscoverInputs) and one.signature == DiscoverInputs.signature:
-            return replace(one, signature=chosen.signature)
-        if isinstance(one, AssignPrecision):
-            return _readable(one, chosen)
-        return one
-
-    return pipeline.map(change)
-
-
-def _readable(one: AssignPrecision, chosen: Target) -> AssignPrecision:
-    """The pass with only those storages to choose from that every release of the target computes right."""
-    from dataclasses import replace
-
-    if not chosen.row_widths and not one.embedding_bits:
-        one = replace(one, embedding_bits=32)
-    if chosen.f16_scales and one.scale == "auto":
-        one = replace(one, scale="f16")
-    widths = tuple(bits for bits in one.widths if bits > 8 or bits in chosen.widths)
-    blocks = tuple(block for block in one.blocks if block % chosen.block_unit == 0)
-    forms = tuple(form for form in one.forms if form != "symmetric" or chosen.symmetric)
-    return replace(one, widths=widths, blocks=blocks, forms=forms)
 
 
 class _Clock:
@@ -355,14 +316,14 @@ class _Job:
 
     def _context(self, folder: Path, calibrated: bool) -> PassContext:
         """What passes are given besides the graph."""
-        from passes.framework.base import PassContext
+        from passes.framework.context import PassContext
 
         if not calibrated:
-            return PassContext()
+            return PassContext(self.target)
         from frontends.text.calibration_text import load_calibration
 
         text = load_calibration(self.request.calibration, folder)
-        return PassContext(text, progress=self.listener.step)
+        return PassContext(self.target, text, progress=self.listener.step)
 
     def _emit(self, graph: Graph, staging: Path, folder: Path, tokenizer: TokenizerJob) -> Emission:
         from backends.mnn.write.llm_folder import emit
@@ -461,7 +422,8 @@ class _Job:
 
 
 def _save_plan(graph: Graph, path: Path) -> None:
-    from ir.facts.precision import PrecisionPlan, Sensitivity
+    from ir.facts.precision import PrecisionPlan
+    from ir.facts.sensitivity import Sensitivity
     from passes.precision.plan_file import write_plan
 
     write_plan(graph.facts[PrecisionPlan.name], path, graph.facts.get(Sensitivity.name))
@@ -508,7 +470,7 @@ def _model_name(model: str) -> str:
 
 def _require_lowered(graph: Graph, report: Report) -> None:
     """The pipeline must end in the form that the backend writes."""
-    from ir.verify.structure import INVARIANTS
+    from ir.verify.stages import INVARIANTS
 
     problems = INVARIANTS["mnn"](graph)
     if problems:

@@ -25,7 +25,7 @@ from tools.shared.cli import EXIT_FAILED, EXIT_INTERRUPTED
 
 if TYPE_CHECKING:
     from backends.contract import WeightEntry
-    from ir.facts.precision import Sensitivity, WeightSensitivity
+    from ir.facts.sensitivity import Sensitivity, WeightSensitivity
 
 PATHS = ("out", "calibration")
 

@@ -181,14 +181,14 @@ def _climb_one(job: Job, spec: Spec, gauge: Gauge, watcher: Watcher) -> dict[str
 
 
 def _canonical(spec: Spec) -> str:
-    from passes.framework.pipeline import load
+    from passes.framework.load import load
 
     return str(load(spec.pipeline))
 
 
 def _calibration(job: Job, spec: Spec) -> Path | None:
     """The calibration text of a rung whose pipeline reads one."""
-    from passes.framework.pipeline import load
+    from passes.framework.load import load
 
     reads = any(one.name == "calibrate" for one in load(spec.pipeline).passes())
     return job.calibration if reads else None

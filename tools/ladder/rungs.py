@@ -83,7 +83,7 @@ def parse_rungs(text: str, uniform: Iterable[int] = ()) -> list[Spec]:
 
 def parse_rung(name: str) -> Spec:
     """One rung; the errors of `parse_rungs`."""
-    from passes.framework.pipeline import load
+    from passes.framework.load import load
     from passes.framework.registry import default_registry
 
     registry = default_registry()

@@ -252,7 +252,7 @@ def _split(text: str) -> list[str]:
 
 def _check_pipelines(pipelines: Sequence[str], target: str) -> None:
     from backends.mnn.target.releases import target as find_target
-    from passes.framework.pipeline import load
+    from passes.framework.load import load
 
     find_target(target)
     if not pipelines:

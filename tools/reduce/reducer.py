@@ -19,7 +19,7 @@ from ir.base.diag import LadingError
 from ir.graph.graph import Graph, GraphError, Node, Value
 from ir.text.parser import parse
 from ir.text.printer import print_graph
-from ir.verify.structure import verify
+from ir.verify.stages import verify
 from tools.reduce.smaller_sizes import dims, extents, fill, resize, resize_dim, short_names
 
 Edit = Callable[[Graph], object]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from backends.mnn.doctor.findings import Report
     from backends.mnn.read.model_folder import Subject
-    from backends.mnn.target.releases import Target
+    from backends.mnn.target.releases import MnnTarget
     from backends.mnn.verify.logits import Measurement
     from backends.mnn.verify.metrics import Distance
     from backends.mnn.write.weight_layout import Layout
@@ -176,7 +176,7 @@ def _widened(layout: Layout) -> bool:
 def _write_contract(
     graph: Graph,
     emission: Any,
-    chosen: Target,
+    chosen: MnnTarget,
     report: PassReport,
     measured: list[Measurement],
     guard: bool,
@@ -205,13 +205,13 @@ def _write_contract(
 # ---- the graph ----
 
 
-def lifted(subject: Subject, target: Target) -> tuple[Graph, PassReport]:
+def lifted(subject: Subject, target: MnnTarget) -> tuple[Graph, PassReport]:
     """The model as a legal graph in the target's convention, its embedding rows as a table, and what the passes did."""
     from backends.mnn.lower.exporter_spellings import spell_channels, spell_rotations
     from frontends.mnn.lift import lift
-    from passes.framework.base import PassContext
+    from passes.framework.context import PassContext
+    from passes.framework.load import load
     from passes.framework.manager import PassManager
-    from passes.framework.pipeline import load
 
     llm = subject.llm_config.values
     scale, window = llm.get("attn_scale", 0.0), llm.get("sliding_window")
@@ -230,7 +230,7 @@ def lifted(subject: Subject, target: Target) -> tuple[Graph, PassReport]:
     return graph, PassManager(load(clean_up(target))).run(graph, PassContext())
 
 
-def clean_up(target: Target) -> str:
+def clean_up(target: MnnTarget) -> str:
     """What is run on a lifted graph: it finds packed layouts again, which reading forgets, and fuses where the target
     can."""
     if not target.fused_forms:
@@ -243,7 +243,7 @@ def _set_masks(graph: Graph, window: int) -> None:
     """Note the window of attention, and which forms of the mask the graph takes."""
     from dataclasses import replace
 
-    from ir.facts.precision import DynamicInputs
+    from ir.facts.inputs import DynamicInputs
 
     fact: DynamicInputs = graph.facts[DynamicInputs.name]
     planes = graph.value("attention_mask").type.rank == 5
@@ -257,7 +257,7 @@ def _set_masks(graph: Graph, window: int) -> None:
     graph.set_fact(DynamicInputs.name, replace(fact, discoveries=found, windows=windows))
 
 
-def _set_embedding(graph: Graph, subject: Subject, target: Target) -> None:
+def _set_embedding(graph: Graph, subject: Subject, target: MnnTarget) -> None:
     """Make embedding rows a table of the graph, but for quantized ones in a file of their own."""
     from backends.mnn.doctor.files import tie_forms, tie_numbers
     from frontends.mnn.weights import WeightFile, add_weight, embedding_matrix
@@ -310,7 +310,7 @@ def _split_embedding(graph: Graph, matrix: Any) -> None:
 # ---- running it ----
 
 
-def _release_to_run(chosen: Target, verify: Verify) -> tuple[str, str]:
+def _release_to_run(chosen: MnnTarget, verify: Verify) -> tuple[str, str]:
     """The release that verification runs on, or why there is none.
 
     Raises:
@@ -386,7 +386,7 @@ def _stored_logits(graph: Graph, ids: list[int]) -> np.ndarray:
 
     from backends.mnn.verify.logits import MEMORY_LIMIT
     from ir.evaluate.evaluator import Evaluator
-    from ir.facts.precision import DynamicInputs
+    from ir.facts.inputs import DynamicInputs
 
     fact: DynamicInputs = graph.facts[DynamicInputs.name]
     (logits,) = Evaluator(graph, memory_limit=MEMORY_LIMIT).run(fact.feeds(graph, np.array(ids), index=0)).values()

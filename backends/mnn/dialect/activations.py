@@ -22,9 +22,11 @@ from __future__ import annotations
 
 from ir.base.types import F32, ValueType
 from ir.graph.graph import Node, Value
-from ir.infer.engine import Inference, TypeMismatch
+from ir.infer.inference import Inference
 from ir.infer.numeric import axis_of, tensor
-from ir.ops.registry import AttrDef, Body, OpDef
+from ir.infer.rule_table import TypeMismatch
+from ir.ops.meaning import Body
+from ir.ops.registry import AttrDef, OpDef
 
 PACK = 8
 """Channels that the backend keeps together; a row is filled up with zeros to a multiple, and they count in a
@@ -152,4 +154,4 @@ DEFINITIONS = (
         "that share a scale of the weight, for option 2; 0 for all.",
     ),
 )
-"""Rows for `ir.ops.registry.register`."""
+"""Rows for `ir.ops.registry.OPERATORS`."""

@@ -13,11 +13,14 @@ from itertools import pairwise
 from ir.base.types import DTYPES, I32, TensorType, ValueType, dtype_of_onnx
 from ir.dialects.older_opsets import plain_attention, plain_gelu_erf, plain_gelu_tanh, plain_norm
 from ir.graph.graph import Node, Value
-from ir.infer.engine import Inference, TypeMismatch
+from ir.infer.inference import Inference
 from ir.infer.numeric import arithmetic, axis_of, broadcast, one_dtype, reduced_shape, same_as_input, tensor, words
+from ir.infer.rule_table import TypeMismatch
 from ir.infer.shapes import concat, reshaped, slice_, squeezed_shape, typed, unsqueezed_shape
 from ir.infer.symbolic import Extent
-from ir.ops.registry import ANY, AttrDef, Body, OpDef
+from ir.infer.values import concat_elements, same_elements
+from ir.ops.meaning import Body
+from ir.ops.registry import ANY, AttrDef, OpDef
 
 PURE = frozenset({"pure", "constant_foldable"})
 FORMATS = frozenset({"NCHW", "NHWC", "NC4HW4"})
@@ -373,6 +376,7 @@ DEFINITIONS = (
         attrs=attrs_of(AttrDef("dims", "ints", required=True), AttrDef("dim_type", "str", "NCHW", choices=FORMATS)),
         traits=PURE | {"positional"},
         infer=_reshape_type,
+        follow=same_elements,
         define=_reshape,
         doc="The same elements under another shape; 0 copies the axis of the operand, one -1 takes what is left.",
     ),
@@ -395,6 +399,8 @@ DEFINITIONS = (
         max_inputs=3,
         infer=_convolution_type,
         define=_convolution,
+        weight_input=1,
+        channel_axis=1,
         doc="A 1x1 convolution: [n, ic, 1, 1] by a weight [ic, oc] and a bias [oc] to [n, oc, 1, 1].",
     ),
     OpDef(
@@ -414,7 +420,7 @@ DEFINITIONS = (
         inputs=("q", "k", "v", "mask"),
         min_inputs=4,
         max_inputs=4,
-        traits=frozenset({"stateful"}),
+        traits=frozenset({"stateful", "mixing"}),
         infer=_attention_type,
         define=_attention,
         doc="q [1, S, Hq, D], k and v [1, S, Hkv, D] to [1, S, Hq*D], scores times 1/sqrt(D), heads grouped by integer "
@@ -445,8 +451,9 @@ DEFINITIONS = (
         "mnn.Cast",
         inputs=("x",),
         attrs=attrs_of(AttrDef("to", "int", required=True)),
-        traits=PURE | {"elementwise"},
+        traits=PURE | {"elementwise", "conversion"},
         infer=_cast_type,
+        follow=same_elements,
         define=_cast,
         doc="Another element type, given as in ONNX Cast; floats are cut towards zero.",
     ),
@@ -475,6 +482,7 @@ DEFINITIONS = (
         max_inputs=ANY,
         attrs=attrs_of(AttrDef("axis", "int", required=True)),
         infer=concat,
+        follow=concat_elements,
         define=_concat,
         rowwise=_last_axis,
         doc="Joins tensors along an axis.",
@@ -530,4 +538,4 @@ DEFINITIONS = (
         doc="Reduces the axes, all of them when none is named; kinds as in ``ReductionType``.",
     ),
 )
-"""Rows for `ir.ops.registry.register`."""
+"""Rows for `ir.ops.registry.OPERATORS`."""

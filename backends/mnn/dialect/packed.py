@@ -11,9 +11,11 @@ from __future__ import annotations
 from backends.mnn.dialect.operators import PURE, attended, attrs_of, normalized
 from ir.base.types import TensorType, ValueType
 from ir.graph.graph import Node, Value
-from ir.infer.engine import Inference, TypeMismatch
+from ir.infer.inference import Inference
 from ir.infer.numeric import arithmetic, tensor
-from ir.ops.registry import AttrDef, Body, OpDef
+from ir.infer.rule_table import TypeMismatch
+from ir.ops.meaning import Body
+from ir.ops.registry import AttrDef, OpDef
 
 
 def _is_packed(type_: TensorType) -> bool:
@@ -180,4 +182,4 @@ DEFINITIONS = (
         doc="mnn.Attention with packed values [S, Hkv*D, 1, 1] and a packed result [S, Hq*D, 1, 1].",
     ),
 )
-"""Rows for `ir.ops.registry.register`."""
+"""Rows for `ir.ops.registry.OPERATORS`."""

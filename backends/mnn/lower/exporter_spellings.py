@@ -12,8 +12,9 @@ from typing import Any
 
 from ir.base.types import TensorType
 from ir.graph.graph import Graph, Value
+from passes.rewrite.driver import rewrite
 from passes.rewrite.patterns import Attr, Const, Match, Op, Var
-from passes.rewrite.rules import Rewriter, RuleSet, rewrite, rule
+from passes.rewrite.rules import Rewriter, RuleSet, rule
 
 _ELEMENTWISE = ("mnn.Unary", "mnn.Cast")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backends.mnn.target.releases import FORMS, Release, Target
+from backends.mnn.target.releases import FORMS, MnnTarget, Release
 from backends.mnn.write.weight_layout import Layout, Matrix
 from ir.base.diag import LadingError
 from ir.graph.graph import Graph
@@ -18,7 +18,7 @@ FORM_OF = {
 """The fused form that an operator is, as named in the profiles."""
 
 
-def fit(graph: Graph, target: Target) -> int:
+def fit(graph: Graph, target: MnnTarget) -> int:
     """Rewrite operators that a release of the target lacks; the number of operators rewritten.
 
     Raises:
@@ -43,7 +43,7 @@ def fit(graph: Graph, target: Target) -> int:
     return len(found)
 
 
-def _check_forms(graph: Graph, target: Target) -> None:
+def _check_forms(graph: Graph, target: MnnTarget) -> None:
     first = {FORM_OF[node.op]: node for node in reversed(graph.nodes) if node.op in FORM_OF}
     for form, node in first.items():
         if old := target.lacking(FORMS[form]):
@@ -65,7 +65,7 @@ def tie_form(matrix: Matrix) -> str:
     return "scales" if weight.quantized.spec.symmetric else "pairs"
 
 
-def check_storage(layout: Layout, target: Target) -> None:
+def check_storage(layout: Layout, target: MnnTarget) -> None:
     """Raise what a release of the target would read wrong.
 
     Raises:
@@ -84,7 +84,7 @@ def check_storage(layout: Layout, target: Target) -> None:
         _check_rows(layout.embedding, target)
 
 
-def _check_scales(matrix: Matrix, target: Target) -> None:
+def _check_scales(matrix: Matrix, target: MnnTarget) -> None:
     quantized = matrix.weight.quantized
     if quantized is None or quantized.spec.scale != "f16":
         return
@@ -97,7 +97,7 @@ def _check_scales(matrix: Matrix, target: Target) -> None:
         )
 
 
-def _check_codes(weight: StoredWeight, target: Target) -> None:
+def _check_codes(weight: StoredWeight, target: MnnTarget) -> None:
     faults = {release.version: fault for release in target.releases if (fault := _fault(weight, release))}
     if not faults:
         return
@@ -123,7 +123,7 @@ def _fault(weight: StoredWeight, release: Release) -> tuple[str, str] | None:
     return None
 
 
-def _check_rows(matrix: Matrix, target: Target) -> None:
+def _check_rows(matrix: Matrix, target: MnnTarget) -> None:
     form, bits = tie_form(matrix), matrix.weight.bits
     if old := target.lacking(lambda release: form in release.tie_embeddings and bits in release.row_widths):
         raise LadingError(

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from backends.mnn.lower.sink_layouts import PACK, SINK, UNPACK
+from backends.mnn.target.releases import MnnTarget
 from ir.base.types import TensorType
 from ir.graph.graph import Graph, Value
-from passes.framework.base import Pass, PassContext, Result
+from ir.target.target import Target
+from passes.framework.base import Pass, Result
+from passes.framework.context import PassContext
 from passes.framework.options import option
 from passes.rewrite.patterns import Attr, Const, Match, Maybe, Op, Rest, Var
 from passes.rewrite.rules import Rewriter, RuleSet, rule
@@ -31,26 +34,31 @@ class FuseMnn(Pass):
     Norms work on packed tensors and take the sum before them along, so that nothing is converted between two
     convolutions; rotary embedding of queries and keys is one operator, with the norms of the heads; attention reads and
     writes packed tensors; the product with SiLU is one operator. Each form fires only where it gives the same numbers.
-    Compilation for a target names the forms that all its releases have; without a target nothing is fused.
+    By default the forms are used that all releases of the target have.
     """
 
     name = "fuse-mnn"
     requires = ("mnn",)
     establishes = ("mnn",)
 
-    fuse: tuple[Form, ...] = option(
-        ("auto",), help="forms to use; auto: those that every release of the target has, none without a target"
-    )
+    fuse: tuple[Form, ...] = option(("auto",), help="forms to use; auto: those that every release of the target has")
 
     def run(self, graph: Graph, ctx: PassContext) -> Result:
         """See `Pass.run`."""
-        wanted = [rules for form, rules in RULES.items() if form in self.fuse]
+        forms = self.forms(ctx.target)
+        wanted = [rules for form, rules in RULES.items() if form in forms]
         if not wanted:
             return None
         counts = ctx.rewrite(graph, RuleSet(SINK, *wanted), env=self)
-        if "packed-norm" in self.fuse:
+        if "packed-norm" in forms:
             counts |= ctx.rewrite(graph, SUMS, env=self)
         return counts
+
+    def forms(self, target: Target) -> tuple[str, ...]:
+        """The forms to use: those named, and with ``auto`` those that every release of the target has."""
+        named = tuple(form for form in self.fuse if form != "auto")
+        automatic = target.fused_forms if "auto" in self.fuse and isinstance(target, MnnTarget) else ()
+        return tuple(dict.fromkeys((*named, *automatic)))
 
 
 # ---- packed values ----

@@ -12,12 +12,13 @@ import numpy as np
 
 from ir.base.diag import LadingError
 from ir.base.types import BOOL, F32, I32, I64, Dim, TensorType
-from ir.facts.precision import DynamicInputs
+from ir.facts.inputs import DynamicInputs
 from ir.graph.graph import Graph, Node, Value
 from ir.quant.stored_weight import is_weight, storage_of
 from ir.tensor.bf16_parts import bf16_parts, parts_needed
 from ir.tensor.inline import InlineTensor
-from passes.framework.base import Pass, PassContext
+from passes.framework.base import Pass
+from passes.framework.context import PassContext
 
 UNARY = {
     "Abs": "ABS", "Ceil": "CEIL", "Cos": "COS", "Erf": "ERF", "Exp": "EXP", "Floor": "FLOOR", "Log": "LOG", "Neg": "NEG",

@@ -7,10 +7,11 @@ from typing import Literal
 
 import numpy as np
 
-from ir.dialects.activations import simulate
+from backends.mnn.dialect.simulated import simulate
 from ir.graph.graph import Graph
 from ir.tensor.inline import InlineTensor
-from passes.framework.base import Pass, PassContext, Result
+from passes.framework.base import Pass, Result
+from passes.framework.context import PassContext
 from passes.framework.options import option
 
 

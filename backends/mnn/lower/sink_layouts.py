@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from ir.base.types import TensorType
 from ir.graph.graph import Graph, Value
-from passes.framework.base import Pass, PassContext, Result
+from passes.framework.base import Pass, Result
+from passes.framework.context import PassContext
 from passes.rewrite.patterns import Attr, Match, Op, Var
 from passes.rewrite.rules import Rewriter, RuleSet, rule
 

@@ -12,9 +12,13 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
+from backends.mnn.target.sizes import exact_rows_bytes, fixed_bytes, weight_bytes
 from ir.base.diag import LadingError, suggest
+from ir.facts.precision import Storage
+from ir.graph.graph import Graph
+from ir.target.target import Target
 
 VERSIONS = ("3.0.0", "3.1.0", "3.2.0", "3.4.0", "3.4.1", "3.5.0", "3.6.0", "3.6.1")
 """Releases on PyPI, oldest first."""
@@ -302,11 +306,14 @@ RELEASES: dict[str, Release] = {key: release for key, release in PROFILES.items(
 
 
 @dataclass(frozen=True)
-class Target:
+class MnnTarget(Target):
     """The releases that one artefact must run on, oldest first."""
 
-    name: str
-    releases: tuple[Release, ...]
+    embedding_widths: ClassVar[tuple[int, ...]] = (4, 8, 16, 32)
+    tied_widths: ClassVar[tuple[int, ...]] = (4, 8, 16)
+
+    name: str = "portable"
+    releases: tuple[Release, ...] = ()
 
     def all(self, field: str) -> bool:
         """True when a yes-or-no field holds for every release."""
@@ -349,6 +356,28 @@ class Target:
     def row_widths(self) -> tuple[int, ...]:
         """Bits of embedding rows that every release reads right from the weight file."""
         return self.common("row_widths")
+
+    @property
+    def rows_in_weight_file(self) -> bool:
+        """True when every release reads embedding rows from the weight file."""
+        return bool(self.row_widths)
+
+    def reads_rows(self, bits: int, rows: int) -> bool:
+        """As `ir.target.target.Target.reads_rows`."""
+        # MNN 3.4 drops the last row of a 4-bit table with an odd number of rows.
+        return bits in self.embedding_widths and not (bits == 4 and rows % 2)
+
+    def weight_bytes(self, rows: int, columns: int, storage: Storage) -> int:
+        """Bytes of a matrix in the weight file: header, codes, scales and zeros; without the bias behind it."""
+        return weight_bytes(rows, columns, storage)
+
+    def exact_rows_bytes(self, rows: int, columns: int, parts: int) -> int:
+        """Bytes of embedding rows kept exactly as `parts` bfloat16 numbers each."""
+        return exact_rows_bytes(rows, columns, parts)
+
+    def fixed_bytes(self, graph: Graph) -> int:
+        """Bytes of biases and norms, which no storage changes."""
+        return fixed_bytes(graph)
 
     @property
     def symmetric(self) -> bool:
@@ -407,20 +436,20 @@ def _fits(key: tuple[int, ...], sign: str, version: str, prefix: bool) -> bool:
     return compare[sign]
 
 
-def target(name: str) -> Target:
+def target(name: str = "portable") -> MnnTarget:
     """``portable`` for every release with a runtime on PyPI, one version, or version clauses such as ``>=3.4,<3.6``.
 
     Raises:
         LadingError: B600 an unknown target, B700 bad clauses, B701 releases that no one artefact can serve.
     """
     if name == "portable":
-        return Target(name, tuple(RELEASES.values()))
+        return MnnTarget(name, tuple(RELEASES.values()))
     if name in PROFILES:
-        return Target(name, (PROFILES[name],))
+        return MnnTarget(name, (PROFILES[name],))
     if not re.search(r"[<>=!~,]", name):
         known = ["portable", *VERSIONS]
         raise LadingError("B600", f"unknown target {name!r}", hint=suggest(name, known) or f"known: {', '.join(known)}")
-    found = Target(name, matching(name))
+    found = MnnTarget(name, matching(name))
     conventions = sorted({release.signature for release in found.releases})
     if len(conventions) > 1:
         raise LadingError(

@@ -18,13 +18,14 @@ from typing import Any, Literal
 
 import numpy as np
 
+from backends.mnn.dialect.simulated import integer_weight, simulated
 from backends.mnn.run.native import EXACT_CONFIG, run_model
 from backends.mnn.verify.metrics import Distance, DistanceMeter, PairedLoss, PairedLossMeter, PerplexityMeter
 from backends.mnn.write.configs import config_for
 from ir.base.diag import Diagnostic, LadingError
-from ir.dialects.activations import integer_weight, simulated
 from ir.evaluate.evaluator import Evaluator
-from ir.facts.precision import DynamicInputs, PrecisionPlan
+from ir.facts.inputs import DynamicInputs
+from ir.facts.precision import PrecisionPlan
 from ir.graph.graph import Graph
 
 MEMORY_LIMIT = 256 << 20

@@ -13,7 +13,8 @@ from typing import Any
 
 from backends.mnn.target.releases import RELEASES
 from backends.mnn.write.weight_layout import Layout, Matrix
-from ir.facts.precision import DynamicInputs, Storage
+from ir.facts.inputs import DynamicInputs
+from ir.facts.precision import Storage
 from ir.graph.graph import Graph
 
 MODEL, WEIGHTS, EMBEDDING = "llm.mnn", "llm.mnn.weight", "embeddings_bf16.bin"

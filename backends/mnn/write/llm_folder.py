@@ -12,7 +12,7 @@ from typing import Any
 
 from backends.mnn.lower.fit import check_storage, fit
 from backends.mnn.run.native import json_to_mnn
-from backends.mnn.target.releases import Target
+from backends.mnn.target.releases import MnnTarget
 from backends.mnn.tokenizer.write_files import TokenizerFiles, TokenizerRequest
 from backends.mnn.write import configs
 from backends.mnn.write.net_json import build_net
@@ -71,7 +71,7 @@ def emit(
     *,
     tokenizer: Callable[[], TokenizerFiles],
     sampling: Mapping[str, Any],
-    target: Target,
+    target: MnnTarget,
     settings: Settings,
     executor: Executor,
     side: Executor,
@@ -144,7 +144,7 @@ def _fill_all(emission: Emission, executor: Executor, progress: Callable[[int, i
 
 
 def tokenizer_request(
-    source: Path, out: Path, target: Target, *, compare: bool, lines: Path | None
+    source: Path, out: Path, target: MnnTarget, *, compare: bool, lines: Path | None
 ) -> TokenizerRequest:
     """The exact form, and the nearest text form when a release of the target cannot read the exact one."""
     exact = [release.version for release in target.releases if release.mtok]
@@ -159,7 +159,7 @@ def tokenizer_request(
     )
 
 
-def _write_configs(graph: Graph, emission: Emission, sampling: Mapping[str, Any], target: Target) -> None:
+def _write_configs(graph: Graph, emission: Emission, sampling: Mapping[str, Any], target: MnnTarget) -> None:
     settings, tokenizer = emission.settings, emission.tokenizer
     assert tokenizer is not None
     names = {configs.CONFIG: tokenizer.exact or tokenizer.text}

@@ -15,7 +15,7 @@ from backends.mnn.doctor.files import tie_numbers
 from backends.mnn.lower.fit import check_storage, fit
 from backends.mnn.read.model_folder import Subject
 from backends.mnn.run.native import json_to_mnn
-from backends.mnn.target.releases import Target
+from backends.mnn.target.releases import MnnTarget
 from backends.mnn.tokenizer.files.lift import spec_of
 from backends.mnn.tokenizer.files.read import MtokFile, read_tokenizer
 from backends.mnn.tokenizer.forms import encode_text, inexact
@@ -109,7 +109,7 @@ def _source(path: Path, folder: Path) -> tuple[str, dict[str, Any]]:
     return name, {"bytes": path.stat().st_size, "content_sha256": digest}
 
 
-def rewrite(graph: Graph, subject: Subject, folder: Path, target: Target, executor: Executor) -> Emission:
+def rewrite(graph: Graph, subject: Subject, folder: Path, target: MnnTarget, executor: Executor) -> Emission:
     """Write the directory of a lifted graph.
 
     Args:
@@ -164,7 +164,7 @@ def _copy_others(graph: Graph, subject: Subject, emission: Emission) -> None:
     graph.metadata["copied_table"] = True
 
 
-def _tokenizers(subject: Subject, folder: Path, target: Target) -> TokenizerFiles:
+def _tokenizers(subject: Subject, folder: Path, target: MnnTarget) -> TokenizerFiles:
     """Write the tokenizer; a text form too where a release cannot read the one that exists."""
     source = subject.folder / subject.file_key("tokenizer_file", "tokenizer.txt")
     if not source.is_file():

@@ -3,7 +3,7 @@
 Only the names are here, so that commands which use none of it do not load it.
 """
 
-from passes.framework.registry import Plugin
+from ir.base.plugins import Plugin
 
 PLUGIN = Plugin(
     passes={"fuse-squared-relu": "lading_example.fuse:FuseSquaredRelu"},

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ir.graph.graph import Graph, Value
-from passes.framework.base import Pass, PassContext, Result
+from passes.framework.base import Pass, Result
+from passes.framework.context import PassContext
 from passes.framework.options import option
 from passes.rewrite.patterns import Const, Match, Op, Var
 from passes.rewrite.rules import Rewriter, RuleSet, rule

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from ir.base.types import ValueType
 from ir.graph.graph import Node, Value
-from ir.infer.engine import Inference
-from ir.ops.registry import Body, OpDef
+from ir.infer.inference import Inference
+from ir.ops.meaning import Body
+from ir.ops.registry import OpDef
 
 
 def _type(run: Inference, node: Node) -> ValueType | None:

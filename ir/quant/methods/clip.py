@@ -80,3 +80,7 @@ def _shrunken(form: Form, start: Numbers) -> Iterator[tuple[np.ndarray, np.ndarr
         yield start.scale * factor, start.zero * factor
         if form.kind == "symmetric":
             yield start.scale * -factor, start.zero
+
+
+METHOD = ClipSearch()
+"""The row of `ir.quant.spec.METHODS`."""

@@ -319,3 +319,7 @@ class Group:
 
 def _sum(columns: np.ndarray) -> np.ndarray:
     return np.add.reduce(columns, axis=0).astype(np.float64)
+
+
+METHOD = SecondOrder()
+"""The row of `ir.quant.spec.METHODS`."""

@@ -70,3 +70,7 @@ def _fitted(columns: Columns, form: Form, now: Numbers, targets: np.ndarray) -> 
     above = np.add.reduce(columns.codes * targets, axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
         return form.project(np.where(below > 0, above / below, now.scale), now.zero)
+
+
+METHOD = HalfQuadratic()
+"""The row of `ir.quant.spec.METHODS`."""

@@ -220,3 +220,7 @@ def _untranspose_units(words: np.ndarray, out: np.ndarray, unit: int) -> None:
     kind = {8: "u8", 4: "u4", 2: "u2", 1: "u1"}[unit]
     target = out.view(kind)
     np.copyto(target, words.view(kind).reshape(target.shape[::-1]).T)
+
+
+METHOD = RoundToNearest()
+"""The row of `ir.quant.spec.METHODS`."""

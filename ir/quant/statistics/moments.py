@@ -7,22 +7,20 @@ key is a digest of everything the numbers depend on, so that a stale entry is ne
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from ir.base.diag import Diagnostic, LadingError
-from ir.graph.facts import Fact, register
+from ir.base.diag import LadingError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ir.graph.graph import Graph
     from ir.quant.statistics.sums import MomentSums
 
 CACHE_VARIABLE = "LADING_CACHE"
@@ -213,52 +211,8 @@ def write_whole(path: Path, fill: Callable[[BinaryIO], None]) -> None:
         fill(file)
 
 
-@register
-@dataclass(frozen=True)
-class Calibration(Fact):
-    """Which statistics belong to which weight; the numbers themselves are in the `MomentStore`.
-
-    Attributes:
-        digest: digest of the calibration windows.
-        tokens: positions seen.
-        keys: key of the statistics by name of the weight; weights that read the same value share one.
-    """
-
-    name: ClassVar[str] = "calibration"
-
-    digest: str
-    tokens: int
-    keys: Mapping[str, str] = field(default_factory=dict)
-
-    def to_data(self) -> dict[str, Any]:
-        """JSON-able form."""
-        return {"digest": self.digest, "tokens": self.tokens, "keys": dict(self.keys)}
-
-    @classmethod
-    def from_data(cls, data: Mapping[str, Any]) -> Calibration:
-        """Inverse of `to_data`."""
-        return cls(data["digest"], data["tokens"], dict(data["keys"]))
-
-    def check(self, graph: Graph) -> list[Diagnostic]:
-        """Every weight with statistics is still there."""
-        return [
-            Diagnostic("I192", f"statistics speak of {name!r}, which the graph does not hold", graph.name)
-            for name in self.keys
-            if not graph.has(name)
-        ]
-
-    def renamed(self, old: str, new: str) -> Calibration:
-        """The fact with a weight called otherwise."""
-        if old not in self.keys:
-            return self
-        return Calibration(
-            self.digest, self.tokens, {new if key == old else key: item for key, item in self.keys.items()}
-        )
-
-
 __all__ = [
     "CACHE_VARIABLE",
-    "Calibration",
     "CalibrationText",
     "MomentStore",
     "Moments",

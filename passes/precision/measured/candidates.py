@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 
 from ir.base.diag import LadingError
 from ir.facts.precision import Storage
-from ir.quant.storage_size import exact_rows_bytes, stored_bits, weight_bytes
+from ir.quant.storage_size import stored_bits
 from ir.quant.weight import METHODS
+from ir.target.target import Target
 from ir.tensor.bf16_parts import parts_needed
-from passes.precision.assign_precision import AssignPrecision, Prepared, first_rule, floors_of
 from passes.precision.plan_file import WIDTHS
-from passes.precision.planned_weights import EMBEDDING_WIDTHS, Weight, can_tie, place_of, same_matrix
+from passes.precision.planned_weights import Weight, place_of, same_matrix
+from passes.precision.storage_rules import Preferences
 
 TIES: dict[str, tuple[str, ...]] = {"qkv": ("q_proj", "k_proj", "v_proj"), "gate-up": ("gate_proj", "up_proj")}
 """Kinds of layers that fused forms of the runtime store as one matrix."""
@@ -53,26 +54,26 @@ def plain(storage: Storage) -> Storage:
     return replace(storage, rule="")
 
 
-def candidates(weight: Weight, options: AssignPrecision, prepared: Prepared, *, tied: bool = False) -> list[Storage]:
+def candidates(weight: Weight, wanted: Preferences, *, tied: bool = False) -> list[Storage]:
     """Storages of one weight that the options and rules allow, each once; `tied` speaks of rows in the logits matrix.
 
     Raises:
         LadingError: Q454 nothing is allowed.
     """
-    rule = first_rule(prepared.rules, weight)
+    rule = wanted.rule_of(weight)
     fixed = dict(rule.storage) if rule is not None else {}
     note = rule.where if rule is not None else "measured"
-    forms = [fixed["symmetric"]] if "symmetric" in fixed else _forms(options)
-    blocks = [fixed["block"]] if "block" in fixed else list(options.blocks)
+    forms = [fixed["symmetric"]] if "symmetric" in fixed else _forms(wanted)
+    blocks = [fixed["block"]] if "block" in fixed else list(wanted.blocks)
     found: dict[Storage, Storage] = {}
-    for bits in _widths(weight, options, prepared, tied=tied):
+    for bits in _widths(weight, wanted, tied=tied):
         for block in blocks:
             for symmetric in forms:
-                base = options.storage(weight, bits, block, symmetric)
+                base = wanted.storage(weight, bits, block, symmetric)
                 base = replace(base, **{**fixed, "bits": bits}, rule=note)
                 if weight.role == "embedding" and not tied:
-                    base = options.own_rows(base)
-                made = options.settled(weight, base)
+                    base = wanted.own_rows(base)
+                made = wanted.settled(weight, base)
                 if made.block == weight.columns:
                     made = replace(made, block=0)
                 found.setdefault(plain(made), made)
@@ -86,49 +87,49 @@ def candidates(weight: Weight, options: AssignPrecision, prepared: Prepared, *, 
     return list(found.values())
 
 
-def _forms(options: AssignPrecision) -> list[bool]:
-    if options.symmetric:
+def _forms(wanted: Preferences) -> list[bool]:
+    if wanted.symmetric:
         return [True]
-    return [form == "symmetric" for form in options.forms]
+    return [form == "symmetric" for form in wanted.forms]
 
 
-def _widths(weight: Weight, options: AssignPrecision, prepared: Prepared, *, tied: bool) -> list[int]:
-    rule = first_rule(prepared.rules, weight)
-    floor = max([0, *(item.min_bits for item in floors_of(prepared.floors, weight))])
+def _widths(weight: Weight, wanted: Preferences, *, tied: bool) -> list[int]:
+    rule = wanted.rule_of(weight)
+    floor = wanted.floor(weight)
     if rule is not None and "bits" in rule.storage:
         found = [max(rule.storage["bits"], floor)]
-    elif weight.role == "embedding" and options.embedding_bits:
-        found = [max(options.embedding_bits, floor)]
+    elif weight.role == "embedding" and wanted.embedding_bits:
+        found = [max(wanted.embedding_bits, floor)]
     else:
-        legal = [bits for bits in options.widths if rule is None or rule.allows(bits)]
+        legal = [bits for bits in wanted.widths if rule is None or rule.allows(bits)]
         found = [bits for bits in legal if bits >= floor]
         if not found and legal:
             found = [next(bits for bits in WIDTHS if bits >= floor)]
     if weight.role == "embedding":
-        found = [bits for bits in found if bits in EMBEDDING_WIDTHS and not (bits == 4 and weight.rows % 2)]
+        found = [bits for bits in found if wanted.target.reads_rows(bits, weight.rows)]
         if not found and not tied and rule is None:
             found = [8]
     return sorted(set(found))
 
 
-def make_items(weights: Sequence[Weight], options: AssignPrecision, prepared: Prepared) -> list[Item]:
+def make_items(weights: Sequence[Weight], wanted: Preferences) -> list[Item]:
     """Every weight in exactly one item, in program order of the first weight of each.
 
     Raises:
         LadingError: Q454 nothing is allowed for a weight.
     """
     pair = same_matrix(weights)
-    groups = _tied_layers(weights, options.tie)
+    groups = _tied_layers(weights, wanted.tie)
     items: list[Item] = []
     seen: set[Weight] = set()
     for weight in weights:
         if weight in seen:
             continue
         if pair is not None and weight in pair:
-            item = _vocabulary(*pair, options, prepared)
+            item = _vocabulary(*pair, wanted)
         else:
             members = groups.get(weight, (weight,))
-            item = Item(members, _alike(members, options, prepared))
+            item = Item(members, _alike(members, wanted))
         seen.update(item.weights)
         items.append(item)
     return items
@@ -146,9 +147,9 @@ def _tied_layers(weights: Sequence[Weight], ties: Sequence[str]) -> Mapping[Weig
     return {weight: tuple(members) for members in groups.values() for weight in members}
 
 
-def _alike(members: tuple[Weight, ...], options: AssignPrecision, prepared: Prepared) -> tuple[Choice, ...]:
+def _alike(members: tuple[Weight, ...], wanted: Preferences) -> tuple[Choice, ...]:
     """Choices in which all members have the same storage."""
-    lists = [{plain(item): item for item in candidates(weight, options, prepared)} for weight in members]
+    lists = [{plain(item): item for item in candidates(weight, wanted)} for weight in members]
     common = [key for key in lists[0] if all(key in other for other in lists)]
     if not common:
         raise LadingError(
@@ -160,40 +161,41 @@ def _alike(members: tuple[Weight, ...], options: AssignPrecision, prepared: Prep
     found = []
     for key in common:
         storages = tuple(storages[key] for storages in lists)
-        found.append(_choice(members, storages, tied=False))
+        found.append(_choice(members, storages, wanted.target, tied=False))
     return tuple(found)
 
 
-def _vocabulary(table: Weight, head: Weight, options: AssignPrecision, prepared: Prepared) -> Item:
+def _vocabulary(table: Weight, head: Weight, wanted: Preferences) -> Item:
     """Embedding and logits matrix of a checkpoint that ties them: stored once, or each in its own way."""
-    heads = candidates(head, options, prepared)
-    shared = {plain(item): item for item in candidates_or_none(table, options, prepared, tied=True)}
+    heads = candidates(head, wanted)
+    shared = {plain(item): item for item in candidates_or_none(table, wanted, tied=True)}
     found = []
     for storage in heads:
         twin = shared.get(plain(storage))
-        if twin is not None and can_tie(twin, storage):
-            found.append(_choice((table, head), (twin, storage), tied=True))
-    for rows in candidates(table, options, prepared):
+        if twin is not None and wanted.can_tie(twin, storage):
+            found.append(_choice((table, head), (twin, storage), wanted.target, tied=True))
+    for rows in candidates(table, wanted):
         found += [
-            _choice((table, head), (rows, storage), tied=False) for storage in heads if not can_tie(rows, storage)
+            _choice((table, head), (rows, storage), wanted.target, tied=False)
+            for storage in heads
+            if not wanted.can_tie(rows, storage)
         ]
     return Item((table, head), tuple(found))
 
 
-def candidates_or_none(
-    weight: Weight, options: AssignPrecision, prepared: Prepared, *, tied: bool = False
-) -> list[Storage]:
+def candidates_or_none(weight: Weight, wanted: Preferences, *, tied: bool = False) -> list[Storage]:
     """As `candidates`, but an empty list where nothing is allowed."""
-    if not _widths(weight, options, prepared, tied=tied):
+    if not _widths(weight, wanted, tied=tied):
         return []
-    return candidates(weight, options, prepared, tied=tied)
+    return candidates(weight, wanted, tied=tied)
 
 
-def _choice(weights: Sequence[Weight], storages: tuple[Storage, ...], *, tied: bool) -> Choice:
+def _choice(weights: Sequence[Weight], storages: tuple[Storage, ...], target: Target, *, tied: bool) -> Choice:
     parts = list(zip(weights, storages, strict=True))
     # Half floats are written for the embedding and for the logits matrix, only integer codes are shared.
     stored = [(weight, s) for weight, s in parts if not (tied and weight.role == "embedding")]
-    return Choice(storages, tied, sum(size_of_storage(*part) for part in stored), sum(_bits(*part) for part in stored))
+    size = sum(size_of_storage(*part, target) for part in stored)
+    return Choice(storages, tied, size, sum(_bits(*part, target) for part in stored))
 
 
 def _copies(weight: Weight) -> int:
@@ -201,16 +203,17 @@ def _copies(weight: Weight) -> int:
     return 1 if weight.role == "embedding" else max(1, len(weight.value.users))
 
 
-def size_of_storage(weight: Weight, storage: Storage) -> int:
+def size_of_storage(weight: Weight, storage: Storage, target: Target) -> int:
     """Bytes of one weight as it is written, without its bias."""
     if weight.role == "embedding" and storage.bits == 32:
-        return exact_rows_bytes(weight.rows, weight.columns, parts_needed(weight.value.const))  # type: ignore[arg-type]
-    return weight_bytes(weight.rows, weight.columns, storage) * _copies(weight)
+        parts = parts_needed(weight.value.const)  # type: ignore[arg-type]
+        return target.exact_rows_bytes(weight.rows, weight.columns, parts)
+    return target.weight_bytes(weight.rows, weight.columns, storage) * _copies(weight)
 
 
-def _bits(weight: Weight, storage: Storage) -> int:
+def _bits(weight: Weight, storage: Storage, target: Target) -> int:
     if weight.role == "embedding" and storage.bits == 32:
-        return 8 * size_of_storage(weight, storage)
+        return 8 * size_of_storage(weight, storage, target)
     return stored_bits(weight.rows, weight.columns, storage) * _copies(weight)
 
 

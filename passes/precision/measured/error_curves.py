@@ -22,12 +22,12 @@ from typing import NamedTuple
 import numpy as np
 
 from ir.facts.precision import Storage
-from ir.graph.digests import tensor_identity
 from ir.quant.cache import loaded_moments
 from ir.quant.error import rows_of
 from ir.quant.statistics.exact_products import one_thread
 from ir.quant.statistics.moments import Moments
 from ir.quant.weight import METHODS, dequantize, thread_scratch
+from ir.tensor.identity import tensor_identity
 from passes.precision.measured.kept import digest_of, keep, recall
 from passes.precision.planned_weights import Weight, place_of, spec_of
 

@@ -7,18 +7,20 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ir.base.diag import LadingError
-from ir.facts.precision import CurvePoint, Outcome, PrecisionPlan, Sensitivity, Storage, WeightSensitivity
+from ir.facts.calibration import Calibration
+from ir.facts.precision import Outcome, PrecisionPlan, Storage
+from ir.facts.sensitivity import CurvePoint, Sensitivity, WeightSensitivity
 from ir.graph.graph import Graph
-from ir.quant.statistics.moments import Calibration, CalibrationText
-from ir.quant.storage_size import fixed_bytes
-from ir.quant.weight import fit_block
-from passes.framework.base import PassContext
-from passes.precision.assign_precision import AssignPrecision, Prepared
+from ir.quant.spec import fit_block
+from ir.quant.statistics.moments import CalibrationText
+from ir.target.target import Target
+from passes.framework.context import PassContext
 from passes.precision.measured.candidates import Choice, Item, make_items, plain, planned_elements, size_of_storage
 from passes.precision.measured.prices import Prices, price, storages_of
 from passes.precision.measured.probes import Meter
 from passes.precision.measured.search import Picks, Search, Tried
 from passes.precision.planned_weights import Weight, place_of
+from passes.precision.storage_rules import Preferences
 
 UNIFORM_PLANS = 3
 """Uniform plans that compete with the mixed one: those of least predicted loss."""
@@ -27,7 +29,7 @@ HOPELESS = 1.2
 
 
 def by_measurement(
-    graph: Graph, ctx: PassContext, options: AssignPrecision, weights: Sequence[Weight], prepared: Prepared
+    graph: Graph, ctx: PassContext, wanted: Preferences, weights: Sequence[Weight]
 ) -> tuple[PrecisionPlan, Sensitivity]:
     """The plan under the limit of the options, and what was measured for it.
 
@@ -35,24 +37,24 @@ def by_measurement(
         LadingError: Q451, Q452 the limit cannot be kept, Q453 there is nothing to measure with, Q454 a weight has no
             candidate, and whatever evaluation and quantization raise.
     """
-    assert prepared.limit is not None
-    keys = _statistics(graph, weights, options)
+    assert wanted.limit is not None
+    keys = _statistics(graph, weights)
     meter = Meter(graph, _held_out(ctx), ctx.progress)
-    items = make_items(weights, options, prepared)
-    elements, fixed = planned_elements(weights), fixed_bytes(graph)
-    prices = price(items, keys, meter, options, ctx)
-    search = Search(prices, meter, prepared.limit, elements, fixed)
-    others = _competitors(search, options)
-    rounds = options.rounds if options.rounds is not None else 0 if prices.large else 1
-    if prepared.limit.kind == "max-kl":
+    items = make_items(weights, wanted)
+    elements, fixed = planned_elements(weights), wanted.target.fixed_bytes(graph)
+    prices = price(items, keys, meter, ctx)
+    search = Search(prices, meter, wanted.limit, elements, fixed)
+    others = _competitors(search, wanted)
+    rounds = wanted.rounds if wanted.rounds is not None else 0 if prices.large else 1
+    if wanted.limit.kind == "max-kl":
         taken = search.smallest_within_loss(rounds, others)
     else:
         taken = search.best_within_size(rounds, others)
     order = {weight.name: place for place, weight in enumerate(weights)}
-    return _plan(search, taken, order), _record(search, taken, order)
+    return _plan(search, taken, order), _record(search, taken, order, wanted.target)
 
 
-def _statistics(graph: Graph, weights: Sequence[Weight], options: AssignPrecision) -> dict[str, str]:
+def _statistics(graph: Graph, weights: Sequence[Weight]) -> dict[str, str]:
     """Key of the statistics of each weight that is multiplied by."""
     fact = graph.facts.get(Calibration.name)
     keys = dict(fact.keys) if fact is not None else {}
@@ -81,12 +83,12 @@ def _held_out(ctx: PassContext) -> Sequence[np.ndarray]:
 # ---- uniform plans ----
 
 
-def _competitors(search: Search, options: AssignPrecision) -> list[tuple[str, Picks]]:
+def _competitors(search: Search, wanted: Preferences) -> list[tuple[str, Picks]]:
     """Uniform plans that keep the limit, the best by prediction."""
     found: dict[Picks, str] = {}
-    for bits in options.widths:
-        for block in options.blocks if bits <= 8 else (0,):
-            for symmetric in (form == "symmetric" for form in options.forms):
+    for bits in wanted.widths:
+        for block in wanted.blocks if bits <= 8 else (0,):
+            for symmetric in (form == "symmetric" for form in wanted.forms):
                 for head in dict.fromkeys((bits, 8)):
                     picks = _uniform(search.prices.items, (bits, block, symmetric, head))
                     if picks is not None:
@@ -161,26 +163,26 @@ def _plan(search: Search, taken: Tried, order: Mapping[str, int]) -> PrecisionPl
     return PrecisionPlan(dict(sorted(storage.items(), key=lambda pair: order[pair[0]])), tied, outcome)
 
 
-def _record(search: Search, taken: Tried, order: Mapping[str, int]) -> Sensitivity:
+def _record(search: Search, taken: Tried, order: Mapping[str, int], target: Target) -> Sensitivity:
     prices = search.prices
     weights = []
     for number, (item, pick) in enumerate(zip(prices.items, taken.picks, strict=True)):
         for place in range(len(item.weights)):
-            weights.append(_weight(prices, item, item.choices[pick], place, float(search.factors[number])))
+            weights.append(_weight(prices, item, item.choices[pick], place, float(search.factors[number]), target))
     weights.sort(key=lambda item: order[item.name])
     return Sensitivity(
         search.limit.text, (prices.tokens, taken.measured.positions), tuple(weights), search.report(taken)
     )
 
 
-def _weight(prices: Prices, item: Item, choice: Choice, place: int, factor: float) -> WeightSensitivity:
+def _weight(prices: Prices, item: Item, choice: Choice, place: int, factor: float, target: Target) -> WeightSensitivity:
     weight, stored = item.weights[place], plain(choice.storages[place])
     tied = choice.tied and weight.role == "embedding"
     key = (weight.name, tied)
     model, curve = prices.models.get(key), prices.curves.get(key, {})
     points = []
     for storage in storages_of(item, weight, tied):
-        size = 0 if tied else size_of_storage(weight, storage)
+        size = 0 if tied else size_of_storage(weight, storage, target)
         error = curve[storage].rows if weight.role == "embedding" else curve[storage].output
         loss = model.of(storage) if model is not None else 0.0
         point = CurvePoint(storage.bits, storage.block, storage.symmetric, storage.method, size, error, loss)

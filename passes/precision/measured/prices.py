@@ -10,8 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ir.facts.precision import Storage
-from passes.framework.base import PassContext
-from passes.precision.assign_precision import AssignPrecision
+from passes.framework.context import PassContext
 from passes.precision.measured.candidates import Choice, Item, moments_for, plain
 from passes.precision.measured.error_curves import Curve, Wanted, error_curves
 from passes.precision.measured.probes import PROBE_BITS, PROBE_TOKENS, Meter, Probe, RowsLoss, Variant, WeightLoss
@@ -84,9 +83,7 @@ def source_of(item: Item, weight: Weight, tied: bool) -> str:
     return next(other.name for other in item.weights if other.role == "logits")
 
 
-def price(
-    items: Sequence[Item], keys: Mapping[str, str], meter: Meter, options: AssignPrecision, ctx: PassContext
-) -> Prices:
+def price(items: Sequence[Item], keys: Mapping[str, str], meter: Meter, ctx: PassContext) -> Prices:
     """Measure curves and probes and price every choice."""
     large = sum(weight.elements for item in items for weight in item.weights) > LARGE
     asked = _asked(items, large)

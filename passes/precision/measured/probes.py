@@ -19,10 +19,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ir.facts.precision import Storage
-from ir.graph.digests import tensor_identity, value_digests
+from ir.graph.digests import value_digests
 from ir.graph.graph import Graph
 from ir.quant.statistics.moments import windows_digest
 from ir.tensor.base import Tensor
+from ir.tensor.identity import tensor_identity
 from passes.precision.measured.error_curves import Curve
 from passes.precision.measured.kept import digest_of, keep, recall
 

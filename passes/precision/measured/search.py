@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ir.base.diag import LadingError
-from ir.facts.precision import TriedPlan
+from ir.facts.sensitivity import TriedPlan
 from passes.precision.limits import Limit
 from passes.precision.measured.knapsack import Solution, solve
 from passes.precision.measured.prices import Prices

@@ -30,7 +30,7 @@ from ir.tensor.files import FileTensor
 from ir.tensor.inline import InlineTensor
 from ir.text.parser import parse
 from ir.text.printer import print_graph
-from ir.verify.structure import verify
+from ir.verify.stages import verify
 from passes.framework.manager import PassManager
 from tests.support.onnx_cases import unequal
 from tests.support.paths import ROOT

@@ -19,6 +19,7 @@ from ir.analysis.liveness import peak_memory, size_of
 from ir.analysis.repeats import chains, repeats
 from ir.base.types import BOOL, DTYPES, F32, I64, Dim, SequenceType, TensorType
 from ir.graph.graph import Graph, GraphError, Node, Value
+from ir.graph.order import toposort
 from ir.graph.view import cached, dataflow, flow
 from ir.tensor.inline import InlineTensor
 from ir.text.parser import parse
@@ -93,7 +94,7 @@ def decoder(layers: int, *, hidden: int = 8, caches: bool = False, mixed: bool =
         shuffle.shuffle(nodes)
         for node in nodes:
             graph.move(node)
-        graph.toposort()
+        toposort(graph)
     return graph
 
 

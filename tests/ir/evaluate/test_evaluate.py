@@ -16,7 +16,7 @@ from ir.base.types import DTYPES, F32, I32, I64, Dim, TensorType
 from ir.evaluate.evaluator import Evaluator, evaluate, evaluate_constants, sample_feeds
 from ir.graph.graph import Graph, Value
 from ir.infer.engine import infer_types
-from ir.ops.registry import define
+from ir.ops.meaning import define
 from ir.tensor.base import Tensor
 from ir.tensor.inline import InlineTensor
 from ir.tensor.rearranged import transposed
@@ -219,13 +219,13 @@ def test_sliding_window_mask(dtype: type) -> None:
         ("mnn.Reduction", [(2, 3)], {"kind": "MEAN", "axes": (1,), "keep_dims": 0}),
         ("mnn.Convolution", [(2, 3, 1, 1), (3, 4), (4,)], {}),
         ("mnn.Squeeze", [(1, 3)], {"axes": (0,)}),
-        ("mnn.AffineDequantize", [(4, 6), (2, 6), (2, 6)], {"axis": 0, "block_size": 2}),
+        ("lading.AffineDequantize", [(4, 6), (2, 6), (2, 6)], {"axis": 0, "block_size": 2}),
     ],
 )
 def test_definitions_hold_at_older_opsets(opset: int, op: str, shapes: list[tuple[int, ...]], attrs: dict) -> None:
     """Graphs read from files keep their opset; what was defined with newer operators must mean the same there."""
     arrays = [normal(*shape) for shape in shapes]
-    if op == "mnn.AffineDequantize":
+    if op == "lading.AffineDequantize":
         arrays[0] = RNG.integers(-9, 9, shapes[0]).astype(np.int8)
     found = []
     for version in (opset, 24):
@@ -263,7 +263,7 @@ def test_affine_dequantize(bits: int, axis: int, block: int) -> None:
     shape = (2, 6) if axis == 0 else (8, -(-6 // block))
     scale, zero = normal(*shape), normal(*shape)
     tensor = InlineTensor(codes.astype(dtype.numpy), dtype)
-    graph = weight_graph("mnn.AffineDequantize", tensor, scale, zero, {"axis": axis, "block_size": block})
+    graph = weight_graph("lading.AffineDequantize", tensor, scale, zero, {"axis": axis, "block_size": block})
     wide = [np.repeat(part, block, axis)[:, : codes.shape[1]] for part in (scale, zero)]
     np.testing.assert_allclose(
         evaluate(graph, {})[graph.outputs[0].name], codes * wide[0] + wide[1], rtol=1e-6, atol=1e-6
@@ -274,7 +274,7 @@ def test_affine_dequantize(bits: int, axis: int, block: int) -> None:
 def test_affine_dequantize_per_tensor_and_per_axis(scale_shape: tuple[int, ...]) -> None:
     codes = RNG.integers(-128, 128, (8, 6)).astype(np.int8)
     scale, zero = normal(*scale_shape), normal(*scale_shape)
-    graph = weight_graph("mnn.AffineDequantize", InlineTensor(codes), scale, zero, {"axis": 1})
+    graph = weight_graph("lading.AffineDequantize", InlineTensor(codes), scale, zero, {"axis": 1})
     np.testing.assert_allclose(evaluate(graph, {})[graph.outputs[0].name], codes * scale + zero, rtol=1e-6, atol=1e-6)
 
 
@@ -432,7 +432,7 @@ def quantized_matrix(graph: Graph, op: str, flip: bool) -> Value:
     return graph.add("Transpose", [weight], {"perm": (1, 0)}).output if flip else weight
 
 
-@pytest.mark.parametrize("op", ["DequantizeLinear", "mnn.AffineDequantize"])
+@pytest.mark.parametrize("op", ["DequantizeLinear", "lading.AffineDequantize"])
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("limit", [300 << 10, 20 << 10])
 def test_dequantized_weights_stream(op: str, flip: bool, limit: int) -> None:
@@ -514,7 +514,8 @@ import sys, numpy as np
 from ir.evaluate.evaluator import Evaluator
 from ir.graph.graph import Graph
 from ir.infer.engine import infer_types
-from ir.tensor.base import FileTensor, transposed
+from ir.tensor.files import FileTensor
+from ir.tensor.rearranged import transposed
 from ir.base.types import F32, I64, TensorType
 
 def memory(key):

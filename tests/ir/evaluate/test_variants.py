@@ -22,9 +22,9 @@ from ir.quant.weight import QuantizedWeight, QuantSpec
 from ir.tensor.base import Tensor
 from ir.tensor.inline import InlineTensor
 from ir.tensor.rearranged import transposed
-from passes.framework.base import PassContext
+from passes.framework.context import PassContext
+from passes.framework.load import load as load_pipeline
 from passes.framework.manager import PassManager
-from passes.framework.pipeline import load as load_pipeline
 from passes.precision.assign_precision import weights_of
 from tests.support.checkpoints import make_checkpoint
 from tests.support.paths import EXAMPLE

@@ -10,7 +10,8 @@ import pytest
 from ir.base.diag import LadingError
 from ir.base.types import BOOL, F32, I64, Dim, TensorType
 from ir.graph.graph import Graph, Value
-from ir.infer.engine import TypeMismatch, infer_node, infer_types
+from ir.infer.engine import infer_node, infer_types
+from ir.infer.rule_table import TypeMismatch
 from ir.tensor.inline import InlineTensor
 from ir.text.printer import print_graph
 from passes.framework.manager import PassManager

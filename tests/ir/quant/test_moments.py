@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from ir.base.diag import LadingError
+from ir.facts.calibration import Calibration
 from ir.graph.facts import build, data_of
 from ir.graph.graph import Graph
 from ir.quant.statistics import sums as gram
-from ir.quant.statistics.moments import Calibration, CalibrationText, Moments, MomentStore, cache_folder, windows_digest
+from ir.quant.statistics.moments import CalibrationText, Moments, MomentStore, cache_folder, windows_digest
 from ir.quant.statistics.sums import MomentSums
 from ir.tensor.inline import InlineTensor
 

@@ -23,7 +23,6 @@ from ir.quant.weight import (
     QuantSpec,
     fit_block,
     real_zero,
-    register_method,
     shared_quantized,
 )
 from ir.tensor.base import Tensor, same_tensor
@@ -392,7 +391,7 @@ def test_methods_are_open():
             return Blocks(np.sign(rows).astype(np.int8), scale, None)
 
     method = Signs()
-    register_method(method)
+    METHODS.add(method.name, method)
     try:
         matrix = gaussian((6, 8), ml_dtypes.bfloat16)
         quantized = weight(matrix, bits=2, block=0, symmetric=True, method="signs-for-test")
@@ -400,10 +399,10 @@ def test_methods_are_open():
         matrix[4, 4] = np.nan
         with pytest.raises(LadingError, match="row 4"):
             weight(matrix, bits=2, block=0, symmetric=True, method="signs-for-test").rows(1, 6)
-        with pytest.raises(ValueError, match="taken"):
-            register_method(Signs())
+        with pytest.raises(LadingError, match="claimed"):
+            METHODS.add(Signs().name, Signs())
     finally:
-        del METHODS["signs-for-test"]
+        METHODS.remove("signs-for-test")
 
 
 # --- MNN's storage ----------------------------------------------------------------------------------------------------

@@ -28,7 +28,6 @@ from ir.quant.weight import (
     Scratch,
     dequantize,
     real_zero,
-    register_method,
     shared_quantized,
 )
 from ir.tensor.inline import InlineTensor
@@ -471,9 +470,9 @@ class Counting(QuantMethod):
 @pytest.fixture
 def counting():
     method = Counting()
-    register_method(method)
+    METHODS.add(method.name, method)
     yield method
-    del METHODS[method.name]
+    METHODS.remove(method.name)
 
 
 def test_slow_results_are_made_once_and_kept(counting, cache, monkeypatch):
@@ -604,7 +603,7 @@ def test_a_method_says_what_it_needs():
             raise NotImplementedError
 
     with pytest.raises(ValueError, match="lacks the attribute 'needs'"):
-        register_method(Silent())
+        METHODS.add(Silent().name, Silent())
 
     class Greedy(QuantMethod):
         name = "greedy-for-test"
@@ -612,7 +611,7 @@ def test_a_method_says_what_it_needs():
         needs = "everything"
 
     with pytest.raises(ValueError, match="needs 'everything'"):
-        register_method(Greedy())
+        METHODS.add(Greedy().name, Greedy())
     assert not {"silent-for-test", "greedy-for-test"} & set(METHODS)
 
 
@@ -628,11 +627,11 @@ def test_methods_of_others_are_used_by_name():
             codes = np.clip(np.rint(rows / np.repeat(scale, size.shape[2], axis=1)), -1, 1)
             return Blocks(codes.astype(np.int8), scale, None)
 
-    register_method(Ternary())
+    METHODS.add(Ternary().name, Ternary())
     try:
         rows = matrix_of(3, 64)
         made = weight(rows, "ternary-for-test", "unused", bits=2, block=32, symmetric=True)
         assert set(np.unique(made.codes.load().astype(np.int8))) == {-1, 0, 1}
         assert real_zero(made.scale.load(), None) is None
     finally:
-        del METHODS["ternary-for-test"]
+        METHODS.remove("ternary-for-test")

@@ -503,7 +503,7 @@ def test_recipes_are_open_and_clashes_are_refused():
     try:
         RECIPES.add("negated-for-test", negated)
         assert RECIPES["negated-for-test"](InlineTensor([1.0, 2.0])).load().tolist() == [-1, -2]
-        with pytest.raises(ValueError, match="taken"):
+        with pytest.raises(LadingError, match="claimed"):
             RECIPES.add("cast", negated)
     finally:
         RECIPES.remove("negated-for-test")

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from ir.base.diag import LadingError
 from ir.base.types import BF16, F16, F32, I32, I64, Dim, TensorType
 from ir.graph.compare import differences, equal
-from ir.graph.facts import Fact, RawFact, register
-from ir.graph.graph import EmptyList, Graph
+from ir.graph.facts import FACTS, RawFact
+from ir.graph.graph import EmptyList, Fact, Graph
 from ir.tensor.elementwise import cast, multiplied, scaled
 from ir.tensor.files import FileTensor
 from ir.tensor.inline import InlineTensor
@@ -272,7 +272,6 @@ def test_short_floats_are_short():
 # ---- facts ----
 
 
-@register
 class Colour(Fact):
     """A fact for the tests."""
 
@@ -291,6 +290,9 @@ class Colour(Fact):
         return cls(data["colour"])
 
 
+FACTS.add("test-colour", Colour)
+
+
 def test_facts_are_rebuilt_and_unknown_ones_kept():
     graph = one_node()
     graph.set_fact("test-colour", Colour("red"))
@@ -304,8 +306,8 @@ def test_facts_are_rebuilt_and_unknown_ones_kept():
 
 
 def test_two_classes_cannot_have_one_fact_name():
-    with pytest.raises(ValueError, match="test-colour"):
-        register(type("Other", (Colour,), {"name": "test-colour"}))
+    with pytest.raises(LadingError, match="test-colour"):
+        FACTS.add("test-colour", type("Other", (Colour,), {"name": "test-colour"}))
 
 
 # ---- what a person writes ----

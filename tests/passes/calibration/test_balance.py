@@ -12,12 +12,13 @@ from frontends.checkpoint.load import load
 from ir.base.diag import LadingError
 from ir.base.types import F32, TensorType
 from ir.evaluate.evaluator import Evaluator
+from ir.facts.calibration import Calibration
 from ir.graph.graph import Graph
-from ir.quant.statistics.moments import Calibration, CalibrationText, Moments, MomentStore
+from ir.quant.statistics.moments import CalibrationText, Moments, MomentStore
 from ir.tensor.inline import InlineTensor
 from ir.text.printer import print_graph
 from passes.calibration.balance import Balance
-from passes.framework.base import PassContext
+from passes.framework.context import PassContext
 from passes.framework.manager import PassManager
 from passes.framework.registry import default_registry
 from tests.support.checkpoints import BASE, FAMILIES, hot_tensors, make_checkpoint, write_weights

@@ -21,13 +21,14 @@ from ir.base.diag import LadingError
 from ir.base.types import F32, TensorType
 from ir.evaluate.evaluator import Evaluator
 from ir.evaluate.token_feeds import window_feeds
+from ir.facts.calibration import Calibration
 from ir.graph.graph import Graph
-from ir.quant.statistics.moments import Calibration, CalibrationText, MomentStore
+from ir.quant.statistics.moments import CalibrationText, MomentStore
 from ir.tensor.elementwise import multiplied
 from ir.tensor.inline import InlineTensor
-from passes.framework.base import PassContext
+from passes.framework.context import PassContext
+from passes.framework.load import load as load_pipeline
 from passes.framework.manager import PassManager
-from passes.framework.pipeline import load as load_pipeline
 from passes.framework.registry import default_registry
 from tests.support.checkpoints import make_checkpoint
 from tests.support.paths import ROOT

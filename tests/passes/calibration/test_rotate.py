@@ -18,7 +18,7 @@ from ir.tensor.rotated import rotation_matrix
 from ir.text.parser import parse
 from ir.text.printer import print_graph
 from passes.calibration.rotate import Rotate
-from passes.framework.base import PassContext
+from passes.framework.context import PassContext
 from passes.framework.manager import PassManager
 from tests.support.checkpoints import BASE, FAMILIES, make_checkpoint
 

@@ -11,20 +11,19 @@ from ir.base.diag import LadingError
 from ir.base.types import DTYPES, F32, I64, Dim, TensorType
 from ir.facts.precision import PrecisionPlan, Storage
 from ir.graph.compare import differences
-from ir.graph.facts import Fact
-from ir.graph.graph import Graph
-from ir.ops.registry import OpDef, register
+from ir.graph.graph import Fact, Graph
+from ir.ops.registry import OPERATORS, OpDef
 from ir.tensor.base import Tensor
 from ir.tensor.inline import InlineTensor
 from ir.text.parser import parse
 from ir.text.printer import print_graph
 from passes.canonicalize.cse import SMALL
 from passes.canonicalize.identities import represents
-from passes.framework.base import PassContext
 from passes.framework.check_numbers import CheckNumbers
+from passes.framework.context import PassContext
 from passes.framework.instruments import VerifyEach
+from passes.framework.load import parse as parse_pipeline
 from passes.framework.manager import PassManager, run_passes
-from passes.framework.pipeline import parse as parse_pipeline
 from tests.support.graphs import graphs
 from tests.support.pass_graphs import HIDDEN, const, decoder, random_graphs
 
@@ -443,7 +442,7 @@ def test_attribute_kinds_do_not_mix():
 
 
 def test_nodes_with_effects_stay():
-    register(OpDef("toy.Log", traits=frozenset({"stateful"})))
+    OPERATORS.add("toy.Log", OpDef("toy.Log", traits=frozenset({"stateful"})))
     graph = Graph("g", {"": 24, "toy": 1})
     x = graph.add_input("x", T)
     graph.add("toy.Log", [x])

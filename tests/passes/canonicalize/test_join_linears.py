@@ -7,7 +7,7 @@ import pytest
 
 from frontends.checkpoint.load import load
 from ir.evaluate.evaluator import evaluate
-from ir.facts.precision import DynamicInputs
+from ir.facts.inputs import DynamicInputs
 from ir.quant.stored_weight import storage_of
 from passes.canonicalize.join_linears import JoinLinears
 from passes.framework.manager import PassManager

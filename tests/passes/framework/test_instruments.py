@@ -17,8 +17,9 @@ from ir.graph.graph import Graph
 from ir.tensor.inline import InlineTensor
 from ir.text.parser import parse
 from ir.text.printer import print_graph
-from passes.framework.base import Pass, PassContext
+from passes.framework.base import Pass
 from passes.framework.check_numbers import CheckNumbers, distance, legal_sizes
+from passes.framework.context import PassContext
 from passes.framework.instruments import (
     DumpIR,
     Journal,
@@ -29,9 +30,9 @@ from passes.framework.instruments import (
     Timing,
     VerifyEach,
 )
+from passes.framework.load import parse as parse_pipeline
 from passes.framework.manager import Instrument, PassManager, check_needs, run_passes
 from passes.framework.options import option, read_text
-from passes.framework.pipeline import parse as parse_pipeline
 from passes.framework.registry import Registry
 from passes.rewrite.patterns import Op, Var
 from passes.rewrite.rules import RuleSet, rule

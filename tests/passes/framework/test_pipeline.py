@@ -11,14 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ir.base import plugins
 from ir.base.diag import LadingError
-from ir.ops.registry import OpDef, lookup
+from ir.base.plugins import Loaded, Plugin, of_entry_points, rows_of
+from ir.base.tables import Table
+from ir.ops.registry import OpDef, check_definition
 from ir.tensor.inline import InlineTensor
-from ir.tensor.recipes import RECIPES
-from passes.framework.base import Pass, PassContext
+from passes.framework.base import Pass
+from passes.framework.context import PassContext
+from passes.framework.load import load, parse
 from passes.framework.options import option, options_of, read_text
-from passes.framework.pipeline import Pipeline, Repeat, load, parse
-from passes.framework.registry import PASSES, PIPELINES, Plugin, Registry, default_registry, load_plugins
+from passes.framework.pipeline import Pipeline, Repeat
+from passes.framework.registry import PASSES, PIPELINES, Registry, default_registry
 from tests.support.paths import ROOT
 
 
@@ -443,13 +447,19 @@ def entry(name: str, package: str, load) -> SimpleNamespace:
     return SimpleNamespace(name=name, value=f"{package}:plugin", dist=SimpleNamespace(name=package), load=load)
 
 
+def load_plugins(registry: Registry, entries: list[SimpleNamespace]) -> None:
+    """Add the plugins of entry points."""
+    for item in of_entry_points(entries):
+        registry.add(item.plugin, item.package)
+
+
 def test_plugins_add_to_every_table(registry):
     class_path = f"{__name__}:Late"
-    plugin = Plugin(passes={"late": class_path}, pipelines={"mine": "late,trim"}, ops={"my.Op": 1}, backends={"toy": 2})
+    plugin = Plugin(passes={"late": class_path}, pipelines={"mine": "late,trim"}, backends={"toy": 2})
     load_plugins(registry, [entry("one", "pkg-one", lambda: plugin)])
     assert parse("mine", registry) == Pipeline((Late(), Trim()))
     assert registry.describe("late").package == "pkg-one"
-    assert registry.ops == {"my.Op": 1} and registry.backends == {"toy": 2}
+    assert registry.backends == {"toy": 2}
 
 
 @dataclass(frozen=True)
@@ -462,12 +472,18 @@ class Late(Pass):
         return None
 
 
-def test_operators_and_recipes_of_plugins_reach_the_ir(registry):
-    made = OpDef("plugged.Op", package="pkg-ops")
-    registry.add(Plugin(ops={"plugged.Op": made}, recipes={"plugged": InlineTensor}), "pkg-ops")
-    registry.install()
-    assert lookup("plugged.Op") is made and RECIPES["plugged"] is InlineTensor
-    registry.install()
+def with_plugin(plugin: Plugin, monkeypatch) -> tuple[Table, Table]:
+    """The tables of operators and recipes, as they are when a plugin of the package ``pkg-new`` is installed."""
+    monkeypatch.setattr(plugins, "loaded", lambda: (Loaded("new", "pkg-new", plugin),))
+    operators = Table("operator", {"known.Op": OpDef("known.Op")}, rows_of("ops"), check_definition)
+    return operators, Table("tensor recipe", {"inline": "ir.tensor.inline:rebuild_inline"}, rows_of("recipes"))
+
+
+def test_operators_and_recipes_of_plugins_reach_the_ir(monkeypatch):
+    made = OpDef("plugged.Op", package="pkg-new")
+    operators, recipes = with_plugin(Plugin(ops={"plugged.Op": made}, recipes={"plugged": InlineTensor}), monkeypatch)
+    assert operators["plugged.Op"] is made and recipes["plugged"] is InlineTensor
+    assert operators.package("plugged.Op") == "pkg-new" and list(operators) == ["known.Op", "plugged.Op"]
 
 
 @pytest.mark.parametrize(
@@ -475,14 +491,15 @@ def test_operators_and_recipes_of_plugins_reach_the_ir(registry):
     [
         (Plugin(ops={"plugged.Other": OpDef("plugged.Op")}), "listed as"),
         (Plugin(ops={"NoDomain": OpDef("NoDomain")}), "needs a domain"),
-        (Plugin(recipes={"inline": dict}), "is taken"),
+        (Plugin(ops={"known.Op": OpDef("known.Op", doc="another")}), "claimed by lading and by pkg-new"),
+        (Plugin(recipes={"inline": dict}), "claimed by lading and by pkg-new"),
     ],
 )
-def test_operators_and_recipes_that_clash_name_their_package(plugin, part, registry):
-    registry.add(plugin, "pkg-clash")
+def test_operators_and_recipes_that_clash_name_their_package(plugin, part, monkeypatch):
+    operators, recipes = with_plugin(plugin, monkeypatch)
     with pytest.raises(LadingError, match=part) as caught:
-        registry.install()
-    assert caught.value.code == "P331" and "pkg-clash" in str(caught.value)
+        _ = [*operators, *recipes]
+    assert caught.value.code in ("P330", "P331") and "pkg-new" in str(caught.value)
 
 
 @pytest.mark.parametrize("table", ["passes", "pipelines"])
@@ -521,7 +538,7 @@ class Bare(Pass):
     ("load", "use", "part"),
     [
         (broken, None, "does not load"),
-        (lambda: 7, None, "is not a passes.framework.registry.Plugin"),
+        (lambda: 7, None, "is not an ir.base.plugins.Plugin"),
         (lambda: Plugin(passes={"gone": "no.such.module:X"}), "gone", "cannot import"),
         (lambda: Plugin(passes={"bare": Bare}), "bare", "must be decorated"),
         (lambda: Plugin(passes={"other": Late}), "other", "is registered as 'other'"),
@@ -537,7 +554,7 @@ def test_malformed_plugins_are_named(load, use, part, registry):
 
 def test_installed_plugins_are_found(tmp_path, monkeypatch):
     (tmp_path / "lading_toy.py").write_text(
-        "from passes.framework.registry import Plugin\nplugin = Plugin(pipelines={'toy': 'fold,dce'})\n"
+        "from ir.base.plugins import Plugin\nplugin = Plugin(pipelines={'toy': 'fold,dce'})\n"
     )
     info = tmp_path / "lading_toy-1.0.dist-info"
     info.mkdir()
@@ -545,11 +562,13 @@ def test_installed_plugins_are_found(tmp_path, monkeypatch):
     (info / "entry_points.txt").write_text("[lading.plugins]\ntoy = lading_toy:plugin\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     default_registry.cache_clear()
+    plugins.loaded.cache_clear()
     try:
         assert default_registry().package("toy") == "lading-toy"
         assert str(parse("toy")) == "fold,dce"
     finally:
         default_registry.cache_clear()
+        plugins.loaded.cache_clear()
 
 
 # ---- the context ----

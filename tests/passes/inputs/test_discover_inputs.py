@@ -10,8 +10,9 @@ import pytest
 from frontends.checkpoint.load import load
 from ir.base.diag import LadingError
 from ir.base.types import F32, I64, Dim, TensorType
-from ir.facts.precision import DynamicInputs
+from ir.facts.inputs import DynamicInputs
 from ir.graph.graph import Graph
+from ir.graph.order import toposort
 from ir.tensor.inline import InlineTensor
 from passes.framework.manager import PassManager
 from tests.support.checkpoints import make_checkpoint
@@ -172,7 +173,7 @@ def test_values_that_count_by_other_means_are_recognised_by_evaluation():
     x = graph.value("x")
     moved = graph.add("Add", [x, wide], outputs=["moved"], types=[x.type], after=x.producer)
     graph.set_input(graph.value("normed").producer, 0, moved.output)
-    graph.toposort()
+    toposort(graph)
     PassManager(PIPELINE).run(graph)
     found = graph.facts[DynamicInputs.name].find("positions")
     assert found is not None and "places" in found.reason
@@ -248,7 +249,7 @@ def test_ids_used_for_something_else_are_refused():
     x = graph.value("x")
     total = graph.add("Add", [x, wide], types=[x.type], after=x.producer)
     graph.set_input(graph.value("normed").producer, 0, total.output)
-    graph.toposort()
+    toposort(graph)
     assert error_of(graph).code == "P356"
 
 
@@ -270,7 +271,7 @@ def test_positions_computed_twice_are_refused(plain):
     total = graph.add("Add", [floats.output, cast.output], types=[cast.output.type], after=cast)
     for reader, index in [use for use in cast.output.uses if use[0] is not total]:
         graph.set_input(reader, index, total.output)
-    graph.toposort()
+    toposort(graph)
     assert error_of(graph).code == "P358"
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from backends.mnn.target.sizes import exact_rows_bytes, fixed_bytes, weight_bytes
 from backends.mnn.write.weight_layout import plan_layout
 from frontends.checkpoint.load import load
 from ir.base.diag import LadingError
 from ir.facts.precision import PrecisionPlan
-from ir.quant.storage_size import exact_rows_bytes, fixed_bytes, weight_bytes
 from ir.quant.stored_weight import storage_of
 from ir.tensor.bf16_parts import parts_needed
 from passes.framework.manager import PassManager
@@ -300,7 +300,7 @@ def test_dequantized_value_is_codes_minus_zero_times_scale(tied):
 def test_real_zero_is_stored_under_its_own_operator(tied):
     graph = run(tied, "infer-types,discover-inputs,assign-precision{zero=float},insert-qdq")
     node = graph.value("model.layers.0.mlp.up_proj.weight").producer
-    assert node.op == "mnn.AffineDequantize" and node.inputs[2].dtype.name == "f32"
+    assert node.op == "lading.AffineDequantize" and node.inputs[2].dtype.name == "f32"
 
 
 def test_half_scales_come_with_real_zeros(tied):

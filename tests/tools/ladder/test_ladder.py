@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 import backends.mnn.verify.measure
 from backends.mnn.target.environments import LLM_RELEASES, installed_version
 from ir.base.diag import LadingError
-from ir.facts.precision import CurvePoint, Sensitivity, TriedPlan, WeightSensitivity
+from ir.facts.sensitivity import CurvePoint, Sensitivity, TriedPlan, WeightSensitivity
 from tests.support.paths import ROOT
 from tools.compile.job import EXAMPLE
 from tools.ladder import child as ladder_compile

@@ -19,7 +19,7 @@ from ir.graph.graph import Graph
 from ir.tensor.inline import InlineTensor
 from ir.text.parser import parse
 from ir.text.printer import print_graph
-from ir.verify.structure import verify
+from ir.verify.stages import verify
 from passes.framework.manager import run_passes
 from tests.support.graphs import graphs
 from tests.support.pass_graphs import decoder
@@ -230,7 +230,7 @@ def source(tmp_path):
 PASS = '''
 from dataclasses import dataclass
 from passes.framework.base import Pass
-from passes.framework.registry import Plugin
+from ir.base.plugins import Plugin
 
 @dataclass(frozen=True)
 class Fuse(Pass):

@@ -7,21 +7,22 @@ import json
 import numpy as np
 import pytest
 
+from backends.mnn.dialect.simulated import simulate, simulated
 from backends.mnn.read.decoded_weights import MnnModel
 from backends.mnn.run.native import EXACT_CONFIG
 from backends.mnn.verify.logits import ACTIVATION_BAR, LEVELS, Level, Subject, verify
 from backends.mnn.write.configs import recommend
 from frontends.checkpoint.load import load
-from ir.dialects.activations import simulate, simulated
 from ir.evaluate.evaluator import Evaluator, evaluate
-from ir.facts.precision import DynamicInputs, Storage
+from ir.facts.inputs import DynamicInputs
+from ir.facts.precision import Storage
 from ir.tensor.inline import InlineTensor
 from ir.text.parser import parse
 from ir.text.printer import print_graph
-from ir.verify.structure import verify as check
-from passes.framework.base import PassContext
+from ir.verify.stages import verify as check
+from passes.framework.context import PassContext
+from passes.framework.load import load as load_pipeline
 from passes.framework.manager import PassManager
-from passes.framework.pipeline import load as load_pipeline
 from passes.framework.registry import Registry
 from tests.support.checkpoints import make_checkpoint
 from tests.support.runs import compiled, each_release, interpreters, logits_of, pieces, run_actions

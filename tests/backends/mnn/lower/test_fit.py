@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from backends.mnn.dialect.simulated import simulate
 from backends.mnn.lower.fit import check_storage
 from backends.mnn.read.decoded_weights import MnnModel
 from backends.mnn.run import native
@@ -23,7 +24,6 @@ from backends.mnn.write.weight_file import fill, weight_jobs
 from backends.mnn.write.weight_layout import Layout, Matrix, plan_layout
 from ir.base.diag import LadingError
 from ir.base.types import F32, Dim, TensorType
-from ir.dialects.activations import simulate
 from ir.evaluate.evaluator import evaluate
 from ir.facts.precision import PrecisionPlan, Storage
 from ir.graph.graph import Graph

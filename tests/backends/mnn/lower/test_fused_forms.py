@@ -17,7 +17,7 @@ from backends.mnn.target.releases import FORMS, PROFILES, RELEASES, target
 from frontends.checkpoint.load import load
 from ir.base.diag import LadingError
 from ir.evaluate.evaluator import evaluate
-from ir.facts.precision import DynamicInputs
+from ir.facts.inputs import DynamicInputs
 from ir.graph.graph import Graph
 from ir.infer.engine import infer_node
 from passes.framework.manager import PassManager

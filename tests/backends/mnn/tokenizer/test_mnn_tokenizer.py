@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support import tokenizer_run as run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
@@ -35,6 +34,7 @@ from backends.mnn.tokenizer.merges import spell_bytes, unreachable_tokens
 from backends.mnn.tokenizer.spec import TokenizerSpec, load_tokenizer
 from ir.base.diag import LadingError
 from tests.support import tokenizer_data as data
+from tests.support import tokenizer_run as run
 
 COUNT, FEWER = 5000, 1500
 # Kinds whose ids are equal on every string but those with declared characters.

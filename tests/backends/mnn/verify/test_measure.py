@@ -11,10 +11,10 @@ from backends.mnn.verify.measure import FloatReference, Speed, graph_digest, mea
 from backends.mnn.verify.metrics import DistanceMeter, PairedLossMeter, PerplexityMeter, divergences
 from frontends.checkpoint.load import load
 from ir.base.diag import LadingError
-from ir.facts.precision import DynamicInputs
-from passes.framework.base import PassContext
+from ir.facts.inputs import DynamicInputs
+from passes.framework.context import PassContext
+from passes.framework.load import load as load_pipeline
 from passes.framework.manager import PassManager
-from passes.framework.pipeline import load as load_pipeline
 from tests.support.checkpoints import make_checkpoint
 from tests.support.runs import compiled, logits_of, pieces, run_actions
 

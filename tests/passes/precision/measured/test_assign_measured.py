@@ -9,12 +9,14 @@ import pytest
 
 from frontends.checkpoint.load import load
 from ir.base.diag import LadingError
-from ir.facts.precision import PrecisionPlan, Sensitivity, Storage
+from ir.facts.precision import PrecisionPlan, Storage
+from ir.facts.sensitivity import Sensitivity
 from ir.quant.statistics.moments import CalibrationText
 from ir.quant.stored_weight import storage_of
+from ir.target.target import Target, default_target
 from ir.text.parser import parse
 from ir.text.printer import print_graph
-from passes.framework.base import PassContext
+from passes.framework.context import PassContext
 from passes.framework.manager import PassManager
 from passes.precision.assign_precision import AssignPrecision
 from passes.precision.limits import Limit, limit_of, size_of
@@ -122,12 +124,26 @@ def test_the_method_is_chosen_by_the_mode():
     assert AssignPrecision(budget="4bpw", method="clip").chosen_method == "clip"
 
 
+def test_what_measurement_chooses_from_is_what_the_target_computes():
+    class Narrow(Target):
+        name, widths, symmetric, block_unit = "narrow", (4, 8), False, 64
+
+    options = AssignPrecision(budget="4bpw")
+    wanted = options.preferences(Narrow(), options.prepare())
+    assert (wanted.widths, wanted.blocks, wanted.forms) == ((4, 8, 16), (64, 128, 0), ("asymmetric",))
+    for asked in ({"widths": (4, 5)}, {"blocks": (32,)}, {"forms": ("symmetric",)}):
+        listed = AssignPrecision(budget="4bpw", **asked)
+        with pytest.raises(LadingError, match="the target narrow cannot compute") as error:
+            listed.preferences(Narrow(), listed.prepare())
+        assert error.value.code == "Q415"
+
+
 # ---- candidates ----
 
 
 def items_of(graph, **options):
     made = AssignPrecision(budget="4bpw", **options)
-    return make_items(weights_of(graph), made, made.prepare())
+    return make_items(weights_of(graph), made.preferences(default_target(), made.prepare()))
 
 
 def test_every_weight_is_in_one_item_and_no_storage_comes_twice(calibrated):
@@ -173,8 +189,8 @@ def test_rules_and_floors_narrow_the_candidates(calibrated, tmp_path):
         budget="4bpw", plan=path, keep=("*o_proj*",), floor=("logits:6", "*.up_proj.weight:5", "embedding:8")
     )
     weights = {weight.name: weight for weight in weights_of(graph)}
-    prepared = options.prepare()
-    found = {name: candidates(weight, options, prepared) for name, weight in weights.items()}
+    wanted = options.preferences(default_target(), options.prepare())
+    found = {name: candidates(weight, wanted) for name, weight in weights.items()}
     place = "model.layers.0"
     assert {(s.bits, s.block) for s in found[f"{place}.self_attn.q_proj.weight"]} == {(5, 16)}
     assert {s.bits for s in found[f"{place}.self_attn.k_proj.weight"]} == {4, 5, 6}
@@ -450,20 +466,21 @@ def test_shares_of_many_items_are_measured_by_layer_and_kind(monkeypatch):
 def test_uniform_plans_of_large_models_compete_only_where_they_might_win(calibrated, monkeypatch):
     graph = calibrated()
     options = AssignPrecision(budget="5bpw", widths=(4, 8), blocks=(32,))
-    items = make_items(weights_of(graph), options, options.prepare())
+    wanted = options.preferences(default_target(), options.prepare())
+    items = make_items(weights_of(graph), wanted)
     bits = [np.array([choice.bits for choice in item.choices], np.float64) for item in items]
     losses = [4.0 ** -np.array([min(s.bits for s in c.storages) for c in item.choices], np.float64) for item in items]
     prices = SimpleNamespace(items=items, bytes=bits, bits=bits, losses=losses, keys={}, large=False)
     elements = planned_elements(weights_of(graph))
     work = Search(prices, FakeMeter(), Limit("budget", 5.2, "budget=5.2bpw"), elements, 0)
-    found = measured._competitors(work, options)
+    found = measured._competitors(work, wanted)
     assert [name for name, _ in found] == ["uniform 4 bits, block 32, symmetric"]
     assert all(work.fits(picks) for _, picks in found)
     prices.large = True
-    assert measured._competitors(work, options) == found
+    assert measured._competitors(work, wanted) == found
     losses[3] *= 1e6
     monkeypatch.setattr(measured, "HOPELESS", 0.1)
-    assert measured._competitors(work, options) == []
+    assert measured._competitors(work, wanted) == []
 
 
 # ---- whole runs ----

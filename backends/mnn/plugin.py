@@ -1,0 +1,33 @@
+"""The row by which MNN is known to the compiler; everything in it is imported when it is used."""
+
+from __future__ import annotations
+
+from ir.base.plugins import Plugin
+
+PLUGIN = Plugin(
+    passes={
+        "fuse-mnn": "backends.mnn.lower.fuse:FuseMnn",
+        "legalize-mnn": "backends.mnn.lower.legalize:LegalizeMnn",
+        "simulate-activations": "backends.mnn.lower.simulate_activations:SimulateActivations",
+        "sink-layouts": "backends.mnn.lower.sink_layouts:SinkLayouts",
+    },
+    pipelines={
+        "default": "infer-types,discover-inputs,assign-precision,insert-qdq,legalize-mnn,sink-layouts,fuse-mnn,cse,dce",
+        "calibrated": "infer-types,discover-inputs,calibrate,assign-precision{method=gptq},insert-qdq,legalize-mnn,"
+        "sink-layouts,fuse-mnn,cse,dce",
+        "mixed": "calibrated{budget=4.5bpw}",
+        "fp32": "default{bits=32 logits-bits=32}",
+        "fp16": "default{bits=16 logits-bits=16}",
+        "int8": "default{bits=8 logits-bits=8}",
+        "int4": "default{bits=4 logits-bits=4}",
+    },
+    dialects={"mnn": "backends.mnn.dialect.table:DEFINITIONS"},
+    stages={"mnn": "backends.mnn.lower.stage:STAGE"},
+    invariants={"mnn": "backends.mnn.lower.stage:problems"},
+    signatures={
+        "mnn-llm": "backends.mnn.target.signatures:LLM",
+        "mnn-llm-3.0": "backends.mnn.target.signatures:LLM_3_0",
+    },
+    targets={"mnn-llm": "backends.mnn.target.releases:target"},
+    codes={"mnn": "backends.mnn.codes:CODES"},
+)

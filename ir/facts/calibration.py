@@ -1,0 +1,52 @@
+"""The fact that says where the statistics of each weight's inputs are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from ir.base.diag import Diagnostic
+from ir.graph.graph import Fact, Graph
+
+
+@dataclass(frozen=True)
+class Calibration(Fact):
+    """Which statistics belong to which weight; the numbers themselves are in the `MomentStore`.
+
+    Attributes:
+        digest: digest of the calibration windows.
+        tokens: positions seen.
+        keys: key of the statistics by name of the weight; weights that read the same value share one.
+    """
+
+    name: ClassVar[str] = "calibration"
+
+    digest: str
+    tokens: int
+    keys: Mapping[str, str] = field(default_factory=dict)
+
+    def to_data(self) -> dict[str, Any]:
+        """JSON-able form."""
+        return {"digest": self.digest, "tokens": self.tokens, "keys": dict(self.keys)}
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> Calibration:
+        """Inverse of `to_data`."""
+        return cls(data["digest"], data["tokens"], dict(data["keys"]))
+
+    def check(self, graph: Graph) -> list[Diagnostic]:
+        """Every weight with statistics is still there."""
+        return [
+            Diagnostic("I192", f"statistics speak of {name!r}, which the graph does not hold", graph.name)
+            for name in self.keys
+            if not graph.has(name)
+        ]
+
+    def renamed(self, old: str, new: str) -> Calibration:
+        """The fact with a weight called otherwise."""
+        if old not in self.keys:
+            return self
+        return Calibration(
+            self.digest, self.tokens, {new if key == old else key: item for key, item in self.keys.items()}
+        )

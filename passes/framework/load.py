@@ -1,0 +1,33 @@
+"""What ``--passes`` accepts, as a pipeline: text, the name of a pipeline, or a TOML file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from passes.framework.options import WORD
+
+if TYPE_CHECKING:
+    from passes.framework.registry import Registry
+from passes.framework.pipeline import Pipeline, Source, read_steps, resolve
+
+
+def parse(text: str, registry: Registry | None = None) -> Pipeline:
+    """The pipeline of a text; LadingError P300 to P308 with the fault underlined."""
+    source = Source(text)
+    return resolve(read_steps(source), source, registry or _default())
+
+
+def load(text: str, registry: Registry | None = None) -> Pipeline:
+    """What ``--passes`` accepts: pipeline text, the name of a pipeline, or the path of a ``.toml`` file."""
+    stripped = text.strip()
+    if stripped.endswith(".toml") and WORD.fullmatch(stripped.replace(" ", "")):
+        from passes.framework.pipeline_toml import load_toml
+
+        return load_toml(stripped, registry or _default())
+    return parse(text, registry)
+
+
+def _default() -> Registry:
+    from passes.framework.registry import default_registry
+
+    return default_registry()

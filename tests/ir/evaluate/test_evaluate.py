@@ -424,7 +424,7 @@ def test_constants_stay_loaded_without_a_limit() -> None:
 def quantized_matrix(graph: Graph, op: str, flip: bool) -> Value:
     """A dequantized [in, out] weight before everything else in the program; `flip` stores it as [out, in]."""
     codes, scale = RNG.integers(-8, 8, (256, 64)).astype(ml_dtypes.int4), np.abs(normal(256, 2))
-    zero = normal(256, 2) if op[0] == "m" else RNG.integers(-8, 8, (256, 2)).astype(ml_dtypes.int4)
+    zero = normal(256, 2) if op.startswith("lading") else RNG.integers(-8, 8, (256, 2)).astype(ml_dtypes.int4)
     parts = [InlineTensor(part) for part in (codes, scale, zero)]
     oriented = [transposed(part) if not flip else part for part in parts]
     values = [graph.add_const(name, part) for name, part in zip("csz", oriented, strict=True)]

@@ -232,7 +232,7 @@ def float_reference(args: argparse.Namespace) -> FloatReference:
 
     from backends.mnn.verify.measure import FloatReference
     from frontends.checkpoint.load import load
-    from ir.quant.statistics.moments import cache_folder
+    from ir.base.cache import cache_folder
 
     tokenizer = Tokenizer.from_file(str(args.model / "tokenizer.json"))
     ids = tokenizer.encode(args.text.read_text(encoding="utf-8"), add_special_tokens=False).ids

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from backends.mnn.write.packing import pack_floats, packed_bytes, quantize_pack, row_alignment
+from backends.mnn.write.packing import packed_bytes, quantize_pack, row_alignment
 from ir.base.types import DTYPES, TensorType
 from ir.quant.weight import QuantizedWeight, QuantSpec, thread_scratch
 from ir.tensor.files import FILES, FileTensor
@@ -62,8 +62,6 @@ def cases(made: dict[str, FileTensor]) -> Iterator[tuple[str, int, Job]]:
             if name != "bf16" and spec.bits == 3:
                 continue
             yield f"{name:4}  {label}", row_alignment(spec.bits, tensor.type.shape[1]), _packing(tensor, spec)
-        if name != "f16":
-            yield f"{name:4}  to f16", 1, lambda start, stop, tensor=tensor: pack_floats(tensor, start, stop, half=True)
 
 
 def _packing(tensor: FileTensor, spec: QuantSpec) -> Job:

@@ -27,10 +27,11 @@ import numpy as np
 
 from frontends.checkpoint.load import load
 from frontends.text.calibration_text import load_calibration
+from ir.base.cache import CACHE_VARIABLE
 from ir.base.types import F32
 from ir.facts.calibration import Calibration
 from ir.quant.statistics.exact_products import one_thread
-from ir.quant.statistics.moments import CACHE_VARIABLE, CalibrationText, Moments, MomentStore
+from ir.quant.statistics.moments import CalibrationText, Moments, MomentStore
 from ir.quant.statistics.second_moments import factor_of
 from ir.quant.weight import METHODS, Blocks, QuantSpec, dequantize, thread_scratch
 from ir.tensor.elementwise import convert

@@ -14,6 +14,7 @@ from typing import Any, get_type_hints
 
 from backends.contract.codec import Record, codec_of, escape, record_codec
 from backends.contract.records import CONTRACT_FILE, CONTRACT_VERSION, Contract
+from ir.base.cache import write_whole
 from ir.base.diag import Diagnostic, LadingError
 
 SCHEMA_ID = "urn:lading:contract:1.0"
@@ -215,12 +216,10 @@ def write(contract: Contract, path: str | os.PathLike[str]) -> None:
         ValueError: for a contract that could not be read back.
     """
     text, place = dumps(contract), _place(path)
-    part = place.with_name(f"{place.name}.{os.getpid()}.part")
     try:
-        part.write_bytes(text.encode())
-        os.replace(part, place)
+        with write_whole(place) as part:
+            part.write_bytes(text.encode())
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise LadingError("C807", f"the contract cannot be written: {error.strerror}", where=str(place)) from error
 
 

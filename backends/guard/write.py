@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from backends.contract import Contract, FileEntry
-from backends.guard.cpp import cpp_header
+from backends.templates import render
 
 PYTHON, HEADER = "check_inputs.py", "lading_guard.h"
 _RUNTIME = Path(__file__).with_name("guard_runtime.py")
@@ -52,7 +52,13 @@ def python_guard(contract: Contract) -> str:
 
 def cpp_guard(contract: Contract) -> str:
     """The text of ``lading_guard.h``."""
-    return cpp_header(guard_signature(contract))
+    return render(__file__, "lading_guard.h.jinja", literal=cpp_literal, **guard_signature(contract))
+
+
+def cpp_literal(value: str) -> str:
+    """A C++ string literal of printable ASCII; other bytes as three octal digits."""
+    plain = (chr(byte) if 32 <= byte < 127 and byte not in b'"\\?' else f"\\{byte:03o}" for byte in value.encode())
+    return f'"{"".join(plain)}"'
 
 
 def add_guard(contract: Contract, folder: Path) -> Contract:

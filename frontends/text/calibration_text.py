@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from frontends.text.chat_template import ChatTemplate, Message, chat_template
+from frontends.text.tokenizer import open_tokenizer, prefix_of
 from ir.base.diag import Diagnostic, LadingError
 from ir.quant.statistics.moments import CalibrationText
 
@@ -71,14 +72,14 @@ def load_calibration(
     """
     if tokens < 1 or held_out < 0 or window < LEAST_WINDOW:
         raise ValueError(f"tokens={tokens} held_out={held_out} window={window}")
-    tokenizer = _tokenizer(folder)
+    tokenizer = open_tokenizer(folder)
     sample = path is None
     if path is None:
         documents = _parsed_lines(files("frontends.text").joinpath(SAMPLE).read_text(encoding="utf-8"), SAMPLE)
     else:
         documents = _documents(path, MOST_BYTES_PER_TOKEN * (tokens + held_out))
     texts = _texts(documents, folder, plain_chats=sample)
-    prefix = _prefix(tokenizer)
+    prefix = prefix_of(tokenizer)
     stream = _stream(tokenizer, texts, prefix)
     window = min(window, _longest(folder) or window)
     return _cut(stream, prefix, tokens, held_out, window, str(path or SAMPLE))
@@ -200,30 +201,6 @@ def _texts(documents: Iterator[Document], folder: Path, *, plain_chats: bool) ->
 
 
 # ---- tokens ----
-
-
-def _tokenizer(folder: Path) -> Any:
-    from tokenizers import Tokenizer
-
-    path = folder / "tokenizer.json"
-    try:
-        if not path.is_file():
-            raise FileNotFoundError("no such file")
-        tokenizer = Tokenizer.from_file(str(path))
-    # The library raises bare Exception for whatever is wrong with the file.
-    except Exception as error:
-        hint = "save the checkpoint's tokenizer with transformers"
-        raise LadingError("Q435", f"cannot read the tokenizer: {error}", where=str(path), hint=hint) from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
-def _prefix(tokenizer: Any) -> list[int]:
-    """The ids that the tokenizer puts in front of every text, such as BOS."""
-    bare = tokenizer.encode("a", add_special_tokens=False).ids
-    whole = tokenizer.encode("a").ids
-    return next((whole[:at] for at in range(len(whole) - len(bare) + 1) if whole[at : at + len(bare)] == bare), [])
 
 
 def _stream(tokenizer: Any, texts: Iterator[str], prefix: list[int]) -> np.ndarray:

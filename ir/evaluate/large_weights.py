@@ -16,11 +16,10 @@ from ir.base.types import TensorType, dtype_of_onnx
 from ir.evaluate.onnxruntime_session import load_constant, stored_form
 from ir.graph.graph import Node, Value
 from ir.ops.registry import attribute, has_trait, opdef
+from ir.quant.stored_weight import DEQUANTIZE
 from ir.quant.weight import QuantizedWeight, quantized_of
 from ir.tensor.base import Tensor
 from ir.tensor.rearranged import transposed
-
-DEQUANTIZE = ("DequantizeLinear", "lading.AffineDequantize")
 
 
 @dataclass(frozen=True)

@@ -358,6 +358,12 @@ class Graph:
             for sub in node.subgraphs:
                 yield from sub.walk()
 
+    def graphs(self) -> Iterator[Graph]:
+        """This graph and all subgraphs inside it, outer ones first."""
+        yield self
+        for node in self.walk():
+            yield from node.subgraphs
+
     # ---- inputs, constants, outputs ----
 
     def add_input(self, name: str, type: ValueType | None, loc: str = "", index: int | None = None) -> Value:

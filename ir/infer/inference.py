@@ -185,7 +185,7 @@ class Inference:
 
     def scan_names(self) -> None:
         """Collect the dimension names of all types, for graphs whose `dims` do not declare every one."""
-        for graph in _graphs(self.root):
+        for graph in self.root.graphs():
             for value in graph._names.values():
                 if type(value.type) is TensorType and not value.type.is_static:
                     self._used_names |= {dim.name for dim in value.type.shape or () if type(dim) is Dim}
@@ -248,13 +248,6 @@ def elements_agree(recorded: Any, found: Any) -> bool:
     if isinstance(recorded, MapType):
         return recorded.key == found.key and elements_agree(recorded.value, found.value)
     return elements_agree(recorded.element, found.element)
-
-
-def _graphs(graph: Graph):
-    yield graph
-    for node in graph.nodes:
-        for sub in node.subgraphs:
-            yield from _graphs(sub)
 
 
 _FORMS: WeakKeyDictionary[Graph, tuple[dict[str, int], set[tuple]]] = WeakKeyDictionary()

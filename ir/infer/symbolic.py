@@ -51,10 +51,6 @@ class SymbolTable:
         self._meaning[dim.name] = {(dim.name,): 1}
         self._free.add(dim.name)
 
-    def is_free(self, dim: Dim) -> bool:
-        """True for a declared dimension."""
-        return dim.name in self._free
-
     def bind(self, pending: Dim, named: Dim | None = None) -> Dim:
         """Name a pending dimension: as `named`, or freshly."""
         if named is None:

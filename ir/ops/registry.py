@@ -32,6 +32,7 @@ ELEMENTWISE = _names(
     "IsInf IsNaN LeakyRelu Less LessOrEqual Log Max Mean Min Mish Mod Mul Neg Not Or PRelu Pow Reciprocal Relu "
     "Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Sub Sum Swish Tan Tanh ThresholdedRelu Where Xor"
 )
+NORMS = _names("LayerNormalization RMSNormalization")
 RANDOM = _names("Bernoulli Dropout Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike")
 _ALONG_AXIS = _names(
     "Softmax LogSoftmax Hardmax LayerNormalization RMSNormalization LpNormalization CumSum ArgMax ArgMin TopK Split "

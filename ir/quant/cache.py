@@ -20,9 +20,10 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
+from ir.base.cache import cache_folder, whole_file
 from ir.base.diag import LadingError
 from ir.quant.spec import Blocks, QuantSpec
-from ir.quant.statistics.moments import Moments, MomentStore, cache_folder, whole_file
+from ir.quant.statistics.moments import Moments, MomentStore
 
 HEADER = 64
 MAGIC = b"LADINGQ1"

@@ -46,6 +46,7 @@ from typing import Any
 
 import numpy as np
 
+from ir.base.cache import write_whole
 from ir.base.types import Dim, DType, MapType, OptionalType, SequenceType, TensorType, ValueType
 from ir.graph.facts import data_of
 from ir.graph.graph import EmptyList, Graph, Node, Value
@@ -244,10 +245,8 @@ class _SideFile:
             return
         if self.is_read:
             raise ValueError(f"the graph reads constants from {self.path}, so it cannot be the side file")
-        partial = self.path.with_name(self.path.name + ".part")
-        with partial.open("wb") as file:
+        with write_whole(self.path) as partial, partial.open("wb") as file:
             file.writelines(self._parts)
-        partial.replace(self.path)
 
 
 class Printer:

@@ -8,7 +8,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from ir.quant.statistics.moments import write_whole
+from ir.base.cache import whole_file
 
 
 class Bookmark:
@@ -27,7 +27,8 @@ class Bookmark:
         arrays = {"place": np.array(place), "sets": np.array(len(states)), "names": np.array(names, dtype=np.str_)}
         for number, state in enumerate(states):
             arrays.update((f"{number}.{index}", state[name]) for index, name in enumerate(names))
-        write_whole(self.path, lambda file: np.savez(file, **arrays))
+        with whole_file(self.path, "Q431", "calibration statistics") as scratch, scratch.open("wb") as file:
+            np.savez(file, **arrays)
 
     def load(self) -> tuple[int, list[dict[str, np.ndarray]]] | None:
         """What was remembered; None when there is nothing, or nothing that can be read."""

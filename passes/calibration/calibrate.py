@@ -15,6 +15,7 @@ from hashlib import blake2b
 
 import numpy as np
 
+from ir.base.cache import cache_folder
 from ir.base.diag import LadingError
 from ir.evaluate.evaluator import Evaluator, Track
 from ir.evaluate.token_feeds import window_feeds
@@ -22,7 +23,7 @@ from ir.facts.calibration import Calibration
 from ir.facts.inputs import DynamicInputs
 from ir.graph.digests import value_digests
 from ir.graph.graph import Graph, Value
-from ir.quant.statistics.moments import CalibrationText, MomentStore, cache_folder, windows_digest
+from ir.quant.statistics.moments import CalibrationText, MomentStore, windows_digest
 from ir.quant.statistics.sums import MomentSums
 from ir.tensor.identity import tensor_identity
 from passes.calibration.bookmark import Bookmark

@@ -16,6 +16,7 @@ from ir.tensor.base import Tensor, same_tensor
 from ir.tensor.elementwise import multiplied
 from ir.tensor.rearranged import transposed
 from ir.tensor.rotated import rotated
+from passes.precision.planned_weights import bias_of
 
 
 @dataclass(frozen=True)
@@ -95,16 +96,7 @@ def linear_of(node: Node) -> Linear | None:
         return None
     if weight.type.rank != 2 or not weight.dtype.is_float:
         return None
-    return Linear(node, weight, *_bias(node))
-
-
-def _bias(node: Node) -> tuple[Value | None, Value]:
-    users = node.output.users
-    if len(users) == 1 and node.output.use_count == 1 and users[0].op == "Add":
-        for value in users[0].inputs:
-            if value is not None and value.const is not None and value.shape == node.input(1).shape[1:]:  # type: ignore
-                return value, users[0].output
-    return None, node.output
+    return Linear(node, weight, *bias_of(node))
 
 
 def readers_of(value: Value) -> tuple[Linear, ...] | None:

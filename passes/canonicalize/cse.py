@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,16 +39,10 @@ class EliminateCommonSubexpressions(Pass):
         """See `Pass.run`."""
         counts = {"nodes": 0, "constants": 0}
         if self.constants:
-            for one in _graphs(graph):
+            for one in graph.graphs():
                 counts["constants"] += _merge_constants(one)
         _Numbering(graph, counts).block(graph, ())
         return {key: count for key, count in counts.items() if count}
-
-
-def _graphs(graph: Graph) -> Iterator[Graph]:
-    yield graph
-    for node in graph.walk():
-        yield from node.subgraphs
 
 
 # ---- constants ----

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ir.graph.graph import Graph, Node
@@ -28,7 +27,7 @@ class EliminateDeadCode(Pass):
         """See `Pass.run`."""
         counts = {"nodes": 0, "outputs": 0, "constants": 0, "inputs": 0}
         _sweep(graph, counts)
-        for one in _graphs(graph):
+        for one in graph.graphs():
             for value in list(one.consts.values()):
                 if not value.use_count:
                     one.erase_const(value)
@@ -39,12 +38,6 @@ class EliminateDeadCode(Pass):
                     graph.remove_input(value)
                     counts["inputs"] += 1
         return {key: count for key, count in counts.items() if count}
-
-
-def _graphs(graph: Graph) -> Iterator[Graph]:
-    yield graph
-    for node in graph.walk():
-        yield from node.subgraphs
 
 
 def _sweep(graph: Graph, counts: dict[str, int]) -> None:

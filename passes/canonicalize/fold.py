@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,17 +51,11 @@ class Fold(Pass):
         while True:
             for name, hits in ctx.rewrite(graph, RULES, env=self, start=start).items():
                 counts[name] = counts.get(name, 0) + hits
-            made = [value for one in _graphs(graph) for value in _fold_graph(one, self.max_bytes)]
+            made = [value for one in graph.graphs() for value in _fold_graph(one, self.max_bytes)]
             if not made:
                 return counts
             counts["computed"] = counts.get("computed", 0) + len(made)
             start = dict.fromkeys(node for value in made for node in value.users)
-
-
-def _graphs(graph: Graph) -> Iterator[Graph]:
-    yield graph
-    for node in graph.walk():
-        yield from node.subgraphs
 
 
 def _fold_graph(graph: Graph, limit: int) -> list[Value]:

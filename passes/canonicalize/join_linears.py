@@ -14,6 +14,7 @@ from ir.tensor.rearranged import row_concat, transposed
 from passes.framework.base import Pass, Result
 from passes.framework.context import PassContext
 from passes.framework.options import option
+from passes.precision.planned_weights import bias_of
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def _join(graph: Graph, group: Sequence[Node]) -> None:
     rows = row_concat([transposed(node.inputs[1].const) for node in group])
     loc = " + ".join(dict.fromkeys(node.inputs[1].loc or node.inputs[1].name for node in group))
     weight = graph.add_const(f"{stem}.weight", transposed(rows), loc=loc)
-    adds = [_bias_of(node) for node in group]
+    adds = [_addition(node) for node in group]
     results = [node.output if add is None else add.output for node, add in zip(group, adds, strict=True)]
     biased = any(add is not None for add in adds)
     total = _node(
@@ -92,14 +93,10 @@ def _node(graph: Graph, first: Node, op: str, inputs: Sequence[Value], name: str
     return graph.add(op, inputs, outputs=[name], types=[type_], before=first, loc=inputs[1].loc).output
 
 
-def _bias_of(node: Node) -> Node | None:
-    """The addition of a constant vector that alone reads a product."""
-    users = node.output.users
-    if len(users) != 1 or users[0].op != "Add" or node.output.use_count != 1:
-        return None
-    other = next((value for value in users[0].inputs if value is not node.output), None)
-    fits = other is not None and other.is_const and other.type.rank == 1 and other.shape[0] == _columns(node)
-    return users[0] if fits and users[0].output.type == node.output.type else None
+def _addition(node: Node) -> Node | None:
+    """The addition of a bias that alone reads a product and gives its type."""
+    bias, result = bias_of(node)
+    return result.producer if bias is not None and result.type == node.output.type else None
 
 
 def _joined_bias(group: Sequence[Node], adds: Sequence[Node | None]) -> np.ndarray:

@@ -15,13 +15,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ir.base.cache import write_whole
 from ir.base.diag import Diagnostic, LadingError
 from ir.graph.graph import Edit, Graph, Value
 from passes.framework.manager import Instrument, PassReport, Report, Step, StopPipeline
@@ -131,9 +131,8 @@ def write_graph(graph: Graph, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         text = print_graph(graph, side=path.with_suffix(".bin"), base=path.parent)
-        part = path.with_name(path.name + ".part")
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
+        with write_whole(path) as part:
+            part.write_text(text, encoding="utf-8")
     except OSError as error:
         raise LadingError("P364", f"cannot write the graph: {error.strerror}", str(path)) from None
 

@@ -12,8 +12,6 @@ from ir.base.types import Dim, TensorType
 from ir.graph.graph import Graph, Node, Value
 from ir.ops import registry as ops
 
-NORMS = ("RMSNormalization", "LayerNormalization")
-
 
 def token_input(graph: Graph) -> Value:
     """The graph input that holds token ids: the integer input that indexes a constant float table.
@@ -205,7 +203,7 @@ def row_cut(graph: Graph, logits: Value, place: str) -> Value:
         )
     if place == "earliest":
         return inner[-1]
-    before_norm = [value for value in inner if any(node.op in NORMS for node in value.users)]
+    before_norm = [value for value in inner if any(node.op in ops.NORMS for node in value.users)]
     return before_norm[0] if before_norm else inner[0]
 
 

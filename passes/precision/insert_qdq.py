@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ir.base.diag import LadingError
-from ir.base.types import BF16, F16, F32, TensorType
+from ir.base.types import F16, F32, TensorType
 from ir.facts.calibration import Calibration
 from ir.facts.precision import PrecisionPlan, Storage
 from ir.graph.graph import Graph, Node, Value
-from ir.quant.weight import METHODS, QuantizedWeight, shared_quantized
+from ir.quant.weight import METHODS, shared_quantized
 from ir.tensor.base import Tensor
 from ir.tensor.elementwise import cast
 from ir.tensor.rearranged import transposed
 from passes.framework.base import Pass
 from passes.framework.context import PassContext
-from passes.precision.planned_weights import same_matrix, spec_of, weights_of
+from passes.precision.planned_weights import as_stored, same_matrix, spec_of, weights_of
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def _store_half(graph: Graph, value: Value, by_rows: bool) -> None:
 
 def _store_blocks(graph: Graph, value: Value, storage: Storage, moments: str, by_rows: bool) -> None:
     source = value.const if by_rows else transposed(value.const)
-    recipe = _recipe(source, storage, moments)
+    recipe = shared_quantized(as_stored(source), spec_of(storage, moments))
     # MatMul orientation [in, out] runs along axis 0; rows of a table [rows, in] along axis 1.
     parts = [recipe.codes, recipe.scale, recipe.zero_point]
     oriented: list[Tensor | None] = [part if by_rows or part is None else transposed(part) for part in parts]
@@ -106,14 +106,6 @@ def _store_blocks(graph: Graph, value: Value, storage: Storage, moments: str, by
     type_ = TensorType(F32, value.shape)
     node = graph.add(op, inputs, attrs, types=[type_], before=graph.first, loc=value.loc)
     _take_over(graph, value, node)
-
-
-def _recipe(source: Tensor, storage: Storage, moments: str) -> QuantizedWeight:
-    """The recipe of a matrix, shared by equal matrices; a source that was only widened is read as it is stored."""
-    name, args, _ = source.recipe()
-    if name == "cast" and args[0].type.dtype in (BF16, F16):
-        source = args[0]
-    return shared_quantized(source, spec_of(storage, moments))
 
 
 def _take_over(graph: Graph, value: Value, node: Node) -> None:

@@ -63,14 +63,23 @@ def bits_per_weight(text: str) -> float:
 
 def size_of(text: str) -> int:
     """``300MB``, ``2.13MB``, ``1.2GiB`` in bytes, rounded down; Q450 for anything else."""
-    found = re.fullmatch(rf"{_NUMBER}\s*([A-Za-z]+)", text.strip())
-    unit = next((size for name, size in _UNITS.items() if found and name.lower() == found[2].lower()), None)
-    if found is None or unit is None or float(found[1]) <= 0:
+    found = read_size(text)
+    if found is None:
         hint = f"a number and a unit: {', '.join(_UNITS)}"
         raise LadingError("Q450", f"max-size={text!r} is not a size", hint=hint)
+    return found
+
+
+def read_size(text: str, unit: str = "") -> int | None:
+    """Bytes of a size, rounded down; `unit` is that of a bare number. None for what is no size above zero."""
+    found = re.fullmatch(rf"{_NUMBER}\s*([A-Za-z]*)", text.strip())
+    written = (found[2] or unit).lower() if found else ""
+    scale = next((scale for name, scale in _UNITS.items() if name.lower() == written), None)
+    if found is None or scale is None or float(found[1]) <= 0:
+        return None
     whole, _, fraction = found[1].partition(".")
     # Exact, since a binary float would make 2.13MB one byte less.
-    return int((whole or "0") + fraction) * unit // 10 ** len(fraction)
+    return int((whole or "0") + fraction) * scale // 10 ** len(fraction)
 
 
-__all__ = ["Limit", "bits_per_weight", "limit_of", "size_of"]
+__all__ = ["Limit", "bits_per_weight", "limit_of", "read_size", "size_of"]

@@ -16,6 +16,9 @@ from ir.tensor.elementwise import cast
 from ir.tensor.rearranged import transposed
 from passes.inputs.finders import is_rowwise
 
+LAYERS = ("layers", "h", "blocks")
+"""What checkpoints call the list of layers."""
+
 
 @dataclass(frozen=True)
 class Weight:
@@ -41,8 +44,7 @@ class Weight:
         """The float matrix as output-major rows ``[rows, columns]``, as narrow as it is stored."""
         tensor: Tensor = self.value.const  # type: ignore[assignment]
         source = tensor if self.role == "embedding" else transposed(tensor)
-        name, args, _ = source.recipe()
-        return args[0] if name == "cast" and args[0].type.dtype in (BF16, F16) else source
+        return as_stored(source)
 
     def quantized(self, storage: Storage, moments: str) -> QuantizedWeight:
         """The recipe of a storage of at most 8 bits; `moments` is the key of the statistics, empty for none."""
@@ -57,6 +59,12 @@ class Weight:
             return cast(cast(tensor, F16), F32)
         rows = self.quantized(storage, moments).dequantized()
         return rows if self.role == "embedding" else transposed(rows)
+
+
+def as_stored(source: Tensor) -> Tensor:
+    """A tensor before it was widened from half precision, else itself."""
+    name, args, _ = source.recipe()
+    return args[0] if name == "cast" and args[0].type.dtype in (BF16, F16) else source
 
 
 def spec_of(storage: Storage, moments: str) -> QuantSpec:
@@ -104,6 +112,16 @@ def _reaches_output(node: Node) -> bool:
         node = users[0]
 
 
+def bias_of(node: Node) -> tuple[Value | None, Value]:
+    """The constant vector that the only reader of a product by a matrix adds, if any, and the value after it."""
+    users = node.output.users
+    if len(users) == 1 and users[0].op == "Add" and node.output.use_count == 1:
+        other = next((value for value in users[0].inputs if value is not node.output), None)
+        if other is not None and other.is_const and other.shape == node.inputs[1].shape[1:]:  # type: ignore
+            return other, users[0].output
+    return None, node.output
+
+
 def same_matrix(weights: Sequence[Weight]) -> tuple[Weight, Weight] | None:
     """The embedding and the logits matrix, in this order, when the graph has one of each and they are equal."""
     tables = [weight for weight in weights if weight.role == "embedding"]
@@ -116,15 +134,23 @@ def same_matrix(weights: Sequence[Weight]) -> tuple[Weight, Weight] | None:
 
 
 def place_of(name: str) -> tuple[int | None, str]:
-    """Number of the layer and kind of a weight as far as its name tells: ``(3, "q_proj")``; None outside layers."""
+    """Number of the layer and kind of a weight as far as its name tells: ``(3, "q_proj")``; None outside layers.
+
+    The layer is the number behind a word of `LAYERS`, else the first number.
+    """
     parts = [part for part in name.split(".") if part not in ("weight", "kernel")]
-    layer = next((int(part) for part in parts if re.fullmatch(r"\d{1,6}", part)), None)
+    numbered = [at for at, part in enumerate(parts) if re.fullmatch(r"\d{1,6}", part)]
+    named = [at for at in numbered if at and parts[at - 1] in LAYERS]
+    layer = next((int(parts[at]) for at in (*named, *numbered)), None)
     words = [part for part in parts if not part.isdigit()]
     return layer, words[-1] if words else name
 
 
 __all__ = [
+    "LAYERS",
     "Weight",
+    "as_stored",
+    "bias_of",
     "place_of",
     "same_matrix",
     "spec_of",

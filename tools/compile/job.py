@@ -282,11 +282,6 @@ class _Job:
             import tokenizers
 
             assert onnxruntime and tokenizers
-        if calibrated:
-            import scipy.linalg
-            import scipy.optimize
-
-            assert scipy
 
     def _lower(self, folder: Path) -> tuple[Graph, Report]:
         """The checkpoint as a graph that MNN can hold."""
@@ -433,16 +428,16 @@ def _sample(folder: Path, verification: Verification | None) -> tuple[str, str] 
     """The first prompt and what the runtime made of it."""
     if verification is None or not verification.sample:
         return None
-    from tokenizers import Tokenizer
+    from frontends.text.tokenizer import open_tokenizer
 
-    text = Tokenizer.from_file(str(folder / "tokenizer.json")).decode(verification.sample, skip_special_tokens=True)
+    text = open_tokenizer(folder).decode(verification.sample, skip_special_tokens=True)
     return PROMPTS[0], text
 
 
 def _encoder(folder: Path) -> Callable[[str], list[int]]:
-    from tokenizers import Tokenizer
+    from frontends.text.tokenizer import open_tokenizer
 
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer = open_tokenizer(folder)
     return lambda text: tokenizer.encode(text).ids
 
 

@@ -11,9 +11,9 @@ from collections.abc import Hashable, Sequence
 from html import escape
 from pathlib import Path
 
+from backends.templates import render
 from ir.base.diag import LadingError
 from tools.inspect.layered import Box, Point
-from tools.inspect.page import COLOURS, PAGE
 from tools.inspect.scene import Scene
 
 MARGIN = 24.0
@@ -30,7 +30,8 @@ def svg(scene: Scene) -> str:
         f'height="{_n(height)}" role="img" aria-label="{_text(scene.title or "graph")}">'
     )
     paper = f'<rect class="paper" width="{_n(width)}" height="{_n(height)}"/>'
-    return f"{head}\n<style>{COLOURS}</style>\n{paper}\n{_drawing(scene)}\n</svg>\n"
+    colours = render(__file__, "picture.css.jinja")
+    return f"{head}\n<style>{colours}</style>\n{paper}\n{_drawing(scene)}\n</svg>\n"
 
 
 def html(scene: Scene, facts: Sequence[tuple[str, str]] = ()) -> str:
@@ -40,6 +41,8 @@ def html(scene: Scene, facts: Sequence[tuple[str, str]] = ()) -> str:
         scene: what to draw.
         facts: lines of the overview, name and text.
     """
+    from markupsafe import Markup
+
     number = {key: index for index, key in enumerate(scene.items)}
     data = {
         "title": scene.title or "graph",
@@ -56,10 +59,13 @@ def html(scene: Scene, facts: Sequence[tuple[str, str]] = ()) -> str:
     }  # fmt: skip
     # No name may end the script element or open another.
     text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
-    page = PAGE.replace("{{title}}", _text(scene.title or "graph")).replace("{{colours}}", COLOURS)
-    before, _, rest = page.partition("{{drawing}}")
-    middle, _, after = rest.partition("{{data}}")
-    return before + _drawing(scene) + middle + text + after
+    return render(
+        __file__,
+        "page.html.jinja",
+        title=Markup(_text(scene.title or "graph")),
+        drawing=Markup(_drawing(scene)),
+        data=Markup(text),
+    )
 
 
 def write(text: str, path: Path) -> None:

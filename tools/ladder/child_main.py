@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import sys
 import threading
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ir.base.diag import LadingError
+from passes.precision.planned_weights import place_of as place_in_checkpoint
 from tools.compile.job import Listener, Request, Result, compile_model
 from tools.shared.cli import EXIT_FAILED, EXIT_INTERRUPTED
 
@@ -126,10 +126,8 @@ def _sensitivity(fact: Sensitivity) -> dict[str, Any]:
 
 def place_of(name: str) -> tuple[int | None, str]:
     """Layer (None outside the layers) and kind of a weight by its name, such as 3 and ``gate``."""
-    layer = re.search(r"\.(?:layers|h|blocks)\.(\d+)\.", f".{name}")
-    parts = [part for part in name.split(".") if part not in ("weight", "bias")]
-    kind = next((KINDS[part] for part in reversed(parts) if part in KINDS), parts[-1] if parts else name)
-    return (int(layer[1]) if layer else None), kind
+    layer, kind = place_in_checkpoint(name)
+    return layer, KINDS.get(kind, kind)
 
 
 def main(path: str) -> int:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ir.base.diag import LadingError
 from tools.ladder.child import compile_rung
 from tools.ladder.rungs import Rule, Spec
-from tools.ladder.text import Text, tokenizer_of
+from tools.ladder.text import Text
 from tools.matrix.rows import digest_of_sources, read_kept, write_kept
 from tools.shared.interrupts import held_interrupts
 
@@ -315,8 +315,9 @@ class Gauge:
         from backends.mnn.run.native import run_model
         from backends.mnn.target.environments import installed_version
         from backends.mnn.write.configs import config_for
+        from frontends.text.tokenizer import open_tokenizer
 
-        tokenizer = tokenizer_of(self.job.folder)
+        tokenizer = open_tokenizer(self.job.folder)
         config = config_for(folder, installed_version() or "")
         prompt = tokenizer.encode(self.job.prompt).ids
         action = {"do": "greedy", "prompt": prompt, "tokens": SAMPLE_TOKENS}

@@ -191,10 +191,9 @@ def _progress(quiet: bool, total: int) -> Iterator[Watcher]:
     if quiet or not console.is_terminal:
         yield Watcher()
         return
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from tools.shared.progress import drawing
 
-    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), TimeElapsedColumn()
-    with Progress(*columns, console=console, transient=True) as progress:
+    with drawing(console, bar=24) as progress:
         yield _Drawn(progress, total)
 
 

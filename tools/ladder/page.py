@@ -9,10 +9,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from backends.templates import render
 from tools.ladder.charts import bars, bits_map, curve, esc, legend, sensitivity_map, stored_as
 from tools.ladder.report import deviation, measured_on, speed
 from tools.ladder.rungs import change, divergence, measured, small
-from tools.ladder.style import SCRIPT, STYLE
 from tools.shared.cli import megabytes
 
 Rung = Mapping[str, Any]
@@ -42,28 +42,35 @@ def html_page(data: Mapping[str, Any]) -> str:
     Args:
         data: what `tools.ladder.report.ladder_data` gives, or the JSON that was written from it.
     """
+    from markupsafe import Markup
+
     ready = measured(data["rungs"])
-    name = data["model"]["name"]
-    body = [
-        _header(data),
-        _take(data, ready),
-        _curve(data, ready),
-        _numbers(data),
-        _bars(data, ready),
-        _sensitivity(ready),
-        _stores(data, ready),
-        _samples(data, ready),
-        _how(data, ready),
-        '<div id="tip" role="tooltip" hidden></div>',
-        f"<script>{SCRIPT}</script>",
-    ]
-    head = (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n<link rel="icon" href="data:,">\n'
-        f"<title>Precision ladder of {esc(name)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+    chosen = data["recommendation"]["rung"]
+    best = min(ready, key=lambda rung: rung["kl"], default=None)
+    return render(
+        __file__,
+        "ladder.html.jinja",
+        data=data,
+        ready=ready,
+        chosen=chosen,
+        taken=lambda rung: Markup(' class="taken"') if rung["name"] == chosen else "",
+        facts=_facts(data),
+        take=_take(data, ready),
+        why=Markup(_prose(data["recommendation"]["why"])),
+        curves=Markup("".join(curve(ready, data, by=by) for by in ("size", "bits")) if ready else ""),
+        legend=Markup(legend(ready)),
+        measured_on=measured_on(data),
+        heads=HEADS,
+        bars=Markup(_bars(data, ready)),
+        sensitivity=_sensitivity(ready),
+        stores=[_pane(rung) for rung in shown_stores(ready, chosen)],
+        narrow=lambda extra: Markup(' class="extra"') if extra else "",
+        place=_place,
+        stored_as=stored_as,
+        nearest=best["name"] if best is not None else "",
+        samples=[_sample(rung, best) for rung in ready],
+        how=_how(data, ready),
     )
-    return head + "\n".join(part for part in body if part) + "\n</body>\n</html>\n"
 
 
 def _memory(rung: Rung) -> str:
@@ -75,7 +82,7 @@ def _prose(text: str) -> str:
     return re.sub(r"(\d) (?=%|[kMG]B\b|bytes\b)", "\\1\u00a0", esc(text))
 
 
-def _header(data: Mapping[str, Any]) -> str:
+def _facts(data: Mapping[str, Any]) -> str:
     model = data["model"]
     facts = [model["family"]] if model.get("family") else []
     if model.get("layers") is not None:
@@ -84,87 +91,25 @@ def _header(data: Mapping[str, Any]) -> str:
         facts.append(f"{model['parameters']:,} weights")
     releases = data["releases"]
     span = f" (MNN {releases[0]}{f' to {releases[-1]}' if len(releases) > 1 else ''})" if releases else ""
-    told = ", ".join([*facts, f"target {data['target']}{span}", f"Lading {data['compiler']}"])
-    lines = [
-        f"<h1>Precision ladder of {esc(model['name'])}</h1>",
-        f'<p class="soft">{esc(told)}.<br>Compiled from {esc(model["source"])}.</p>',
-    ]
-    return f"<header>{''.join(lines)}</header><main>"
+    return ", ".join([*facts, f"target {data['target']}{span}", f"Lading {data['compiler']}"])
 
 
-def _take(data: Mapping[str, Any], ready: Sequence[Rung]) -> str:
-    found = data["recommendation"]
-    rung = next((item for item in ready if item["name"] == found["rung"]), None)
+def _take(data: Mapping[str, Any], ready: Sequence[Rung]) -> list[tuple[str, str, str]]:
+    """Figures of the recommended rung, name, value and note; none where no rung is recommended."""
+    rung = next((item for item in ready if item["name"] == data["recommendation"]["rung"]), None)
     if rung is None:
-        return f'<section class="take none"><h2>No rung is recommended</h2><p>{esc(found["why"])}</p></section>'
+        return []
     largest = max(ready, key=lambda item: item["bytes"])
     times = largest["bytes"] / rung["bytes"]
     against = f"{times:.1f} times smaller than {largest['name']}" if largest is not rung else "the largest rung"
     error = deviation(rung)
-    figures = [
+    return [
         ("Size", megabytes(rung["bytes"]), against),
         ("KL from the float model", divergence(rung["kl"]), f"{f'± {error} ' if error else ''}nats a token"),
         ("Perplexity", change(rung["perplexity_rise"]), f"{rung['perplexity']:.3f} on the text"),
         ("Decode", speed(rung["decode_tokens_per_s"]), "tokens a second, this machine"),
         ("Memory", _memory(rung), "of the process, at its highest"),
     ]
-    rows = "".join(f"<div><dt>{esc(a)}</dt><dd>{esc(b)}<small>{esc(c)}</small></dd></div>" for a, b, c in figures)
-    return (
-        f'<section class="take"><h2>Take {esc(rung["name"])}</h2><dl class="figures">{rows}</dl>'
-        f"<p>{_prose(found['why'])}</p></section>"
-    )
-
-
-def _curve(data: Mapping[str, Any], ready: Sequence[Rung]) -> str:
-    if not ready:
-        return ""
-    return (
-        "<section><h2>Size against quality</h2>"
-        '<p class="soft">Lower left is better. Both axes are logarithmic. Point at a rung, or step through them with the '
-        "tab key, for its numbers.</p><div>"
-        '<input class="hidden" type="radio" name="across" id="by-size" checked>'
-        '<input class="hidden" type="radio" name="across" id="by-bits">'
-        '<div class="switch"><label for="by-size">Size</label><label for="by-bits">Bits per weight</label></div>'
-        f"{curve(ready, data, by='size')}{curve(ready, data, by='bits')}</div>{legend(ready)}</section>"
-    )
-
-
-def _numbers(data: Mapping[str, Any]) -> str:
-    chosen = data["recommendation"]["rung"]
-    head = "".join(f'<th scope="col">{esc(name)}</th>' for name, _, _ in HEADS)
-    rows = []
-    for rung in data["rungs"]:
-        name = esc(rung["name"])
-        if rung["status"] != "ok":
-            error = rung["error"]
-            rows.append(
-                f'<tr class="failed" data-rung="{name}"><th scope="row">{name}</th>'
-                f'<td colspan="{len(HEADS)}">failed: {esc(error["code"])}</td></tr>'
-            )
-            continue
-        marks = "recommended" if rung["name"] == chosen else "best for its size" if rung["on_front"] else ""
-        badge = f'<span class="badge">{marks}</span>' if marks else ""
-        cells = "".join(
-            f'<td data-name="{esc(head_)}" data-field="{key}">{esc(text(rung))}</td>' for head_, key, text in HEADS
-        )
-        taken = ' class="taken"' if rung["name"] == chosen else ""
-        rows.append(f'<tr{taken} data-rung="{name}"><th scope="row">{name}{badge}</th>{cells}</tr>')
-    return (
-        f'<section><h2>All numbers</h2><p class="soft">{esc(measured_on(data))}</p><table class="numbers">'
-        f'<thead><tr><th scope="col">Rung</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
-        f"{_failures(data)}</section>"
-    )
-
-
-def _failures(data: Mapping[str, Any]) -> str:
-    items = []
-    for rung in data["rungs"]:
-        if rung["status"] == "ok":
-            continue
-        error = rung["error"]
-        hint = f" <span class=soft>{esc(error['hint'])}</span>" if error["hint"] else ""
-        items.append(f"<li><b>{esc(rung['name'])} [{esc(error['code'])}]</b> {esc(error['message'])}.{hint}</li>")
-    return f'<ul class="failures">{"".join(items)}</ul>' if items else ""
 
 
 def _bars(data: Mapping[str, Any], ready: Sequence[Rung]) -> str:
@@ -180,22 +125,19 @@ def _bars(data: Mapping[str, Any], ready: Sequence[Rung]) -> str:
              lambda r: speed(r["prefill_tokens_per_s"]), chosen),
         bars("Load time", "less is better", ready, lambda r: r["load_s"], lambda r: f"{r['load_s']:.2f} s", chosen),
     ]  # fmt: skip
-    return f'<section><h2>Speed and memory</h2><div class="bars">{"".join(parts)}</div></section>'
+    return "".join(parts)
 
 
-def _sensitivity(ready: Sequence[Rung]) -> str:
+def _sensitivity(ready: Sequence[Rung]) -> dict[str, Any] | None:
+    from markupsafe import Markup
+
     rung = next((item for item in ready if item["sensitivity"]), None)
     if rung is None:
-        return ""
+        return None
     found = rung["sensitivity"]
     probes = sorted({item["probe"] for item in found["weights"] if item["probe"]})
     how = f"as {probes[0]}" if len(probes) == 1 else "coarsely"
-    return (
-        "<section><h2>Which weights matter</h2>"
-        f'<p class="soft">How far the float model moves when one weight alone is stored {how}, in thousandths of a nat of KL '
-        f"divergence a token, measured on {found['tokens'][0]:,} tokens before any rung was assigned. Arrow keys walk "
-        f"through the cells.</p>{sensitivity_map(found['weights'])}</section>"
-    )
+    return {"how": how, "tokens": f"{found['tokens'][0]:,}", "map": Markup(sensitivity_map(found["weights"]))}
 
 
 # ---- what the rungs store ----
@@ -211,26 +153,18 @@ def shown_stores(ready: Sequence[Rung], chosen: str | None) -> list[Rung]:
     return mixed + taken or list(ready[-1:])
 
 
-def _stores(data: Mapping[str, Any], ready: Sequence[Rung]) -> str:
-    chosen = data["recommendation"]["rung"]
-    shown = shown_stores(ready, chosen)
-    if not shown:
-        return ""
-    tabs = "".join(
-        f'<button type="button" role="tab" id="tab-{number}"{" data-first=yes" if rung["name"] == chosen else ""}>'
-        f"{esc(rung['name'])}</button>"
-        for number, rung in enumerate(shown)
-    )
-    panes = "".join(
-        f'<div class="pane"><h3>{esc(rung["name"])}</h3><div>{bits_map(rung)}{_predicted(rung)}</div>'
-        f"<div>{_worst(rung)}</div></div>"
-        for rung in shown
-    )
-    return (
-        '<section class="stores"><h2>What is stored how</h2><p class="soft">Bits of each weight, and the weights that lose '
-        "most. More bits are shaded more strongly.</p>"
-        f'<div class="tabs" role="tablist" aria-label="Rungs" hidden>{tabs}</div>{panes}</section>'
-    )
+def _pane(rung: Rung) -> dict[str, Any]:
+    """What the page shows of the weights of one rung."""
+    from markupsafe import Markup
+
+    worst = _worst(rung)
+    columns = [
+        column
+        for column in WORST_COLUMNS
+        if column[3] is None or any(item.get(column[3]) is not None for item in worst)
+    ]
+    known = {"name": rung["name"], "map": Markup(bits_map(rung)), "predicted": _predicted(rung)}
+    return {**known, "worst": worst, "columns": columns}
 
 
 def _predicted(rung: Rung) -> str:
@@ -239,37 +173,20 @@ def _predicted(rung: Rung) -> str:
     plan = next((item for item in plans if item["taken"]), None)
     if plan is None:
         return ""
-    text = (
+    return (
         f"Of {len(plans)} plans that were tried this one was taken: KL {divergence(plan['predicted'])} was predicted, "
         f"{divergence(plan['measured'])} ± {small(plan['measured_error'])} measured in float arithmetic, "
         f"{divergence(rung['kl'])} on the runtime and the text of this report."
     )
-    return f'<p class="note soft">{esc(text)}</p>'
 
 
-def _worst(rung: Rung) -> str:
+def _worst(rung: Rung) -> list[Mapping[str, Any]]:
+    """The weights that lose most, worst first; none where errors were not measured."""
     items = [item for item in rung["weights"] if item["shared_with"] is None]
     if all(item["error"] is None and item.get("loss") is None for item in items):
-        return '<p class="soft">The errors of the weights were not measured (--verify none).</p>'
+        return []
     key = "loss" if any(item.get("loss") is not None for item in items) else "error"
-    ordered = sorted(items, key=lambda item: (-(item.get(key) or 0.0), item["name"]))[:WORST]
-    columns = [
-        column
-        for column in WORST_COLUMNS
-        if column[3] is None or any(item.get(column[3]) is not None for item in items)
-    ]
-    head = "".join(f'<th scope="col"{_extra(extra)}>{name}</th>' for name, extra, _, _ in columns)
-    rows = "".join(
-        f'<tr><th scope="row" tabindex="0" data-tip="{esc(item["name"])}&#10;{esc(stored_as(item))}">{esc(_place(item))}</th>'
-        + "".join(f"<td{_extra(extra)}>{esc(text(item))}</td>" for _, extra, text, _ in columns)
-        + "</tr>"
-        for item in ordered
-    )
-    return f'<table class="worst"><thead><tr><th scope="col">Worst weights</th>{head}</tr></thead><tbody>{rows}</tbody></table>'
-
-
-def _extra(extra: bool) -> str:
-    return ' class="extra"' if extra else ""
+    return sorted(items, key=lambda item: (-(item.get(key) or 0.0), item["name"]))[:WORST]
 
 
 def _block(item: Mapping[str, Any]) -> str:
@@ -304,30 +221,14 @@ without which a column is left out."""
 # ---- samples and method ----
 
 
-def _samples(data: Mapping[str, Any], ready: Sequence[Rung]) -> str:
-    if not ready:
-        return ""
-    best = min(ready, key=lambda rung: rung["kl"])
-    cards = "".join(_sample(rung, best, rung["name"] == data["recommendation"]["rung"]) for rung in ready)
-    return (
-        "<section><h2>The same prompt, continued by every rung</h2>"
-        '<p class="soft">Greedy decoding on the runtime. What is as in '
-        f"{esc(best['name'])}, the rung nearest to the float model, is faint.</p>"
-        f'<pre class="prompt" aria-label="Prompt">{esc(data["prompt"])}</pre><div class="samples">{cards}</div></section>'
-    )
-
-
-def _sample(rung: Rung, best: Rung, taken: bool) -> str:
+def _sample(rung: Rung, best: Rung) -> tuple[Rung, int, str]:
+    """A rung, how many characters of its text are as in `best`, and a note on that; 0 and no note for `best` itself."""
     text, other = rung["sample"], best["sample"]
-    same = next((n for n, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(len(text), len(other)))
     if rung is best:
-        body, note = esc(text), ""
-    else:
-        body = f'<span class="same">{esc(text[:same])}</span>{esc(text[same:])}'
-        whole = same == len(text) == len(other)
-        note = f"<p>{'the same text' if whole else f'differs after {same} characters'}</p>"
-    mark = ' class="taken"' if taken else ""
-    return f"<article{mark}><h3>{esc(rung['name'])}</h3><pre>{body}</pre>{note}</article>"
+        return rung, 0, ""
+    same = next((n for n, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(len(text), len(other)))
+    whole = same == len(text) == len(other)
+    return rung, same, "the same text" if whole else f"differs after {same} characters"
 
 
 ORIGINS = {
@@ -345,11 +246,11 @@ CHECKS = {
 """What each level of ``--verify`` did."""
 
 
-def _how(data: Mapping[str, Any], ready: Sequence[Rung]) -> str:
+def _how(data: Mapping[str, Any], ready: Sequence[Rung]) -> list[tuple[str, str]]:
     text, reference = data["text"], data["reference"]
     known = f"; perplexity {reference['perplexity']:.3f}" if reference["perplexity"] else ""
     release = f"MNN {data['release']}" if data["release"] else "no release"
-    rows = [
+    return [
         (
             "Text",
             f"{text['name']} ({ORIGINS[text['origin']]}): {text['tokens']:,} tokens in {text['windows']} windows of at most "
@@ -375,8 +276,6 @@ def _how(data: Mapping[str, Any], ready: Sequence[Rung]) -> str:
         ("Checked", CHECKS[data["verify"]]),
         ("Rule", _rule(data["rule"])),
     ]
-    body = "".join(f"<dt>{esc(name)}</dt><dd>{esc(value)}</dd>" for name, value in rows)
-    return f'<section><h2>How it was measured</h2><dl class="how">{body}</dl></section></main>'
 
 
 def _settings(ready: Sequence[Rung]) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ir.base.diag import LadingError, suggest
-from tools.shared.cli import megabytes
+from tools.shared.cli import megabytes, split_list
 
 DEFAULT_RUNGS = (
     "fp32", "fp16", "int8", "int4", "default", "mixed:3.5bpw", "mixed:4bpw", "mixed:4.5bpw", "mixed:5bpw", "mixed:6bpw",
@@ -72,7 +72,7 @@ def parse_rungs(text: str, uniform: Iterable[int] = ()) -> list[Spec]:
     Raises:
         LadingError: U933 an unknown, malformed or repeated rung; the errors of the pipeline's text.
     """
-    names = [part.strip() for part in re.findall(r"(?:[^,{]|\{[^}]*\})+", text) if part.strip()] or list(DEFAULT_RUNGS)
+    names = split_list(text) or list(DEFAULT_RUNGS)
     names += [name for bits in uniform if (name := f"uniform:{bits}") not in names]
     specs = [parse_rung(name) for name in names]
     repeated = [spec.name for number, spec in enumerate(specs) if spec.slug in {item.slug for item in specs[:number]}]
@@ -161,11 +161,12 @@ def parse_size(text: str) -> int:
     Raises:
         LadingError: U934 it is none.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(kB|MB|GB|KiB|MiB|GiB|B)?", text.strip())
-    if found is None or float(found[1]) <= 0:
+    from passes.precision.limits import read_size
+
+    found = read_size(text, unit="B")
+    if found is None:
         raise LadingError("U934", f"{text!r} is no size", hint="write 300MB, 1.5GB or a number of bytes")
-    scales = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-    return int(float(found[1]) * scales.get(found[2] or "B", 1))
+    return found
 
 
 def front(rungs: Sequence[Mapping[str, Any]]) -> list[str]:

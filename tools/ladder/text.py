@@ -55,16 +55,18 @@ def read_text(path: Path, origin: str, folder: Path, count: int, width: int) -> 
         width: tokens a window.
 
     Raises:
-        LadingError: U903 no such file, U938 too short for one window, U976 no tokenizer.
+        LadingError: U903 no such file, U938 too short for one window, Q435 no tokenizer.
     """
     from hashlib import sha256
+
+    from frontends.text.tokenizer import open_tokenizer, prefix_of
 
     try:
         content = path.read_bytes()
     except OSError as error:
         raise LadingError("U903", f"the text cannot be read: {error.strerror}", where=str(path)) from error
-    tokenizer = tokenizer_of(folder)
-    prefix = _prefix(tokenizer)
+    tokenizer = open_tokenizer(folder)
+    prefix = prefix_of(tokenizer)
     ids = tokenizer.encode(content.decode("utf-8", "replace"), add_special_tokens=False).ids
     step = width - len(prefix)
     whole = len(ids) // step if step > 0 else 0
@@ -74,12 +76,6 @@ def read_text(path: Path, origin: str, folder: Path, count: int, width: int) -> 
     starts = sorted({number * whole // count * step for number in range(count)})
     windows = tuple(np.array(prefix + ids[start : start + step], np.int32) for start in starts)
     return Text(path.name, origin, windows, sha256(content).hexdigest())
-
-
-def _prefix(tokenizer: Any) -> list[int]:
-    """The ids that the tokenizer puts before every text."""
-    bare, whole = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
-    return whole[: -len(bare)] if bare and whole[-len(bare) :] == bare else []
 
 
 def sample_text(folder: Path, count: int, width: int) -> Text:
@@ -100,18 +96,3 @@ def sample_text(folder: Path, count: int, width: int) -> Text:
     if not pieces:
         raise LadingError("U938", "the packaged sample has no held-out tokens for this model", hint="give --text FILE")
     return Text("the held-out part of the packaged sample", "sample", tuple(pieces), windows_digest(pieces))
-
-
-def tokenizer_of(folder: Path) -> Any:
-    """The original tokenizer of a checkpoint.
-
-    Raises:
-        LadingError: U976 it is missing or cannot be read.
-    """
-    from tokenizers import Tokenizer
-
-    path = folder / "tokenizer.json"
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
-        raise LadingError("U976", f"the tokenizer cannot be read: {error}", where=str(path)) from error

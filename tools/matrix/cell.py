@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from backends.contract import Contract, Verification
     from backends.mnn.read.decoded_weights import MnnModel
     from backends.mnn.run.native import ModelRun
-    from backends.mnn.verify.metrics import Distance
+    from ir.evaluate.divergence import Distance
     from ir.evaluate.evaluator import Evaluator
     from ir.graph.graph import Graph
 
@@ -86,7 +86,7 @@ class Source:
         self.lock = threading.RLock()
 
     def check(self) -> None:
-        """Raise LadingError U976 now when the tokenizer cannot be read."""
+        """Raise LadingError Q435 now when the tokenizer cannot be read."""
         self._encode(())
 
     @cached_property
@@ -128,13 +128,9 @@ class Source:
         return self._encode(SAMPLES)
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        from tokenizers import Tokenizer
+        from frontends.text.tokenizer import open_tokenizer
 
-        path = self.folder / "tokenizer.json"
-        try:
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises nothing narrower
-            raise LadingError("U976", f"the tokenizer cannot be read: {error}", where=str(path)) from error
+        tokenizer = open_tokenizer(self.folder)
         return [tokenizer.encode(text).ids for text in texts]
 
     @cached_property
@@ -324,22 +320,22 @@ class _Judge:
         return self._near(got, self.artefact.logits(self.artefact.source.ids[: len(got)], self.artefact.kind))
 
     def _near(self, got: np.ndarray, wanted: np.ndarray) -> dict[str, Any]:
-        from backends.mnn.verify.logits import EXACT_BAR
+        from backends.mnn.verify.logits import exact_bar
 
         if got.shape != wanted.shape:
             return _check(False, f"logits {list(got.shape)} instead of {list(wanted.shape)}")
         gap = float(np.abs(got - wanted).max())
-        bar = EXACT_BAR * max(1.0, float(np.abs(wanted).max()) / 10)
+        bar = exact_bar(float(np.abs(wanted).max()))
         note = "" if gap <= bar else f"{gap:.3g} off where {bar:.3g} is allowed"
         return {**_check(gap <= bar, note), "error": gap if np.isfinite(gap) else None, "bar": bar}
 
     def _greedy(self, result: Mapping[str, Any]) -> dict[str, Any]:
         """Each token must be the reference's first choice, or level with it within rounding."""
-        from backends.mnn.verify.logits import EXACT_BAR
+        from backends.mnn.verify.logits import exact_bar
 
         prompt, ids = self.exact.actions[2]["prompt"], result["ids"]
         wanted = self.artefact.logits([*prompt, *ids[:-1]], self.artefact.kind)[len(prompt) - 1 :]
-        bar = 2 * EXACT_BAR * max(1.0, float(np.abs(wanted).max()) / 10)
+        bar = 2 * exact_bar(float(np.abs(wanted).max()))
         missed = [bool(row[token] < row.max() - bar) for row, token in zip(wanted, ids, strict=True)]
         equal = missed.index(True) if True in missed else len(ids)
         note = "" if equal == len(ids) else f"token {equal + 1} is not the reference's"
@@ -417,7 +413,7 @@ def _check(ok: bool, note: str) -> dict[str, Any]:
 
 
 def _distance(wanted: np.ndarray, got: np.ndarray) -> Distance:
-    from backends.mnn.verify.metrics import DistanceMeter
+    from ir.evaluate.divergence import DistanceMeter
 
     meter = DistanceMeter()
     meter.add(wanted, got)

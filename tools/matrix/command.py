@@ -19,7 +19,7 @@ import click
 
 from ir.base.diag import LadingError
 from tools.matrix.rows import PRECISIONS, Row, find_models, given_rows, made_rows, read_kept, record, write_kept
-from tools.shared.cli import EXIT_FAILED, EXIT_INTERRUPTED, QUIET_OPTION, Screen, command
+from tools.shared.cli import EXIT_FAILED, EXIT_INTERRUPTED, QUIET_OPTION, Screen, command, split_list
 
 
 @dataclass
@@ -209,7 +209,7 @@ def main(releases, families, precisions, target, models, sources, out, json_file
     screen = Screen(False, quiet)
     matrix = Matrix(find_releases(releases))
     names = find_models(families)
-    pipelines = _split(precisions)
+    pipelines = split_list(precisions)
     if not models:
         _check_pipelines(pipelines, target)
     with _progress(quiet) as say:
@@ -243,11 +243,6 @@ def _record_all(rows: Sequence[Row], matrix: Matrix, quiet: bool) -> None:
             click.echo(f"{row.artefact.folder / 'contract.json'} now says what was verified")
     if problems:
         raise LadingError.of(problems)
-
-
-def _split(text: str) -> list[str]:
-    """The items of a list whose commas inside braces do not count."""
-    return [part.strip() for part in re.findall(r"(?:[^,{]|\{[^}]*\})+", text) if part.strip()]
 
 
 def _check_pipelines(pipelines: Sequence[str], target: str) -> None:

@@ -107,10 +107,9 @@ def summary(matrix: Matrix) -> str:
 @contextmanager
 def spinner(console: Console) -> Iterator[Callable[[str], None]]:
     """A line on the terminal that says what is being done."""
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from tools.shared.progress import drawing
 
-    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
-    with Progress(*columns, console=console, transient=True) as progress:
+    with drawing(console) as progress:
         task = progress.add_task("")
         yield lambda what: progress.update(task, description=what)
 

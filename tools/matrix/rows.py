@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import fnmatch
 import json
-import os
 import re
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ir.base.cache import write_whole
 from ir.base.diag import LadingError, suggest
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ PRECISIONS = ("fp32", "fp16", "int8", "int4", "default")
 """Pipelines that every model is compiled with."""
 
 _COMPILER = ("ir", "passes", "frontends", "backends", "tools/matrix/random_checkpoints.py", "tools/compile/job.py")
-_SOURCES = (".py", ".json", ".jsonl")
+_SOURCES = (".py", ".json", ".jsonl", ".jinja")
 
 
 @dataclass
@@ -93,9 +92,8 @@ def read_kept(place: Path, made_of: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def write_kept(place: Path, data: Any) -> None:
     """Write JSON that is there as a whole or not at all."""
-    part = place.with_name(f".{place.name}.{os.getpid()}.{threading.get_ident()}")
-    part.write_text(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
-    os.replace(part, place)
+    with write_whole(place) as part:
+        part.write_text(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
 
 
 def _slug(text: str, place: str) -> str:
@@ -204,7 +202,7 @@ def given_rows(models: Sequence[Path], sources: Sequence[Path], matrix: Matrix, 
     `chosen` releases are run even where the model does not promise them.
 
     Raises:
-        LadingError: U973 not one checkpoint for each model, U974 one of another model, U976 one without a readable
+        LadingError: U973 not one checkpoint for each model, U974 one of another model, Q435 one without a readable
             tokenizer, C800 no contract; of models without a checkpoint B710 to B741 and F640 to F646.
     """
     from backends.contract import read

@@ -7,7 +7,6 @@ candidate is a text; it is tried only when it is well-formed, or as malformed as
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import inf
@@ -15,6 +14,7 @@ from pathlib import Path
 from time import monotonic
 
 from ir.analysis.dataflow import entries, exits, minimum_cut, post_dominators, reachable, regions
+from ir.base.cache import write_whole
 from ir.base.diag import LadingError
 from ir.graph.graph import Graph, GraphError, Node, Value
 from ir.text.parser import parse
@@ -138,10 +138,9 @@ class Reducer:
             raise LadingError("U922", f"cannot write: {error.strerror}", str(self._side)) from None
 
     def _write(self, path: Path, text: str) -> None:
-        part = path.with_name(path.name + ".part")
         try:
-            part.write_text(text, encoding="utf-8")
-            os.replace(part, path)
+            with write_whole(path) as part:
+                part.write_text(text, encoding="utf-8")
         except OSError as error:
             raise LadingError("U922", f"cannot write: {error.strerror}", str(path)) from None
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from backends.mnn.read.model_folder import Subject
     from backends.mnn.target.releases import MnnTarget
     from backends.mnn.verify.logits import Measurement
-    from backends.mnn.verify.metrics import Distance
     from backends.mnn.write.weight_layout import Layout
+    from ir.evaluate.divergence import Distance
     from ir.graph.graph import Graph
     from passes.framework.manager import Report as PassReport
 
@@ -400,7 +400,7 @@ def _distance(wanted: np.ndarray, got: np.ndarray, whose: str, path: Path) -> Di
         LadingError: U952 further than rounding explains.
     """
     from backends.mnn.verify.logits import EXACT_BAR
-    from backends.mnn.verify.metrics import DistanceMeter
+    from ir.evaluate.divergence import DistanceMeter
 
     meter = DistanceMeter()
     meter.add(wanted, got)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -97,6 +98,11 @@ def guarded(action: Callable[[], int], as_json: bool) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return EXIT_FAILED
+
+
+def split_list(text: str) -> list[str]:
+    """The items of a list whose commas inside braces do not count."""
+    return [part.strip() for part in re.findall(r"(?:[^,{]|\{[^}]*\})+", text) if part.strip()]
 
 
 def megabytes(size: float) -> str:

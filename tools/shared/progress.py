@@ -30,9 +30,15 @@ class _Drawn(Listener):
             self._progress.update(self._task, description=what or None, completed=done, total=total)
 
 
+def drawing(console: Console, bar: int = 0) -> Progress:
+    """What draws tasks on a console and leaves nothing behind: spinner, text, a bar of that width or none, and time."""
+    bars = [BarColumn(bar_width=bar)] if bar else []
+    columns = SpinnerColumn(), TextColumn("{task.description}"), *bars, TimeElapsedColumn()
+    return Progress(*columns, console=console, transient=True)
+
+
 @contextmanager
 def drawn_progress() -> Iterator[Listener]:
     """A listener that draws on standard error and leaves nothing behind."""
-    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=30), TimeElapsedColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with drawing(Console(stderr=True), bar=30) as progress:
         yield _Drawn(progress)

@@ -19,6 +19,7 @@ from ir.tensor.bf16_parts import bf16_parts, parts_needed
 from ir.tensor.inline import InlineTensor
 from passes.framework.base import Pass
 from passes.framework.context import PassContext
+from passes.precision.planned_weights import bias_of
 
 UNARY = {
     "Abs": "ABS", "Ceil": "CEIL", "Cos": "COS", "Erf": "ERF", "Exp": "EXP", "Floor": "FLOOR", "Log": "LOG", "Neg": "NEG",
@@ -224,7 +225,7 @@ def _matmul(node: Node, low: Lowering) -> None:
             "P372", "MNN computes a product with a constant matrix only", where=f"{node.loc or node.name}\n{node!r}"
         )
     stored = storage_of(weight, matmul=True)
-    bias, result = _bias(node)
+    bias, result = bias_of(node)
     if bias is None:
         bias = low.const(np.zeros(stored.rows, np.float32), "zeros")
     rows = x.shape[-2]
@@ -234,16 +235,6 @@ def _matmul(node: Node, low: Lowering) -> None:
     product = low.add("Convolution", [packed, weight, bias], wide, stem=f"{node.output.name}.conv")
     plain = low.add("ConvertTensor", [product], wide, {"source": "NC4HW4", "dest": "NCHW"})
     low.replace(result, low.reshape(plain, result.shape))
-
-
-def _bias(node: Node) -> tuple[Value | None, Value]:
-    """The constant vector that the only reader adds, and the value that then stands for the layer."""
-    users = node.output.users
-    if len(users) == 1 and users[0].op == "Add" and node.output.use_count == 1:
-        other = next((value for value in users[0].inputs if value is not node.output), None)
-        if other is not None and other.is_const and other.type.rank == 1 and other.shape[0] == node.output.shape[-1]:
-            return other, users[0].output
-    return None, node.output
 
 
 def _norm(node: Node, low: Lowering) -> None:

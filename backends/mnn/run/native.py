@@ -28,6 +28,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from ir.base.cache import write_whole
 from ir.base.diag import LadingError
 
 RUNNER = Path(__file__).with_name("runner.py")
@@ -322,12 +323,8 @@ def _convert(arguments: list[str], folder: Path, timeout_s: float, interpreter: 
 
 def _move(source: Path, target: Path) -> None:
     """Copy beside the target, then rename: the temporary folder may be on another file system."""
-    staged = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
+    with write_whole(target) as staged:
         staged.write_bytes(source.read_bytes())
-        os.replace(staged, target)
-    finally:
-        staged.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

@@ -459,26 +459,3 @@ def target(name: str = "portable") -> MnnTarget:
             hint="compile twice: 3.0.0 does not feed logits_index, and later releases need it for the right first token",
         )
     return found
-
-
-def markdown_table() -> str:
-    """The profiles as a Markdown table, then the evidence for each entry."""
-    lines = ["| field | " + " | ".join(VERSIONS) + " |", "|" + "---|" * (len(VERSIONS) + 1)]
-    for history in HISTORIES:
-        values = [_words(history.at(version).value) for version in VERSIONS]
-        lines.append(f"| `{history.name}` | " + " | ".join(values) + " |")
-    lines += ["", "| field | meaning | since | value | evidence |", "|---|---|---|---|---|"]
-    for history in HISTORIES:
-        for step in history.steps:
-            lines.append(
-                f"| `{history.name}` | {history.meaning} | {step.since} | {_words(step.value)} | {step.evidence} |"
-            )
-    return "\n".join(lines) + "\n"
-
-
-def _words(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, (tuple, dict)):
-        return ", ".join(map(str, value)) or "none"
-    return str(value)

@@ -34,7 +34,6 @@ __all__ = [
     "inexact",
     "jinja_template",
     "load_tokenizer",
-    "python_text_encode",
     "text_tokenizer",
 ]
 
@@ -92,11 +91,6 @@ def text_tokenizer(spec: TokenizerSpec) -> TextTokenizer:
     if spec not in _TEXT_TOKENIZERS:
         _TEXT_TOKENIZERS[spec] = TextTokenizer(read_text(encode_text(spec)[1]))
     return _TEXT_TOKENIZERS[spec]
-
-
-def python_text_encode(spec: TokenizerSpec, text: str) -> list[int]:
-    """The ids that MNN 3.4.0 and 3.4.1 give for `text` with the text form, without running them."""
-    return text_tokenizer(spec).encode(text)
 
 
 def jinja_template(spec: TokenizerSpec) -> str | None:

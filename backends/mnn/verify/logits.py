@@ -20,9 +20,9 @@ import numpy as np
 
 from backends.mnn.dialect.simulated import integer_weight, simulated
 from backends.mnn.run.native import EXACT_CONFIG, run_model
-from backends.mnn.verify.metrics import Distance, DistanceMeter, PairedLoss, PairedLossMeter, PerplexityMeter
 from backends.mnn.write.configs import config_for
 from ir.base.diag import Diagnostic, LadingError
+from ir.evaluate.divergence import Distance, DistanceMeter, PairedLoss, PairedLossMeter, PerplexityMeter
 from ir.evaluate.evaluator import Evaluator
 from ir.facts.inputs import DynamicInputs
 from ir.facts.precision import PrecisionPlan
@@ -484,8 +484,13 @@ def _below_bar(found: Verification, work: _Work, graph: Graph, max_kl: float | N
     return problems
 
 
+def exact_bar(max_logit: float) -> float:
+    """How far logits of exact arithmetic may be off, where the largest reference logit has this size."""
+    return EXACT_BAR * max(1.0, max_logit / 10)
+
+
 def _beyond_exact(decoded: Measurement) -> list[Diagnostic]:
-    bar = EXACT_BAR * max(1.0, decoded.distance.max_logit / 10)
+    bar = exact_bar(decoded.distance.max_logit)
     if decoded.distance.max_abs <= bar:
         return []
     message = (

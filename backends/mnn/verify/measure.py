@@ -23,10 +23,11 @@ import numpy as np
 from backends.mnn.run.native import ModelRun, run_child
 from backends.mnn.target.environments import installed_version
 from backends.mnn.write.configs import config_for
+from ir.base.cache import whole_file
 from ir.evaluate.evaluator import Evaluator
 from ir.evaluate.token_feeds import window_feeds
 from ir.graph.graph import Graph
-from ir.quant.statistics.moments import whole_file, windows_digest
+from ir.quant.statistics.moments import windows_digest
 from ir.text.printer import print_graph
 
 SCORER = Path(__file__).with_name("scorer.py")

@@ -140,15 +140,17 @@ def model_config(graph: Graph, layout: Layout, template: Mapping[str, str]) -> d
     if windows:
         config |= {"attention_type": "mix", "sliding_window": windows[0]}
     if layout.embedding is not None:
-        config["tie_embeddings"] = _row_table(layout.embedding)
+        config["tie_embeddings"] = row_table(layout.embedding)
     if template:
         config["jinja"] = dict(template)
     return config
 
 
-def _row_table(matrix: Matrix) -> list[int]:
-    """Where embedding rows lie: first code, alpha, bytes of alpha, bits, block (0 for a row); 1 behind it for half
-    alpha."""
+def row_table(matrix: Matrix) -> list[int]:
+    """``tie_embeddings``, where embedding rows lie: first code, alpha, bytes of alpha, bits, block (0 for a row).
+
+    Where the alpha is in half floats, a 1 follows.
+    """
     if matrix.weight.quantized is None:
         return [matrix.code_offset, 0, 0, 16, 0]
     block = 0 if matrix.weight.block == matrix.weight.columns else matrix.weight.block

@@ -175,12 +175,13 @@ def _write_configs(graph: Graph, emission: Emission, sampling: Mapping[str, Any]
             threads=settings.threads,
             dynamic_option=settings.dynamic_option,
         )
-        _write_json(emission, name, data, "config")
+        write_json(emission, name, data, "config")
     data = configs.model_config(graph, emission.layout, tokenizer.template)
-    _write_json(emission, configs.LLM_CONFIG, data, "llm_config")
+    write_json(emission, configs.LLM_CONFIG, data, "llm_config")
 
 
-def _write_json(emission: Emission, name: str, data: Mapping[str, Any], role: str) -> None:
+def write_json(emission: Emission, name: str, data: Mapping[str, Any], role: str) -> None:
+    """Write a configuration file into the emission's folder and note its role."""
     text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
     (emission.folder / name).write_text(text, encoding="utf-8")
     emission.roles[name] = role

@@ -11,10 +11,7 @@ import math
 import numpy as np
 
 from ir.base.diag import LadingError
-from ir.base.types import F16, F32
 from ir.quant.weight import QuantizedWeight, real_zero, thread_scratch
-from ir.tensor.base import Tensor
-from ir.tensor.elementwise import convert
 
 
 def row_alignment(bits: int, features: int) -> int:
@@ -158,8 +155,3 @@ def quantize_pack(
         if zero is not None:
             zero[first - start : last - start] = real_zero(part.scale, part.zero)
     return out, pack_alpha(scale, zero, half)
-
-
-def pack_floats(source: Tensor, start: int, stop: int, half: bool) -> np.ndarray:
-    """Rows of a float matrix as little-endian float16 or float32; T255 when a weight does not fit half precision."""
-    return convert(source.rows(start, stop), F16 if half else F32, source.loc)

@@ -4,7 +4,6 @@ tokenizer respelled, everything else copied."""
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import Executor
@@ -21,10 +20,10 @@ from backends.mnn.tokenizer.files.read import MtokFile, read_tokenizer
 from backends.mnn.tokenizer.forms import encode_text, inexact
 from backends.mnn.tokenizer.write_files import TokenizerFiles
 from backends.mnn.write import configs
-from backends.mnn.write.llm_folder import Emission, Settings
+from backends.mnn.write.llm_folder import Emission, Settings, write_json
 from backends.mnn.write.net_json import build_net
 from backends.mnn.write.weight_file import embedding_jobs, fill, weight_jobs
-from backends.mnn.write.weight_layout import Layout, Matrix, plan_layout
+from backends.mnn.write.weight_layout import Layout, plan_layout
 from ir.base.diag import LadingError
 from ir.graph.graph import Graph
 
@@ -219,8 +218,8 @@ def _write_configs(graph: Graph, subject: Subject, emission: Emission) -> None:
         if layout.embedding is None:
             config["embedding_file"] = configs.EMBEDDING
         config["tokenizer_file"] = tokenizer_file
-        _write(emission, name, config | _sampling(config), "config")
-    _write(emission, configs.LLM_CONFIG, llm, "llm_config")
+        write_json(emission, name, config | _sampling(config), "config")
+    write_json(emission, configs.LLM_CONFIG, llm, "llm_config")
     graph.metadata["backend_type"] = settings["backend_type"]
     emission.settings = Settings(
         settings["precision"], settings["memory"], settings["thread_num"], settings.get("dynamic_option", 0)
@@ -253,20 +252,10 @@ def _model_keys(graph: Graph, layout: Layout, llm: Mapping[str, Any]) -> dict[st
         "hidden_states": None,
     }
     if layout.embedding is not None:
-        found["tie_embeddings"] = _row_table(layout.embedding)
+        found["tie_embeddings"] = configs.row_table(layout.embedding)
     elif layout.embedding_file is not None or not _own_file(llm):
         found["tie_embeddings"] = None
     return found
-
-
-def _row_table(matrix: Matrix) -> list[int]:
-    """``tie_embeddings`` of a matrix: five numbers, and a sixth where the scales are half floats."""
-    weight = matrix.weight
-    if weight.quantized is None:
-        return [matrix.code_offset, 0, 0, 16, 0]
-    block = 0 if weight.block == weight.columns else weight.block
-    found = [matrix.code_offset, matrix.alpha_offset, matrix.alpha_bytes, weight.bits, block]
-    return [*found, 1] if weight.quantized.spec.scale == "f16" else found
 
 
 def _own_file(llm: Mapping[str, Any]) -> bool:
@@ -284,9 +273,3 @@ def _sampling(config: Mapping[str, Any]) -> dict[str, Any]:
             value = value if snake == "top_k" else float(value)
             found |= {snake: value, camel: value}
     return found
-
-
-def _write(emission: Emission, name: str, data: Mapping[str, Any], role: str) -> None:
-    text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
-    (emission.folder / name).write_text(text, encoding="utf-8")
-    emission.roles[name] = role

@@ -6,16 +6,15 @@ key is a digest of everything the numbers depend on, so that a stale entry is ne
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ir.base.cache import cache_folder, whole_file
 from ir.base.diag import LadingError
 
 if TYPE_CHECKING:
@@ -23,43 +22,8 @@ if TYPE_CHECKING:
 
     from ir.quant.statistics.sums import MomentSums
 
-CACHE_VARIABLE = "LADING_CACHE"
-"""Environment variable that names the folder of cached work."""
 MIRROR = 256
 """Rows and columns of the squares in which a triangle is mirrored."""
-
-
-def cache_folder() -> Path:
-    """Where calibration statistics and quantized weights are kept between runs."""
-    given = os.environ.get(CACHE_VARIABLE)
-    return Path(given) if given else Path.home() / ".cache" / "lading"
-
-
-@contextmanager
-def whole_file(
-    path: Path, code: str, what: str, hint: str = f"free some space, or set {CACHE_VARIABLE} to another folder"
-) -> Iterator[Path]:
-    """A path beside `path` to write to; the file moves to its place when the block ends well, and vanishes otherwise.
-
-    Args:
-        path: where the file is to appear; its folder is made.
-        code: of the error.
-        what: what is kept there, for the message.
-        hint: what to do about the error.
-
-    Raises:
-        LadingError: with `code`, no room or no permission.
-    """
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield scratch
-        os.replace(scratch, path)
-    except OSError as error:
-        raise LadingError(code, f"cannot keep {what}: {error.strerror}", where=str(path), hint=hint) from error
-    finally:
-        with suppress(OSError):
-            scratch.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -157,15 +121,12 @@ class MomentStore:
         """Write statistics from mean, low and high and the rows of the lower triangle; errors as for `save`."""
         size = len(vectors[0])
         count = 4 + 3 * size + size * (size + 1) // 2
-
-        def fill(file: BinaryIO) -> None:
-            header = {"descr": "<f4", "fortran_order": False, "shape": (count,)}
+        header = {"descr": "<f4", "fortran_order": False, "shape": (count,)}
+        with whole_file(self.path(key), "Q431", "calibration statistics") as scratch, scratch.open("wb") as file:
             np.lib.format.write_array_header_1_0(file, header)
             file.write(np.array([tokens, size], "<i8").tobytes())
             for part in (*vectors, *rows):
                 file.write(np.ascontiguousarray(part, "<f4").tobytes())
-
-        write_whole(self.path(key), fill)
 
     def load(self, key: str) -> Moments:
         """Read statistics.
@@ -201,22 +162,9 @@ def _square(packed: np.ndarray, size: int) -> np.ndarray:
     return whole
 
 
-def write_whole(path: Path, fill: Callable[[BinaryIO], None]) -> None:
-    """Write a file of the cache so that it appears complete or not at all.
-
-    Raises:
-        LadingError: Q431 no room or no permission.
-    """
-    with whole_file(path, "Q431", "calibration statistics") as scratch, scratch.open("wb") as file:
-        fill(file)
-
-
 __all__ = [
-    "CACHE_VARIABLE",
     "CalibrationText",
     "MomentStore",
     "Moments",
-    "cache_folder",
     "windows_digest",
-    "write_whole",
 ]

@@ -21,12 +21,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ir.base.types import F32
 from ir.facts.precision import Storage
 from ir.quant.cache import loaded_moments
-from ir.quant.error import rows_of
 from ir.quant.statistics.exact_products import one_thread
 from ir.quant.statistics.moments import Moments
 from ir.quant.weight import METHODS, dequantize, thread_scratch
+from ir.tensor.base import Tensor
+from ir.tensor.elementwise import convert
 from ir.tensor.identity import tensor_identity
 from passes.precision.measured.kept import digest_of, keep, recall
 from passes.precision.planned_weights import Weight, place_of, spec_of
@@ -161,11 +163,18 @@ def _sample(weight: Weight, members: int) -> np.ndarray:
     return (edges[:-1] + inside * np.diff(edges)).astype(np.int64)
 
 
+def _rows_of(tensor: Tensor, chosen: np.ndarray) -> np.ndarray:
+    """The chosen rows as float32, runs of neighbours read together."""
+    cuts = np.flatnonzero(np.diff(chosen) != 1) + 1
+    runs = [tensor.rows(int(run[0]), int(run[-1]) + 1) for run in np.split(chosen, cuts) if len(run)]
+    return convert(np.concatenate(runs), F32, tensor.loc)
+
+
 def _measure(
     weights: Sequence[Weight], samples: Sequence[np.ndarray], moments: Moments | None, storages: Sequence[Storage]
 ) -> list[list[tuple[float, float]]]:
     """For each weight and each storage the two errors."""
-    rows = np.concatenate([rows_of(weight.source, sample) for weight, sample in zip(weights, samples, strict=True)])
+    rows = np.concatenate([_rows_of(weight.source, sample) for weight, sample in zip(weights, samples, strict=True)])
     edges = np.cumsum([0, *map(len, samples)])
     scales = [weight.rows / max(1, len(sample)) for weight, sample in zip(weights, samples, strict=True)]
     found: list[list[tuple[float, float]]] = [[] for _ in weights]

@@ -12,7 +12,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from ir.quant.statistics.moments import cache_folder, whole_file
+from ir.base.cache import cache_folder, whole_file
 
 
 def digest_of(parts: Iterable[Any]) -> str:

@@ -14,8 +14,7 @@ import pytest
 
 import backends.guard.check_inputs as runtime
 from backends.contract import Contract, Dimension, check_feed, check_files, read, write
-from backends.guard.cpp import text
-from backends.guard.write import HEADER, PYTHON, add_guard, cpp_guard, guard_signature, python_guard
+from backends.guard.write import HEADER, PYTHON, add_guard, cpp_guard, cpp_literal, guard_signature, python_guard
 from ir.base.diag import LadingError
 from tests.support.checkpoints import make_checkpoint
 from tests.support.runs import compiled
@@ -222,7 +221,7 @@ def test_the_header_compiles_and_finds_what_the_contract_finds(name, contracts, 
 
 
 def test_texts_cannot_leave_their_literals():
-    assert text('a"b\\c??/\n\u00e9') == r'"a\042b\134c\077\077/\012\303\251"'
+    assert cpp_literal('a"b\\c??/\n\u00e9') == r'"a\042b\134c\077\077/\012\303\251"'
 
 
 # ---- beside the model ----

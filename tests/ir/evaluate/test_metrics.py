@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from backends.mnn.verify.metrics import DistanceMeter, PerplexityMeter, log_softmax
+from ir.evaluate.divergence import DistanceMeter, PerplexityMeter, log_softmax
 
 
 def softmax(rows):

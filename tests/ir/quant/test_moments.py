@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ir.base.cache import cache_folder, write_whole
 from ir.base.diag import LadingError
 from ir.facts.calibration import Calibration
 from ir.graph.facts import build, data_of
 from ir.graph.graph import Graph
 from ir.quant.statistics import sums as gram
-from ir.quant.statistics.moments import CalibrationText, Moments, MomentStore, cache_folder, windows_digest
+from ir.quant.statistics.moments import CalibrationText, Moments, MomentStore, windows_digest
 from ir.quant.statistics.sums import MomentSums
 from ir.tensor.inline import InlineTensor
 
@@ -57,6 +58,19 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
         MomentStore(tmp_path / "file").save(moments())
     assert error.value.code == "Q431"
     assert "LADING_CACHE" in str(error.value)
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(ValueError), write_whole(path) as scratch:
+        scratch.write_text("half")
+        raise ValueError
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    with write_whole(path) as scratch:
+        scratch.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
 
 
 def test_the_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

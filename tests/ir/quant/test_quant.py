@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backends.mnn.write.packing import pack_alpha, pack_codes, pack_floats, packed_bytes, quantize_pack, row_alignment
+from backends.mnn.write.packing import pack_alpha, pack_codes, packed_bytes, quantize_pack, row_alignment
 from ir.base.diag import LadingError
-from ir.base.types import BF16, DTYPES, F16, F32, TensorType
+from ir.base.types import DTYPES, F32, TensorType
 from ir.quant import weight as module
 from ir.quant.weight import (
     METHODS,
@@ -25,7 +25,7 @@ from ir.quant.weight import (
     real_zero,
     shared_quantized,
 )
-from ir.tensor.base import Tensor, same_tensor
+from ir.tensor.base import same_tensor
 from ir.tensor.files import FileTensor
 from ir.tensor.inline import InlineTensor, bytes_of
 from ir.tensor.rearranged import transposed
@@ -472,12 +472,3 @@ def test_alpha_layouts():
     symmetric = weight(gaussian((3, 64)), bits=8, block=32, symmetric=True)
     _, alpha = quantize_pack(symmetric, 0, 3, half=True)
     assert alpha.shape == (3, 2) and alpha.dtype == np.float16
-
-
-def test_float_storage():
-    matrix = gaussian((4, 8), ml_dtypes.bfloat16)
-    source: Tensor = InlineTensor(matrix)
-    assert pack_floats(source, 1, 3, half=True).tobytes() == matrix[1:3].astype(np.float16).tobytes()
-    assert pack_floats(source, 1, 3, half=False).tobytes() == matrix[1:3].astype(f32).tobytes()
-    assert source.type.dtype == BF16 and F16.numpy == np.float16
-    assert code_of(lambda: pack_floats(InlineTensor(np.full((1, 1), 1e6, f32)), 0, 1, half=True)) == "T255"

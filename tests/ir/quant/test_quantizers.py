@@ -12,7 +12,6 @@ import pytest
 from ir.base.diag import LadingError
 from ir.base.types import F32
 from ir.quant import cache as quant_cache
-from ir.quant.error import quantization_error
 from ir.quant.form import Form, Numbers
 from ir.quant.methods.clip import search
 from ir.quant.methods.gptq import Group
@@ -557,38 +556,6 @@ def test_bad_rows_are_located(method, cache):
         weight(rows, method, "saved", block=32, zero="float", scale="f16").rows(0, 1)
     assert caught.value.code == "Q403"
     assert not [path for path in (cache / "quantized").iterdir() if path.name.startswith(".")]
-
-
-# --- the measure ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("method", ["rtn", "gptq"])
-def test_errors_by_row(method):
-    moments = saved(96)
-    rows = matrix_of(300, 96)
-    made = weight(rows, method, "saved" if method == "gptq" else "", block=32)
-    restored = made.dequantized()
-    difference = (rows - restored.load()).astype(np.float64)
-    wanted = {
-        "second-moments": np.einsum("ri,ij,rj->r", difference, moments.second.astype(np.float64), difference),
-        "diagonal": np.square(difference) @ moments.diagonal.astype(np.float64),
-        "nothing": np.square(difference).sum(axis=1),
-    }
-    chosen = np.array([299, 4, 5, 6, 0])
-    for measure, expected in wanted.items():
-        found = quantization_error(made, moments, measure=measure)
-        assert found.dtype == np.float64 and np.allclose(found, expected, rtol=1e-4)
-        pair = (made.source, restored)
-        assert np.array_equal(quantization_error(pair, moments, measure=measure), found)
-        assert np.array_equal(quantization_error(pair, moments, chosen, measure=measure), found[chosen])
-        assert np.array_equal(quantization_error(made, moments, chosen, measure=measure), found[chosen])
-    assert np.array_equal(quantization_error(made, None), quantization_error(made, moments, measure="nothing"))
-
-
-def test_a_sample_of_rows_does_not_quantize_the_whole(counting):
-    rows = matrix_of(500, 64)
-    quantization_error(weight(rows, counting.name, block=32), None, [3, 400])
-    assert counting.rows == 2
 
 
 # --- registering ------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 import backends.mnn.verify.measure
 from backends.mnn.target.environments import LLM_RELEASES, installed_version
+from frontends.text.tokenizer import open_tokenizer
 from ir.base.diag import LadingError
 from ir.facts.sensitivity import CurvePoint, Sensitivity, TriedPlan, WeightSensitivity
 from tests.support.paths import ROOT
@@ -47,7 +48,6 @@ from tools.ladder.rungs import (
     recommend,
     slug,
 )
-from tools.ladder.style import STYLE
 from tools.ladder.text import read_text
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -133,6 +133,12 @@ def test_sizes_are_read(text, size):
     assert parse_size(text) == size
 
 
+def test_sizes_of_two_digits_are_exact():
+    for number in range(1, 1000):
+        assert parse_size(f"{number / 100:.2f}MB") == number * 10_000
+        assert parse_size(f"{number // 100}.{number % 100:02}GB") == number * 10_000_000
+
+
 @pytest.mark.parametrize("text", ["0", "-3MB", "3 TB", "MB", ""])
 def test_sizes_that_cannot_be_read(text):
     with pytest.raises(LadingError) as caught:
@@ -155,6 +161,8 @@ def test_widths_are_read():
         ("lm_head.weight", (None, "head")),
         ("model.embed_tokens.weight", (None, "embedding")),
         ("transformer.h.0.attn.c_attn.weight", (0, "c_attn")),
+        ("stage.2.layers.4.mlp.up_proj.weight", (4, "up")),
+        ("decoder.7.o_proj.weight", (7, "o")),
     ],
 )
 def test_names_of_weights_tell_their_place(name, place):
@@ -434,6 +442,17 @@ def test_windows_are_spread_over_the_text():
     )
 
 
+def test_windows_begin_with_what_the_tokenizer_puts_before_a_text(tmp_path):
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = open_tokenizer(EXAMPLE)
+    tokenizer.post_processor = TemplateProcessing(single="{ $A }", special_tokens=[("{", 5), ("}", 6)])
+    tokenizer.enable_truncation(5)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    text = read_text(EXAMPLE / "evaluation.txt", "example", tmp_path, 4, 32)
+    assert [(len(window), window[0]) for window in text.windows] == [(32, 5)] * 4
+
+
 def test_a_model_without_a_text_of_its_own_gets_the_packaged_sample(tmp_path):
     folder = tmp_path / "mine"
     shutil.copytree(EXAMPLE, folder, ignore=shutil.ignore_patterns("*.txt"))
@@ -643,7 +662,8 @@ def test_the_pages_text_is_legible_in_both_themes():
         red, green, blue = ((part / 12.92) if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
         return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
-    themes = [dict(re.findall(r"--([\w-]+):(#[0-9a-f]{6})", part)) for part in re.findall(r":root\{([^{}]*)\}", STYLE)]
+    page = html_page(report(1))
+    themes = [dict(re.findall(r"--([\w-]+):(#[0-9a-f]{6})", part)) for part in re.findall(r":root\{([^{}]*)\}", page)]
     assert len(themes) == 2 and themes[0] != themes[1]
     pairs = [(f"s{shade}", "low-ink" if shade < 6 else "high-ink") for shade in range(9)]
     pairs += [("paper", "ink"), ("paper", "soft"), ("take", "soft"), ("bad-paper", "bad"), ("panel", "soft")]

@@ -13,16 +13,7 @@ import pytest
 from backends.mnn.lower.fit import check_storage
 from backends.mnn.run import native
 from backends.mnn.target.environments import LLM_RELEASES
-from backends.mnn.target.releases import (
-    FIELDS,
-    HISTORIES,
-    PROFILES,
-    RELEASES,
-    VERSIONS,
-    markdown_table,
-    matching,
-    target,
-)
+from backends.mnn.target.releases import FIELDS, HISTORIES, PROFILES, RELEASES, VERSIONS, matching, target
 from backends.mnn.write.weight_layout import Layout, Matrix
 from ir.base.diag import LadingError
 from tests.support.checkpoints import make_checkpoint
@@ -94,6 +85,29 @@ def test_ranges_agree_with_the_packaging_library():
     for text in (">=3.4,<3.6", "~=3.4.0", "~=3.4", "==3.6.*", "!=3.4.*", "<3.6", ">3.4", "<=3.5", "==3.5", "!=3.5"):
         wanted = [version for version in VERSIONS if specifiers.SpecifierSet(text).contains(version)]
         assert [release.version for release in matching(text)] == wanted, text
+
+
+def markdown_table() -> str:
+    """The profiles as a Markdown table, then the evidence for each entry."""
+    lines = ["| field | " + " | ".join(VERSIONS) + " |", "|" + "---|" * (len(VERSIONS) + 1)]
+    for history in HISTORIES:
+        values = [_words(history.at(version).value) for version in VERSIONS]
+        lines.append(f"| `{history.name}` | " + " | ".join(values) + " |")
+    lines += ["", "| field | meaning | since | value | evidence |", "|---|---|---|---|---|"]
+    for history in HISTORIES:
+        for step in history.steps:
+            lines.append(
+                f"| `{history.name}` | {history.meaning} | {step.since} | {_words(step.value)} | {step.evidence} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def _words(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (tuple, dict)):
+        return ", ".join(map(str, value)) or "none"
+    return str(value)
 
 
 def test_the_page_shows_the_table():

@@ -8,9 +8,9 @@ import pytest
 from backends.mnn.run.native import EXACT_CONFIG
 from backends.mnn.verify import measure as m
 from backends.mnn.verify.measure import FloatReference, Speed, graph_digest, measure
-from backends.mnn.verify.metrics import DistanceMeter, PairedLossMeter, PerplexityMeter, divergences
 from frontends.checkpoint.load import load
 from ir.base.diag import LadingError
+from ir.evaluate.divergence import DistanceMeter, PairedLossMeter, PerplexityMeter, divergences
 from ir.facts.inputs import DynamicInputs
 from passes.framework.context import PassContext
 from passes.framework.load import load as load_pipeline

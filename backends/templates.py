@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 def render(module: str, name: str, /, **values: Any) -> str:
     """A Jinja template, filled in.
 
-    Text is escaped in templates whose name ends with ``.html.jinja``, except what is `markupsafe.Markup` already. Blocks
-    that stand alone on a line leave no line behind.
+    Text is escaped in templates whose name ends with ``.html.jinja``, except what is `markupsafe.Markup` already.
+    Blocks that stand alone on a line leave no line behind.
 
     Args:
         module: ``__file__`` of a module in the template's folder.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from backends.contract.records import CONTRACT_FILE, Contract, FileEntry, sha256_of
+from backends.contract.codec import CONTRACT_FILE
+from backends.contract.records import Contract, FileEntry, sha256_of
 from ir.base.diag import Diagnostic, suggest
 
 

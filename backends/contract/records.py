@@ -9,15 +9,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from reprlib import repr as short_repr
+from typing import Annotated, Any, Literal, Self
 
-from backends.contract.codec import SCALARS, Limits, Record, version_key, whole
-from ir.base.diag import LadingError
+from backends.contract.codec import SCALARS, Limits, Record, record_codec, version_key, whole
+from backends.contract.cross_checks import disagreements
+from ir.base.diag import Diagnostic, LadingError
 
-if TYPE_CHECKING:
-    from backends.contract.check_feed import _Plan
-
-CONTRACT_FILE = "contract.json"
 CONTRACT_VERSION = "1.0"
 DTYPES = {
     "bool": "bool",
@@ -204,7 +202,7 @@ class Signature(Record):
     state: Annotated[KVCache | None, "null for a model without a cache"] = None
 
     @cached_property
-    def _plans(self) -> dict[str | None, tuple[_Plan, ...]]:
+    def _plans(self) -> dict[str | None, Any]:
         return {}
 
 
@@ -437,9 +435,19 @@ class Contract(Record):
         Raises:
             LadingError: with every problem found; `where` of each is ``#`` and the JSON pointer of the place.
         """
-        from backends.contract.document import decode
 
         result, problems = decode(data)
         if problems:
             raise LadingError.of(problems)
         return result  # type: ignore[return-value]
+
+
+def decode(data: Any) -> tuple[Contract | None, list[Diagnostic]]:
+    """The contract of parsed JSON, or every problem of it; see `validate`."""
+    version = data.get("contract_version") if isinstance(data, dict) else None
+    if isinstance(version, str) and version != CONTRACT_VERSION:
+        message = f"contract version {short_repr(version)} is not known, only {CONTRACT_VERSION}"
+        return None, [Diagnostic("C803", message, "#/contract_version", "read it with the release that wrote it")]
+    problems: list[Diagnostic] = []
+    contract = record_codec(Contract).read(data, "#", problems)
+    return contract, problems or [Diagnostic("C806", text, f"#{at}") for at, text in disagreements(data)]

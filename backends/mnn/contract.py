@@ -16,8 +16,9 @@ from ir.base.diag import Diagnostic
 from ir.base.types import Dim
 from ir.facts.calibration import Calibration
 from ir.facts.inputs import DynamicInputs
-from ir.facts.precision import PrecisionPlan, Storage
+from ir.facts.precision import PrecisionPlan
 from ir.graph.graph import Graph, Value
+from ir.quant.storage import Storage
 from ir.quant.stored_weight import StoredWeight
 
 if TYPE_CHECKING:

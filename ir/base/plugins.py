@@ -1,9 +1,10 @@
 """Plugins: whatever a runtime or a third party adds to the compiler, as rows of tables.
 
-A plugin is a `Plugin` object. Those of the source tree stand in ``backends/<name>/plugin.py`` under the name ``PLUGIN``;
-others are published as entry points of the group ``lading.plugins``. Each table of the compiler that plugins may add to
-(`ir.base.tables.Table`) merges their rows when it first needs them, so that nothing has to be installed by hand and
-nothing of a plugin is imported before it is used. A name claimed twice is an error that names both packages.
+A plugin is a `Plugin` object. Those of the source tree stand in ``backends/<name>/plugin.py`` under the name
+``PLUGIN``; others are published as entry points of the group ``lading.plugins``. Each table of the compiler that
+plugins may add to (`ir.base.tables.Table`) merges their rows when it first needs them, so that nothing has to be
+installed by hand and nothing of a plugin is imported before it is used. A name claimed twice is an error that names
+both packages.
 
 ``LADING_DISABLE`` in the environment names plugins to leave out, separated by commas.
 """

@@ -1,8 +1,8 @@
 """Distances between distributions over a vocabulary: of logits held whole, and of logits that come piece by piece.
 
-Piece by piece, with logits ``a`` of the reference and ``b`` of the other, ``KL = sum p (a - b) - (lse(a) - lse(b))`` where
-``p`` is the softmax of ``a`` and ``lse`` the logarithm of the sum of exponentials. Every sum runs in double precision,
-relative to the largest logit so far.
+Piece by piece, with logits ``a`` of the reference and ``b`` of the other, ``KL = sum p (a - b) - (lse(a) - lse(b))``
+where ``p`` is the softmax of ``a`` and ``lse`` the logarithm of the sum of exponentials. Every sum runs in double
+precision, relative to the largest logit so far.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 Every edit checks first, then changes, then adds one to `Graph.version` and sends an `Edit` to the listeners, so links
 cannot go stale, analyses can be cached by version, and a rewrite driver can follow what a rule did.
 
-Operators are named by one string: ``MatMul`` for the ONNX domain, ``domain.Op`` for others (``lading.SlidingWindowMask``).
+Operators are named by one string: ``MatMul`` for the ONNX domain, ``domain.Op`` for others
+(``lading.SlidingWindowMask``).
 
 While walking ``graph.nodes`` edits are safe: a node inserted after the current one is visited, one inserted before it
 is not, and an erased node is skipped (erasing the current node continues with the one that followed it).

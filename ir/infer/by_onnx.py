@@ -20,7 +20,8 @@ _DATA_LIMIT = 1024
 
 @rule(ANY_OPERATOR)
 def infer_by_onnx(run: Inference, node: Node) -> tuple[ValueType | None, ...]:
-    """Types of the outputs as ONNX's inference tells them; None where it cannot. Bodies are inferred as they are declared.
+    """Types of the outputs as ONNX's inference tells them; None where it cannot. Bodies are inferred as they are
+    declared.
 
     Raises:
         TypeMismatch: ONNX finds that the inputs do not fit.

@@ -85,7 +85,8 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 
 def rule_of(op: str, opset: int) -> Rule:
-    """The rule of an operator in a graph of an ONNX opset; operators of other domains bring theirs in their definition."""
+    """The rule of an operator in a graph of an ONNX opset; operators of other domains bring theirs in their
+    definition."""
     found = None
     if opset >= OLDEST_OPSET:
         found = RULES.get(op)

@@ -73,13 +73,13 @@ class OpDef:
         attrs: attributes by name.
         traits: subset of ``elementwise`` (broadcasting, each result element from one element of each operand),
             ``commutative``, ``pure`` (same inputs, same outputs, no effect), ``random``, ``stateful``,
-            ``constant_foldable``, ``positional`` (moves elements without computing), ``conversion`` (to the element type
-            that the attribute ``to`` names), ``mixing`` (joins positions of a sequence).
+            ``constant_foldable``, ``positional`` (moves elements without computing), ``conversion`` (to the element
+            type that the attribute ``to`` names), ``mixing`` (joins positions of a sequence).
         infer: result types, for operators of other domains; see `ir.infer.rule_table.rule`. None: ONNX's own inference.
         follow: contents of the result when it is a small integer tensor; see `ir.infer.rule_table.follows`.
         define: builds the meaning with ONNX operators, see `ir.ops.meaning.Body`; None for ONNX operators.
-        weight_input: index of the matrix ``[in, out]`` that the channels of the first input are multiplied by, in linear
-            layers; None for other operators.
+        weight_input: index of the matrix ``[in, out]`` that the channels of the first input are multiplied by, in
+            linear layers; None for other operators.
         channel_axis: axis of the first input that holds the channels of a linear layer.
         rowwise: whether output row i (all axes but the last) needs only row i of the given input; see `is_rowwise`.
         package: the import package that registered it.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ir.facts.precision import Storage
+from ir.quant.storage import Storage
 
 
 def scale_bytes(rows: int, columns: int, storage: Storage) -> int:

@@ -1,8 +1,8 @@
 """Weights that somebody else quantized: codes, scales and zeros are read from a file as they are and kept bit for bit.
 
 Such a matrix is a `QuantizedWeight` like any other, of the method ``stored``: its source is not a float matrix that is
-rounded but a `StoredCodes`, which hands its codes out. Layout of the file: MNN's dense codes, one stream of unsigned
-numbers, most significant bit first, and scales or (zero, scale) pairs for each block of a row.
+rounded but a `StoredCodes`, which hands its codes out. Codes lie in one stream of unsigned numbers, most significant
+bit first, and scales or (zero, scale) pairs for each block of a row.
 """
 
 from __future__ import annotations

@@ -93,7 +93,8 @@ class QuantizedWeight:
         return _Zero(self, TensorType(kind, (self.shape[0], self.blocks)))
 
     def dequantized(self) -> Tensor:
-        """f32[out, in] as runtimes compute it: ``codes * scale + zero`` in float32, with ``zero = -zero_point * scale``."""
+        """f32[out, in] as runtimes compute it: ``codes * scale + zero`` in float32, with ``zero = -zero_point *
+        scale``."""
         return _Dequantized(self, TensorType(F32, self.shape))
 
     def pieces(self, start: int, stop: int, multiple: int = 1) -> Iterator[tuple[int, int, Blocks]]:

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 from ir.base.plugins import rows_of
 from ir.base.tables import Table
-from ir.facts.precision import Storage
 from ir.graph.graph import Graph
+from ir.quant.storage import Storage
 from ir.quant.storage_size import stored_bits
 
 

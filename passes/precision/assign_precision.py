@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from ir.base.diag import LadingError
-from ir.facts.precision import PrecisionPlan, Storage
+from ir.facts.precision import PrecisionPlan
 from ir.graph.graph import Graph
 from ir.quant.spec import METHODS
+from ir.quant.storage import Storage
 from ir.target.target import Target
 from passes.framework.base import Pass
 from passes.framework.context import PassContext

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from ir.base.diag import LadingError
 from ir.base.types import F16, F32, TensorType
 from ir.facts.calibration import Calibration
-from ir.facts.precision import PrecisionPlan, Storage
+from ir.facts.precision import PrecisionPlan
 from ir.graph.graph import Graph, Node, Value
+from ir.quant.storage import Storage
 from ir.quant.weight import METHODS, shared_quantized
 from ir.tensor.base import Tensor
 from ir.tensor.elementwise import cast

@@ -32,8 +32,9 @@ from pathlib import Path
 from typing import Any
 
 from ir.base.diag import LadingError, suggest
-from ir.facts.precision import PrecisionPlan, Storage
+from ir.facts.precision import PrecisionPlan
 from ir.facts.sensitivity import Sensitivity
+from ir.quant.storage import Storage
 
 WIDTHS = (2, 3, 4, 5, 6, 7, 8, 16, 32)
 ROLES = ("layer", "logits", "embedding")

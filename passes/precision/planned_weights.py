@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ir.base.types import BF16, F16, F32, TensorType
-from ir.facts.precision import Storage
 from ir.graph.graph import Graph, Node, Value
+from ir.quant.storage import Storage
 from ir.quant.weight import QuantizedWeight, QuantSpec, shared_quantized
 from ir.tensor.base import Tensor, same_tensor
 from ir.tensor.elementwise import cast

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from ir.base.diag import LadingError
-from ir.facts.precision import Storage
 from ir.quant.spec import METHODS, fit_block
+from ir.quant.storage import Storage
 from ir.target.target import Target
 from passes.precision.limits import Limit
 from passes.precision.plan_file import ROLES, WIDTHS, Rule

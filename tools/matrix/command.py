@@ -11,62 +11,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ir.base.diag import LadingError
-from tools.matrix.rows import PRECISIONS, Row, find_models, given_rows, made_rows, read_kept, record, write_kept
+from tools.matrix.model import Job, Matrix, Row
+from tools.matrix.rows import PRECISIONS, find_models, given_rows, made_rows, read_kept, record, write_kept
 from tools.shared.cli import EXIT_FAILED, EXIT_INTERRUPTED, QUIET_OPTION, Screen, command, split_list
-
-
-@dataclass
-class Matrix:
-    """All that a run found out.
-
-    Attributes:
-        releases: columns, oldest first.
-        unavailable: why a release could not be had, by release.
-        rows: models and precisions in order.
-        cells: results by row key and release; absent where nothing was run.
-        reused: how many cells were kept from an earlier run.
-        seconds: wall time.
-    """
-
-    releases: tuple[str, ...]
-    unavailable: dict[str, str] = field(default_factory=dict)
-    rows: list[Row] = field(default_factory=list)
-    cells: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
-    reused: int = 0
-    seconds: float = 0.0
-
-    def cell(self, row: Row, release: str) -> dict[str, Any] | None:
-        """The result of a cell, or None when it was not run."""
-        return self.cells.get((row.key, release))
-
-    def failing(self) -> list[tuple[Row, str, dict[str, Any]]]:
-        """Cells that were run and are not right."""
-        found = ((row, release, self.cell(row, release)) for row in self.rows for release in self.releases)
-        return [(row, release, cell) for row, release, cell in found if cell is not None and cell["status"] != "right"]
-
-    @property
-    def ok(self) -> bool:
-        """Every model could be made, something was run, and every cell that was run is right."""
-        return bool(self.cells) and not self.failing() and not any(row.failure for row in self.rows)
-
-
-@dataclass(frozen=True)
-class Job:
-    """What to run, and how."""
-
-    out: Path
-    interpreters: Mapping[str, Path]
-    jobs: int
-    timeout_s: float
-    fresh: bool
-    say: Callable[[str], None]
 
 
 def find_releases(names: str) -> tuple[str, ...]:

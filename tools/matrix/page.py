@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 from backends.templates import render
 
 if TYPE_CHECKING:
-    from tools.matrix.command import Matrix
-    from tools.matrix.rows import Row
+    from tools.matrix.model import Matrix, Row
 
 
 def html_page(matrix: Matrix, made: str) -> str:
@@ -21,7 +20,7 @@ def html_page(matrix: Matrix, made: str) -> str:
     """
     from backends.mnn.contract import compiler_version
     from tools.matrix.cell import this_platform
-    from tools.matrix.report import MEANINGS, SYMBOLS, failures, status_of, unreferenced
+    from tools.matrix.words import MEANINGS, SYMBOLS, failures, status_of, unreferenced
 
     run, wrong = len(matrix.cells), len(matrix.failing())
     told = f"Lading {compiler_version()} on {this_platform()}, {made}. "
@@ -51,7 +50,7 @@ def _count(matrix: Matrix, release: str) -> str:
 
 
 def _cell(matrix: Matrix, row: Row, release: str) -> dict[str, str]:
-    from tools.matrix.report import short, status_of
+    from tools.matrix.words import short, status_of
 
     status = status_of(matrix, row, release)
     label = f"{row.family} {row.precision} on MNN {release}: {status}"

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import fnmatch
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ir.base.cache import write_whole
 from ir.base.diag import LadingError, suggest
+from tools.matrix.model import Row
 
 if TYPE_CHECKING:
     from backends.contract import Contract, Verification
     from tools.matrix.cell import Artefact, Source
-    from tools.matrix.command import Job, Matrix
+    from tools.matrix.model import Job, Matrix
 
 LLAMA3 = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -52,31 +51,6 @@ _COMPILER = ("ir", "passes", "frontends", "backends", "tools/matrix/random_check
 _SOURCES = (".py", ".json", ".jsonl", ".jinja")
 
 
-@dataclass
-class Row:
-    """One model in one precision.
-
-    Attributes:
-        family: name of the model.
-        precision: pipeline that it was compiled with, or widths that it has.
-        releases: what it is run on.
-        place: what tells it from others of the same name: target, or folder.
-        artefact: what is run; None when it could not be made, and `failure` says why.
-    """
-
-    family: str
-    precision: str
-    releases: tuple[str, ...]
-    place: str
-    artefact: Artefact | None = None
-    failure: str = ""
-
-    @property
-    def key(self) -> str:
-        """Name that is unique among the rows, fit for files."""
-        return _slug(f"{self.family}--{self.precision}", self.place)
-
-
 # ---- results that are kept ----
 
 
@@ -94,13 +68,6 @@ def write_kept(place: Path, data: Any) -> None:
     """Write JSON that is there as a whole or not at all."""
     with write_whole(place) as part:
         part.write_text(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
-
-
-def _slug(text: str, place: str) -> str:
-    from hashlib import sha256
-
-    name = re.sub(r"[^\w.-]+", "-", text).strip("-")
-    return f"{name}--{sha256(f'{text} {place}'.encode()).hexdigest()[:8]}"
 
 
 # ---- models made for the matrix ----

@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 
 from backends.mnn.target.sizes import exact_rows_bytes, fixed_bytes, weight_bytes
 from ir.base.diag import LadingError, suggest
-from ir.facts.precision import Storage
 from ir.graph.graph import Graph
+from ir.quant.storage import Storage
 from ir.target.target import Target
 
 VERSIONS = ("3.0.0", "3.1.0", "3.2.0", "3.4.0", "3.4.1", "3.5.0", "3.6.0", "3.6.1")

@@ -1,14 +1,14 @@
 """How many bytes MNN's weight file takes, known from shapes and storages alone, before anything is quantized.
 
-A matrix is a header (2 bytes, dimensions of 2 or 4 bytes each, a table of every code), the codes as one bit stream, and a
-scale or a (zero, scale) pair for each block; see ``source/core/ConvolutionCommon.cpp``. A bias lies behind each matrix,
-and gain and shift of each norm layer are stored as float32.
+A matrix is a header (2 bytes, dimensions of 2 or 4 bytes each, a table of every code), the codes as one bit stream, and
+a scale or a (zero, scale) pair for each block; see ``source/core/ConvolutionCommon.cpp``. A bias lies behind each
+matrix, and gain and shift of each norm layer are stored as float32.
 """
 
 from __future__ import annotations
 
-from ir.facts.precision import Storage
 from ir.graph.graph import Graph
+from ir.quant.storage import Storage
 from ir.quant.storage_size import scale_bytes
 
 NORMS = ("RMSNormalization", "LayerNormalization")

@@ -14,8 +14,8 @@ from typing import Any
 from backends.mnn.target.releases import RELEASES
 from backends.mnn.write.weight_layout import Layout, Matrix
 from ir.facts.inputs import DynamicInputs
-from ir.facts.precision import Storage
 from ir.graph.graph import Graph
+from ir.quant.storage import Storage
 
 MODEL, WEIGHTS, EMBEDDING = "llm.mnn", "llm.mnn.weight", "embeddings_bf16.bin"
 CONFIG, LLM_CONFIG, CONFIG_TEXT = "config.json", "llm_config.json", "config.3.4.json"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ir.base.diag import LadingError
-from ir.facts.precision import Storage
+from ir.quant.storage import Storage
 from ir.quant.storage_size import stored_bits
 from ir.quant.weight import METHODS
 from ir.target.target import Target

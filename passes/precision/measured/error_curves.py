@@ -22,10 +22,10 @@ from typing import NamedTuple
 import numpy as np
 
 from ir.base.types import F32
-from ir.facts.precision import Storage
 from ir.quant.cache import loaded_moments
 from ir.quant.statistics.exact_products import one_thread
 from ir.quant.statistics.moments import Moments
+from ir.quant.storage import Storage
 from ir.quant.weight import METHODS, dequantize, thread_scratch
 from ir.tensor.base import Tensor
 from ir.tensor.elementwise import convert

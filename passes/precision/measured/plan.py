@@ -8,11 +8,12 @@ import numpy as np
 
 from ir.base.diag import LadingError
 from ir.facts.calibration import Calibration
-from ir.facts.precision import Outcome, PrecisionPlan, Storage
+from ir.facts.precision import Outcome, PrecisionPlan
 from ir.facts.sensitivity import CurvePoint, Sensitivity, WeightSensitivity
 from ir.graph.graph import Graph
 from ir.quant.spec import fit_block
 from ir.quant.statistics.moments import CalibrationText
+from ir.quant.storage import Storage
 from ir.target.target import Target
 from passes.framework.context import PassContext
 from passes.precision.measured.candidates import Choice, Item, make_items, plain, planned_elements, size_of_storage

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ir.facts.precision import Storage
+from ir.quant.storage import Storage
 from passes.framework.context import PassContext
 from passes.precision.measured.candidates import Choice, Item, moments_for, plain
 from passes.precision.measured.error_curves import Curve, Wanted, error_curves

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ir.facts.precision import Storage
 from ir.graph.digests import value_digests
 from ir.graph.graph import Graph
 from ir.quant.statistics.moments import windows_digest
+from ir.quant.storage import Storage
 from ir.tensor.base import Tensor
 from ir.tensor.identity import tensor_identity
 from passes.precision.measured.error_curves import Curve

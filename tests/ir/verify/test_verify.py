@@ -8,10 +8,11 @@ from hypothesis import HealthCheck, given, settings
 
 from ir.base.diag import Diagnostic
 from ir.base.types import F32, I64, Dim, TensorType
-from ir.facts.precision import PrecisionPlan, Storage
+from ir.facts.precision import PrecisionPlan
 from ir.graph.facts import RawFact
 from ir.graph.graph import Fact, Graph, Value
 from ir.ops.registry import OPERATORS
+from ir.quant.storage import Storage
 from ir.tensor.inline import InlineTensor
 from ir.text.parser import parse
 from ir.text.printer import print_graph

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from ir.base.diag import LadingError
 from ir.base.types import DTYPES, F32, I64, Dim, TensorType
-from ir.facts.precision import PrecisionPlan, Storage
+from ir.facts.precision import PrecisionPlan
 from ir.graph.compare import differences
 from ir.graph.graph import Fact, Graph
 from ir.ops.registry import OPERATORS, OpDef
+from ir.quant.storage import Storage
 from ir.tensor.base import Tensor
 from ir.tensor.inline import InlineTensor
 from ir.text.parser import parse

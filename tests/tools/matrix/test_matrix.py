@@ -22,8 +22,8 @@ from tests.support.checkpoints import make_checkpoint
 from tools.matrix import command as tool
 from tools.matrix import rows
 from tools.matrix.cell import CHECKS, Artefact, Source, _Judge, run_cell
-from tools.matrix.report import SYMBOLS
 from tools.matrix.without_checkpoint import FolderArtefact, FolderSource
+from tools.matrix.words import SYMBOLS
 from tools.shared.cli import split_list
 
 HERE = installed_version()

@@ -15,7 +15,7 @@ from backends.mnn.write.configs import recommend
 from frontends.checkpoint.load import load
 from ir.evaluate.evaluator import Evaluator, evaluate
 from ir.facts.inputs import DynamicInputs
-from ir.facts.precision import Storage
+from ir.quant.storage import Storage
 from ir.tensor.inline import InlineTensor
 from ir.text.parser import parse
 from ir.text.printer import print_graph

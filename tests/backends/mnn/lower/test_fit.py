@@ -25,8 +25,9 @@ from backends.mnn.write.weight_layout import Layout, Matrix, plan_layout
 from ir.base.diag import LadingError
 from ir.base.types import F32, Dim, TensorType
 from ir.evaluate.evaluator import evaluate
-from ir.facts.precision import PrecisionPlan, Storage
+from ir.facts.precision import PrecisionPlan
 from ir.graph.graph import Graph
+from ir.quant.storage import Storage
 from ir.tensor.inline import InlineTensor
 from passes.framework.manager import PassManager
 from tests.support.runs import compiled, each_release, interpreters, logits_of, pieces, run_actions

@@ -9,9 +9,10 @@ import pytest
 
 from frontends.checkpoint.load import load
 from ir.base.diag import LadingError
-from ir.facts.precision import PrecisionPlan, Storage
+from ir.facts.precision import PrecisionPlan
 from ir.facts.sensitivity import Sensitivity
 from ir.quant.statistics.moments import CalibrationText
+from ir.quant.storage import Storage
 from ir.quant.stored_weight import storage_of
 from ir.target.target import Target, default_target
 from ir.text.parser import parse

@@ -12,10 +12,10 @@ Fields: ``docs/contract.md``.
 
 from __future__ import annotations
 
-from backends.contract.check_feed import bind, check_feed
-from backends.contract.check_files import check_files
 from backends.contract.codec import CONTRACT_FILE
 from backends.contract.document import SCHEMA_ID, dumps, read, schema, validate, write
+from backends.contract.feed_checks import bind, check_feed
+from backends.contract.file_checks import check_files
 from backends.contract.records import (
     CONTRACT_VERSION,
     DTYPES,

@@ -11,8 +11,10 @@ from reprlib import repr as short_repr
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Self, Union, get_args, get_origin, get_type_hints
 
-from backends.contract.codec import SCALARS, Limits, Record, record_codec, version_key, whole
 from ir.base.diag import Diagnostic, LadingError, suggest
+
+CONTRACT_FILE = "contract.json"
+"""Name of the contract in the folder of a model."""
 
 
 @dataclass(frozen=True)
@@ -285,6 +287,3 @@ class Record:
 def _orders(cls: type[Record]) -> tuple[tuple[str, Callable[[Any], Any]], ...]:
     rows = ((name, limits_of(hint).sort) for name, hint in get_type_hints(cls, include_extras=True).items())
     return tuple((name, key) for name, key in rows if key is not None)
-
-
-CONTRACT_FILE = "contract.json"

@@ -1,7 +1,7 @@
 """Guards for applications: a Python module and a C++ header, written beside a model, that check inputs before
 inference.
 
-Both hold the signature of one contract as a table and apply the rules of `backends.contract.check_feed`, with its
+Both hold the signature of one contract as a table and apply the rules of `backends.contract.feed_checks`, with its
 codes, so that an application can refuse a wrong feed without this project and without reading the contract.
 """
 
@@ -16,7 +16,7 @@ from backends.contract import Contract, FileEntry
 from backends.templates import render
 
 PYTHON, HEADER = "check_inputs.py", "lading_guard.h"
-_RUNTIME = Path(__file__).with_name("guard_runtime.py")
+_RUNTIME = Path(__file__).with_name("check_inputs.py")
 _LINE = "SIGNATURE: dict[str, Any] ="
 
 

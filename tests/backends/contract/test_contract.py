@@ -24,11 +24,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from backends import contract as c
-from backends.contract import check_files as contract_files
 from backends.contract import codec as contract_codec
+from backends.contract import file_checks as contract_files
 from ir.base import types
 from ir.base.diag import LadingError
-from ir.facts import precision as decisions
+from ir.facts import inputs as decisions
 from tests.support.paths import ROOT
 
 PAGE = (ROOT / "docs" / "contract.md").read_text()

@@ -49,9 +49,9 @@ class FuseMnn(Pass):
         wanted = [rules for form, rules in RULES.items() if form in forms]
         if not wanted:
             return None
-        counts = ctx.rewrite(graph, RuleSet(SINK, *wanted), env=self)
+        counts = ctx.rewrite(graph, RuleSet(SINK, *wanted), env=forms)
         if "packed-norm" in forms:
-            counts |= ctx.rewrite(graph, SUMS, env=self)
+            counts |= ctx.rewrite(graph, SUMS, env=forms)
         return counts
 
     def forms(self, target: Target) -> tuple[str, ...]:
@@ -195,7 +195,7 @@ def _turned(name: str) -> Op:
 @rule(Op("mnn.Attention", _turned("q"), _turned("k"), x, mask))
 def turn_queries_and_keys(m: Match, rw: Rewriter) -> Value | None:
     """One operator for the rotary embedding of queries and keys, and for the norms of their heads."""
-    if "packed-attention" not in rw.env.fuse or not _fills_packs(m.output):
+    if "packed-attention" not in rw.env or not _fills_packs(m.output):
         return m.skip("attention stays plain, and would give its result in the other format of the rotated queries")
     cos, sin = m.q_cos, m.q_sin
     half = cos.shape[-1]

@@ -449,7 +449,7 @@ def check_blocks(repeat) -> None:
     for block in repeat.blocks:
         assert [node.op for node in block.nodes] == [node.op for node in first.nodes]
         assert [value.type for value in block.constants] == [value.type for value in first.constants]
-        partner = {first.entry: block.entry, first.exit: block.exit}
+        partner = {None: None, first.entry: block.entry, first.exit: block.exit}
         partner.update(zip(first.constants, block.constants, strict=True))
         partner.update(zip(first.reads, block.reads, strict=True))
         for one, two in zip(first.nodes, block.nodes, strict=True):

@@ -395,7 +395,9 @@ def test_names_that_do_not_exist_are_refused(tmp_path):
     out = ["--out", tmp_path / "out"]
     assert "U972" in run("--families", "qwen22", *out, code=1).output
     assert "U972" in run("--precisions", "", *out, code=1).output
-    assert "P" in run("--precisions", "int9", *out, code=1).output
+    # Commas inside braces part nothing: only the last of three precisions is unknown.
+    output = run("--precisions", "fp32, default{keep=[a,b] bits=3},int9", *out, code=1).output
+    assert output.count("error[") == 1 and "error[P301]" in output and "'int9'" in output
 
 
 def test_a_model_needs_its_own_checkpoint(made, tmp_path):

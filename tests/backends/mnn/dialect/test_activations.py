@@ -98,7 +98,9 @@ def test_halves_go_to_even_in_one_call_and_away_from_zero_alone():
 def test_a_row_alone_is_asymmetric(width):
     x = np.abs(rows(1, width)) + F(1)
     np.testing.assert_allclose(quantized(x)[0], alone(x[0]), rtol=1e-5)
-    assert np.abs(quantized(x) - x).max() < np.abs(by_row(x) - x).max() or width == 20
+    # Channels that fill no whole pack are counted with the zeros behind them.
+    step = (x.max() - (0 if width % 8 else x.min())) / 255
+    assert np.abs(quantized(x) - x).max() <= 0.51 * step < np.abs(by_row(x) - x).max()
 
 
 def test_rows_behind_the_first_call_are_alone():

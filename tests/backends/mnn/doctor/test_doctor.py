@@ -218,9 +218,7 @@ def test_findings_in_graphs(name, model):
     change, code, broken = GRAPHS[name]
     rebuild(model, change)
     assert {version for version in RELEASES if code in codes_on(model, version)} == broken
-    assert {version for version in RELEASES if code not in codes_on(model, version)} == healthy_on(model) or len(
-        broken
-    ) == 5
+    assert healthy_on(model) == EVERY - broken
 
 
 def test_attention_scale_that_older_releases_do_not_read(model):
@@ -500,10 +498,9 @@ def test_positions_that_are_read_as_fed_need_the_axes_that_a_release_feeds(name,
     assert warned == ([("3.4.0",)] if name == "two-axes" else [])
     run_and_compare(report, interpreters())
     assert [item.message for item in report.findings if item.code == "B735"] == []
-    for version in interpreters():
-        assert report.runs[version].startswith("right") is (version in right) or not right & set(interpreters()), (
-            report.runs
-        )
+    # Where no release that is right can be run, there is nothing to compare the others with.
+    proven = right if right & set(interpreters()) else set()
+    assert {version for version in interpreters() if report.runs[version].startswith("right")} == proven
 
 
 def with_experts(shape, kind="Reshape"):

@@ -7,10 +7,10 @@ the graph gives the same microseconds a node at every size; work that looks thro
 twice as many at twice the size.
 
 The steps: an ONNX model is loaded, types are inferred, inputs are discovered, precision is assigned by policy and then
-by measurement, the plan is made real, and the graph is lowered to MNN's operators. Every weight is renamed twice: with
-the facts of the plan and of the measurement on the graph, and every result of a node once. Measured
-divergences are made up, since running the model would drown the rest; everything around them is real. Error curves are
-measured on 8 rows of each weight and are a stage of their own.
+by measurement, the plan is made real, and the graph is lowered to MNN's operators. Besides, weights (with the facts of
+the plan and of the measurement on the graph) and results of nodes are renamed there and back. Measured divergences are
+made up, since running the model would drown the rest; everything around them is real. Error curves are measured on the
+8 rows of each weight and are a stage of their own.
 """
 
 from __future__ import annotations

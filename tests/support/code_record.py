@@ -15,7 +15,9 @@ from functools import wraps
 from pathlib import Path
 from types import FrameType
 
-TESTS = Path(__file__).resolve().parent
+from tests.support.paths import ROOT
+
+TESTS = ROOT / "tests"
 RAISED: set[str] = set()
 
 
@@ -44,7 +46,7 @@ def _watch(cls: type) -> None:
 def is_whole(root: Path, collected: Iterable[Path], arguments: Iterable[str]) -> bool:
     """True when tests of every test file and of every file of text cases were collected, and no single one was named."""
     tests = root / "tests"
-    files = {*tests.glob("test_*.py"), *tests.glob("cases/*.lading")}
+    files = {*tests.rglob("test_*.py"), *tests.glob("cases/*.lading")}
     return files <= set(collected) and not any("::" in argument for argument in arguments)
 
 

@@ -32,9 +32,11 @@ import numpy as np
 
 from backends.onnx.write import to_model
 from frontends.onnx.load import load
+from ir.base.cache import CACHE_VARIABLE
 from ir.base.types import F32, I64, Dim, TensorType
+from ir.facts.calibration import Calibration
 from ir.graph.graph import Graph, Value
-from ir.quant.statistics.moments import CACHE_VARIABLE, Calibration, CalibrationText
+from ir.quant.statistics.moments import CalibrationText
 from ir.tensor.inline import InlineTensor
 from passes.framework.base import PassContext
 from passes.framework.manager import PassManager

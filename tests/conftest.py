@@ -27,6 +27,9 @@ some, up to the usual budget. More lines at the head of a case:
 ``// first: b a``          outputs of nodes that are moved to the front of the program, where text cannot have them
 ``// warning: CODE``        a warning that a pass gives; without it none may come
 ``// numbers: REASON``      the numbers cannot be compared, for this reason
+
+Property tests draw the same examples in every run: the hypothesis profile below is loaded for all of them.
+``python -m tools.fuzz`` is for new ones.
 """
 
 from __future__ import annotations
@@ -35,9 +38,21 @@ import difflib
 from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support import code_record
 from tests.support.text_cases import SEPARATOR, Case, cases_of
+
+# Examples follow from the test's source alone; neither a clock nor what an earlier run found decides the outcome.
+settings.register_profile(
+    "lading",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("lading")
 
 NARROWED = pytest.StashKey[bool]()
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 from collections.abc import Callable
 from dataclasses import field
 
+PASSED = ("right", "as stored")
+"""Statuses of cells without a fault: against the checkpoint, or only against what the folder's own files say."""
+
 
 @dataclass
 class Matrix:
@@ -42,13 +45,19 @@ class Matrix:
         return self.cells.get((row.key, release))
 
     def failing(self) -> list[tuple[Row, str, dict[str, Any]]]:
-        """Cells that were run and are not right."""
+        """Cells that were run and have a fault."""
         found = ((row, release, self.cell(row, release)) for row in self.rows for release in self.releases)
-        return [(row, release, cell) for row, release, cell in found if cell is not None and cell["status"] != "right"]
+        return [
+            (row, release, cell) for row, release, cell in found if cell is not None and cell["status"] not in PASSED
+        ]
+
+    def right(self) -> int:
+        """How many cells were compared with a checkpoint and are right."""
+        return sum(cell["status"] == "right" for cell in self.cells.values())
 
     @property
     def ok(self) -> bool:
-        """Every model could be made, something was run, and every cell that was run is right."""
+        """Every model could be made, something was run, and no cell that was run has a fault."""
         return bool(self.cells) and not self.failing() and not any(row.failure for row in self.rows)
 
 

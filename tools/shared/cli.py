@@ -27,6 +27,9 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 """The command line itself was wrong."""
 
+EXIT_UNPROVEN = 4
+"""The result was written, and what it should have been compared with could not be run."""
+
 EXIT_INTERRUPTED = 130
 """Stopped from the keyboard."""
 

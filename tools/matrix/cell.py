@@ -21,7 +21,6 @@ import numpy as np
 from ir.base.diag import LadingError
 from ir.base.types import F32, TensorType
 from ir.tensor.base import Tensor
-from tools.matrix.model import PASSED
 
 if TYPE_CHECKING:
     from backends.contract import Contract, Verification
@@ -49,6 +48,9 @@ CHATS: tuple[list[dict[str, str]], ...] = (
     ],
 )
 """Conversations that are rendered by the chat template."""
+
+PASSED = ("right", "as stored")
+"""Statuses of cells without a fault: against the checkpoint, or only against what the folder's own files say."""
 
 SHIPPED_FACTOR = 4.0
 """How much further from the float model than the stored weights alone the shipped settings may be.

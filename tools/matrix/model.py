@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from tools.matrix.cell import Artefact
-    from tools.matrix.model import Job, Matrix
-
-
-from collections.abc import Callable
-from dataclasses import field
-
-PASSED = ("right", "as stored")
-"""Statuses of cells without a fault: against the checkpoint, or only against what the folder's own files say."""
+from tools.matrix.cell import PASSED, Artefact
 
 
 @dataclass

@@ -222,8 +222,7 @@ def record(matrix: Matrix, row: Row) -> bool:
     from dataclasses import replace
 
     from backends.contract import Verification, check_files, write
-    from tools.matrix.cell import this_platform
-    from tools.matrix.model import PASSED
+    from tools.matrix.cell import PASSED, this_platform
 
     artefact = row.artefact
     assert artefact is not None

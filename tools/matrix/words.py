@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tools.matrix.cell import SHIPPED_FACTOR
+from tools.matrix.cell import PASSED, SHIPPED_FACTOR
 
 if TYPE_CHECKING:
-    from tools.matrix.model import PASSED, Matrix, Row
+    from tools.matrix.model import Matrix, Row
 
 SYMBOLS = {
     "right": "✓",

@@ -164,7 +164,7 @@ def repair(
     return done
 
 
-def _runs(chosen: Target, path: Path, folder: Path) -> Runs:
+def _runs(chosen: MnnTarget, path: Path, folder: Path) -> Runs:
     """Where result and original can run, among the releases that this machine has."""
     from backends.mnn.doctor.examine import examine
     from backends.mnn.target.environments import interpreters

@@ -28,7 +28,7 @@ def html_page(matrix: Matrix, made: str) -> str:
     used = {status_of(matrix, row, release) for row in matrix.rows for release in matrix.releases}
     return render(
         __file__,
-        "matrix.html.jinja",
+        "page.html.jinja",
         told=told,
         used=[status for status in SYMBOLS if status in used],
         symbols=SYMBOLS,

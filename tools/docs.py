@@ -86,9 +86,9 @@ def _value(item: click.Option) -> str:
 
 def passes_page() -> str:
     """docs/passes.md: every built-in pass with its options, and the named pipelines."""
-    from passes.framework.registry import Registry
+    from passes.framework.registry import built_in_registry
 
-    registry = Registry()
+    registry = built_in_registry()
     parts = ["# Passes", NOTE, _PASSES, "## Named pipelines", _PIPELINES]
     parts.append(
         _table(("name", "text"), [(f"`{name}`", f"`{text}`") for name, text in sorted(registry.pipelines.items())])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -47,7 +48,8 @@ def test_two_runs_draw_the_same(tmp_path):
     drawn = []
     for _ in range(2):
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_drawing.py"]
-        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=120)
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, timeout=120)
         drawn.append((tmp_path / "drawn.txt").read_text())
         (tmp_path / "drawn.txt").unlink()
     assert drawn[0] == drawn[1] and drawn[0].count("\n") >= 10

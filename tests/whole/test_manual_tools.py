@@ -102,9 +102,9 @@ def users_of(name: str) -> set[str]:
     """Passes, tools and analyses whose source calls a function."""
     found = set()
     for package in ("ir", "passes", "tools"):
-        for path in (ROOT / package).glob("*.py"):
+        for path in (ROOT / package).rglob("*.py"):
             if re.search(rf"(?<!def )(?<!class )\b{name}\(", path.read_text()):
-                found.add(f"{package}.{path.stem}")
+                found.add(".".join(path.relative_to(ROOT).with_suffix("").parts))
     return found
 
 

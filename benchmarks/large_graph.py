@@ -53,7 +53,8 @@ MEASURE = "assign-precision{budget=11bpw method=rtn widths=[2,4] blocks=[8] form
 
 
 class MadeUpMeter:
-    """Stands for `passes.precision.measured.probes.Meter`: divergences that depend on what is replaced, and cost nothing."""
+    """Stands for `passes.precision.measured.probes.Meter`: divergences that depend on what is replaced, and cost
+    nothing."""
 
     available = 64
 

@@ -19,7 +19,8 @@
 
 The graph that the pipeline makes must print like the expected one; ``// expect: unchanged`` stands for the input.
 An error must have the code given and, when it stands on the line of a node, speak of the node's first output.
-``pytest --accept`` writes what came out into the files. The graph is verified after every pass, and evaluated on made-up
+``pytest --accept`` writes what came out into the files. The graph is verified after every pass, and evaluated on
+made-up
 inputs at two sizes of every dimension: passes must keep the numbers, up to rounding or, where they say that they lose
 some, up to the usual budget. More lines at the head of a case:
 

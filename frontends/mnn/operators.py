@@ -276,4 +276,5 @@ REFUSED = {
     "LinearAttention": "linear attention, whose state later releases keep otherwise than earlier ones",
     "MoE": "a mixture of experts, whose experts are graphs of their own that are not written again",
 }
-"""Operators that are known and cannot be read, and what they are: they are named before anything else that is not read."""
+"""Operators that are known and cannot be read, and what they are: they are named before anything else that is not
+read."""

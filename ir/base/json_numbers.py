@@ -1,4 +1,5 @@
-"""Numbers in JSON files: Python reads integers of any length, of which neither floats nor C++ can hold the long ones."""
+"""Numbers in JSON files: Python reads integers of any length, of which neither floats nor C++ can hold the long
+ones."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def _array(value: Value, shape: tuple[int, ...], rng: np.random.Generator) -> np
         return np.ones(shape, dtype.numpy)
     rows = _table_rows(value)
     if rows is not None:
-        return rng.integers(0, rows, shape).astype(dtype.numpy)
+        return rng.integers(0, max(rows, 1), shape).astype(dtype.numpy)
     if _is_position(value):
         return np.broadcast_to(np.arange(shape[-1] if shape else 1), shape or (1,)).reshape(shape).astype(dtype.numpy)
     return np.ones(shape, dtype.numpy)

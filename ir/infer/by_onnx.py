@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ from ir.ops.registry import schema_of
 
 _WRONG_IN_ONNX = frozenset({"STFT"})
 """Operators for which ONNX (seen in 1.23) infers shapes that they do not produce."""
+_TERM = r"[A-Za-z]*(?:\.\.\.)?[A-Za-z]*"
+_EQUATION = re.compile(rf"{_TERM}(?:,{_TERM})*(?:->{_TERM})?").fullmatch
+"""The equations of Einsum; ONNX (seen in 1.23) never ends inferring the shape for others, such as ``ii.``."""
 _DATA_LIMIT = 1024
 """Constants of at most this many elements are shown to ONNX's inference, which reads shapes and axes from them."""
 
@@ -34,6 +38,8 @@ def infer_by_onnx(run: Inference, node: Node) -> tuple[ValueType | None, ...]:
     if schema is None:
         key = f"{node.op}:{node.overload}" if node.overload else node.op
         return _by_function(run, node) if key in run.root.functions else unknown
+    if node.op == "Einsum" and not _EQUATION(str(node._attrs.get("equation", "")).replace(" ", "")):
+        raise TypeMismatch(f"{node._attrs.get('equation')!r} is no equation of letters, '...', ',' and '->'")
     if not schema.has_type_and_shape_inference_function or node.op in _WRONG_IN_ONNX:
         return unknown
     return _by_schema(run, node, schema)

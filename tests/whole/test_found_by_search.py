@@ -99,6 +99,19 @@ def test_element_types_that_do_not_exist(op, number):
     verify(graph)
 
 
+@pytest.mark.parametrize("equation", ["ii.", "i-j", "_", "ij>", "i1,ij", "ij->ij->i", "i..j"])
+def test_equations_for_which_onnx_never_ends(equation):
+    text = f'input %x: f32[2, 2]\ninput %z: f32[2, 2]\n%y = Einsum(%x, %z) {{equation = "{equation}"}}\noutput %y'
+    assert [problem.code for problem in infer_types(read(text))] == ["T212"]
+
+
+@pytest.mark.parametrize("equation, shape", [("ij, jk -> ik", (2, 2)), ("...i,ij->...j", (2, 2)), ("ij,ij", ())])
+def test_equations_that_are_right(equation, shape):
+    text = f'input %x: f32[2, 2]\ninput %z: f32[2, 2]\n%y = Einsum(%x, %z) {{equation = "{equation}"}}\noutput %y'
+    graph = read(text)
+    assert infer_types(graph) == [] and graph.outputs[0].shape == shape
+
+
 def test_a_constant_that_is_no_tensor():
     graph = read('%y = Constant() {sparse_value = "x"}\noutput %y')
     infer_types(graph)
@@ -109,6 +122,11 @@ def test_an_input_too_large_to_be_made_up():
     graph = Graph("large")
     graph.set_outputs([graph.add_input("x", TensorType(F32, (1 << 31, 4)))])
     assert code_of(lambda: sample_feeds(graph)) == "T227"
+
+
+def test_a_table_without_rows():
+    graph = read("const @t: f32[0, 2] = []\ninput %i: i64[3]\n%y: f32[3, 2] = Gather(@t, %i) {axis = 0}\noutput %y")
+    assert sample_feeds(graph)["i"].tolist() == [0, 0, 0]
 
 
 def test_a_node_without_outputs_where_inputs_meet():
@@ -133,6 +151,15 @@ def test_a_graph_with_a_branch_that_gives_nothing_is_compared():
 
     text = "const @c: bool[] = [true]\n() = If(@c) {then_branch = graph a {}, else_branch = graph b {}}\noutput @c"
     assert not Differ().run(read(text), read(text)).changes
+
+
+def test_a_dimension_without_a_name():
+    graph = read('dim "" = 1..8\ninput %x: f32["", 4]\n%y: f32["", 4] = Neg(%x)\noutput %y')
+    assert infer_types(graph) == [] and graph.outputs[0].type == graph.inputs[0].type
+    fixed = read('dim "" = 1..8\ninput %x: f32[3, 4]\n%y: f32["", 4] = Neg(%x)\noutput %y')
+    assert infer_types(fixed) == []
+    free = read('dim "" = 1..8\ninput %x: f32["", 4]\n%y: f32[3, 4] = Neg(%x)\noutput %y')
+    assert infer_types(free) == []
 
 
 def test_a_size_of_too_many_digits():
@@ -215,6 +242,41 @@ def test_a_model_directory_with_a_huge_number(model, tmp_path):
     change(model / "llm_config.json", attn_scale=10**400)
     assert code_of(lambda: MnnModel(model)) == "B680"
     assert code_of(lambda: repair(model, tmp_path / "model2")) == "B741"
+
+
+def test_half_a_character_in_calibration_text(compiled, tmp_path):
+    from frontends.text.calibration_text import load_calibration
+
+    (tmp_path / "text.jsonl").write_text('{"text": "ka lo \\ud800 mi"}\n')
+    assert code_of(lambda: load_calibration(tmp_path / "text.jsonl", compiled.parent / "checkpoint")) == "Q432"
+
+
+def test_a_tokenizer_at_which_the_library_panics(compiled, monkeypatch):
+    import tokenizers
+
+    from frontends.text.calibration_text import load_calibration
+
+    class Panic(BaseException):
+        pass
+
+    class Tokenizer:
+        @staticmethod
+        def from_file(path: str) -> None:
+            raise Panic("range end index out of range")
+
+    monkeypatch.setattr(tokenizers, "Tokenizer", Tokenizer)
+    assert code_of(lambda: load_calibration(None, compiled.parent / "checkpoint")) == "Q435"
+
+
+def test_a_token_with_a_huge_id(compiled, tmp_path):
+    from backends.mnn.tokenizer.spec import load_tokenizer
+
+    checkpoint = Path(shutil.copytree(compiled.parent / "checkpoint", tmp_path / "checkpoint"))
+    data = json.loads((checkpoint / "tokenizer.json").read_text())
+    merge = data["model"]["merges"][0]
+    data["model"]["vocab"][merge[0] if isinstance(merge, list) else merge.split(" ")[0]] = 2**53 + 1
+    (checkpoint / "tokenizer.json").write_text(json.dumps(data))
+    assert code_of(lambda: load_tokenizer(checkpoint)) == "B649"
 
 
 # ---- model directories ----

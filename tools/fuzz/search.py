@@ -205,7 +205,8 @@ def _tail(errors: Any) -> str:
 
 
 def _environment(scratch: Path) -> dict[str, str]:
-    """The child's: modules are found as here, sets have one order, one thread computes, and what is left goes with us."""
+    """The child's: modules are found as here, sets have one order, one thread computes, and what is left goes with
+    us."""
     paths = [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     fixed = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TMPDIR": str(scratch)}
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **fixed}

@@ -128,8 +128,9 @@ def repair(
     """Lift, rewrite, judge and run; the directory appears complete or not at all.
 
     Raises:
-        LadingError: B710 to B742, F640 to F646, U951 when the result is not healthy, U952 when it gives other logits, U953
-            when it cannot be run as asked. A result that could not be compared is written all the same: see `Repaired`.
+        LadingError: B710 to B742, F640 to F646, U951 when the result is not healthy, U952 when it gives other logits,
+            U953 when it cannot be run as asked. A result that could not be compared is written all the same: see
+            `Repaired`.
     """
     from backends.mnn.doctor.examine import examine
     from backends.mnn.read.model_folder import Subject

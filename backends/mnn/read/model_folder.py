@@ -101,7 +101,8 @@ class Subject:
         return value if isinstance(value, str) and value else default
 
     def file(self, name: str) -> Path:
-        """The path of a file that a configuration names; a name that no file can have is cut, so that one may ask for it."""
+        """The path of a file that a configuration names; a name that no file can have is cut, so that one may ask for
+        it."""
         path = self.folder / name
         try:
             path.is_file()

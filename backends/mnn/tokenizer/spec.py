@@ -326,6 +326,8 @@ def _read_merges(merges: Any, vocab: Mapping[str, int], where: str) -> np.ndarra
         whole = np.fromiter(map(vocab.__getitem__, wholes), np.int32, len(merges))
     except (KeyError, ValueError, TypeError, AttributeError):
         raise _bad_merge(merges, vocab, where) from None
+    except OverflowError:
+        raise LadingError("B649", "a token has an id of more than 31 bits", where=where) from None
     ids = np.column_stack((parts.reshape(-1, 2), whole))
     keys = ids[:, 0].astype(np.int64) << 32 | ids[:, 1]
     last = len(keys) - 1 - np.unique(keys[::-1], return_index=True)[1]

@@ -32,7 +32,7 @@ PACKAGES = ("onnx", "onnxruntime")
 def outcomes(tmp_path_factory) -> dict[str, Outcome]:
     """What became of every case, by key; computed once."""
     out = tmp_path_factory.mktemp("conformance") / "outcomes.jsonl"
-    command = [sys.executable, str(ROOT / "tests" / "support" / "onnx_cases.py"), str(out), "--frozen"]
+    command = [sys.executable, "-m", "tests.support.onnx_cases", str(out), "--frozen"]
     threads = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     subprocess.run(command, cwd=ROOT, check=True, timeout=SECONDS, env=threads, stderr=subprocess.DEVNULL)
     rows = [Outcome(**json.loads(line)) for line in out.read_text().splitlines()]

@@ -1,4 +1,5 @@
-"""The fuzz command: it finds planted faults of every kind, says how to see them again, and the product has none at hand."""
+"""The fuzz command: it finds planted faults of every kind, says how to see them again, and the product has none at
+hand."""
 
 from __future__ import annotations
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from backends.mnn.write.weight_layout import unheld
 from ir.base.diag import LadingError
 from ir.base.types import BOOL, F32, I32, I64, Dim, TensorType
 from ir.facts.inputs import DynamicInputs
 from ir.graph.graph import Graph, Node, Value
-from ir.quant.stored_weight import is_weight, storage_of
+from ir.quant.stored_weight import DEQUANTIZE, is_weight, storage_of
 from ir.tensor.bf16_parts import bf16_parts, parts_needed
 from ir.tensor.inline import InlineTensor
 from passes.framework.base import Pass
@@ -220,11 +221,13 @@ class Lowering:
 
 def _matmul(node: Node, low: Lowering) -> None:
     x, weight = node.inputs
-    if not is_weight(weight):
+    stored = storage_of(weight, matmul=True)
+    if stored is None and weight.producer is not None and weight.producer.op in DEQUANTIZE:
+        raise unheld(weight, matmul=True)
+    if stored is None:
         raise LadingError(
             "P372", "MNN computes a product with a constant matrix only", where=f"{node.loc or node.name}\n{node!r}"
         )
-    stored = storage_of(weight, matmul=True)
     bias, result = bias_of(node)
     if bias is None:
         bias = low.const(np.zeros(stored.rows, np.float32), "zeros")
@@ -235,6 +238,10 @@ def _matmul(node: Node, low: Lowering) -> None:
     product = low.add("Convolution", [packed, weight, bias], wide, stem=f"{node.output.name}.conv")
     plain = low.add("ConvertTensor", [product], wide, {"source": "NC4HW4", "dest": "NCHW"})
     low.replace(result, low.reshape(plain, result.shape))
+
+
+def _dequantize(node: Node, low: Lowering) -> None:
+    raise unheld(node.output, matmul=any(user.op == "MatMul" for user in node.output.users))
 
 
 def _norm(node: Node, low: Lowering) -> None:
@@ -360,6 +367,7 @@ def _reduce_max(node: Node, low: Lowering) -> None:
 
 LOWER: dict[str, Callable[[Node, Lowering], None]] = {
     "MatMul": _matmul,
+    **dict.fromkeys(DEQUANTIZE, _dequantize),
     "RMSNormalization": _norm,
     "LayerNormalization": _norm,
     "RotaryEmbedding": _rotary,

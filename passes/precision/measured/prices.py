@@ -11,7 +11,7 @@ import numpy as np
 
 from ir.quant.storage import Storage
 from passes.framework.context import PassContext
-from passes.precision.measured.candidates import Choice, Item, moments_for, plain
+from passes.precision.measured.candidates import Choice, Item, moments_for
 from passes.precision.measured.error_curves import Curve, Wanted, error_curves
 from passes.precision.measured.probes import PROBE_BITS, PROBE_TOKENS, Meter, Probe, RowsLoss, Variant, WeightLoss
 from passes.precision.planned_weights import Weight
@@ -97,7 +97,7 @@ def price(items: Sequence[Item], keys: Mapping[str, str], meter: Meter, ctx: Pas
     measured = meter.measure(variants, tokens, "measuring single weights")
     probes: dict[Key, list[Probe]] = {}
     for one, found in zip(asked, measured, strict=True):
-        probes.setdefault(one.key, []).append(Probe(plain(one.storage), found.kl))
+        probes.setdefault(one.key, []).append(Probe(one.storage, found.kl))
     models: dict[Key, WeightLoss | RowsLoss] = {}
     for key, weight in {one.key: one.weight for one in asked}.items():
         kind = RowsLoss if weight.role == "embedding" else WeightLoss
@@ -113,7 +113,7 @@ def _loss(item: Item, choice: Choice, models: Mapping[Key, WeightLoss | RowsLoss
     for weight, storage in zip(item.weights, choice.storages, strict=True):
         key = (weight.name, choice.tied and weight.role == "embedding")
         if storage.bits < 32:
-            total += models[key].of(plain(storage))
+            total += models[key].of(storage)
     return total
 
 
@@ -121,7 +121,7 @@ def storages_of(item: Item, weight: Weight, tied: bool) -> list[Storage]:
     """Storages of one weight in the choices of its item, each once, up to 16 bits."""
     place = item.weights.index(weight)
     wanted = [c for c in item.choices if weight.role != "embedding" or c.tied == tied]
-    return list(dict.fromkeys(plain(c.storages[place]) for c in wanted if c.storages[place].bits < 32))
+    return list(dict.fromkeys(c.storages[place] for c in wanted if c.storages[place].bits < 32))
 
 
 def _forms(weight: Weight) -> tuple[bool, ...]:
@@ -173,7 +173,7 @@ def _curves(
                     shared[key] = (source_of(item, weight, True), False)
                     continue
                 twins = [(other.name, True) for other in item.weights if weight.role == "logits" and other != weight]
-                extra = [plain(one.storage) for one in asked if one.key == key or one.key in twins]
+                extra = [one.storage for one in asked if one.key == key or one.key in twins]
                 both = tuple(dict.fromkeys([*storages, *extra]))
                 wanted[key] = Wanted(weight, keys.get(weight.name, ""), both)
     measured = error_curves(

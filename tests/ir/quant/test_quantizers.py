@@ -18,12 +18,12 @@ from ir.quant.methods.gptq import Group
 from ir.quant.statistics import second_moments
 from ir.quant.statistics.exact_products import Tiles, one_thread
 from ir.quant.statistics.moments import Moments, MomentStore
+from ir.quant.storage import Storage
 from ir.quant.weight import (
     METHODS,
     Blocks,
     QuantizedWeight,
     QuantMethod,
-    QuantSpec,
     Scratch,
     dequantize,
     real_zero,
@@ -60,7 +60,7 @@ def matrix_of(rows: int, columns: int, seed: int = 0) -> np.ndarray:
     return (np.random.default_rng(seed).standard_t(6, (rows, columns)) * 0.02).astype(f32)
 
 
-def quantized(method: str, rows: np.ndarray, spec: QuantSpec, moments: Moments | None) -> Blocks:
+def quantized(method: str, rows: np.ndarray, spec: Storage, moments: Moments | None) -> Blocks:
     given = None if METHODS[method].needs == "nothing" else moments
     found = METHODS[method].quantize(rows, spec, Scratch(), given)
     return Blocks(*[None if part is None else np.array(part) for part in found])
@@ -91,7 +91,7 @@ def code_of(call) -> str:
 @pytest.mark.parametrize(("bits", "block"), [(2, 32), (3, 0), (4, 64), (8, 32)])
 def test_gptq_loses_less_than_clip_and_clip_less_than_rounding(bits, block, symmetric, zero):
     rows, moments = matrix_of(48, 192), moments_of(192)
-    spec = QuantSpec(bits, block, symmetric, zero)
+    spec = Storage(bits=bits, block=block, symmetric=symmetric, zero=zero)
     plain, clipped, second = [
         loss(rows, quantized(name, rows, spec, moments), moments.second).sum() for name in ("rtn", "clip", "gptq")
     ]
@@ -105,7 +105,7 @@ def test_no_block_is_worse_by_clip_than_by_rounding(symmetric, zero, weighted):
     rows, moments = matrix_of(32, 128, seed=3), moments_of(128)
     given = moments if weighted else None
     share = moments.diagonal if weighted else np.ones(128, f32)
-    spec = QuantSpec(3, 32, symmetric, zero)
+    spec = Storage(bits=3, block=32, symmetric=symmetric, zero=zero)
     errors = []
     for name in ("rtn", "clip"):
         difference = rows - dequantize(quantized(name, rows, spec, given))
@@ -117,7 +117,7 @@ def test_no_block_is_worse_by_clip_than_by_rounding(symmetric, zero, weighted):
 @pytest.mark.parametrize(("symmetric", "zero"), [FORMS[0], FORMS[2]], ids=["symmetric", "float"])
 def test_hqq_lowers_the_sum_of_the_roots(symmetric, zero):
     rows = matrix_of(64, 128, seed=4)
-    spec = QuantSpec(3, 64, symmetric, zero)
+    spec = Storage(bits=3, block=64, symmetric=symmetric, zero=zero)
     plain, found = [
         np.sqrt(np.abs(rows - dequantize(quantized(name, rows, spec, None)))).sum() for name in ("rtn", "hqq")
     ]
@@ -127,7 +127,7 @@ def test_hqq_lowers_the_sum_of_the_roots(symmetric, zero):
 def test_second_moments_are_used_and_not_the_diagonal_alone():
     rows, moments = matrix_of(32, 128), moments_of(128)
     blind = Moments("blind", moments.tokens, np.diag(moments.diagonal), moments.mean, moments.low, moments.high)
-    spec = QuantSpec(4, 32, zero="float")
+    spec = Storage(bits=4, block=32, zero="float")
     seeing, not_seeing = [
         loss(rows, quantized("gptq", rows, spec, given), moments.second).sum() for given in (moments, blind)
     ]
@@ -142,7 +142,7 @@ def test_second_moments_are_used_and_not_the_diagonal_alone():
 @pytest.mark.parametrize("scale", ["f32", "f16"])
 def test_numbers_are_those_that_are_stored(method, symmetric, zero, scale):
     rows, moments = matrix_of(20, 96), moments_of(96)
-    spec = QuantSpec(3, 32, symmetric, zero, scale=scale)
+    spec = Storage(bits=3, block=32, symmetric=symmetric, zero=zero, scale=scale)
     found = quantized(method, rows, spec, moments)
     assert found.codes.dtype == np.int8 and found.scale.dtype == f32
     assert spec.low <= found.codes.min() and found.codes.max() <= spec.high
@@ -168,13 +168,13 @@ def test_unusual_rows(method, symmetric, zero):
     rows[3, :32] = 0
     rows[4] = 3e38
     rows[5, ::2] = -2e38
-    found = quantized(method, rows, QuantSpec(4, 32, symmetric, zero), moments_of(64))
+    found = quantized(method, rows, Storage(bits=4, block=32, symmetric=symmetric, zero=zero), moments_of(64))
     back = dequantize(found)
     assert np.isfinite(back).all()
     assert (back[0] == 0).all()
     assert np.abs(back[1] - 0.75).max() < 0.05
     assert np.abs(back[2]).max() < 1e-38 and np.abs(back[4] / 3e38 - 1).max() < 0.08
-    whole = quantized(method, rows[6:], QuantSpec(4, 32, symmetric, zero), moments_of(64))
+    whole = quantized(method, rows[6:], Storage(bits=4, block=32, symmetric=symmetric, zero=zero), moments_of(64))
     assert_same(whole, Blocks(*[None if part is None else part[6:] for part in found]))
 
 
@@ -185,7 +185,7 @@ def test_shapes_from_nothing_to_odd(method):
         if moments is None and METHODS[method].needs == "second-moments":
             moments = Moments("none", 1, *[np.zeros((0, 0), f32), *[np.zeros(0, f32)] * 3])
         for symmetric, zero in FORMS:
-            spec = QuantSpec(4, block, symmetric, zero)
+            spec = Storage(bits=4, block=block, symmetric=symmetric, zero=zero)
             found = quantized(method, matrix_of(rows, columns), spec, moments)
             assert found.codes.shape == (rows, columns)
             assert found.scale.shape == (rows, spec.blocks(columns))
@@ -199,7 +199,7 @@ def test_shapes_from_nothing_to_odd(method):
 @pytest.mark.parametrize("block", [32, 0])
 def test_a_row_does_not_depend_on_its_company(method, symmetric, zero, block):
     rows, moments = matrix_of(300, 160), moments_of(160)
-    spec = QuantSpec(3, block, symmetric, zero)
+    spec = Storage(bits=3, block=block, symmetric=symmetric, zero=zero)
     whole = quantized(method, rows, spec, moments)
     for chosen in (np.array([0]), np.array([299, 4, 130]), np.arange(17, 290)):
         some = quantized(method, rows[chosen], spec, moments)
@@ -211,7 +211,7 @@ def test_bits_do_not_depend_on_threads(method):
     from threadpoolctl import threadpool_limits
 
     rows, moments = matrix_of(256, 384), moments_of(384)
-    spec = QuantSpec(4, 64, zero="float")
+    spec = Storage(bits=4, block=64, zero="float")
     found: list[Blocks] = []
     for limit in (1, 2):
         second_moments._HELD.clear()
@@ -309,7 +309,7 @@ def seen(size: int, tokens: int, seed: int) -> np.ndarray:
 
 
 def test_few_tokens_do_not_make_it_worse_than_rounding():
-    rows, spec = matrix_of(64, 256), QuantSpec(4, 32, zero="float")
+    rows, spec = matrix_of(64, 256), Storage(bits=4, block=32, zero="float")
     other = seen(256, 20000, 1)
     truth = other.T @ other / len(other)
     plain = loss(rows, quantized("rtn", rows, spec, None), truth).sum()
@@ -340,7 +340,7 @@ def test_dead_and_huge_features():
     second[7] *= 3e4
     second[:, 7] *= 3e4
     rows = matrix_of(16, 96)
-    spec = QuantSpec(4, 32, zero="float")
+    spec = Storage(bits=4, block=32, zero="float")
     given = Moments("dead", 10**6, second, moments.mean, moments.low, moments.high)
     found = quantized("gptq", rows, spec, given)
     plain = quantized("rtn", rows, spec, None)
@@ -357,11 +357,13 @@ def test_damaged_statistics_are_refused(change, text):
     moments = moments_of(32)
     moments.second[4, 4] = change
     with pytest.raises(LadingError, match=text) as caught:
-        quantized("gptq", matrix_of(2, 32), QuantSpec(4, 32), Moments("bad", 1, *list(vars(moments).values())[2:]))
+        quantized(
+            "gptq", matrix_of(2, 32), Storage(bits=4, block=32), Moments("bad", 1, *list(vars(moments).values())[2:])
+        )
     assert caught.value.code == "Q443"
 
 
-def group_of(rows: np.ndarray, spec: QuantSpec, factor: second_moments.Factor) -> tuple[Group, Form, Numbers]:
+def group_of(rows: np.ndarray, spec: Storage, factor: second_moments.Factor) -> tuple[Group, Form, Numbers]:
     form = Form(spec)
     numbers = search(rows, form, factor.pivots, Scratch())
     return Group(rows, numbers, form, factor, Scratch()), form, numbers
@@ -372,7 +374,7 @@ def test_feedback_is_the_textbook_algorithm(symmetric, zero):
     """Frantar et al.: after each feature the rest of the row moves by a row of the Cholesky factor of the inverse."""
     rows = matrix_of(24, 160)
     factor = second_moments.factorize(second_moments.damped(moments_of(160).second, 10**6))
-    group, form, numbers = group_of(rows, QuantSpec(4, 32, symmetric, zero), factor)
+    group, form, numbers = group_of(rows, Storage(bits=4, block=32, symmetric=symmetric, zero=zero), factor)
     group.run(1, 0)
     order = factor.order
     inverse = np.linalg.inv(factor.hessian.astype(np.float64)[np.ix_(order, order)])
@@ -393,7 +395,7 @@ def test_feedback_is_the_textbook_algorithm(symmetric, zero):
 def test_no_sweep_raises_the_error_of_a_row(symmetric, zero, bits, block):
     rows = matrix_of(40, 320)
     factor = second_moments.factorize(second_moments.damped(moments_of(320).second, 10**6))
-    spec = QuantSpec(bits, block, symmetric, zero)
+    spec = Storage(bits=bits, block=block, symmetric=symmetric, zero=zero)
     losses = []
     for sweeps in range(4):
         group, form, _ = group_of(rows, spec, factor)
@@ -408,7 +410,7 @@ def test_no_sweep_raises_the_error_of_a_row(symmetric, zero, bits, block):
 
 def test_gptq_cannot_be_called_without_statistics():
     with pytest.raises(ValueError, match="second moments"):
-        METHODS["gptq"].quantize(matrix_of(1, 32), QuantSpec(4, 32), Scratch(), None)
+        METHODS["gptq"].quantize(matrix_of(1, 32), Storage(bits=4, block=32), Scratch(), None)
 
 
 # --- the lazy recipe --------------------------------------------------------------------------------------------------
@@ -420,8 +422,8 @@ def saved(size: int, key: str = "saved") -> Moments:
     return moments
 
 
-def weight(rows: np.ndarray, method: str, moments: str = "", **spec) -> QuantizedWeight:
-    return QuantizedWeight(InlineTensor(rows), QuantSpec(spec.pop("bits", 4), method=method, moments=moments, **spec))
+def weight(rows: np.ndarray, method: str, moments: str = "", **how) -> QuantizedWeight:
+    return QuantizedWeight(InlineTensor(rows), Storage(**{"bits": 4, "block": 64, **how}, method=method), moments)
 
 
 @pytest.mark.parametrize("method", SEARCHES)
@@ -429,12 +431,12 @@ def weight(rows: np.ndarray, method: str, moments: str = "", **spec) -> Quantize
 def test_a_weight_reads_the_result_of_its_method(method, symmetric, zero):
     rows, moments = matrix_of(70, 96), saved(96)
     made = weight(rows, method, "saved", block=32, symmetric=symmetric, zero=zero)
-    expected = quantized(method, rows, made.spec, moments)
+    expected = quantized(method, rows, made.storage, moments)
     assert_same(made.rows(0, 70), expected)
     assert_same(made.rows(3, 9), Blocks(*[None if part is None else part[3:9] for part in expected]))
     assert made.dequantized().load().tobytes() == dequantize(expected).tobytes()
     again = pickle.loads(pickle.dumps(made.codes)).quantized
-    assert again.spec == made.spec and again.spec.moments == "saved"
+    assert again.storage == made.storage and again.moments == "saved"
     assert_same(again.rows(0, 70), expected)
 
 
@@ -442,8 +444,8 @@ def test_recipes_name_statistics_only_when_there_are_some():
     rows = matrix_of(2, 32)
     assert "moments" not in weight(rows, "clip", block=32).codes.recipe()[2]
     assert weight(rows, "clip", "saved", block=32).codes.recipe()[2]["moments"] == "saved"
-    plain = shared_quantized(InlineTensor(rows), QuantSpec(4, 32, method="clip"))
-    assert shared_quantized(InlineTensor(rows), QuantSpec(4, 32, method="clip", moments="saved")) is not plain
+    plain = shared_quantized(InlineTensor(rows), Storage(bits=4, block=32, method="clip"))
+    assert shared_quantized(InlineTensor(rows), Storage(bits=4, block=32, method="clip"), "saved") is not plain
 
 
 class Counting(QuantMethod):

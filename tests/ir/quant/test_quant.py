@@ -297,7 +297,7 @@ def test_equal_quantizations_are_shared_while_they_live():
 
 def test_a_symmetric_weight_has_no_zero_point_to_rebuild():
     with pytest.raises(LadingError, match="Q400"):
-        RECIPES["quantized_zero_point"](InlineTensor(gaussian((4, 64))), symmetric=True)
+        RECIPES["quantized_zero_point"](InlineTensor(gaussian((4, 64))), bits=4, symmetric=True)
 
 
 def test_from_a_file_in_any_float_type(tmp_path):

@@ -20,7 +20,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -87,11 +87,11 @@ def timed(call: Callable[[], Blocks]) -> tuple[Blocks, float]:
     return found, time.process_time() - began
 
 
-def quantized(case: Case, spec: Storage) -> tuple[Blocks, float]:
+def quantized(case: Case, storage: Storage) -> tuple[Blocks, float]:
     """A matrix by a method, and the processor seconds it took."""
-    method = METHODS[spec.method]
+    method = METHODS[storage.method]
     given = None if method.needs == "nothing" else case.given
-    return timed(lambda: method.quantize(case.rows, spec, thread_scratch(), given))
+    return timed(lambda: method.quantize(case.rows, storage, thread_scratch(), given))
 
 
 def table(
@@ -102,10 +102,10 @@ def table(
     for width in bits:
         for block in blocks:
             for form in forms:
-                storage = {"bits": width, "block": block, **FORMS[form]}
-                base = measured(cases, Storage(**storage))
+                storage = Storage(bits=width, block=block, **FORMS[form])
+                base = measured(cases, storage)
                 for name in methods:
-                    fit, held, seconds = measured(cases, Storage(**storage, method=name))
+                    fit, held, seconds = measured(cases, replace(storage, method=name))
                     yield {
                         "bits": width,
                         "block": block or "row",
@@ -117,11 +117,11 @@ def table(
                     }
 
 
-def measured(cases: list[Case], spec: Storage) -> tuple[list[float], list[float], float]:
+def measured(cases: list[Case], storage: Storage) -> tuple[list[float], list[float], float]:
     """Errors of each matrix with both statistics, and processor seconds."""
     fit, held, seconds = [], [], 0.0
     for case in cases:
-        stored, took = quantized(case, spec)
+        stored, took = quantized(case, storage)
         seconds += took
         fit.append(loss(case.rows, stored, case.given))
         held.append(loss(case.rows, stored, case.held))

@@ -154,13 +154,13 @@ def _plan(search: Search, taken: Tried, rules: Mapping[str, str]) -> PrecisionPl
         tied = tied or choice.tied
         storage.update(zip((weight.name for weight in item.weights), choice.storages, strict=True))
     outcome = Outcome(
-        search.limit.text,
-        search.bytes_of(taken.picks),
-        search.bits_per_weight(taken.picks),
-        taken.predicted,
-        taken.measured.kl,
-        taken.measured.top1,
-        taken.measured.positions,
+        limit=search.limit.text,
+        bytes=search.bytes_of(taken.picks),
+        bits_per_weight=search.bits_per_weight(taken.picks),
+        predicted=taken.predicted,
+        measured=taken.measured.kl,
+        top1=taken.measured.top1,
+        positions=taken.measured.positions,
     )
     return PrecisionPlan({name: storage[name] for name in rules}, tied, outcome, rules)
 
@@ -187,7 +187,15 @@ def _weight(prices: Prices, item: Item, choice: Choice, place: int, factor: floa
         size = 0 if tied else size_of_storage(weight, storage, target)
         error = curve[storage].rows if weight.role == "embedding" else curve[storage].output
         loss = model.of(storage) if model is not None else 0.0
-        point = CurvePoint(storage.bits, storage.block, storage.symmetric, storage.method, size, error, loss)
+        point = CurvePoint(
+            bits=storage.bits,
+            block=storage.block,
+            symmetric=storage.symmetric,
+            method=storage.method,
+            bytes=size,
+            error=error,
+            loss=loss,
+        )
         points.append((storage, point))
     points.sort(key=lambda pair: (pair[1].bytes, pair[1].bits, pair[1].loss))
     chosen = next((index for index, (storage, _) in enumerate(points) if storage == stored), None)

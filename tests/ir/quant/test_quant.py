@@ -38,49 +38,49 @@ MODES = [(True, "int"), (False, "int"), (False, "float")]
 # --- reference --------------------------------------------------------------------------------------------------------
 
 
-def reference(matrix: np.ndarray, spec: Storage) -> Blocks:
+def reference(matrix: np.ndarray, storage: Storage) -> Blocks:
     """The formula of `RoundToNearest`, one block at a time, one float32 operation at a time."""
     rows, length = matrix.shape
-    block = spec.block or length
+    block = storage.block or length
     codes = np.zeros((rows, length), np.int8)
     scale = np.zeros((rows, length // block), f32)
-    zero = np.zeros(scale.shape, np.int8 if spec.zero == "int" else f32)
+    zero = np.zeros(scale.shape, np.int8 if storage.zero == "int" else f32)
     for row in range(rows):
         for index in range(length // block):
             part = slice(index * block, (index + 1) * block)
             values = matrix[row, part].astype(f32)
-            chosen, zero[row, index], shift = numbers_of_block(values.min(), values.max(), spec)
+            chosen, zero[row, index], shift = numbers_of_block(values.min(), values.max(), storage)
             scale[row, index] = chosen
             inverse = f32(1) / chosen
             for place, value in enumerate(values):
                 code = int(np.trunc(f32(f32(value * inverse) + shift)))
-                codes[row, part.start + place] = min(max(code, 0), 2**spec.bits - 1) - 2 ** (spec.bits - 1)
-    return Blocks(codes, scale, None if spec.symmetric else zero)
+                codes[row, part.start + place] = min(max(code, 0), 2**storage.bits - 1) - 2 ** (storage.bits - 1)
+    return Blocks(codes, scale, None if storage.symmetric else zero)
 
 
-def stored(value: f32, spec: Storage) -> f32:
-    return f32(np.float16(value)) if spec.scale == "f16" else f32(value)
+def stored(value: f32, storage: Storage) -> f32:
+    return f32(np.float16(value)) if storage.scale == "f16" else f32(value)
 
 
-def numbers_of_block(lo: f32, hi: f32, spec: Storage) -> tuple[f32, float, f32]:
+def numbers_of_block(lo: f32, hi: f32, storage: Storage) -> tuple[f32, float, f32]:
     """Scale, zero and shift of one block from its extremes."""
-    half, span = f32(2 ** (spec.bits - 1)), f32(2**spec.bits - 1)
-    tiny = f32(2.0**-24 if spec.scale == "f16" else 2.0**-126)
-    if spec.symmetric or spec.zero == "int":
+    half, span = f32(2 ** (storage.bits - 1)), f32(2**storage.bits - 1)
+    tiny = f32(2.0**-24 if storage.scale == "f16" else 2.0**-126)
+    if storage.symmetric or storage.zero == "int":
         lo, hi = min(lo, f32(0)), max(hi, f32(0))
-    if spec.symmetric:
+    if storage.symmetric:
         scale = max(max(hi, -lo) / half, min(hi, -lo) / (half - f32(0.5)))
         scale = hi / (half - f32(1)) if hi == -lo else scale
-        scale = max(stored(scale, spec), tiny)
+        scale = max(stored(scale, storage), tiny)
         return (-scale if hi > -lo else scale), 0, half + f32(0.5)
     scale = f32(hi / span) - f32(lo / span)
-    if spec.zero == "int":
+    if storage.zero == "int":
         scale = hi / (half - f32(1)) if hi == -lo else scale
-        scale = max(stored(scale, spec), tiny)
+        scale = max(stored(scale, storage), tiny)
         zero = f32(np.clip(np.rint(-half - lo * f32(f32(1) / scale)), -half, half - f32(1)))
         return scale, int(zero), zero + (half + f32(0.5))
-    scale = max(stored(max(scale, max(abs(lo), abs(hi)) * f32(2.0**-18)), spec), tiny)
-    zero = stored(min(f32(f32(lo / half) + scale), np.finfo(f32).max / half) * half, spec)
+    scale = max(stored(max(scale, max(abs(lo), abs(hi)) * f32(2.0**-18)), storage), tiny)
+    zero = stored(min(f32(f32(lo / half) + scale), np.finfo(f32).max / half) * half, storage)
     return scale, zero, f32(half + f32(0.5)) - f32(zero * f32(f32(1) / scale))
 
 
@@ -117,8 +117,8 @@ def code_of(call) -> str:
 def test_kernels_equal_the_formula(source, symmetric, zero, bits):
     for block, length in ((64, 128), (32, 96), (4, 12), (1, 3), (7, 21), (0, 9), (0, 520), (512, 1024)):
         matrix = gaussian((3, length), SOURCES[source], seed=bits * length)
-        spec = Storage(bits=bits, block=block, symmetric=symmetric, zero=zero)
-        assert_equal(QuantizedWeight(InlineTensor(matrix), spec).rows(0, 3), reference(matrix, spec))
+        storage = Storage(bits=bits, block=block, symmetric=symmetric, zero=zero)
+        assert_equal(QuantizedWeight(InlineTensor(matrix), storage).rows(0, 3), reference(matrix, storage))
 
 
 EXTREMES = [0.0, -0.0, 1.0, -1.0, 0.02, -0.03, 1e-40, -1e-45, 2e-38, 6e-8, -6e-5, 65504.0, -1e4, 0.5, 7.0, -8.0]
@@ -140,11 +140,11 @@ def test_kernels_equal_the_formula_on_hostile_numbers(data):
     matrix = np.array(numbers, f32).reshape(2, -1).astype(SOURCES[kind])
     if scale == "f16":
         matrix = np.clip(matrix.astype(f32), -30000, 30000).astype(SOURCES[kind])
-    spec = Storage(bits=bits, block=block, symmetric=symmetric, zero=zero, scale=scale)
-    found = QuantizedWeight(InlineTensor(matrix), spec).rows(0, 2)
-    assert_equal(found, reference(matrix, spec))
+    storage = Storage(bits=bits, block=block, symmetric=symmetric, zero=zero, scale=scale)
+    found = QuantizedWeight(InlineTensor(matrix), storage).rows(0, 2)
+    assert_equal(found, reference(matrix, storage))
     assert np.isfinite(found.scale).all() and (found.scale != 0).all()
-    assert spec.low <= found.codes.min() and found.codes.max() <= spec.high
+    assert storage.low <= found.codes.min() and found.codes.max() <= storage.high
     if scale == "f32":
         assert_within_half_a_step(matrix.astype(np.float64), found, block)
 
@@ -386,7 +386,7 @@ def test_methods_are_open():
         slow = False
         version = 1
 
-        def quantize(self, rows, spec, scratch, moments):
+        def quantize(self, rows, storage, scratch, moments):
             assert moments is None
             assert rows.dtype == f32
             if not np.isfinite(rows).all():

@@ -53,7 +53,7 @@ class StoredCodes(Encoded):
     @property
     def storage(self) -> Storage:
         """How the matrix is stored, as it was read."""
-        blocks = self.alpha.type.shape[1]  # type: ignore[index]
+        blocks: int = self.alpha.type.shape[1]  # type: ignore[index,assignment]
         return Storage(
             bits=self.bits,
             block=self.row_size // blocks if blocks > 1 else 0,
@@ -95,7 +95,7 @@ class GivenCodes(Encoded):
 
         Scales in half precision count as float32, which every number of theirs is.
         """
-        blocks = self.scale.type.shape[1] if self.scale.type.rank == 2 else 1  # type: ignore[index]
+        blocks: int = self.scale.type.shape[1] if self.scale.type.rank == 2 else 1  # type: ignore[index,assignment]
         return Storage(
             bits=self.codes.type.dtype.bits,
             block=self.row_size // blocks if blocks > 1 else 0,
@@ -160,10 +160,10 @@ def given_codes(codes: Tensor, scale: Tensor, zero: Tensor | None = None) -> Giv
         raise refuse("given_codes", "codes are a matrix of integers of 2 to 8 bits", *given)
     if scale.type.dtype not in (F32, F16, BF16):
         raise refuse("given_codes", "scales are f32, f16 or bf16", *given)
-    rows, columns = codes.type.shape  # type: ignore[misc]
-    shape = scale.type.shape
-    whole = shape in ((), (1,)) or shape == (rows,)
-    if not whole and not (len(shape) == 2 and shape[0] == rows and shape[1] and columns % shape[1] == 0):  # type: ignore
+    rows, columns = codes.row_count, codes.row_size
+    shape: tuple[int, ...] = scale.type.shape  # type: ignore[assignment]
+    blocked = len(shape) == 2 and shape[0] == rows and shape[1] > 0 and columns % shape[1] == 0  # type: ignore[operator]
+    if not blocked and shape not in ((), (1,), (rows,)):
         raise refuse("given_codes", "scales are for blocks of equal length along the rows, rows or the whole", *given)
     if zero is not None and zero.type.shape != shape:
         raise refuse("given_codes", "zeros have the shape of the scales", *given)
@@ -214,7 +214,8 @@ def stored_weight(source: Encoded, scale: str = "") -> QuantizedWeight:
 
     `scale` is ``f32`` or ``f16``, in which scales are written; empty keeps their type. Widening changes no number.
     """
-    return shared_quantized(source, replace(source.storage, scale=scale) if scale else source.storage)
+    how = source.storage
+    return shared_quantized(source, replace(how, scale=scale) if scale else how)  # type: ignore[arg-type]
 
 
 class _Stored(QuantMethod):

@@ -112,8 +112,7 @@ def _floats(name: str, tensor: Tensor, matmul: bool) -> StoredWeight | str:
     if tensor.type.rank != 2 or tensor.type.dtype not in FLOATS:
         return f"{tensor.type} is no float matrix"
     oriented = transposed(tensor) if matmul else tensor
-    rows, columns = oriented.type.shape  # type: ignore[misc]
-    return StoredWeight(name=name, rows=rows, columns=columns, source=oriented)
+    return StoredWeight(name=name, rows=oriented.row_count, columns=oriented.row_size, source=oriented)
 
 
 def _constants(node: Node) -> list[Tensor]:

@@ -161,8 +161,8 @@ def given_codes(codes: Tensor, scale: Tensor, zero: Tensor | None = None) -> Giv
     if scale.type.dtype not in (F32, F16, BF16):
         raise refuse("given_codes", "scales are f32, f16 or bf16", *given)
     rows, columns = codes.row_count, codes.row_size
-    shape: tuple[int, ...] = scale.type.shape  # type: ignore[assignment]
-    blocked = len(shape) == 2 and shape[0] == rows and shape[1] > 0 and columns % shape[1] == 0  # type: ignore[operator]
+    shape = tuple(int(size) for size in scale.type.shape)  # type: ignore[union-attr,arg-type]
+    blocked = len(shape) == 2 and shape[0] == rows and shape[1] > 0 and columns % shape[1] == 0
     if not blocked and shape not in ((), (1,), (rows,)):
         raise refuse("given_codes", "scales are for blocks of equal length along the rows, rows or the whole", *given)
     if zero is not None and zero.type.shape != shape:

@@ -56,6 +56,8 @@ class LegalizeMnn(Pass):
             if node.domain == "mnn" or _is_stored_weight(node) or not any(value.use_count for value in node.outputs):
                 continue
             lower = LOWER.get(node.op)
+            if _decodes_constants(node):
+                raise unheld(node.output, matmul=any(user.op == "MatMul" for user in node.output.users))
             if lower is None:
                 raise LadingError(
                     "P370",
@@ -97,6 +99,12 @@ class RowParts:
 
 def _is_stored_weight(node: Node) -> bool:
     return bool(node.outputs) and is_weight(node.output)
+
+
+def _decodes_constants(node: Node) -> bool:
+    """True for a dequantization of constant codes, a weight of which the file may or may not have a form."""
+    codes = node.input(0) if node.op in DEQUANTIZE else None
+    return codes is not None and codes.is_const
 
 
 class Lowering:
@@ -222,7 +230,7 @@ class Lowering:
 def _matmul(node: Node, low: Lowering) -> None:
     x, weight = node.inputs
     stored = storage_of(weight, matmul=True)
-    if stored is None and weight.producer is not None and weight.producer.op in DEQUANTIZE:
+    if stored is None and weight.producer is not None and _decodes_constants(weight.producer):
         raise unheld(weight, matmul=True)
     if stored is None:
         raise LadingError(
@@ -238,10 +246,6 @@ def _matmul(node: Node, low: Lowering) -> None:
     product = low.add("Convolution", [packed, weight, bias], wide, stem=f"{node.output.name}.conv")
     plain = low.add("ConvertTensor", [product], wide, {"source": "NC4HW4", "dest": "NCHW"})
     low.replace(result, low.reshape(plain, result.shape))
-
-
-def _dequantize(node: Node, low: Lowering) -> None:
-    raise unheld(node.output, matmul=any(user.op == "MatMul" for user in node.output.users))
 
 
 def _norm(node: Node, low: Lowering) -> None:
@@ -367,7 +371,6 @@ def _reduce_max(node: Node, low: Lowering) -> None:
 
 LOWER: dict[str, Callable[[Node, Lowering], None]] = {
     "MatMul": _matmul,
-    **dict.fromkeys(DEQUANTIZE, _dequantize),
     "RMSNormalization": _norm,
     "LayerNormalization": _norm,
     "RotaryEmbedding": _rotary,

@@ -21,7 +21,7 @@ from backends.mnn.write.weight_file import fill, weight_jobs
 from backends.mnn.write.weight_layout import Layout, plan_layout
 from frontends.checkpoint.load import load
 from ir.base.diag import LadingError
-from ir.base.types import F32, Dim, TensorType
+from ir.base.types import F32, I8, Dim, TensorType
 from ir.evaluate.evaluator import evaluate
 from ir.facts.inputs import DynamicInputs
 from ir.graph.graph import Graph, Value
@@ -244,3 +244,13 @@ def test_blocks_that_releases_compute_wrong_are_refused():
     type_ = TensorType(F32, (rows, OUT, 1, 1))
     graph.set_outputs([graph.add("mnn.Convolution", [x, weight, bias], {}, types=[type_]).output])
     assert "blocks of 2" in refused("B697", lambda: check_storage(plan_layout(graph), target("portable")))
+
+
+def test_codes_that_are_computed_are_an_operator_without_a_form():
+    graph = Graph("g", {"": 24})
+    x = graph.add_input("x", TensorType(I8, (COLUMNS, OUT)))
+    scale = graph.add_const("scale", InlineTensor(np.ones((), np.float32)))
+    graph.set_outputs([graph.add("DequantizeLinear", [x, scale], types=[TensorType(F32, (COLUMNS, OUT))]).output])
+    graph.set_fact(DynamicInputs.name, DynamicInputs("mnn-llm", ()))
+    with pytest.raises(LadingError, match="P370"):
+        PassManager("legalize-mnn").run(graph, given=("signature", "quantized"))

@@ -47,6 +47,10 @@ CODES: dict[str, str] = {
     "B603": (
         "Half-float scales are loaded by MNN 3.6.0 and later; a release of the target is older and would read garbage."
     ),
+    "B604": (
+        "A matrix that came quantized has scales or codes that the weight file has no form for: scales are for the matrix, "
+        "its rows, or blocks that divide a row."
+    ),
     "B610": "The graph holds an operator for which the MNN writer has no encoding.",
     "B611": "MNN has no tensors or constants of this element type.",
     "B620": "A file of the model directory cannot be created or written: no room, no permission, or a failing disk.",

@@ -188,9 +188,9 @@ def add_weight(graph: Graph, name: str, weight: Tensor | QuantizedWeight, *, row
     ]
     shape = weight.shape if rows_first else weight.shape[::-1]
     return graph.add(
-        "DequantizeLinear" if weight.spec.symmetric else "lading.AffineDequantize",
+        "DequantizeLinear" if weight.storage.symmetric else "lading.AffineDequantize",
         inputs,
-        {"axis": 1 if rows_first else 0, "block_size": weight.spec.block or weight.shape[1]},
+        {"axis": 1 if rows_first else 0, "block_size": weight.storage.block or weight.shape[1]},
         outputs=[f"{name}.weight"],
         types=[TensorType(F32, shape)],
     ).output

@@ -22,8 +22,9 @@ import numpy as np
 
 from ir.base.cache import cache_folder, whole_file
 from ir.base.diag import LadingError
-from ir.quant.spec import Blocks, QuantSpec
+from ir.quant.methods.base import Blocks
 from ir.quant.statistics.moments import Moments, MomentStore
+from ir.quant.storage import Storage
 
 HEADER = 64
 MAGIC = b"LADINGQ1"
@@ -118,19 +119,19 @@ class Shape(NamedTuple):
         )
 
 
-def shape_of(rows: int, columns: int, spec: QuantSpec) -> Shape:
-    """Sizes of what a spec makes of a matrix."""
-    zero = None if spec.symmetric else np.dtype(np.int8 if spec.zero == "int" else np.float32)
-    return Shape(rows, columns, spec.blocks(columns), zero)
+def shape_of(rows: int, columns: int, storage: Storage) -> Shape:
+    """Sizes of a matrix that is stored so."""
+    zero = None if storage.symmetric else np.dtype(np.int8 if storage.zero == "int" else np.float32)
+    return Shape(rows, columns, storage.blocks(columns), zero)
 
 
-def result_key(source: str, spec: QuantSpec, version: int) -> str:
+def result_key(source: str, storage: Storage, moments: str, version: int) -> str:
     """Name of a result: digest of the numbers quantized (`source` is theirs), how, and by which version of the method.
 
-    `spec` names the statistics by their key.
+    `moments` is the key of the statistics, empty for none.
     """
-    storage = [spec.bits, spec.block, spec.symmetric, spec.zero, spec.method, spec.scale, spec.moments]
-    text = json.dumps([MAGIC.decode(), source, storage, version])
+    how = [storage.bits, storage.block, storage.symmetric, storage.zero, storage.method, storage.scale, moments]
+    text = json.dumps([MAGIC.decode(), source, how, version])
     return blake2b(text.encode(), digest_size=20).hexdigest()
 
 

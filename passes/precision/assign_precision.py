@@ -10,7 +10,7 @@ from typing import Literal, TypeVar
 from ir.base.diag import LadingError
 from ir.facts.precision import PrecisionPlan
 from ir.graph.graph import Graph
-from ir.quant.spec import METHODS
+from ir.quant.methods.base import METHODS
 from ir.quant.storage import Storage
 from ir.target.target import Target
 from passes.framework.base import Pass
@@ -174,26 +174,29 @@ def _chosen(
 
 
 def _by_policy(weights: Sequence[Weight], wanted: Preferences) -> PrecisionPlan:
-    storage = {weight.name: _choose(weight, wanted) for weight in weights}
+    chosen = {weight.name: _choose(weight, wanted) for weight in weights}
+    storage = {name: item for name, (item, _) in chosen.items()}
     pair = same_matrix(weights)
     tied = pair is not None and wanted.can_tie(storage[pair[0].name], storage[pair[1].name])
     for weight in weights:
         if weight.role == "embedding" and not tied:
             storage[weight.name] = wanted.own_rows(storage[weight.name])
-    return PrecisionPlan(storage, tied)
+    return PrecisionPlan(storage, tied, rules={name: rule for name, (_, rule) in chosen.items()})
 
 
-def _choose(weight: Weight, wanted: Preferences) -> Storage:
+def _choose(weight: Weight, wanted: Preferences) -> tuple[Storage, str]:
+    """The storage of a weight and what chose it, for people."""
     rule = wanted.rule_of(weight)
     bits = wanted.width(weight)
-    base = wanted.storage(weight, bits, wanted.block, wanted.symmetric)
+    base = wanted.storage(bits=bits, block=wanted.block, symmetric=wanted.symmetric)
     if rule is not None:
-        base = replace(base, bits=rule.bounded(bits), rule=rule.where)
-        base = replace(base, **rule.storage)
+        base = replace(base, **{"bits": rule.bounded(bits), **rule.storage})
     base = replace(base, bits=max(base.bits, wanted.floor(weight)))
+    why = wanted.why(weight, weight.role)
     if weight.role == "embedding":
-        base = wanted.readable_rows(base, weight, explicit=rule is not None and "bits" in rule.storage)
-    return wanted.settled(weight, base)
+        base, more = wanted.readable_rows(base, weight, rule)
+        why = f"{why}, {more}" if more else why
+    return wanted.settled(weight, base), why
 
 
 def _histogram(storage: Mapping[str, Storage]) -> dict[str, int]:

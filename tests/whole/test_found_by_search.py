@@ -21,7 +21,7 @@ from ir.base.types import F32, TensorType
 from ir.evaluate.random_feeds import sample_feeds
 from ir.graph.graph import Graph
 from ir.infer.engine import infer_types
-from ir.quant.spec import fit_block
+from ir.quant.storage import fit_block
 from ir.text.parser import parse
 from ir.verify.stages import verify
 from tools.compile.job import Request, compile_model

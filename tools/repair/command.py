@@ -197,7 +197,7 @@ def _require_healthy(after: Report, path: Path) -> None:
 def _widened(layout: Layout) -> bool:
     """True when a scale is written with another width than it was read with."""
     quantized = [item.weight.quantized for item in layout.matrices.values() if item.weight.quantized is not None]
-    alphas = [(getattr(item.source, "alpha", None), item.spec.scale) for item in quantized]
+    alphas = [(getattr(item.source, "alpha", None), item.storage.scale) for item in quantized]
     return any(alpha is not None and alpha.type.dtype.name != scale for alpha, scale in alphas)
 
 

@@ -163,6 +163,17 @@ class MnnModel:
             width = item.columns * dtype.itemsize
             raw = self.weights[item.offset + start * width : item.offset + stop * width]
             return raw.view(dtype).astype(np.float32).reshape(stop - start, item.columns)
+        values = self.codes(name, start, stop).astype(np.float32)
+        return _dequantize(values, self._alpha(item, start, stop), item.asymmetric)
+
+    def codes(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Signed codes of rows of a convolution that is stored in integers, int8[stop - start, columns].
+
+        Raises:
+            LadingError: B682 the header speaks of another matrix.
+        """
+        item = self.linears[name]
+        stop = item.rows if stop is None else stop
         head = self.weights[item.offset : item.offset + 10]
         wide = item.rows > 0xFFFF or item.columns > 0xFFFF
         dims = np.frombuffer(head[1 : 9 if wide else 5].tobytes(), "<u4" if wide else "<u2")
@@ -170,16 +181,14 @@ class MnnModel:
             raise LadingError("B682", f"the header of {name} says {tuple(dims)}", where=str(self.weight_path))
         table_at = item.offset + (9 if wide else 5)
         table_size = int(self.weights[table_at]) or 256
-        table = self.weights[table_at + 1 : table_at + 1 + table_size].view(np.int8).astype(np.float32)
+        table = self.weights[table_at + 1 : table_at + 1 + table_size].view(np.int8)
         bits = table_size.bit_length() - 1
         codes_at = table_at + 1 + table_size
         codes = _unpack(self.weights, codes_at, bits, start * item.columns, stop * item.columns)
-        alpha_at = item.offset + item.weight_bytes
-        values = table[codes].reshape(stop - start, item.columns)
-        return _dequantize(values, self._alpha(alpha_at, item, start, stop), item.asymmetric)
+        return table[codes].reshape(stop - start, item.columns)
 
-    def _alpha(self, offset: int, item: StoredLinear, start: int, stop: int) -> np.ndarray:
-        width = item.alpha_bytes // item.rows
+    def _alpha(self, item: StoredLinear, start: int, stop: int) -> np.ndarray:
+        offset, width = item.offset + item.weight_bytes, item.alpha_bytes // item.rows
         raw = self.weights[offset + start * width : offset + stop * width]
         return raw.view("<f2" if item.half_scales else "<f4").astype(np.float32).reshape(stop - start, -1)
 

@@ -140,8 +140,8 @@ def _write_codes(fd: int, matrix: Matrix, start: int, stop: int) -> None:
     weight = matrix.weight
     recipe = weight.quantized
     assert recipe is not None
-    packed, alpha = quantize_pack(recipe, start, stop, half=recipe.spec.scale == "f16")
-    _pwrite(fd, packed, matrix.code_offset + start * weight.columns * recipe.spec.bits // 8)
+    packed, alpha = quantize_pack(recipe, start, stop, half=recipe.storage.scale == "f16")
+    _pwrite(fd, packed, matrix.code_offset + start * weight.columns * recipe.storage.bits // 8)
     _pwrite(fd, alpha, matrix.alpha_offset + start * (matrix.alpha_bytes // weight.rows))
 
 

@@ -31,7 +31,7 @@ from ir.tensor.base import Tensor
 from ir.tensor.elementwise import convert
 from ir.tensor.identity import tensor_identity
 from passes.precision.measured.kept import digest_of, keep, recall
-from passes.precision.planned_weights import Weight, place_of, spec_of
+from passes.precision.planned_weights import Weight, place_of
 
 FORMAT = "curves 1"
 """Part of every key; another one when the numbers are computed otherwise."""
@@ -71,7 +71,7 @@ class Wanted(NamedTuple):
 
 
 def error_curves(wanted: Sequence[Wanted], progress: Callable[[int, int], None]) -> list[Curve]:
-    """The errors of each weight in each of its storages (rules left out of them), in the order of `wanted`."""
+    """The errors of each weight in each of its storages, in the order of `wanted`."""
     groups = _groups_of(wanted)
     places = [[wanted[number] for number in members] for members in groups]
     measured = _to_measure(places)
@@ -198,8 +198,7 @@ def _restored(rows: np.ndarray, storage: Storage, moments: Moments | None) -> np
         return rows.astype(np.float16).astype(np.float32)
     method = METHODS[storage.method]
     given = None if method.needs == "nothing" else moments
-    spec = spec_of(storage, moments.key if given is not None and moments is not None else "")
-    return dequantize(method.quantize(rows, spec, thread_scratch(), given))
+    return dequantize(method.quantize(rows, storage, thread_scratch(), given))
 
 
 # ---- filling the grid ----

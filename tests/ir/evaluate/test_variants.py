@@ -18,7 +18,8 @@ from ir.evaluate.onnxruntime_session import Session
 from ir.evaluate.replaced_weights import Divergence, divergences
 from ir.evaluate.token_feeds import window_feeds
 from ir.graph.graph import Graph
-from ir.quant.weight import QuantizedWeight, QuantSpec
+from ir.quant.storage import Storage
+from ir.quant.weight import QuantizedWeight
 from ir.tensor.base import Tensor
 from ir.tensor.inline import InlineTensor
 from ir.tensor.rearranged import transposed
@@ -37,7 +38,7 @@ def prepared(folder: Path, pipeline: str) -> Graph:
 
 
 def quantized(graph: Graph, bits: int = 4) -> dict[str, Tensor]:
-    spec = QuantSpec(bits=bits, block=32)
+    spec = Storage(bits=bits, block=32)
     found = {}
     for weight in weights_of(graph):
         tensor = weight.value.const
@@ -147,7 +148,7 @@ def test_a_table_in_pieces(untied: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     graph = prepared(untied, "infer-types")
     table = next(node.inputs[0] for node in graph.nodes if node.op == "Gather" and node.inputs[0].shape == (320, 64))
     texts = windows(320)
-    variant = {table.name: QuantizedWeight(table.const, QuantSpec(bits=3, block=32)).dequantized()}
+    variant = {table.name: QuantizedWeight(table.const, Storage(bits=3, block=32)).dequantized()}
     planned = Evaluator(graph, memory_limit=100 << 10).segments
     assert any(segment.in_pieces and segment.nodes[0].op == "Gather" for segment in planned)
     (found,) = divergences(graph, texts, [variant], memory_limit=100 << 10)

@@ -396,12 +396,12 @@ def test_no_prediction_where_nothing_is_quantized(shallow, tmp_path):
 @pytest.mark.parametrize(
     ("storage", "wanted"),
     [
-        ([Storage(32)], ("normal", "high", 0)),
-        ([Storage(16), Storage(32)], ("normal", "low", 0)),
-        ([Storage(8), Storage(16)], ("low", "low", 2)),
-        ([Storage(8, 64), Storage(6, 32)], ("low", "low", 2)),
-        ([Storage(8, 64), Storage(4, 32)], ("low", "low", 0)),
-        ([Storage(8, 12)], ("low", "low", 0)),
+        ([Storage(bits=32)], ("normal", "high", 0)),
+        ([Storage(bits=16), Storage(bits=32)], ("normal", "low", 0)),
+        ([Storage(bits=8), Storage(bits=16)], ("low", "low", 2)),
+        ([Storage(bits=8, block=64), Storage(bits=6, block=32)], ("low", "low", 2)),
+        ([Storage(bits=8, block=64), Storage(bits=4, block=32)], ("low", "low", 0)),
+        ([Storage(bits=8, block=12)], ("low", "low", 0)),
     ],
 )
 def test_settings_follow_what_is_stored(storage, wanted):

@@ -9,6 +9,7 @@ import pytest
 
 from frontends.checkpoint.load import load
 from ir.base.diag import LadingError
+from ir.base.store import default_store
 from ir.facts.precision import PrecisionPlan
 from ir.facts.sensitivity import Sensitivity
 from ir.quant.statistics.moments import CalibrationText
@@ -303,7 +304,7 @@ def test_less_is_measured_of_larger_models(calibrated, monkeypatch, full, lines,
     monkeypatch.setattr(curves, "LINE_STEPS", lines)
     counts = []
     plain = curves._measure
-    monkeypatch.setattr(curves, "recall", lambda key: None)
+    monkeypatch.setattr(curves, "recall", lambda store, key: None)
     monkeypatch.setattr(curves, "_measure", lambda *args: counts.append(len(args[-1])) or plain(*args))
     found = curves.error_curves(wanted, lambda done, total: None)
     assert sorted(set(counts)) == ([21] if full else [13] if lines else [3, 13])
@@ -331,14 +332,15 @@ def test_curves_are_read_from_disk_the_second_time(calibrated, monkeypatch):
 
 def test_a_damaged_measurement_is_made_again_and_a_full_disk_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("LADING_CACHE", str(tmp_path))
-    measurements.keep("a", [1])
-    assert measurements.recall("a") == [1]
-    measurements.path_of("a").write_text("[1")
-    assert measurements.recall("a") is None
+    store = default_store()
+    measurements.keep(store, "a", [1])
+    assert measurements.recall(store, "a") == [1]
+    (tmp_path / measurements.name_of("a")).write_text("[1")
+    assert measurements.recall(store, "a") is None
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LADING_CACHE", str(tmp_path / "file"))
     with pytest.raises(LadingError) as error:
-        measurements.keep("a", [1])
+        measurements.keep(default_store(), "a", [1])
     assert error.value.code == "Q455"
 
 

@@ -25,7 +25,9 @@ An error must have the code given and, when it stands on the line of a node, spe
 from __future__ import annotations
 
 import difflib
+import multiprocessing
 import re
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
 import pytest
@@ -33,6 +35,13 @@ import pytest
 SEPARATOR = "// -----"
 _ERROR = re.compile(r"//\s*error:\s*(\w+)")
 _OUTPUT = re.compile(r'\s*%("[^"]*"|[\w.]+)')
+
+
+@pytest.fixture(scope="session")
+def processes():
+    """An executor of two processes that share nothing with this one but the file system."""
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as executor:
+        yield executor
 
 
 def pytest_addoption(parser):

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ir.base.store import FolderStore, cache_folder
-from ir.base.whole_files import write_whole
 from ir.base.diag import LadingError
+from ir.base.store import FolderStore
+from ir.base.whole_files import write_whole
 from ir.facts.calibration import Calibration
 from ir.graph.facts import build, data_of
 from ir.graph.graph import Graph
@@ -81,13 +81,6 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         scratch.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
-
-
-def test_the_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LADING_CACHE", str(tmp_path))
-    assert cache_folder() == tmp_path
-    monkeypatch.delenv("LADING_CACHE")
-    assert cache_folder() == Path.home() / ".cache" / "lading"
 
 
 @pytest.mark.parametrize("features", [1, 3, 40, 65])

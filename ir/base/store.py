@@ -4,7 +4,8 @@ An entry is named ``room/key``. It appears complete or not at all, carries a dig
 time unless a run holds it; whatever is missing is computed again. Code below the commands speaks to a `Store` that is
 handed in, or to `default_store` where lazy tensors are read and nobody could hand anything in.
 
-`FolderStore` keeps entries as files of one folder, which any number of processes share:
+`FolderStore` keeps entries as files ``room/key.kept`` of one folder, which any number of processes share, and leaves alone
+what else lies there:
 
 * ``partial/`` holds what is being written, ``runs/`` one file for each process that writes or holds, locked while the
   process lives. What lies there without a lock was left by a process that died, and the next run removes it.
@@ -15,11 +16,8 @@ handed in, or to `default_store` where lazy tensors are read and nobody could ha
 
 from __future__ import annotations
 
-import hashlib
-import mmap
 import os
 import re
-import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -28,14 +26,10 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 from ir.base.diag import Diagnostic, LadingError
-
-try:
-    import fcntl
-except ImportError:  # Not a Unix: whether a run lives is judged by its age, and nothing is locked.
-    fcntl = None  # type: ignore[assignment]
+from ir.base.store_files import DAY, OWN, PARTIAL, RECORD_SIZE, RUNS, RunFile, add_record, is_locked, is_sound, locked
 
 CACHE_VARIABLE = "LADING_CACHE"
 """Environment variable that names the folder of cached work."""
@@ -46,16 +40,13 @@ TRIMMED = 0.9
 """Share of the limit that is left when entries have to go, so that not every new one makes another go."""
 RECOUNTED = 0.05
 """Share of the limit that this process may add before it counts again what other processes have added."""
-DAY = 24 * 3600.0
 ABANDONED = 7 * DAY
 """Seconds after which an unfinished run that nobody took up again is forgotten."""
 UNFINISHED = "running"
 """Room of what is only of use until a run is finished."""
 FULL_HINT = f"free some space, or set {CACHE_VARIABLE} to another folder"
 
-_PARTIAL, _RUNS, _LOCK = "partial", "runs", ".lock"
-_RECORD = struct.Struct("<8sQ32s")
-_MARK = b"LADKEPT1"
+_LOCK, _SUFFIX = ".lock", ".kept"
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
@@ -132,8 +123,8 @@ class FolderStore:
     def __init__(self, folder: Path, limit: int | None = None) -> None:
         self.folder, self.limit = folder, limit
         self._guard = threading.RLock()
-        self._run: _Run | None = None
-        self._holder: _Run | None = None
+        self._run: RunFile | None = None
+        self._holder: RunFile | None = None
         self._users = self._holders = 0
         self._cleaned = False
         self._total = self._added = 0
@@ -149,12 +140,12 @@ class FolderStore:
     def find(self, name: str) -> Kept | None:
         """The content of an entry, whose digest is compared once for each state of the file."""
         self._hold(name)
-        path = self.folder / name
+        path = self._path(name)
         try:
             with path.open("rb") as file:
                 found = os.fstat(file.fileno())
                 state = (found.st_ino, found.st_size, found.st_mtime_ns)
-                if self._sound.get(name) != state and not _is_sound(file, found.st_size):
+                if self._sound.get(name) != state and not is_sound(file, found.st_size):
                     self._damaged(name, path)
                     return None
             self._sound[name] = state
@@ -162,19 +153,19 @@ class FolderStore:
             return None
         with suppress(OSError):
             os.utime(path, ns=(time.time_ns(), found.st_mtime_ns))
-        return Kept(path, found.st_size - _RECORD.size)
+        return Kept(path, found.st_size - RECORD_SIZE)
 
     @contextmanager
     def put(self, name: str, code: str, what: str, hint: str = FULL_HINT) -> Iterator[Path]:
         """See `Store.put`."""
-        path = self.folder / name
+        path = self._path(name)
         try:
             with self._running() as run:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 scratch = run.scratch()
                 try:
                     yield scratch
-                    size = _add_record(scratch)
+                    size = add_record(scratch)
                     self._hold(name)
                     os.replace(scratch, path)
                 finally:
@@ -187,19 +178,21 @@ class FolderStore:
     def remove(self, name: str) -> None:
         """See `Store.remove`."""
         with suppress(FileNotFoundError, NotADirectoryError):
-            (self.folder / name).unlink()
+            self._path(name).unlink()
 
     def entries(self) -> list[Entry]:
         """See `Store.entries`."""
         found = []
         for room in _inside(self.folder):
-            if not room.is_dir(follow_symlinks=False) or room.name in (_PARTIAL, _RUNS):
+            if not room.is_dir(follow_symlinks=False):
                 continue
             for item in _inside(room.path):
-                with suppress(OSError):
-                    state = item.stat(follow_symlinks=False)
-                    used = max(state.st_atime, state.st_mtime)
-                    found.append(Entry(f"{room.name}/{item.name}", state.st_size, used))
+                if item.name.endswith(_SUFFIX) and item.is_file(follow_symlinks=False):
+                    with suppress(OSError):
+                        state = item.stat(follow_symlinks=False)
+                        used = max(state.st_atime, state.st_mtime)
+                        name = f"{room.name}/{item.name.removesuffix(_SUFFIX)}"
+                        found.append(Entry(name, state.st_size, used))
         return sorted(found, key=lambda entry: (entry.used, entry.name))
 
     def total_size(self) -> int:
@@ -226,6 +219,9 @@ class FolderStore:
             taken, self._warnings = self._warnings, []
         return taken
 
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}{_SUFFIX}"
+
     # ---- damage ----
 
     def _damaged(self, name: str, path: Path) -> None:
@@ -238,7 +234,7 @@ class FolderStore:
     # ---- runs ----
 
     @contextmanager
-    def _running(self) -> Iterator[_Run]:
+    def _running(self) -> Iterator[RunFile]:
         run = self._joined(quietly=False)
         assert run is not None
         try:
@@ -246,7 +242,7 @@ class FolderStore:
         finally:
             self._left(run)
 
-    def _joined(self, quietly: bool) -> _Run | None:
+    def _joined(self, quietly: bool) -> RunFile | None:
         """The file of this process in ``runs``, made by the first who needs it."""
         with self._guard:
             if self._run is not None and self._run.pid != os.getpid():
@@ -254,10 +250,10 @@ class FolderStore:
                 self._run, self._holder, self._users = None, None, 0
             if self._run is None:
                 try:
-                    (self.folder / _RUNS).mkdir(parents=True, exist_ok=True)
-                    (self.folder / _PARTIAL).mkdir(exist_ok=True)
+                    (self.folder / RUNS).mkdir(parents=True, exist_ok=True)
+                    (self.folder / PARTIAL).mkdir(exist_ok=True)
                     with self._locked(exclusive=True):
-                        self._run = _Run(self.folder)
+                        self._run = RunFile(self.folder)
                         if not self._cleaned:
                             self._clean_up()
                 except OSError:
@@ -270,7 +266,7 @@ class FolderStore:
             self._users += 1
             return self._run
 
-    def _left(self, run: _Run) -> None:
+    def _left(self, run: RunFile) -> None:
         with self._guard:
             if run is self._run:
                 self._users -= 1
@@ -290,26 +286,24 @@ class FolderStore:
                 with suppress(OSError), self._locked(exclusive=False):
                     run.hold(name)
 
-    @contextmanager
-    def _locked(self, exclusive: bool) -> Iterator[None]:
+    def _locked(self, exclusive: bool) -> AbstractContextManager[None]:
         """Shared to note what is held, exclusive to remove what is not."""
-        with (self.folder / _LOCK).open("ab") as file:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
-            yield
+        return locked(self.folder / _LOCK, exclusive)
 
     # ---- removing ----
 
     def _clean_up(self) -> None:
         """Remove what processes that died left behind, and runs that nobody went on with."""
         living = set()
-        for item in _inside(self.folder / _RUNS):
-            if _is_locked(item.path):
+        for item in _inside(self.folder / RUNS):
+            if OWN.fullmatch(item.name) is None:
+                continue
+            if is_locked(item.path):
                 living.add(item.name)
             else:
                 Path(item.path).unlink(missing_ok=True)
-        for item in _inside(self.folder / _PARTIAL):
-            if item.name.partition(".")[0] not in living:
+        for item in _inside(self.folder / PARTIAL):
+            if OWN.fullmatch(item.name) and item.name.partition(".")[0] not in living:
                 Path(item.path).unlink(missing_ok=True)
         held, now = self._held(), time.time()
         for entry in self.entries():
@@ -319,7 +313,7 @@ class FolderStore:
     def _held(self) -> set[str]:
         """What any process holds; to be asked under the lock."""
         held: set[str] = set()
-        for item in _inside(self.folder / _RUNS):
+        for item in _inside(self.folder / RUNS):
             with suppress(OSError):
                 held.update(Path(item.path).read_text(encoding="utf-8").splitlines())
         return held
@@ -347,81 +341,12 @@ class FolderStore:
         self._total, self._added = total, 0
 
 
-class _Run:
-    """The file that says that a process lives, and what it holds; locked as long as the process has it open."""
-
-    def __init__(self, folder: Path) -> None:
-        self.pid = os.getpid()
-        self.names: set[str] = set()
-        self._token = os.urandom(12).hex()
-        self._partial = folder / _PARTIAL
-        self._path = folder / _RUNS / self._token
-        self._file = self._path.open("x", encoding="utf-8")
-        self._count = 0
-        if fcntl is not None:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-    def hold(self, name: str) -> None:
-        self._file.write(f"{name}\n")
-        self._file.flush()
-        self.names.add(name)
-
-    def scratch(self) -> Path:
-        """A new path for what is being written."""
-        self._count += 1
-        return self._partial / f"{self._token}.{self._count}.{threading.get_ident()}"
-
-    def close(self) -> None:
-        with suppress(OSError):
-            self._path.unlink(missing_ok=True)
-            self._file.close()
-
-
 def _inside(folder: Path | str) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as found:
             return list(found)
     except OSError:
         return []
-
-
-def _is_locked(path: str) -> bool:
-    try:
-        with open(path, "rb") as file:
-            if fcntl is None:
-                return time.time() - os.fstat(file.fileno()).st_mtime < DAY
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False
-
-
-def _is_sound(file: IO[bytes], size: int) -> bool:
-    """True when the record at the end of a file fits its content."""
-    inner = size - _RECORD.size
-    if inner < 0:
-        return False
-    file.seek(inner)
-    mark, length, digest = _RECORD.unpack(file.read(_RECORD.size))
-    return mark == _MARK and length == inner and digest == _digest(file.fileno(), inner)
-
-
-def _digest(fd: int, size: int) -> bytes:
-    """SHA-256 of the first bytes of a file."""
-    if not size:
-        return hashlib.sha256().digest()
-    with mmap.mmap(fd, size, access=mmap.ACCESS_READ) as content:
-        return hashlib.sha256(content).digest()
-
-
-def _add_record(path: Path) -> int:
-    """Put the record behind the content of a file; returns the bytes of both."""
-    with path.open("r+b") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.write(_RECORD.pack(_MARK, size, _digest(file.fileno(), size)))
-    return size + _RECORD.size
 
 
 # ---- which store ----

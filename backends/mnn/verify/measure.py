@@ -33,7 +33,7 @@ from ir.graph.graph import Graph
 from ir.quant.statistics.moments import windows_digest
 from ir.text.printer import print_graph
 
-SCORER = Path(__file__).with_name("scorer.py")
+SCORER = Path(__file__).resolve().parents[1] / "run" / "scorer.py"
 
 MEMORY_LIMIT = 256 << 20
 """Bytes of constants that one segment of the reference may hold."""

@@ -42,7 +42,7 @@ def names(store: Store) -> list[str]:
 def aged(store: FolderStore, name: str, seconds: float) -> None:
     """As if it had been used last so long ago."""
     then = time.time() - seconds
-    os.utime(store.folder / name, (then, then))
+    os.utime(store.folder / f"{name}.kept", (then, then))
 
 
 def test_what_is_put_is_found(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_an_entry_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_damage_is_a_miss_and_is_told(tmp_path: Path, damage: str) -> None:
     store = FolderStore(tmp_path)
     put(store, "room/a", b"0123456789" * 10)
-    path = tmp_path / "room" / "a"
+    path = tmp_path / "room" / "a.kept"
     data = bytearray(path.read_bytes())
     data[5] ^= damage == "content"
     data[-1] ^= damage == "digest"
@@ -98,8 +98,8 @@ def test_damage_is_a_miss_and_is_told(tmp_path: Path, damage: str) -> None:
 def test_a_digest_is_compared_once_for_each_state_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, seen = FolderStore(tmp_path), []
     put(store, "room/a", b"content")
-    plain = stores._is_sound
-    monkeypatch.setattr(stores, "_is_sound", lambda file, size: seen.append(size) or plain(file, size))
+    plain = stores.is_sound
+    monkeypatch.setattr(stores, "is_sound", lambda file, size: seen.append(size) or plain(file, size))
     assert store.find("room/a") and store.find("room/a") and len(seen) == 1
     put(store, "room/a", b"other content")
     assert content(store, "room/a") == b"other content" and len(seen) == 2
@@ -224,6 +224,18 @@ def test_unfinished_runs_are_forgotten_after_some_days(tmp_path: Path) -> None:
     assert names(first) == ["moments/old", "room/a", "running/new"]
 
 
+def test_what_else_lies_in_the_folder_is_left_alone(tmp_path: Path) -> None:
+    others = [tmp_path / name for name in ("file", "mnn/release/python.kept", "mnn/lock", "partial/mine", "runs/mine")]
+    for path in others:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" * 500)
+    (tmp_path / "link").symlink_to(tmp_path / "mnn" / "release")
+    store = FolderStore(tmp_path, 1)
+    put(store, "mnn/a", b"x" * 100)
+    put(store, "mnn/b", b"x" * 100)
+    assert names(store) == ["mnn/b"] and all(path.read_bytes() == b"x" * 500 for path in others)
+
+
 # ---- several at once ----
 
 
@@ -289,7 +301,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(path: Path) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(stores, "_add_record", full)
+    monkeypatch.setattr(stores, "add_record", full)
     with pytest.raises(LadingError) as error:
         put(store, "room/a", b"new")
     assert error.value.code == "Q441"

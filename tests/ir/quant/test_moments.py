@@ -44,7 +44,7 @@ def test_missing_and_damaged_statistics(tmp_path: Path) -> None:
     with pytest.raises(LadingError) as error:
         store.load("k")
     assert error.value.code == "Q430"
-    path = tmp_path / "moments" / "k"
+    path = tmp_path / "moments" / "k.kept"
     store.save(moments())
     whole = path.read_bytes()
     for damaged in (whole[:-4], whole[:40], b"", b"no array", whole[:200] + b"\1" + whole[201:]):

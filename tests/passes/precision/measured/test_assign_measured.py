@@ -336,7 +336,7 @@ def test_a_damaged_measurement_is_made_again_and_a_full_disk_is_told(tmp_path, m
     store = default_store()
     measurements.keep(store, "a", [1])
     assert measurements.recall(store, "a") == [1]
-    (tmp_path / measurements.name_of("a")).write_text("[1")
+    (tmp_path / "measurements" / "a.kept").write_text("[1")
     assert measurements.recall(store, "a") is None
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LADING_CACHE", str(tmp_path / "file"))

@@ -388,9 +388,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Compile, measure, write and print the table."""
-    args = parse_arguments()
+    args = parse_arguments(argv)
     results = read_results(args.json, heading(args))
     with tempfile.TemporaryDirectory(prefix="lading-quality-") as temporary:
         work = (args.work or Path(temporary)).absolute()

@@ -19,22 +19,44 @@
 
 The graph that the pipeline makes must print like the expected one; ``// expect: unchanged`` stands for the input.
 An error must have the code given and, when it stands on the line of a node, speak of the node's first output.
-``pytest --accept`` writes what came out into the files. The graph is verified after every pass.
+``pytest --accept`` writes what came out into the files. The graph is verified after every pass, and evaluated on made-up
+inputs at two sizes of every dimension: passes must keep the numbers, up to rounding or, where they say that they lose
+some, up to the usual budget. More lines at the head of a case:
+
+``// tokens: 1 2 3``        a window of token ids for passes that look at text; one line for each window
+``// first: b a``          outputs of nodes that are moved to the front of the program, where text cannot have them
+``// warning: CODE``        a warning that a pass gives; without it none may come
+``// numbers: REASON``      the numbers cannot be compared, for this reason
+
+Property tests draw the same examples in every run: the hypothesis profile below is loaded for all of them.
+``python -m tools.fuzz`` is for new ones.
 """
 
 from __future__ import annotations
 
 import difflib
 import multiprocessing
-import re
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import HealthCheck, settings
 
-SEPARATOR = "// -----"
-_ERROR = re.compile(r"//\s*error:\s*(\w+)")
-_OUTPUT = re.compile(r'\s*%("[^"]*"|[\w.]+)')
+from tests.support import code_record
+from tests.support.text_cases import SEPARATOR, Case, cases_of
+
+# Examples follow from the test's source alone; neither a clock nor what an earlier run found decides the outcome.
+settings.register_profile(
+    "lading",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("lading")
+
+NARROWED = pytest.StashKey[bool]()
 
 
 @pytest.fixture(scope="session")
@@ -49,6 +71,36 @@ def pytest_addoption(parser):
     parser.addoption("--accept", action="store_true", help="rewrite the expected parts of tests/cases/*.lading")
 
 
+def pytest_configure(config):
+    """Record the codes that are raised from now on."""
+    code_record.watch()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(session, config, items):
+    """Check the recorded codes after all other tests, and only where all of them run, in one process."""
+    final = [item for item in items if item.get_closest_marker("after_all")]
+    if final:
+        rest = [item for item in items if item not in final]
+        whole = _is_whole(config, rest)
+        items[:] = [*rest, *final] if whole else rest
+        if not whole:
+            config.hook.pytest_deselected(items=final)
+
+
+def _is_whole(config, items) -> bool:
+    """True when no test of any file is left out, and this is the only process."""
+    narrowed = config.stash.get(NARROWED, False) or hasattr(config, "workerinput")
+    return not narrowed and code_record.is_whole(config.rootpath, (item.path for item in items), config.args)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_deselected(items):
+    """Remember that something was deselected."""
+    for item in items:
+        item.config.stash[NARROWED] = True
+
+
 def pytest_collect_file(file_path, parent):
     """Collect text test cases."""
     if file_path.suffix == ".lading" and file_path.parent.name == "cases":
@@ -56,45 +108,13 @@ def pytest_collect_file(file_path, parent):
     return None
 
 
-@dataclass
-class Case:
-    """One case of a file: its title, pipeline, input text, expected text or error code."""
-
-    title: str
-    pipeline: str
-    text: str
-    expect: str | None
-    code: str = ""
-    speaks_of: str = ""
-
-    @classmethod
-    def read(cls, text: str) -> Case:
-        """The case that a part of a file spells."""
-        before, mark, after = text.partition("// expect:")
-        head = [line[2:].strip() for line in before.splitlines() if line.startswith("//")]
-        pipelines = [line.partition(":")[2].strip() for line in head if line.startswith("pipeline:")]
-        if len(pipelines) != 1:
-            raise ValueError(f"a case needs one '// pipeline:' line:\n{text}")
-        title = next((line for line in head if line and not re.match(r"\w+:", line)), "case")
-        error = next((line for line in before.splitlines() if _ERROR.search(line)), "")
-        if bool(mark) == bool(error):
-            raise ValueError(f"a case needs either '// expect:' or '// error: CODE':\n{text}")
-        code = _ERROR.search(error)[1] if error else ""
-        output = _OUTPUT.match(error)
-        return cls(
-            title, pipelines[0], before, after.strip() if mark else None, code, output[1].strip('"') if output else ""
-        )
-
-
 class CaseFile(pytest.File):
     """A file of cases."""
 
     def collect(self):
         """One test for each case."""
-        parts = self.path.read_text().split(SEPARATOR)
         seen: dict[str, int] = {}
-        for index, part in enumerate(parts):
-            case = Case.read(part)
+        for index, case in enumerate(cases_of(self.path)):
             seen[case.title] = seen.get(case.title, 0) + 1
             name = case.title if seen[case.title] == 1 else f"{case.title} ({seen[case.title]})"
             yield CaseItem.from_parent(self, name=name, case=case, index=index)
@@ -117,20 +137,23 @@ class CaseItem(pytest.Item):
         from ir.base.diag import LadingError
         from ir.text.parser import parse
         from ir.text.printer import print_graph
-        from passes.framework.instruments import VerifyEach
-        from passes.framework.manager import PassManager
 
         case = self.case
         base = self.path.parent
-        graph = parse(case.text, base=base)
+        graph = case.graph(base)
         start = print_graph(graph, base=base)
         try:
-            PassManager(case.pipeline, [VerifyEach()]).run(graph)
+            with pytest.MonkeyPatch.context() as patch, TemporaryDirectory() as cache:
+                patch.setenv("LADING_CACHE", cache)
+                report = case.run(graph)
         except LadingError as error:
             self.check_error(error)
             return
         if case.code:
             raise Unlike(f"expected error {case.code}, but the pipeline succeeded")
+        warned = tuple(item.code for item in report.all_diagnostics())
+        if warned != case.warnings:
+            raise Unlike(f"expected the warnings {case.warnings}, found {warned}")
         found = print_graph(graph, base=base)
         unchanged = case.expect == "unchanged"
         wanted = start if unchanged else print_graph(parse(case.expect, base=base), base=base) if case.expect else ""

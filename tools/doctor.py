@@ -85,7 +85,11 @@ def _onnx_signature(path: Path) -> tuple[dict[str, tuple[str, list[Any]]], list[
         if item.name not in stored:
             kind = item.type.tensor_type
             shape = [dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?" for dim in kind.shape.dim]
-            inputs[item.name] = (dtype_of_onnx(kind.elem_type).name, shape)
+            try:
+                inputs[item.name] = (dtype_of_onnx(kind.elem_type).name, shape)
+            except KeyError:
+                message = f"the input {item.name!r} is no tensor of a known element type ({kind.elem_type})"
+                raise LadingError("U950", message, where=str(path)) from None
     if not graph.node:
         raise LadingError("U950", "the file holds no ONNX operators", where=str(path))
     return inputs, [item.name for item in graph.output]

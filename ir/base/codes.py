@@ -56,6 +56,7 @@ CODES: dict[str, str] = {
     "T224": "A constant is larger than the memory limit and read by an operator that cannot be computed in pieces.",
     "T225": "Values of this type cannot be passed to or from onnxruntime.",
     "T226": "A size asked for lies outside the range of the symbolic dimension, or contradicts it.",
+    "T227": "An input has more elements than are made up for a trial run.",
     "T230": "An operator of another domain cannot be defined in ONNX terms: an input type is unknown, or the opset too old.",
     "T232": "The model or its data file cannot be written.",
     "F500": "MODEL names neither a checkpoint folder on this machine nor a hub repository written owner/name.",
@@ -259,6 +260,7 @@ CODES: dict[str, str] = {
     "B632": "The output folder cannot be created or put in place: no permission, or a read-only file system.",
     "U900": "There is no diagnostic of this code.",
     "U901": "No model is named. The example that is compiled then is part of the source tree and is not installed.",
+    "U902": "The operating system refused to read or write a file, for the reason given.",
     "U903": "The text file does not exist.",
     "U904": "generation_config.json of the checkpoint is not a JSON object.",
     "U907": "One of --budget, --max-size and --max-kl can be kept, by a pipeline that has assign-precision.",
@@ -292,4 +294,6 @@ CODES: dict[str, str] = {
     "Q444": "A file of the cache folder is damaged. It was removed, and what it held is made again.",
     "Q445": "LADING_CACHE_SIZE holds no size such as 500MB or 20GB.",
     "Q442": "The calibration statistics are of another number of input features than the weight has.",
+    "U908": "The machine has less memory than the command needs for this input.",
+    "U940": "There is no fuzz target of this name, or the module to load has no table of targets.",
 }

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from ir.base.diag import Diagnostic
+from ir.graph.facts import followed
 from ir.graph.graph import Fact, Graph
 
 
@@ -45,8 +46,15 @@ class Calibration(Fact):
 
     def renamed(self, old: str, new: str) -> Calibration:
         """The fact with a weight called otherwise."""
-        if old not in self.keys:
+        return self.renamed_all([(old, new)])
+
+    def renamed_all(self, renames: Sequence[tuple[str, str]]) -> Calibration:
+        """The fact with weights called otherwise."""
+        now = followed(self.keys, renames)
+        if not now:
             return self
-        return Calibration(
-            self.digest, self.tokens, {new if key == old else key: item for key, item in self.keys.items()}
-        )
+        return Calibration(self.digest, self.tokens, {now.get(key, key): item for key, item in self.keys.items()})
+
+    def mentions(self, name: str) -> bool:
+        """True for a weight with statistics."""
+        return name in self.keys

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar
 
 from ir.base.diag import Diagnostic
+from ir.graph.facts import followed
 from ir.graph.graph import Fact, Graph
 from ir.quant.storage import Storage
 
@@ -72,6 +73,15 @@ class PrecisionPlan(Fact):
 
     def renamed(self, old: str, new: str) -> PrecisionPlan:
         """The plan with a weight called otherwise."""
-        if old not in self.storage:
+        return self.renamed_all([(old, new)])
+
+    def renamed_all(self, renames: Sequence[tuple[str, str]]) -> PrecisionPlan:
+        """The plan with weights called otherwise."""
+        now = followed(self.storage, renames)
+        if not now:
             return self
-        return replace(self, storage={new if key == old else key: item for key, item in self.storage.items()})
+        return replace(self, storage={now.get(key, key): item for key, item in self.storage.items()})
+
+    def mentions(self, name: str) -> bool:
+        """True for a planned weight."""
+        return name in self.storage

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
+from ir.graph.facts import followed
 from ir.graph.graph import Fact
 
 
@@ -119,7 +121,20 @@ class Sensitivity(Fact):
 
     def renamed(self, old: str, new: str) -> Sensitivity:
         """The fact with a weight called otherwise."""
-        if all(item.name != old for item in self.weights):
+        return self.renamed_all([(old, new)])
+
+    def renamed_all(self, renames: Sequence[tuple[str, str]]) -> Sensitivity:
+        """The fact with weights called otherwise."""
+        now = followed(self._names, renames)
+        if not now:
             return self
-        weights = tuple(replace(item, name=new) if item.name == old else item for item in self.weights)
+        weights = tuple(replace(item, name=now[item.name]) if item.name in now else item for item in self.weights)
         return replace(self, weights=weights)
+
+    def mentions(self, name: str) -> bool:
+        """True for a weight that was measured."""
+        return name in self._names
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset(item.name for item in self.weights)

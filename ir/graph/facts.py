@@ -7,13 +7,26 @@ class so that the text form can rebuild it; a name nobody registered is kept as 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from ir.base.diag import LadingError
 from ir.base.plugins import rows_of
 from ir.base.tables import Table
 from ir.graph.graph import Fact
+
+
+def followed(names: Container[str], renames: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """What those of `names` that renames (old, new) touch are called in the end."""
+    now: dict[str, str] = {}
+    gone: set[str] = set()
+    for old, new in renames:
+        if old in now:
+            now[new] = now.pop(old)
+        elif old in names and old not in gone:
+            gone.add(old)
+            now[new] = old
+    return {first: last for last, first in now.items()}
 
 
 class RawFact(Fact):

@@ -74,9 +74,23 @@ class Fact(ABC):
     def renamed(self, old: str, new: str) -> Fact:
         """The fact with the value `old` called `new`; the fact itself when it does not speak of `old`.
 
-        `Graph.rename` calls it for values of the graph that holds the fact.
+        Facts follow the values of the graph that holds them.
         """
         return self
+
+    def renamed_all(self, renames: Sequence[tuple[str, str]]) -> Fact:
+        """The fact after renames (old, new), one after the other; the fact itself when it speaks of none.
+
+        Facts that speak of many values do better than one `renamed` for each; see `ir.graph.facts.followed`.
+        """
+        fact: Fact = self
+        for old, new in renames:
+            fact = fact.renamed(old, new)
+        return fact
+
+    def mentions(self, name: str) -> bool:
+        """True when the fact speaks of a value of this name."""
+        return self.renamed(name, f"{name}.") is not self
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,11 +284,9 @@ class Graph:
     Attributes:
         name: graph name.
         inputs, outputs: tuples of values; change them with `add_input`, `remove_input`, `set_outputs`.
-        consts: constants by name.
         tables: values that the runtime reads outside the graph (name -> value), such as the embedding rows; they are
             kept alive like outputs.
         dims: symbolic dimensions by name, with their ranges.
-        facts: recorded decisions by fact name (see `ir.graph.facts`).
         opsets: opset version by domain.
         functions: bodies of model-local functions by operator name.
         metadata: free key/value strings that survive a round trip.
@@ -286,10 +298,12 @@ class Graph:
         self.owner = owner
         self.inputs: tuple[Value, ...] = ()
         self.outputs: tuple[Value, ...] = ()
-        self.consts: dict[str, Value] = {}
+        self._consts: dict[Value, None] = {}
+        self._consts_by_name: dict[str, Value] | None = {}
         self.tables: dict[str, Value] = {}
         self.dims: dict[str, Dim] = {}
-        self.facts: dict[str, Any] = {}
+        self._facts: dict[str, Any] = {}
+        self._renames: list[tuple[str, str]] = []
         self.opsets: dict[str, int] = dict(opsets) if opsets else {"": OPSET}
         self.functions: dict[str, Graph] = {}
         self.metadata: dict[str, Any] = {}
@@ -307,6 +321,30 @@ class Graph:
     def version(self) -> int:
         """Number of edits so far, subgraphs included."""
         return self._region.version
+
+    @property
+    def consts(self) -> dict[str, Value]:
+        """Constants by name, in the order in which they were added."""
+        # Renaming drops the table, so that many renames in a row cost one pass over the constants.
+        if self._consts_by_name is None:
+            self._consts_by_name = {value.name: value for value in self._consts}
+        return self._consts_by_name
+
+    @consts.setter
+    def consts(self, table: Mapping[str, Value]) -> None:
+        self._consts = dict.fromkeys(table.values())
+        self._consts_by_name = dict(table)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Recorded decisions by fact name, which follow the names of values."""
+        # Renames since the last look are told to the facts together, for the same reason.
+        if self._renames:
+            renames, self._renames = self._renames, []
+            for key, fact in self._facts.items():
+                if isinstance(fact, Fact):
+                    self._facts[key] = fact.renamed_all(renames)
+        return self._facts
 
     @property
     def parent(self) -> Graph | None:
@@ -340,6 +378,10 @@ class Graph:
                 return True
             graph = graph.parent
         return False
+
+    def holds(self, value: Value) -> bool:
+        """True for a value of this graph itself that has not been erased."""
+        return self._names.get(value.name) is value
 
     def fresh_name(self, stem: str) -> str:
         """A name that no value visible here or in a subgraph has: the stem itself, or the stem with a number."""
@@ -393,7 +435,9 @@ class Graph:
     def add_const(self, name: str, tensor: Tensor, loc: str = "") -> Value:
         """Add a constant under a fresh name made from `name`."""
         value = self._new_value(self.fresh_name(name), tensor.type, const=tensor, loc=loc or tensor.loc)
-        self.consts[value.name] = value
+        self._consts[value] = None
+        if self._consts_by_name is not None:
+            self._consts_by_name[value.name] = value
         return self._done("add_const", value=value)
 
     def set_const(self, value: Value, tensor: Tensor) -> None:
@@ -405,10 +449,12 @@ class Graph:
 
     def erase_const(self, value: Value) -> None:
         """Drop a constant that nothing reads."""
-        if self.consts.get(value.name) is not value:
+        if value not in self._consts:
             raise GraphError(f"@{value.name} is not a constant of this graph")
         self._require_unused(value)
-        del self.consts[value.name]
+        del self._consts[value]
+        if self._consts_by_name is not None:
+            del self._consts_by_name[value.name]
         del self._names[value.name]
         self._done("erase_const", value=value)
 
@@ -579,14 +625,12 @@ class Graph:
         del graph._names[value.name]
         graph._names[name] = value
         if value.const is not None:
-            # Constants keep their place in the table, so that printing is stable.
-            graph.consts = {name if key == value.name else key: item for key, item in graph.consts.items()}
+            graph._consts_by_name = None
         old, value.name = value.name, name
         if graph.owner is not None:
             self._region.inner.setdefault(name, []).append(graph)
-        for key, fact in graph.facts.items():
-            if isinstance(fact, Fact):
-                graph.facts[key] = fact.renamed(old, name)
+        if graph._facts:
+            graph._renames.append((old, name))
         self._done("rename", value=value)
 
     def replace(self, old: Value, new: Value) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ir.base.diag import LadingError
 from ir.base.types import Dim, TensorType, ValueType
 from ir.graph.graph import Node, Value
 from ir.infer.inference import Inference
@@ -57,6 +58,8 @@ def _by_schema(run: Inference, node: Node, schema: Any) -> tuple[ValueType | Non
             opset_imports=[onnx.helper.make_opsetid(name, number) for name, number in _opsets(run).items()],
             ir_version=IR_VERSION,
         )
+    except LadingError as error:
+        raise TypeMismatch(error.diagnostics[0].message) from error
     except (InferenceError, onnx.checker.ValidationError, ValueError, RuntimeError) as error:
         if isinstance(error, InferenceError):
             raise TypeMismatch(str(error).strip().splitlines()[0]) from error
@@ -71,7 +74,11 @@ def _by_function(run: Inference, node: Node) -> tuple[ValueType | None, ...]:
     from ir.onnx.export import export_nodes, read_type
 
     inputs = list(dict.fromkeys(value for value in node.inputs if value is not None))
-    model = export_nodes(run.root, [node], [v for v in inputs if v.const is None], [], constants=lambda value: None)
+    fed = [value for value in inputs if value.const is None]
+    try:
+        model = export_nodes(run.root, [node], fed, [], constants=lambda value: None)
+    except LadingError as error:
+        raise TypeMismatch(error.diagnostics[0].message) from error
     # The recorded types of the results are not evidence.
     del model.graph.value_info[:]
     model = infer_shapes(model)

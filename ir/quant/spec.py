@@ -76,7 +76,7 @@ class QuantSpec:
 
 def fit_block(length: int, wanted: int) -> int:
     """Largest usable block up to `wanted`: a multiple of 32 that divides, else 16, 8 or 4, else 0 (a whole row)."""
-    for block in (*range(wanted // 32 * 32, 0, -32), 16, 8, 4):
+    for block in (*range(min(wanted, length) // 32 * 32, 0, -32), 16, 8, 4):
         if block <= wanted and length and length % block == 0:
             return block
     return 0

@@ -137,7 +137,8 @@ class CheckNumbers(Instrument):
                 f"{step.one.name} changed the signature to ({ins}) -> ({outs}) without saying what the values mean"
             )
             raise LadingError("P363", message, str(step), "its adapter method should relate old values to new ones")
-        return feeds, outputs
+        # A pass may drop inputs that nothing read.
+        return [{value.name: item[value.name] for value in graph.inputs} for item in feeds], outputs
 
     def _compare(self, step: Step, graph: Graph, wanted: Sequence[Arrays], found: Sequence[Arrays]) -> dict[str, Drift]:
         worst: dict[str, Drift] = {}

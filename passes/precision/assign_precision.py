@@ -18,7 +18,7 @@ from passes.framework.context import PassContext
 from passes.framework.options import option
 from passes.precision.limits import limit_of
 from passes.precision.measured.plan import by_measurement
-from passes.precision.plan_file import Rule, load_rules
+from passes.precision.plan_file import Rule, check_pattern, load_rules
 from passes.precision.planned_weights import Weight, same_matrix, weights_of
 from passes.precision.storage_rules import Preferences, Prepared, floor_of, require_used
 
@@ -96,6 +96,8 @@ class AssignPrecision(Pass):
     def prepare(self) -> Prepared:
         """Read the quantization file and the limit, so that a bad one fails before any work."""
         limit = limit_of(self.budget, self.max_size, self.max_kl)
+        for pattern in self.keep:
+            check_pattern(pattern, f"keep={pattern[:200]}")
         rules = tuple(Rule(pattern, "", {"bits": 32}, f"keep={pattern}") for pattern in self.keep)
         rules += load_rules(self.plan) if self.plan is not None else ()
         methods = {rule.storage["method"] for rule in rules if "method" in rule.storage}

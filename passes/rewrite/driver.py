@@ -200,7 +200,7 @@ class Driver:
             if value.use_count:
                 continue
             if value.const is not None:
-                if value.graph.consts.get(value.name) is value:
+                if value.graph.holds(value):
                     value.graph.erase_const(value)
                 continue
             node = value.producer

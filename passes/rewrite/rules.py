@@ -243,8 +243,7 @@ class Rewriter:
 
 def spoken_of(graph: Graph, value: Value) -> bool:
     """True when a fact recorded on the graph names the value, so that the name must stay."""
-    facts = [fact for fact in graph.facts.values() if isinstance(fact, Fact)]
-    return any(fact.renamed(value.name, f"{value.name}.") is not fact for fact in facts)
+    return any(isinstance(fact, Fact) and fact.mentions(value.name) for fact in graph.facts.values())
 
 
 def joined_type(old: ValueType | None, new: ValueType | None) -> ValueType | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -137,8 +136,7 @@ def test_one_method_is_compiled_measured_and_kept(tmp_path, monkeypatch, capsys)
     options = [str(EXAMPLE), *EXPORTER, "--official", "", "--windows", "2", "--window", "32"]
     options += ["--work", str(tmp_path / "work"), "--json", str(tmp_path / "results.json")]
     options += ["--lading", "int8=int8", "--lading", "broken={python} -c 'raise SystemExit(\"no {out}\")'"]
-    monkeypatch.setattr(sys, "argv", ["quality", *options])
-    quality.main()
+    quality.main(options)
     first = json.loads((tmp_path / "results.json").read_text())
     found = first["methods"]["Lading int8"]
     assert found["exact"]["positions"] == 64
@@ -146,7 +144,7 @@ def test_one_method_is_compiled_measured_and_kept(tmp_path, monkeypatch, capsys)
     assert found["files"]["llm.mnn.weight"] > 3_000_000
     assert first["methods"]["Lading broken"]["error"].startswith("no WORK")
     capsys.readouterr()
-    quality.main()
+    quality.main(options)
     ran = capsys.readouterr()
     assert "..." not in ran.err
     assert "| Lading int8 |" in ran.out

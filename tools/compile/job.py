@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ir.base.diag import Diagnostic, LadingError
+from ir.base.json_numbers import whole
 from tools.shared.interrupts import held_interrupts
 
 if TYPE_CHECKING:
@@ -455,7 +456,7 @@ def _generation_config(folder: Path) -> Mapping[str, Any]:
     if not path.is_file():
         return {}
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"), parse_int=whole)
     except (ValueError, RecursionError, OSError) as error:
         raise LadingError("U904", f"cannot be read as JSON: {error}", where=str(path)) from error
     if not isinstance(data, dict):

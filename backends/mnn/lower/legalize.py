@@ -224,6 +224,8 @@ def _matmul(node: Node, low: Lowering) -> None:
         raise LadingError(
             "P372", "MNN computes a product with a constant matrix only", where=f"{node.loc or node.name}\n{node!r}"
         )
+    if x.type.rank < 2 or x.dtype != F32:
+        raise _no_form(node, f"MNN multiplies rows of single precision, not {x.type}")
     stored = storage_of(weight, matmul=True)
     bias, result = bias_of(node)
     if bias is None:
@@ -239,6 +241,10 @@ def _matmul(node: Node, low: Lowering) -> None:
 
 def _norm(node: Node, low: Lowering) -> None:
     x, gamma = node.inputs[:2]
+    if node.attrs.get("axis", -1) not in (-1, x.type.rank - 1):
+        raise _no_form(node, f"MNN normalizes the last axis alone, not from axis {node.attrs['axis']} on")
+    if any(value.use_count for value in node.outputs[1:]):
+        raise _no_form(node, "MNN gives the normalized values alone, not their mean or deviation")
     beta = node.input(2) or low.const(np.zeros(gamma.shape, np.float32), "zeros")
     attrs = {
         "axis": (-1,),
@@ -271,6 +277,7 @@ def _rotary(node: Node, low: Lowering) -> None:
 
 
 def _attention(node: Node, low: Lowering) -> None:
+    _require_plain_attention(node)
     q, k, v = node.inputs[:3]
     heads, kv_heads = node.attrs["q_num_heads"], node.attrs["kv_num_heads"]
     one, seq, width = q.shape
@@ -286,6 +293,22 @@ def _attention(node: Node, low: Lowering) -> None:
     if mask is None:
         mask = low.graph.value(low.graph.facts[DynamicInputs.name].find("attention-mask").input)
     low.replace(node.output, low.add("Attention", [q4, k4, v4, mask], node.output.type))
+
+
+def _require_plain_attention(node: Node) -> None:
+    """Raise P373 for attention that the runtime's operator would compute otherwise."""
+    if node.inputs[0].type.rank != 3:
+        raise _no_form(node, "only attention over [1, seq, heads * size] has an MNN form")
+    if any(value is not None for value in node.inputs[4:]) or any(value.use_count for value in node.outputs[1:]):
+        raise _no_form(node, "the runtime keeps keys and values itself, and gives the mixed values alone")
+    if node.attrs.get("softcap", 0.0):
+        raise _no_form(node, f"the runtime does not cap scores, and this attention has softcap {node.attrs['softcap']}")
+    if (node.input(3) is None) != bool(node.attrs.get("is_causal", 0)):
+        raise _no_form(node, "the runtime's attention is causal, or takes a mask that says everything")
+
+
+def _no_form(node: Node, why: str) -> LadingError:
+    return LadingError("P373", why, where=f"{node.loc or node.name}\n{node!r}")
 
 
 def _unary(node: Node, low: Lowering) -> None:
@@ -308,6 +331,8 @@ def _binary(node: Node, low: Lowering) -> None:
 def _cast(node: Node, low: Lowering) -> None:
     value = node.inputs[0]
     to = node.output.dtype
+    if to == BOOL and value.dtype.is_float:
+        raise _no_form(node, "booleans are 32-bit integers in MNN, where fractions would be cast to 0")
     # MNN has no 64-bit integers: what ONNX calls int64 is int32 there, and so are comparison results.
     to = I32 if to in (I64, BOOL) else to
     if value.dtype == to:
@@ -352,6 +377,8 @@ def _where(node: Node, low: Lowering) -> None:
 def _reduce_max(node: Node, low: Lowering) -> None:
     value = node.inputs[0]
     axes = node.input(1)
+    if axes is None and node.attrs.get("noop_with_empty_axes", 0):
+        raise _no_form(node, "MNN reduces all axes where none is named")
     chosen = tuple(int(a) for a in axes.const.load().reshape(-1)) if axes is not None else tuple(range(value.type.rank))
     attrs = {"kind": "MAXIMUM", "axes": chosen, "keep_dims": int(node.attrs.get("keepdims", 1))}
     type_ = TensorType(I32 if value.dtype == I64 else value.dtype, node.output.shape)

@@ -23,6 +23,7 @@ import numpy as np
 
 from backends.mnn.tokenizer.json_shape import check_shape
 from ir.base.diag import LadingError
+from ir.base.json_numbers import whole
 
 SPECIAL_NAMES = ("bos", "eos", "unk", "pad", "sep", "cls", "mask")
 _RAW_FORMS = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt", "tiktoken.model")
@@ -200,7 +201,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         raw = path.read_bytes()
-        data = json.loads(raw)
+        data = json.loads(raw, parse_int=whole)
         if b"\\ud" in raw.lower():
             json.dumps(data, ensure_ascii=False).encode()
     except (OSError, ValueError, RecursionError) as error:

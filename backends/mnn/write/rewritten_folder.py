@@ -191,7 +191,7 @@ def _tokenizers(subject: Subject, folder: Path, target: MnnTarget) -> TokenizerF
 def _text_form(subject: Subject, file: MtokFile, source: Path) -> tuple[bytes, list[str]]:
     """The text form that lies beside the binary one, else one made from it; and why its ids may differ."""
     beside = subject.text_config.values.get("tokenizer_file") if subject.text_config is not None else None
-    if isinstance(beside, str) and (subject.folder / beside).is_file():
+    if isinstance(beside, str) and subject.file(beside).is_file():
         return (subject.folder / beside).read_bytes(), [
             "copied from the original folder and not compared with the exact form"
         ]

@@ -12,12 +12,15 @@ survive.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
 SLACK = 1e-12
 """Bounds are compared with this much room, relative to the largest sums, so that rounding never drops the optimum."""
+MOST_GUESSES = 256
+"""How often a feasible choice is looked for to tighten the bound; each look goes over all items."""
 
 
 class Solution(NamedTuple):
@@ -42,23 +45,26 @@ def solve(costs: Sequence[np.ndarray], values: Sequence[np.ndarray], limit: floa
         The optimum, or None when even the cheapest candidates exceed the limit.
     """
     items = [_Item(np.asarray(c, np.float64), np.asarray(v, np.float64)) for c, v in zip(costs, values, strict=True)]
-    rests = _relaxations(items)
     if sum(float(item.cost.min()) for item in items) > limit:
         return None
     room = SLACK * sum(float(item.value.max()) for item in items)
-    best = _greedy(items, 0, 0.0, 0.0, limit)
+    rest, steps = _Relaxation(items), _steps(items)
+    best = _greedy(items, steps, 0, 0.0, 0.0, limit)
+    stride = -(-len(items) // MOST_GUESSES)
     cost, value = np.zeros(1), np.zeros(1)
     trail: list[tuple[np.ndarray, np.ndarray]] = []
     for place, item in enumerate(items):
         state, pick = (axis.reshape(-1) for axis in np.divmod(np.arange(len(cost) * len(item.cost)), len(item.cost)))
         new_cost, new_value = cost[state] + item.cost[pick], value[state] + item.value[pick]
-        bound = new_value + rests[place + 1].least(limit * (1 + SLACK) - new_cost)
+        rest.drop(place)
+        bound = new_value + rest.least(limit * (1 + SLACK) - new_cost)
         keep = np.flatnonzero((bound <= best + room) & (new_cost <= limit))
         keep = keep[undominated(new_cost[keep], new_value[keep])]
         cost, value = new_cost[keep], new_value[keep]
         trail.append((state[keep], item.index[pick[keep]]))
-        lead = int(np.argmin(bound[keep]))
-        best = min(best, _greedy(items, place + 1, float(cost[lead]), float(value[lead]), limit))
+        if place % stride == 0:
+            lead = int(np.argmin(bound[keep]))
+            best = min(best, _greedy(items, steps, place + 1, float(cost[lead]), float(value[lead]), limit))
     last = int(np.argmin(value))
     chosen = []
     at = last
@@ -83,6 +89,7 @@ class _Item:
         self.index = undominated(cost, value)
         self.cost, self.value = cost[self.index], value[self.index]
 
+    @cached_property
     def hull(self) -> np.ndarray:
         """Candidates on the lower convex hull, first the cheapest."""
         kept: list[int] = []
@@ -99,55 +106,64 @@ class _Item:
 
 
 class _Relaxation:
-    """Least total value of some items when candidates may be mixed, as a function of the cost allowed."""
+    """Least total value of the last items when candidates may be mixed, as a function of the cost allowed.
 
-    def __init__(self, cost: np.ndarray, value: np.ndarray) -> None:
-        self.cost = cost
-        self.value = value
+    It begins with all items and loses them one by one from the front; memory is in proportion to the candidates.
+    """
+
+    def __init__(self, items: Sequence[_Item]) -> None:
+        self._starts = [(0.0, 0.0)]
+        for item in reversed(items):
+            cost, value = self._starts[-1]
+            self._starts.append((cost + float(item.cost[0]), value + float(item.value[0])))
+        self._starts.reverse()
+        # Steps of later items come first among equally good ones.
+        backwards = list(reversed(list(enumerate(items))))
+        owner = np.concatenate([np.full(len(item.hull) - 1, number) for number, item in backwards])
+        cost = np.concatenate([np.diff(item.cost[item.hull]) for _, item in backwards])
+        value = np.concatenate([np.diff(item.value[item.hull]) for _, item in backwards])
+        order = np.argsort(value / cost, kind="stable")
+        self._owner, self._steps_cost, self._steps_value = owner[order], cost[order], value[order]
+        self._place = 0
+
+    def drop(self, place: int) -> None:
+        """Go on with the items behind `place`, the first one there is."""
+        kept = self._owner != place
+        self._owner, self._steps_cost = self._owner[kept], self._steps_cost[kept]
+        self._steps_value = self._steps_value[kept]
+        self._place = place + 1
 
     def least(self, room: np.ndarray) -> np.ndarray:
         """The value for each room, infinite where even the cheapest candidates do not fit."""
-        found = np.interp(room, self.cost, self.value)
-        return np.where(room < self.cost[0], np.inf, found)
+        start_cost, start_value = self._starts[self._place]
+        costs = np.concatenate([[start_cost], start_cost + np.cumsum(self._steps_cost)])
+        values = np.concatenate([[start_value], start_value + np.cumsum(self._steps_value)])
+        return np.where(room < start_cost, np.inf, np.interp(room, costs, values))
 
 
-def _relaxations(items: Sequence[_Item]) -> list[_Relaxation]:
-    """For each place the relaxation of the items from there on; the last is that of no items."""
-    steps_cost, steps_value = np.empty(0), np.empty(0)
-    start_cost = start_value = 0.0
-    found = [_Relaxation(np.zeros(1), np.zeros(1))]
-    for item in reversed(items):
-        hull = item.hull()
-        start_cost += float(item.cost[0])
-        start_value += float(item.value[0])
-        steps_cost = np.concatenate([steps_cost, np.diff(item.cost[hull])])
-        steps_value = np.concatenate([steps_value, np.diff(item.value[hull])])
-        order = np.argsort(steps_value / steps_cost, kind="stable")
-        steps_cost, steps_value = steps_cost[order], steps_value[order]
-        found.append(
-            _Relaxation(
-                np.concatenate([[start_cost], start_cost + np.cumsum(steps_cost)]),
-                np.concatenate([[start_value], start_value + np.cumsum(steps_value)]),
-            )
-        )
-    return found[::-1]
+def _steps(items: Sequence[_Item]) -> list[tuple[float, int, int]]:
+    """Every step along a hull as (value for cost, item, candidate), the best first."""
+    found = []
+    for number, item in enumerate(items):
+        rates = np.diff(item.value[item.hull]) / np.diff(item.cost[item.hull])
+        found += [(rate, number, target) for rate, target in zip(rates.tolist(), item.hull[1:].tolist(), strict=True)]
+    return sorted(found)
 
 
-def _greedy(items: Sequence[_Item], place: int, cost: float, value: float, limit: float) -> float:
+def _greedy(
+    items: Sequence[_Item], steps: Sequence[tuple[float, int, int]], place: int, cost: float, value: float, limit: float
+) -> float:
     """Value of a feasible choice for the items from `place` on: the best steps by value for cost that still fit."""
-    at = [0] * (len(items) - place)
+    at = [0] * len(items)
     for item in items[place:]:
         cost += float(item.cost[0])
         value += float(item.value[0])
     if cost > limit:
         return float("inf")
-    steps = []
-    for number, item in enumerate(items[place:]):
-        hull = item.hull()
-        rates = np.diff(item.value[hull]) / np.diff(item.cost[hull])
-        steps += [(rate, number, int(target)) for rate, target in zip(rates, hull[1:], strict=True)]
-    for _, number, target in sorted(steps):
-        item = items[place + number]
+    for _, number, target in steps:
+        if number < place:
+            continue
+        item = items[number]
         more = float(item.cost[target] - item.cost[at[number]])
         if cost + more <= limit:
             cost += more

@@ -89,8 +89,9 @@ def price(items: Sequence[Item], keys: Mapping[str, str], meter: Meter, ctx: Pas
     asked = _asked(items, large)
     curves = _curves(items, keys, asked, ctx)
     variants: list[Variant] = []
+    item_of = {weight.name: item for item in items for weight in item.weights}
     for key, weight, storage in asked:
-        item = next(item for item in items if weight in item.weights)
+        item = item_of[weight.name]
         moments = moments_for(storage, keys.get(source_of(item, weight, key[1]), ""))
         variants.append({weight.name: weight.restored(storage, moments)})
     tokens = meter.tokens_for(variants, PROBE_TOKENS)
@@ -162,6 +163,9 @@ def _curves(
     """Errors by weight; rows read from the logits matrix have those of its curve."""
     wanted: dict[Key, Wanted] = {}
     shared: dict[Key, Key] = {}
+    probed: dict[Key, list[Storage]] = {}
+    for one in asked:
+        probed.setdefault(one.key, []).append(plain(one.storage))
     for item in items:
         for weight in item.weights:
             for tied in _forms(weight):
@@ -173,7 +177,7 @@ def _curves(
                     shared[key] = (source_of(item, weight, True), False)
                     continue
                 twins = [(other.name, True) for other in item.weights if weight.role == "logits" and other != weight]
-                extra = [plain(one.storage) for one in asked if one.key == key or one.key in twins]
+                extra = [storage for one in (*twins, key) for storage in probed.get(one, ())]
                 both = tuple(dict.fromkeys([*storages, *extra]))
                 wanted[key] = Wanted(weight, keys.get(weight.name, ""), both)
     measured = error_curves(

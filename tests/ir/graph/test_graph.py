@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ir.base.types import F32, Dim, TensorType
 from ir.graph.compare import attr_key, differences, equal
+from ir.graph.facts import Fact, followed
 from ir.graph.graph import Edit, Graph, GraphError
 from ir.graph.order import reads, topological, toposort
 from ir.tensor.files import FileTensor
@@ -365,3 +366,83 @@ def test_attribute_keys_follow_equality():
     big = [InlineTensor(np.full(5000, fill, np.float64)) for fill in (0, 1)]
     assert attr_key(big[0]) == attr_key(big[1])
     assert attr_key(InlineTensor(np.array(1.0))) != attr_key(InlineTensor(np.array(2.0)))
+
+
+# ---- names of many values ----
+
+
+class Spoken(Fact):
+    """Names values and counts how often it is asked to follow them."""
+
+    name = "spoken"
+    asked = 0
+
+    def __init__(self, names):
+        self.names = tuple(names)
+
+    def to_data(self):
+        return {"names": list(self.names)}
+
+    @classmethod
+    def from_data(cls, data):
+        return cls(data["names"])
+
+    def renamed_all(self, renames):
+        Spoken.asked += 1
+        now = followed(self.names, renames)
+        return Spoken(now.get(name, name) for name in self.names)
+
+
+class Plain(Spoken):
+    """The same fact as an author writes it who knows `renamed` alone."""
+
+    renamed_all = Fact.renamed_all
+
+    def renamed(self, old, new):
+        return Plain(new if name == old else name for name in self.names) if old in self.names else self
+
+
+@quick
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 8)), max_size=12))
+def test_facts_follow_values_whatever_is_renamed(moves):
+    graph = Graph()
+    values = [graph.add_const(f"n{number}", InlineTensor(np.zeros(1, np.float32))) for number in range(6)]
+    graph.set_fact("spoken", Spoken(value.name for value in values))
+    graph.set_fact("plain", Plain(value.name for value in values[:3]))
+    for number, name in moves:
+        if not graph.has(f"n{name}"):
+            graph.rename(values[number], f"n{name}")
+    names = [value.name for value in values]
+    assert list(graph.consts) == names and list(graph.consts.values()) == values
+    assert list(graph.facts["spoken"].names) == names and list(graph.facts["plain"].names) == names[:3]
+
+
+def test_many_renames_are_told_to_a_fact_once():
+    graph = Graph()
+    values = [graph.add_const(f"w{number}", InlineTensor(np.zeros(1, np.float32))) for number in range(100)]
+    graph.set_fact("spoken", Spoken(value.name for value in values))
+    Spoken.asked = 0
+    for value in values:
+        graph.rename(value, value.name.upper())
+    assert Spoken.asked == 0
+    assert graph.facts["spoken"].names == tuple(value.name for value in values) and Spoken.asked == 1
+
+
+def test_a_fact_recorded_after_a_rename_is_not_told_of_it():
+    graph = Graph()
+    value = graph.add_const("a", InlineTensor(np.zeros(1, np.float32)))
+    graph.set_fact("plain", Plain(["a"]))
+    graph.rename(value, "b")
+    graph.set_fact("spoken", Spoken(["a"]))
+    assert graph.facts["plain"].names == ("b",) and graph.facts["spoken"].names == ("a",)
+
+
+def test_a_constant_may_take_the_name_that_another_gave_up():
+    graph = Graph()
+    first = graph.add_const("w", InlineTensor(np.zeros(1, np.float32)))
+    graph.rename(first, "v")
+    second = graph.add_const("w", InlineTensor(np.ones(1, np.float32)))
+    assert graph.consts == {"v": first, "w": second} and graph.holds(first) and graph.holds(second)
+    graph.erase_const(first)
+    graph.rename(second, "v")
+    assert graph.consts == {"v": second} and not graph.holds(first)

@@ -280,6 +280,8 @@ def test_without_a_checkpoint_a_model_is_compared_with_what_it_stores(made, tmp_
     (cell,) = json.loads((tmp_path / "m.json").read_text())["cells"]
     found = {name: check["ok"] for name, check in cell["checks"].items()}
     assert found == {**dict.fromkeys(CHECKS, True), "tokenizer": None, "chat": None}
+    assert cell["status"] == "as stored" and SYMBOLS["as stored"] in output and SYMBOLS["right"] not in output
+    assert "0 of 1 cells right, 1 as stored" in output
     assert 0 < cell["error"] < 1e-3 and cell["checks"]["greedy"]["equal"] == 24
     (record,) = read(good).verified
     assert (record.reference, record.settings.memory) == ("decoded weights", "normal")
@@ -395,7 +397,9 @@ def test_names_that_do_not_exist_are_refused(tmp_path):
     out = ["--out", tmp_path / "out"]
     assert "U972" in run("--families", "qwen22", *out, code=1).output
     assert "U972" in run("--precisions", "", *out, code=1).output
-    assert "P" in run("--precisions", "int9", *out, code=1).output
+    # Commas inside braces part nothing: only the last of three precisions is unknown.
+    output = run("--precisions", "fp32, default{keep=[a,b] bits=3},int9", *out, code=1).output
+    assert output.count("error[") == 1 and "error[P301]" in output and "'int9'" in output
 
 
 def test_a_model_needs_its_own_checkpoint(made, tmp_path):

@@ -23,7 +23,7 @@ from ir.verify.stages import verify as check
 from passes.framework.context import PassContext
 from passes.framework.load import load as load_pipeline
 from passes.framework.manager import PassManager
-from passes.framework.registry import Registry
+from passes.framework.registry import built_in_registry
 from tests.support.checkpoints import make_checkpoint
 from tests.support.runs import compiled, each_release, interpreters, logits_of, pieces, run_actions
 from tools.compile.job import EXAMPLE
@@ -98,7 +98,9 @@ def test_halves_go_to_even_in_one_call_and_away_from_zero_alone():
 def test_a_row_alone_is_asymmetric(width):
     x = np.abs(rows(1, width)) + F(1)
     np.testing.assert_allclose(quantized(x)[0], alone(x[0]), rtol=1e-5)
-    assert np.abs(quantized(x) - x).max() < np.abs(by_row(x) - x).max() or width == 20
+    # Channels that fill no whole pack are counted with the zeros behind them.
+    step = (x.max() - (0 if width % 8 else x.min())) / 255
+    assert np.abs(quantized(x) - x).max() <= 0.51 * step < np.abs(by_row(x) - x).max()
 
 
 def test_rows_behind_the_first_call_are_alone():
@@ -196,7 +198,7 @@ def test_options_reach_the_operator(shallow):
 
 
 def test_the_pass_is_lossy_and_leaves_no_model_to_write():
-    cls = Registry().pass_class("simulate-activations")
+    cls = built_in_registry().pass_class("simulate-activations")
     assert cls.lossy and "mnn" in cls.breaks
 
 

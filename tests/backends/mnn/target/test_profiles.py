@@ -21,7 +21,7 @@ from tests.support.paths import ROOT
 from tests.support.runs import compiled, torch_logits, torch_model
 from tools.compile.job import Request, compile_model
 
-RUNNER = ROOT / "backends" / "mnn" / "module_runner.py"
+RUNNER = ROOT / "backends" / "mnn" / "run" / "module_runner.py"
 OLD = ["input_ids", "attention_mask", "position_ids"]
 IDS = list(range(3, 14))
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from passes.precision.measured.knapsack import solve, undominated
+from passes.precision.measured.knapsack import MOST_GUESSES, solve, undominated
 
 numbers = st.one_of(st.integers(0, 12), st.floats(0, 10, allow_nan=False, allow_subnormal=False))
 items = st.lists(st.lists(st.tuples(numbers, numbers), min_size=1, max_size=5), min_size=1, max_size=5)
@@ -95,6 +95,22 @@ def test_real_sizes_agree_with_an_integer_program(bits):
     assert program.success
     # The integer program may exceed the limit by its tolerance, so it can only be as good or a trifle better.
     assert found.value * scale == pytest.approx(program.fun, rel=1e-6)
+
+
+def test_more_items_than_guesses_are_still_solved_exactly():
+    rng = np.random.default_rng(5)
+    count, limit = MOST_GUESSES + 100, 900
+    costs = [rng.integers(0, 8, 4).astype(float) for _ in range(count)]
+    values = [rng.integers(0, 50, 4).astype(float) for _ in range(count)]
+    best = np.full(limit + 1, np.inf)
+    best[0] = 0
+    for cost, value in zip(costs, values, strict=True):
+        reached = np.full(limit + 1, np.inf)
+        for step, more in zip(cost.astype(int), value, strict=True):
+            reached[step:] = np.minimum(reached[step:], best[: limit + 1 - step] + more)
+        best = reached
+    found = solve(costs, values, limit)
+    assert (found.value, found.cost) == (best.min(), int(np.argmin(best)))
 
 
 def test_a_limit_below_the_cheapest_has_no_solution():

@@ -32,7 +32,7 @@ import numpy as np
 
 from backends.onnx.write import to_model
 from frontends.onnx.load import load
-from ir.base.cache import CACHE_VARIABLE
+from ir.base.store import CACHE_VARIABLE
 from ir.base.types import F32, I64, Dim, TensorType
 from ir.facts.calibration import Calibration
 from ir.graph.graph import Graph, Value

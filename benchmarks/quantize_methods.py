@@ -27,7 +27,7 @@ import numpy as np
 
 from frontends.checkpoint.load import load
 from frontends.text.calibration_text import load_calibration
-from ir.base.cache import CACHE_VARIABLE
+from ir.base.store import CACHE_VARIABLE
 from ir.base.types import F32
 from ir.facts.calibration import Calibration
 from ir.quant.statistics.exact_products import one_thread

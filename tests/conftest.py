@@ -36,6 +36,8 @@ Property tests draw the same examples in every run: the hypothesis profile below
 from __future__ import annotations
 
 import difflib
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from tempfile import TemporaryDirectory
 
 import pytest
@@ -56,6 +58,13 @@ settings.register_profile(
 settings.load_profile("lading")
 
 NARROWED = pytest.StashKey[bool]()
+
+
+@pytest.fixture(scope="session")
+def processes():
+    """An executor of two processes that share nothing with this one but the file system."""
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as executor:
+        yield executor
 
 
 def pytest_addoption(parser):

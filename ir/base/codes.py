@@ -291,6 +291,8 @@ CODES: dict[str, str] = {
     "Q440": "The quantization method works on statistics of what flows into the weight. Calibrate before, on some text.",
     "Q441": "A quantized weight cannot be kept in the cache folder. There must be room for it, and leave to write.",
     "Q443": "The calibration statistics are damaged: numbers in them are not finite, or contradict each other.",
+    "Q444": "A file of the cache folder is damaged. It was removed, and what it held is made again.",
+    "Q445": "LADING_CACHE_SIZE holds no size such as 500MB or 20GB.",
     "Q442": "The calibration statistics are of another number of input features than the weight has.",
     "U908": "The machine has less memory than the command needs for this input.",
     "U940": "There is no fuzz target of this name, or the module to load has no table of targets.",

@@ -6,16 +6,23 @@ How it is stored is a `Storage`; what methods promise stands in `ir.quant.method
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy as np
 
 from ir.base.diag import LadingError, suggest
+from ir.base.executor import SERIAL, run_jobs
+from ir.base.store import Store, default_store, using_store
 from ir.base.types import F32, TensorType, int_type
-from ir.quant.cache import kept_blocks, loaded_moments, result_key, shape_of
+from ir.quant.cache import Shape, find_blocks, loaded_moments, make_blocks, ranges_of, result_key, shape_of, write_rows
 from ir.quant.methods.base import (
     METHODS,
     Blocks,
@@ -35,6 +42,8 @@ from ir.tensor.elementwise import convert
 from ir.tensor.identity import tensor_identity
 
 PIECE_WEIGHTS = 1 << 19
+
+_READING = threading.Lock()
 
 
 class QuantizedWeight:
@@ -131,10 +140,34 @@ class QuantizedWeight:
         kept = self._kept
         return lambda start, stop: Blocks(*[None if part is None else part[start:stop] for part in kept])
 
+    def keep(self, executor: Executor) -> None:
+        """Quantize all rows now, on an executor, and keep the result where reading looks for it.
+
+        Reading a weight of a slow method would do the same in the thread that reads. Nothing happens for other methods,
+        and where the result is kept already. Errors are those of `pieces`.
+        """
+        if self.is_slow and self.shape[0] * self.shape[1]:
+            self.__dict__["_kept"] = self._whole(executor)
+
     @cached_property
     def _kept(self) -> Blocks:
+        # One weight at a time, which bounds memory; who asks for one that is being made waits.
+        with _READING:
+            return self._whole(SERIAL)
+
+    def _whole(self, executor: Executor) -> Blocks:
         key = result_key(tensor_identity(self.source), self.storage, self.moments, METHODS[self.storage.method].version)
-        return kept_blocks(key, shape_of(*self.shape, self.storage), self._quantize)
+        store, shape = default_store(), shape_of(*self.shape, self.storage)
+        found = find_blocks(store, key, shape)
+        if found is not None:
+            return found
+
+        def fill(path: Path) -> None:
+            ranges = ranges_of(shape, len(os.sched_getaffinity(0)))
+            for _ in run_jobs(executor, _fill_rows, [_RowsJob(self, store, path, shape, *rows) for rows in ranges]):
+                pass
+
+        return make_blocks(store, key, shape, fill)
 
     @property
     def is_slow(self) -> bool:
@@ -187,6 +220,23 @@ class QuantizedWeight:
             if zero is not None:
                 zero[first - start : last - start] = part.zero
         return Blocks(codes, scale, zero)
+
+
+@dataclass(frozen=True)
+class _RowsJob:
+    """Quantize rows `start` to `stop` into the file of the whole weight; plain data, for executors of any kind."""
+
+    weight: QuantizedWeight
+    store: Store
+    path: Path
+    shape: Shape
+    start: int
+    stop: int
+
+
+def _fill_rows(job: _RowsJob) -> None:
+    with using_store(job.store):
+        write_rows(job.path, job.shape, job.start, job.weight._quantize(job.start, job.stop))
 
 
 def _blocks_of(source: Tensor, storage: Storage) -> int:
@@ -262,6 +312,24 @@ def quantized_of(tensor: Tensor) -> QuantizedWeight | None:
     return tensor.quantized if isinstance(tensor, _Part) else None
 
 
+def keep_all(tensors: Iterable[Tensor], executor: Executor) -> None:
+    """Quantize ahead, on an executor, what reading the tensors would quantize in the thread that reads.
+
+    One weight is quantized at a time, its rows in several jobs. Errors as for `QuantizedWeight.pieces`.
+    """
+    done: set[int] = set()
+    pending = list(tensors)[::-1]
+    while pending:
+        tensor = pending.pop()
+        if id(tensor) in done:
+            continue
+        done.add(id(tensor))
+        weight = quantized_of(tensor)
+        if weight is not None and weight.is_slow:
+            weight.keep(executor)
+        pending += reversed(tensor.inputs)
+
+
 def shared_quantized(source: Tensor, storage: Storage, moments: str = "") -> QuantizedWeight:
     """The quantization of an equal source to the same storage with the same statistics that is alive, or a new one.
 
@@ -307,6 +375,7 @@ __all__ = [
     "QuantizedWeight",
     "Scratch",
     "dequantize",
+    "keep_all",
     "quantized_of",
     "real_zero",
     "rebuild_codes",

@@ -151,12 +151,14 @@ def compile_model(request: Request, listener: Listener | None = None) -> Result:
     Raises:
         LadingError: whatever is wrong with the request, the checkpoint, the machine or the result.
     """
+    from ir.base.store import default_store
     from passes.framework.load import load as load_pipeline
 
     pipeline = _measured(load_pipeline(request.pipeline), request)
     _check(request)
     workers = request.workers or os.cpu_count() or 1
-    with ThreadPoolExecutor(workers) as pool, ThreadPoolExecutor(1) as side:
+    store = default_store()
+    with store.holding(), ThreadPoolExecutor(workers) as pool, ThreadPoolExecutor(1) as side:
         job = _Job(request, listener or Listener(), pipeline, pool, side)
         return job.run()
 
@@ -315,14 +317,15 @@ class _Job:
         from passes.framework.context import PassContext
 
         if not calibrated:
-            return PassContext(self.target)
+            return PassContext(self.target, executor=self.pool)
         from frontends.text.calibration_text import load_calibration
 
         text = load_calibration(self.request.calibration, folder)
-        return PassContext(self.target, text, progress=self.listener.step)
+        return PassContext(self.target, text, progress=self.listener.step, executor=self.pool)
 
     def _emit(self, graph: Graph, staging: Path, folder: Path, tokenizer: TokenizerJob) -> Emission:
         from backends.mnn.write.llm_folder import emit
+        from ir.base.store import default_store
 
         self.listener.phase("writing the weights")
         emission = emit(
@@ -336,6 +339,7 @@ class _Job:
             side=self.side,
             progress=self.listener.weights,
         )
+        self.warnings += default_store().take_warnings()
         self.clock.lap("write")
         return emission
 

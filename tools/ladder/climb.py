@@ -282,9 +282,11 @@ class Gauge:
 
             from backends.mnn.verify.measure import FloatReference
             from frontends.checkpoint.load import load
+            from ir.base.store import folder_store
 
             assert onnxruntime
-        return FloatReference(load(self.job.folder), self.job.text.windows, self.logits, progress=self.watcher.phase)
+        store = folder_store(self.logits)
+        return FloatReference(load(self.job.folder), self.job.text.windows, store, progress=self.watcher.phase)
 
     def measure(self, folder: Path) -> dict[str, Any]:
         """Run a folder on the installed runtime with the settings that it ships.

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ir.base.cache import write_whole
 from ir.base.diag import LadingError, suggest
+from ir.base.whole_files import write_whole
 from tools.matrix.model import Row
 
 if TYPE_CHECKING:

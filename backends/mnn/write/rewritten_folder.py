@@ -127,10 +127,12 @@ def rewrite(graph: Graph, subject: Subject, folder: Path, target: MnnTarget, exe
     check_storage(layout, target)
     net = build_net(graph, layout)
     emission = Emission(folder, layout, {configs.MODEL: "model", configs.WEIGHTS: "weights"}, Settings())
-    fill(folder / configs.WEIGHTS, layout.nbytes, weight_jobs(layout), executor)
+    path = folder / configs.WEIGHTS
+    fill(path, layout.nbytes, weight_jobs(layout, path), executor)
     if layout.embedding_file is not None:
         table = layout.embedding_file
-        fill(folder / configs.EMBEDDING, 2 * table.rows * table.columns, embedding_jobs(table), executor)
+        path = folder / configs.EMBEDDING
+        fill(path, 2 * table.rows * table.columns, embedding_jobs(table, path), executor)
         emission.roles[configs.EMBEDDING] = "embedding"
     json_to_mnn(net, folder / configs.MODEL)
     _copy_others(graph, subject, emission)

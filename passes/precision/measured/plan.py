@@ -39,7 +39,7 @@ def by_measurement(
     """
     assert wanted.limit is not None
     keys = _statistics(graph, weights)
-    meter = Meter(graph, _held_out(ctx), ctx.progress)
+    meter = Meter(graph, _held_out(ctx), ctx)
     items = make_items(weights, wanted)
     elements, fixed = planned_elements(weights), wanted.target.fixed_bytes(graph)
     prices = price(items, keys, meter, ctx)

@@ -181,7 +181,10 @@ def _curves(
                 both = tuple(dict.fromkeys([*storages, *extra]))
                 wanted[key] = Wanted(weight, keys.get(weight.name, ""), both)
     measured = error_curves(
-        list(wanted.values()), lambda done, total: ctx.progress(done, total, "measuring error curves")
+        list(wanted.values()),
+        lambda done, total: ctx.progress(done, total, "measuring error curves"),
+        executor=ctx.executor,
+        store=ctx.store,
     )
     found = dict(zip(wanted, measured, strict=True))
     return {**found, **{key: found[source] for key, source in shared.items()}}

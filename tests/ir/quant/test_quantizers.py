@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pickle
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from ir.base.diag import LadingError
+from ir.base.executor import SERIAL
+from ir.base.store import default_store
 from ir.base.types import F32
 from ir.quant import cache as quant_cache
 from ir.quant.form import Form, Numbers
@@ -26,6 +29,7 @@ from ir.quant.weight import (
     QuantMethod,
     Scratch,
     dequantize,
+    keep_all,
     real_zero,
     shared_quantized,
 )
@@ -507,6 +511,33 @@ def test_threads_that_ask_at_once_wait_for_one(counting):
     assert counting.rows == 64 and len(found) == 4
     for other in found[1:]:
         assert_same(other, found[0])
+
+
+@pytest.mark.parametrize("method", ["hqq", "gptq"])
+def test_results_kept_ahead_are_those_of_reading_on_every_executor(method, processes, cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(quant_cache, "CHUNK_WEIGHTS", 96 * 10)
+    rows, entries = matrix_of(70, 96), []
+    expected = quantized(method, rows, Storage(bits=4, block=32, method=method), moments_of(96, key="saved"))
+    with ThreadPoolExecutor(3) as threads:
+        for number, executor in enumerate((None, SERIAL, threads, processes)):
+            monkeypatch.setenv("LADING_CACHE", str(tmp_path / str(number)))
+            saved(96)
+            made = weight(rows, method, "saved", block=32)
+            if executor is not None:
+                keep_all([made.codes, made.scale, InlineTensor(rows)], executor)
+            found = {item.name: item.size for item in default_store().entries()}
+            assert any(name.startswith("quantized/") for name in found) == (executor is not None)
+            assert_same(made.rows(0, 70), expected)
+            again = weight(rows, method, "saved", block=32)
+            assert_same(again.rows(3, 9), Blocks(*[None if part is None else part[3:9] for part in expected]))
+            entries.append({item.name: default_store().find(item.name).read() for item in default_store().entries()})
+    assert len(entries[0]) == 2 and all(item == entries[0] for item in entries)
+
+
+def test_what_is_not_slow_is_not_kept_ahead(cache):
+    made = weight(matrix_of(70, 96), "rtn", block=32)
+    keep_all([made.codes, made.dequantized()], SERIAL)
+    assert not default_store().entries()
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "other"])

@@ -80,7 +80,7 @@ class Linears:
         self.path, self.names = folder / MODEL, [value.name for value in graph.outputs]
         layout = plan_layout(graph)
         with ThreadPoolExecutor(1) as pool:
-            fill(folder / WEIGHTS, layout.nbytes, weight_jobs(layout), pool)
+            fill(folder / WEIGHTS, layout.nbytes, weight_jobs(layout, folder / WEIGHTS), pool)
         native.json_to_mnn(build_net(graph, layout), self.path)
         made = np.random.default_rng(1)
         self.feeds = {

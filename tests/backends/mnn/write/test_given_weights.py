@@ -85,7 +85,8 @@ def written(graph: Graph, folder: Path) -> Layout:
     """Write the model and the weights of a graph that MNN can hold, and the configurations that readers ask for."""
     layout = plan_layout(graph)
     with ThreadPoolExecutor(1) as pool:
-        fill(folder / WEIGHTS, layout.nbytes, weight_jobs(layout), pool)
+        path = folder / WEIGHTS
+        fill(path, layout.nbytes, weight_jobs(layout, path), pool)
     native.json_to_mnn(build_net(graph, layout), folder / MODEL)
     for name in (CONFIG, LLM_CONFIG):
         (folder / name).write_text("{}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from frontends.checkpoint.load import load
 from ir.base.diag import LadingError
+from ir.base.store import default_store, folder_store
 from ir.facts.precision import PrecisionPlan
 from ir.facts.sensitivity import Sensitivity
 from ir.quant.statistics.moments import CalibrationText
@@ -309,7 +311,7 @@ def test_less_is_measured_of_larger_models(calibrated, monkeypatch, full, lines,
     monkeypatch.setattr(curves, "LINE_STEPS", lines)
     counts = []
     plain = curves._measure
-    monkeypatch.setattr(curves, "recall", lambda key: None)
+    monkeypatch.setattr(curves, "recall", lambda store, key: None)
     monkeypatch.setattr(curves, "_measure", lambda *args: counts.append(len(args[-1])) or plain(*args))
     found = curves.error_curves(wanted, lambda done, total: None)
     assert sorted(set(counts)) == ([21] if full else [13] if lines else [3, 13])
@@ -337,14 +339,15 @@ def test_curves_are_read_from_disk_the_second_time(calibrated, monkeypatch):
 
 def test_a_damaged_measurement_is_made_again_and_a_full_disk_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("LADING_CACHE", str(tmp_path))
-    measurements.keep("a", [1])
-    assert measurements.recall("a") == [1]
-    measurements.path_of("a").write_text("[1")
-    assert measurements.recall("a") is None
+    store = default_store()
+    measurements.keep(store, "a", [1])
+    assert measurements.recall(store, "a") == [1]
+    (tmp_path / "measurements" / "a.kept").write_text("[1")
+    assert measurements.recall(store, "a") is None
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LADING_CACHE", str(tmp_path / "file"))
     with pytest.raises(LadingError) as error:
-        measurements.keep("a", [1])
+        measurements.keep(default_store(), "a", [1])
     assert error.value.code == "Q455"
 
 
@@ -544,6 +547,22 @@ def test_a_fresh_cache_gives_the_same_plan(calibrated, tied, text, tmp_path, mon
     other = load(tied)
     PassManager(BEFORE).run(other, PassContext(text))
     assert assigned(other, text, options) == first
+
+
+def test_the_plan_and_what_is_kept_do_not_depend_on_the_executor(tied, text, processes, tmp_path, monkeypatch):
+    options = "budget=5bpw widths=[3,4,6] blocks=[32] rounds=1 method=gptq"
+    pipeline = f"{BEFORE},assign-precision{{{options}}},insert-qdq"
+    found = []
+    with ThreadPoolExecutor(3) as threads:
+        for number, executor in enumerate((None, threads, processes)):
+            monkeypatch.setenv("LADING_CACHE", str(tmp_path / "unused"))
+            graph, store = load(tied), folder_store(tmp_path / str(number))
+            PassManager(pipeline).run(graph, PassContext(text, executor=executor, store=store))
+            kept = {item.name: store.find(item.name).read() for item in store.entries()}
+            found.append((graph.facts[PrecisionPlan.name], graph.facts[Sensitivity.name], print_graph(graph), kept))
+    assert {name.partition("/")[0] for name in found[0][3]} == {"measurements", "moments", "quantized"}
+    assert found[1] == found[0] and found[2] == found[0]
+    assert not (tmp_path / "unused").exists()
 
 
 def test_a_second_budget_measures_only_new_plans(calibrated, text, monkeypatch):

@@ -1,4 +1,4 @@
-"""The weights of a graph as precision is assigned to them: role, shape, which are one matrix, and what they become."""
+"""The weights of a graph as precision is assigned to them: role, shape, ties between them, and their stored form."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Build and measure the rungs of a ladder, one after another, so that a run that was stopped goes on where it was.
 
 What is known of a rung lies in a file of its own with the digests of all it depends on. A rung is compiled in a child
-process and measured on the real runtime in another; a rung that fails is told with its code, and the others go on.
+process and measured on the real runtime in another; a rung that fails is reported with its code, and the others go on.
 """
 
 from __future__ import annotations

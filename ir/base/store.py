@@ -73,7 +73,7 @@ class Entry:
 
 
 class Store(Protocol):
-    """Work kept between runs. Stores are plain data that pickle, so that jobs can carry them to other processes."""
+    """Work kept between runs. Stores can be hashed, and pickle, so that jobs can carry them to other processes."""
 
     def find(self, name: str) -> Kept | None:
         """The content of an entry; None when there is none, or none that is sound."""
@@ -301,10 +301,12 @@ class FolderStore:
             if is_locked(item.path):
                 living.add(item.name)
             else:
-                Path(item.path).unlink(missing_ok=True)
+                with suppress(OSError):
+                    os.unlink(item.path)
         for item in _inside(self.folder / PARTIAL):
             if OWN.fullmatch(item.name) and item.name.partition(".")[0] not in living:
-                Path(item.path).unlink(missing_ok=True)
+                with suppress(OSError):
+                    os.unlink(item.path)
         held, now = self._held(), time.time()
         for entry in self.entries():
             if entry.name.startswith(f"{UNFINISHED}/") and entry.name not in held and now - entry.used > ABANDONED:

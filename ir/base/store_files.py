@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import mmap
 import os
 import re
 import struct
@@ -11,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import IO
 
@@ -23,6 +23,8 @@ PARTIAL, RUNS = "partial", "runs"
 OWN = re.compile(r"[0-9a-f]{24}(\.\d+\.\d+)?")
 """Names in these two folders; see `RunFile`."""
 DAY = 24 * 3600.0
+PIECE = 1 << 20
+"""Bytes read at a time."""
 
 _RECORD = struct.Struct("<8sQ32s")
 _MARK = b"LADKEPT1"
@@ -39,9 +41,8 @@ class RunFile:
         self._partial = folder / PARTIAL
         self._path = folder / RUNS / self._token
         self._file = self._path.open("x", encoding="utf-8")
-        self._count = 0
-        if fcntl is not None:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._numbers = count()
+        _lock(self._file.fileno(), exclusive=True)
 
     def hold(self, name: str) -> None:
         """Note the name of an entry that the run uses."""
@@ -51,8 +52,7 @@ class RunFile:
 
     def scratch(self) -> Path:
         """A new path for what is being written."""
-        self._count += 1
-        return self._partial / f"{self._token}.{self._count}.{threading.get_ident()}"
+        return self._partial / f"{self._token}.{next(self._numbers)}.{threading.get_ident()}"
 
     def close(self) -> None:
         """Say that the run is over."""
@@ -65,9 +65,15 @@ class RunFile:
 def locked(path: Path, exclusive: bool) -> Iterator[None]:
     """Hold the lock of a file, which is made, with others or alone; OSError when it cannot be made."""
     with path.open("ab") as file:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+        _lock(file.fileno(), exclusive)
         yield
+
+
+def _lock(fd: int, exclusive: bool) -> None:
+    """Lock an open file until it is closed; nothing happens on file systems that know no locks."""
+    if fcntl is not None:
+        with suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
 
 
 def is_locked(path: str) -> bool:
@@ -91,20 +97,27 @@ def is_sound(file: IO[bytes], size: int) -> bool:
         return False
     file.seek(inner)
     mark, length, digest = _RECORD.unpack(file.read(_RECORD.size))
-    return mark == _MARK and length == inner and digest == _digest(file.fileno(), inner)
+    return mark == _MARK and length == inner and digest == _digest(file, inner)
 
 
-def _digest(fd: int, size: int) -> bytes:
-    """SHA-256 of the first bytes of a file."""
-    if not size:
-        return hashlib.sha256().digest()
-    with mmap.mmap(fd, size, access=mmap.ACCESS_READ) as content:
-        return hashlib.sha256(content).digest()
+def _digest(file: IO[bytes], size: int) -> bytes:
+    """SHA-256 of the first bytes of a file, read in pieces: a file that is cut short meanwhile is no signal."""
+    state, buffer = hashlib.sha256(), memoryview(bytearray(min(size, PIECE)))
+    file.seek(0)
+    while size:
+        got = file.readinto(buffer[: min(size, PIECE)])  # type: ignore[attr-defined]
+        if not got:
+            break
+        state.update(buffer[:got])
+        size -= got
+    return state.digest()
 
 
 def add_record(path: Path) -> int:
     """Put the record behind the content of a file; returns the bytes of both."""
     with path.open("r+b") as file:
         size = file.seek(0, os.SEEK_END)
-        file.write(_RECORD.pack(_MARK, size, _digest(file.fileno(), size)))
+        record = _RECORD.pack(_MARK, size, _digest(file, size))
+        file.seek(size)
+        file.write(record)
     return size + _RECORD.size

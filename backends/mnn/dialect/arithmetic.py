@@ -93,7 +93,7 @@ UNARY: dict[str, Callable[[Body, Value], Value]] = {
 
 
 def _unary(body: Body) -> list[Value]:
-    return [UNARY[body.attr("kind")](body, body.inputs[0])]
+    return [UNARY[body.attr("kind")](body, body.inputs[0])]  # type: ignore[arg-type]
 
 
 def _write_unary(node: Node, layout: Layout) -> dict[str, Any]:
@@ -197,7 +197,7 @@ def _binary_type(run: Inference, node: Node) -> ValueType | None:
 def _binary(body: Body) -> list[Value]:
     kind, (x, y) = body.attr("kind"), body.inputs
     if kind in BINARY:
-        return [BINARY[kind](body, x, y)]
+        return [BINARY[kind](body, x, y)]  # type: ignore[arg-type]
     found = body.op("Not", body.op("Equal", x, y)) if kind == "NOTEQUAL" else body.op(COMPARE[kind], x, y)
     return [body.op("Cast", found, to=I32.onnx)]
 

@@ -52,7 +52,7 @@ def _check_heads(heads: Extent, size: Extent, shape: tuple) -> None:
 
 def _attention(body: Body) -> list[Value]:
     q, k, v, mask = body.inputs
-    return [attended(body, q, k, v, None if body.rank(3) == 0 else mask)]
+    return [attended(body, q, k, v, None if body.rank(3) == 0 else mask)]  # type: ignore[arg-type]
 
 
 def attended(body: Body, q: Value, k: Value, v: Value, mask: Value | None) -> Value:
@@ -107,7 +107,7 @@ def _packed_attention_type(run: Inference, node: Node) -> ValueType | None:
 def _packed_attention(body: Body) -> list[Value]:
     q, k, v, mask = body.inputs
     plain = body.op("Reshape", v, body.op("Shape", k))
-    rows = attended(body, q, k, plain, None if body.rank(3) == 0 else mask)
+    rows = attended(body, q, k, plain, None if body.rank(3) == 0 else mask)  # type: ignore[arg-type]
     return [body.op("Unsqueeze", body.op("Squeeze", rows, body.ints(0)), body.ints(2, 3))]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from backends.mnn.dialect.sizes import Ints, Size, resolve_sizes
 from backends.mnn.read.stored_tensors import WeightFile
 from ir.base.diag import LadingError
-from ir.base.types import Dim, TensorType
+from ir.base.types import Dim, TensorType, ValueType
 from ir.graph.graph import Graph, Value
 from ir.infer.engine import infer_node
 from ir.infer.rule_table import TypeMismatch
@@ -46,13 +46,13 @@ class Builder:
         """An error about the operator at hand."""
         return LadingError(code, message, where=str(self.op.get("name") or self.op.get("type")))
 
-    def add(self, op: str, inputs: Sequence[Value], type: TensorType | None = None, /, **attrs: Any) -> Value:
+    def add(self, op: str, inputs: Sequence[Value], type: ValueType | None = None, /, **attrs: Any) -> Value:
         """One MNN operator with one output, named after the operator at hand; its type is inferred unless given."""
         name = str(self.op.get("name") or op)
         node = self.graph.add(f"mnn.{op}", inputs, attrs, outputs=[self.graph.fresh_name(name)], loc=name)
         if type is None:
             try:
-                (type,) = infer_node(node)  # type: ignore[misc]
+                (type,) = infer_node(node)
             except TypeMismatch as error:
                 raise self.error("F645", str(error)) from error
         self.graph.set_type(node.output, type)

@@ -55,7 +55,7 @@ def _norm_type(run: Inference, node: Node) -> ValueType | None:
 def _norm(body: Body) -> list[Value]:
     x, gamma, beta = body.inputs
     axes, epsilon, rms = body.attr("axis"), float(body.attr("epsilon")), body.attr("rms")
-    return [normalized(body, x, gamma, beta, len(axes), epsilon, rms)]
+    return [normalized(body, x, gamma, beta, len(axes), epsilon, rms)]  # type: ignore[arg-type]
 
 
 def normalized(body: Body, x: Value, gamma: Value, beta: Value, axes: int, epsilon: float, rms: bool) -> Value:
@@ -123,7 +123,7 @@ def inline_norm(node: Node, gamma: Value, beta: Value) -> dict[str, Any]:
 
 
 def _floats(value: Value) -> list[float]:
-    return value.const.load().astype("float32").reshape(-1).tolist()
+    return value.const.load().astype("float32").reshape(-1).tolist()  # type: ignore[union-attr]
 
 
 def _reads_packed_norm(release: Release, attrs: Mapping[str, Any]) -> bool:

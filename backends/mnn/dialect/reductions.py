@@ -32,7 +32,8 @@ def _reduction_type(run: Inference, node: Node) -> ValueType | None:
 
 
 def _reduction(body: Body) -> list[Value]:
-    return [body.reduce(REDUCTIONS[body.attr("kind")], body.inputs[0], body.attr("axes"), body.attr("keep_dims"))]
+    (x,) = body.inputs
+    return [body.reduce(REDUCTIONS[body.attr("kind")], x, body.attr("axes"), body.attr("keep_dims"))]  # type: ignore
 
 
 def _write_reduction(node: Node, layout: Layout) -> dict[str, Any]:

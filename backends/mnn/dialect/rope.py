@@ -39,12 +39,13 @@ def _rope_types(run: Inference, node: Node) -> tuple[ValueType | None, ...]:
 
 def _rope(body: Body) -> list[Value]:
     q, k, cos, sin, *norms = body.inputs
+    epsilon, rms = float(body.attr("epsilon")), bool(body.attr("rms"))
     results = []
     for index, (x, heads) in enumerate(((q, body.attr("heads")), (k, body.attr("kv_heads")))):
         wide = body.op("Reshape", x, body.ints(1, -1, heads, body.attr("size")))
         gamma, beta = (*norms, None, None, None, None)[2 * index : 2 * index + 2]
         if gamma is not None:
-            wide = normalized(body, wide, gamma, beta, 1, float(body.attr("epsilon")), bool(body.attr("rms")))
+            wide = normalized(body, wide, gamma, beta, 1, epsilon, rms)  # type: ignore[arg-type]
         results.append(_turned(body, wide, cos, sin))
     return results
 

@@ -34,9 +34,13 @@ def resolve_sizes(shape: Sequence[int | Dim], wanted: Sequence[Size]) -> tuple[i
     told."""
     if any(size is None for size in wanted):
         return None
-    sizes = [shape[place] if size == 0 and place < len(shape) else size for place, size in enumerate(wanted)]
+    sizes = [
+        shape[place] if size == 0 and place < len(shape) else size
+        for place, size in enumerate(wanted)
+        if size is not None
+    ]
     if -1 not in sizes:
-        return tuple(sizes)  # type: ignore[arg-type]
+        return tuple(sizes)
     known = [size for size in sizes if size != -1]
     left = Counter(size for size in shape if isinstance(size, Dim))
     left.subtract(Counter(size for size in known if isinstance(size, Dim)))
@@ -48,4 +52,4 @@ def resolve_sizes(shape: Sequence[int | Dim], wanted: Sequence[Size]) -> tuple[i
     if not below or above % below or len(dims) > 1 or (dims and above != below):
         return None
     rest = dims[0] if dims else above // below
-    return tuple(rest if size == -1 else size for size in sizes)  # type: ignore[arg-type]
+    return tuple(rest if size == -1 else size for size in sizes)

@@ -66,7 +66,7 @@ def cut_rows(builder: Builder, logits: Value) -> Value:
     builder.index = builder.graph.add_input(fed.name, TensorType(I32, (1,)), loc=fed.name)
     cut = _last_of_sequence(builder, logits)
     readers = cut.uses
-    rows = builder.slice_rows(cut, cut.type.rank - 2)
+    rows = builder.slice_rows(cut, len(cut.shape) - 2)
     for node, place in readers:
         builder.graph.set_input(node, place, rows)
     assert rows.producer is not None

@@ -12,7 +12,6 @@ from ir.base.types import F16, F32, TensorType
 from ir.quant.stored_codes import stored_codes, stored_weight
 from ir.quant.weight import QuantizedWeight
 from ir.tensor.base import Tensor
-from ir.tensor.files import FileTensor
 
 
 def embedding_matrix(
@@ -33,9 +32,8 @@ def embedding_matrix(
     offset, alpha_offset, alpha_bytes, bits, _ = place
     if layer:
         own, _ = read_matrix(weights, layer)
-        start = own.offset if isinstance(own, FileTensor) else getattr(own, "source", None)
-        start = start.codes.offset if hasattr(start, "codes") else start
-        if start == offset:
+        codes = getattr(own.source, "codes", None) if isinstance(own, QuantizedWeight) else own
+        if getattr(codes, "offset", None) == offset:
             return own
     if bits == 16:
         return weights.tensor(offset, TensorType(F16, (rows, columns)), "embedding")

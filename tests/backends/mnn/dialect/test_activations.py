@@ -23,7 +23,7 @@ from ir.verify.stages import verify as check
 from passes.framework.context import PassContext
 from passes.framework.load import load as load_pipeline
 from passes.framework.manager import PassManager
-from passes.framework.registry import Registry
+from passes.framework.registry import default_registry
 from tests.support.checkpoints import make_checkpoint
 from tests.support.runs import compiled, each_release, interpreters, logits_of, pieces, run_actions
 from tools.compile.job import EXAMPLE
@@ -198,7 +198,7 @@ def test_options_reach_the_operator(shallow):
 
 
 def test_the_pass_is_lossy_and_leaves_no_model_to_write():
-    cls = Registry().pass_class("simulate-activations")
+    cls = default_registry().pass_class("simulate-activations")
     assert cls.lossy and "mnn" in cls.breaks
 
 

@@ -330,7 +330,7 @@ def _set_rows(graph: Graph, subject: Subject) -> None:
 
 def _split_embedding(graph: Graph, matrix: Any) -> None:
     """Rows that a release cannot decode come exactly from a file of their own, as a sum of bfloat16 parts."""
-    from backends.mnn.lower.legalize import Lowering
+    from backends.mnn.lower.lowering import Lowering
     from ir.base.types import F32
     from ir.tensor.base import Tensor
     from ir.tensor.elementwise import cast

@@ -47,7 +47,7 @@ class MnnOperator:
     Attributes:
         type: name in ``OpType`` of the schema. Several rows may share it where the IR tells apart what MNN does not;
             empty for what only stands for something that the runtime does on its own.
-        parameter: kind of its parameters in ``OpParameter``.
+        parameter: kind of its parameters in ``OpParameter``, for what is written.
         definition: types, meaning and drawing in the IR; None for what is taken apart when it is read.
         encode: the parameters of a node, whose stored weights lie as the layout says; None for what is never written.
         tensors: how many inputs are tensors of the graph where further ones are stored as parameters; None for all.

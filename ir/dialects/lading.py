@@ -85,6 +85,7 @@ DEFINITIONS = (
         attrs={"axis": AttrDef("axis", "int", 1), "block_size": AttrDef("block_size", "int", 0)},
         infer=_affine_type,
         define=_affine,
+        role="storage",
         doc="codes * scale + zero, blocked as ONNX DequantizeLinear is, with a real-valued zero of the scale's shape.",
     ),
 )

@@ -16,6 +16,7 @@ from ir.base.plugins import rows_of
 from ir.base.tables import Table
 from ir.base.types import TensorType
 from ir.graph.graph import OPSET, Graph, Node, Value
+from ir.ops.roles import ROLE_OF
 
 ANY = 1 << 30
 """Number of inputs or outputs of a variadic operator."""
@@ -82,6 +83,8 @@ class OpDef:
             linear layers; None for other operators.
         channel_axis: axis of the first input that holds the channels of a linear layer.
         rowwise: whether output row i (all axes but the last) needs only row i of the given input; see `is_rowwise`.
+        role: what the operator is to a reader of a picture, a key of `ir.ops.roles.ROLES` or ``math``.
+        label: how a node is called in a picture; None: by the name of its operator.
         package: the import package that registered it.
         doc: what it computes.
     """
@@ -100,6 +103,8 @@ class OpDef:
     weight_input: int | None = None
     channel_axis: int = -1
     rowwise: Callable[[Node, int], bool] | None = None
+    role: str = "math"
+    label: Callable[[Node], str] | None = None
     package: str = "ir"
     doc: str = ""
 
@@ -203,6 +208,7 @@ def _onnx_definition(domain: str, name: str, opset: int) -> OpDef | None:
         traits=_onnx_traits(name),
         rowwise=_onnx_rowwise,
         weight_input=1 if name in ("MatMul", "Gemm") else None,
+        role=ROLE_OF.get(name, "math"),
         package="onnx",
         doc=schema.doc or "",
     )

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from backends.mnn.dialect.simulated import integer_weight, simulated
+from backends.mnn.lower.simulated import integer_weight, simulated
 from backends.mnn.run.native import EXACT_CONFIG, run_model
 from backends.mnn.write.configs import config_for
 from ir.base.diag import Diagnostic, LadingError

@@ -10,7 +10,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from backends.mnn.dialect.operators import BINARY, COMPARE, REDUCTIONS, UNARY
+from backends.mnn.dialect.arithmetic import BINARY, COMPARE, UNARY
+from backends.mnn.dialect.reductions import REDUCTIONS
 from ir.base.diag import LadingError
 from ir.base.types import DTYPES, F32, I32, I64, Dim, TensorType
 from ir.evaluate.evaluator import Evaluator, evaluate, evaluate_constants, sample_feeds

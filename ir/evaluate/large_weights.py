@@ -43,21 +43,21 @@ def slab_of(value: Value, axis: int) -> Slab | None:
         return _stored(value.const, axis)
     node = value.producer
     source = node.inputs[0] if node is not None and node.inputs else None
-    if source is None:
+    if node is None or source is None:
         return None
-    if node.op == "Transpose" and tuple(node._attrs.get("perm", (1, 0))) == (1, 0):  # type: ignore[union-attr]
-        inner = slab_of(source, 1 - axis)
-        return None if inner is None else Slab(axis, lambda start, stop: inner.read(start, stop).T)
+    if node.op == "Transpose" and tuple(node._attrs.get("perm", (1, 0))) == (1, 0):
+        whole = slab_of(source, 1 - axis)
+        return None if whole is None else Slab(axis, lambda start, stop: whole.read(start, stop).T)
     inner = slab_of(source, axis)
     if inner is None:
         return None
-    if node.op == "Identity":  # type: ignore[union-attr]
+    if node.op == "Identity":
         return inner
-    if has_trait(node, "conversion"):  # type: ignore[arg-type]
-        to = dtype_of_onnx(node._attrs["to"]).numpy  # type: ignore[union-attr]
+    if has_trait(node, "conversion"):
+        to = dtype_of_onnx(node._attrs["to"]).numpy
         return Slab(axis, lambda start, stop: inner.read(start, stop).astype(to))
-    if node.op in DEQUANTIZE and all(item is None or item.const is not None for item in node.inputs):  # type: ignore
-        return _dequantized(node, inner, source.shape[1 - axis])  # type: ignore[arg-type,index]
+    if node.op in DEQUANTIZE and all(item is None or item.const is not None for item in node.inputs):
+        return _dequantized(node, inner, source.sizes[1 - axis])
     return None
 
 
@@ -81,7 +81,7 @@ def _dequantized(node: Node, codes: Slab, extent: int) -> Slab | None:
     scale, zero = parts
     if scale is None or (zero is None and node.input(2) is not None):
         return None
-    kind = node.inputs[1].dtype.numpy  # type: ignore[union-attr]
+    kind = node.operand(1).dtype.numpy
     asked = node._attrs.get("output_dtype", 0)
     wanted = dtype_of_onnx(asked).numpy if asked else kind
 
@@ -101,8 +101,8 @@ def _dequantized(node: Node, codes: Slab, extent: int) -> Slab | None:
 
 def _shared_recipe(node: Node) -> QuantizedWeight | None:
     """The recipe of which all constants of a dequantization are parts."""
-    recipes = {id(quantized_of(stored_form(v.const))): v for v in node.inputs if v is not None}  # type: ignore[arg-type]
-    return quantized_of(stored_form(node.inputs[0].const)) if len(recipes) == 1 else None  # type: ignore
+    recipes = {id(quantized_of(stored_form(v.tensor))): v for v in node.inputs if v is not None}
+    return quantized_of(stored_form(node.operand(0).tensor)) if len(recipes) == 1 else None
 
 
 def _requantized(node: Node, recipe: QuantizedWeight, axis: int, block: int) -> Slab:
@@ -149,10 +149,10 @@ class _Spread:
         """The reader of a constant operand; None when there is none or it cannot be read in ranges."""
         if value is None:
             return None
-        if value.type.rank == 2:  # type: ignore[union-attr]
+        if value.rank == 2:
             source = slab_of(value, along)
             return None if source is None else cls(source, None, axis, block, along, extent)
-        whole = load_constant(value.const).reshape(-1)  # type: ignore[arg-type]
+        whole = load_constant(value.tensor).reshape(-1)
         return cls(None, whole, axis, block, along, extent)
 
     def read(self, start: int, stop: int) -> np.ndarray:

@@ -175,7 +175,7 @@ class Literals:
         array = self.array(found, dtype, storage, start)
         if dtype.kind == "c":
             array = array.view(dtype.numpy)
-        return InlineTensor(array.reshape(type.shape), dtype)  # type: ignore[arg-type]
+        return InlineTensor(array.reshape(type.sizes or ()), dtype)
 
     def array(self, found: Sequence[Any], dtype: DType, storage: np.dtype, start: int) -> np.ndarray:
         """Elements as a vector of the storage type."""
@@ -245,7 +245,7 @@ class Literals:
         if len(raw) != wanted:
             at.fail("I104", f"{type} takes {wanted} bytes, here are {len(raw)}", start, end)
         array = array_of(raw, type.dtype, type.size or 0)
-        return InlineTensor(array.reshape(type.shape), type.dtype)  # type: ignore[arg-type]
+        return InlineTensor(array.reshape(type.sizes or ()), type.dtype)
 
     def recipe(self, scope: Scope) -> Tensor:
         """A recipe and its arguments."""

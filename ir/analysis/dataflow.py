@@ -416,7 +416,8 @@ def regions(graph: Graph, predicate: Callable[[Node], bool]) -> list[list[Node]]
             continue
         group[node] = node
         for pred in view.preds[view.index[node]]:
-            producer = view.items[pred].producer  # type: ignore[union-attr]
+            item = view.items[pred]
+            producer = item.producer if isinstance(item, Value) else None
             if producer is not None and producer in group:
                 one, two = leader(node), leader(producer)
                 group[one] = two

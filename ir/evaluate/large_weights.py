@@ -112,11 +112,11 @@ def _requantized(node: Node, recipe: QuantizedWeight, axis: int, block: int) -> 
     def read(start: int, stop: int) -> np.ndarray:
         part = recipe.rows(start, stop)
         scale = np.repeat(part.scale, block, 1)
-        if zeros and node.op == "lading.AffineDequantize":
-            numbers = part.codes * scale + np.repeat(part.zero, block, 1)  # type: ignore[arg-type]
-        elif zeros:
-            zero = np.repeat(part.zero.astype(np.int16), block, 1)  # type: ignore[union-attr]
-            numbers = (part.codes - zero).astype(np.float32) * scale
+        zero = part.zero if zeros else None
+        if zero is not None and node.op == "lading.AffineDequantize":
+            numbers = part.codes * scale + np.repeat(zero, block, 1)
+        elif zero is not None:
+            numbers = (part.codes - np.repeat(zero.astype(np.int16), block, 1)).astype(np.float32) * scale
         else:
             numbers = part.codes * scale
         return numbers.T if axis else numbers
@@ -218,14 +218,18 @@ def run(
         contents: what to take for a constant weight instead of what it holds.
     """
     weight = large_weight(node)
+    rows, columns = weight.sizes
+    shape = (rows, columns)
     if node.op == "Gather":
         slab = slab_of(weight, 0) if contents is None else _table_slab(contents)
-        return _gather(slab, weight.shape, [given[1] for given in operands], budget)  # type: ignore[misc,arg-type]
-    matrices = [_matrix(node, given[0]) for given in operands]  # type: ignore[arg-type]
+        assert slab is not None
+        return _gather(slab, shape, [_given(item, 1) for item in operands], budget)
+    matrices = [_matrix(node, _given(item, 0)) for item in operands]
     joined = np.concatenate(matrices) if len(matrices) > 1 else matrices[0]
     flipped = node.op == "Gemm" and bool(attribute(node, "transB"))
     slab = _product_slab(node, weight) if contents is None else _stored(contents, 1) or _stored(contents, 0)
-    product = _product(joined, slab, weight.shape, flipped, budget)  # type: ignore[arg-type]
+    assert slab is not None
+    product = _product(joined, slab, shape, flipped, budget)
     results, start = [], 0
     for given, matrix in zip(operands, matrices, strict=True):
         part = product[start : start + len(matrix)]
@@ -244,10 +248,16 @@ def _matrix(node: Node, x: np.ndarray) -> np.ndarray:
     return wide if wide.dtype in (np.float32, np.float64) else wide.astype(np.float32)
 
 
+def _given(operands: list[np.ndarray | None], index: int) -> np.ndarray:
+    """An operand other than the weight."""
+    found = operands[index]
+    assert found is not None
+    return found
+
+
 def _finish(node: Node, product: np.ndarray, given: list[np.ndarray | None]) -> np.ndarray:
     """Bring rows of a product into the shape and type of the node's result."""
-    x = given[0]
-    assert x is not None
+    x = _given(given, 0)
     bias = given[2] if len(given) > 2 else None
     if node.op == "Gemm":
         product = product * np.float32(attribute(node, "alpha"))

@@ -65,17 +65,19 @@ def range_(run: Inference, node: Node) -> ValueType | None:
     x = tensor(node.inputs[0])
     if x is None:
         return None
-    bounds = [_scalar(run, node, index) for index in range(3)]
-    if any(bound is None for bound in bounds):
+    start, limit, delta = (_scalar(run, node, index) for index in range(3))
+    if start is None or limit is None or delta is None:
         return typed(x.dtype, (run.table.fresh(),))
-    start, limit, delta = bounds
-    if any(bound != bound for bound in bounds):
+    if any(bound != bound for bound in (start, limit, delta)):
         raise TypeMismatch("a bound is not a number")
-    if all(isinstance(bound, int | float) for bound in bounds):
-        return typed(x.dtype, (max(int(-(-(limit - start) // delta)), 0),))  # type: ignore[operator]
+    if isinstance(start, int | float) and isinstance(limit, int | float) and isinstance(delta, int | float):
+        count = -(-(limit - start) // delta)
+        if count != count:
+            raise TypeMismatch(f"there is no telling how many numbers lie from {start} to {limit}")
+        return typed(x.dtype, (max(int(count), 0),))
     if delta != 1 or isinstance(start, float) or isinstance(limit, float):
         return typed(x.dtype, (run.table.fresh(),))
-    length = run.table.subtract(limit, start)  # type: ignore[arg-type]
+    length = run.table.subtract(limit, start)
     return typed(x.dtype, (length if run.table.nonnegative(length) else run.table.fresh(),))
 
 
@@ -245,10 +247,11 @@ def concat_shape(run: Inference, shapes: list[Shape | None], axis: int) -> Shape
     if any(len(shape) != rank for shape in known):
         raise TypeMismatch(f"operands of ranks {sorted({len(shape) for shape in known})} cannot be joined")
     result = [None if index == axis else _agreed([shape[index] for shape in known], index) for index in range(rank)]
-    if len(known) == len(shapes):
+    sizes = [size for shape in known if (size := shape[axis]) is not None]
+    if len(sizes) == len(shapes):
         total: Extent = 0
-        for shape in known:
-            total = run.table.add(total, shape[axis])  # type: ignore[arg-type]
+        for size in sizes:
+            total = run.table.add(total, size)
         result[axis] = total
     return tuple(result)
 

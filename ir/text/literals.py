@@ -316,9 +316,11 @@ class Literals:
         key = at.string() if at.accept(",") else ""
         end = at.end
         at.expect(")")
+        if not isinstance(type, TensorType):
+            at.fail("I105", f"a file holds a tensor, not {type}", start, end)
         try:
-            return FileTensor(os.path.join(self.base, path), offset, type, key)  # type: ignore[arg-type]
-        except (ValueError, AttributeError) as error:
+            return FileTensor(os.path.join(self.base, path), offset, type, key)
+        except ValueError as error:
             at.fail("I105", str(error), start, end)
 
 

@@ -118,7 +118,7 @@ def maker_of(value: Value | None) -> Linear | None:
 def is_last_axis_norm(node: Node) -> bool:
     """True for an RMS norm over the last axis with a constant gain."""
     gain = node.input(1)
-    x = node.operand(0) if node.op == "RMSNormalization" else None
+    x = node.input(0) if node.op == "RMSNormalization" else None
     rank = x.rank if x is not None else None
     return (
         rank is not None
@@ -161,7 +161,8 @@ def value_pair(node: Node) -> ValuePair | None:
 def is_tied(graph: Graph, linear: Linear) -> bool:
     """True when a weight holds the numbers of a table or of another constant that rows are looked up in."""
     tables = [value.const for value in graph.tables.values()]
-    tables += [node.operand(0).const for node in graph.nodes if node.op == "Gather"]
+    looked_up = (node.input(0) for node in graph.nodes if node.op == "Gather")
+    tables += [value.const for value in looked_up if value is not None]
     return any(table is not None and same_tensor(table, linear.rows) for table in tables)
 
 

@@ -48,7 +48,9 @@ def _groups(graph: Graph) -> Iterator[list[Node]]:
     for node in graph.nodes:
         if node.op != "MatMul":
             continue
-        x, weight = node.operand(0), node.operand(1)
+        x, weight = node.input(0), node.input(1)
+        if x is None or weight is None:
+            continue
         alone = weight.is_const and weight.use_count == 1 and weight not in tables
         if alone and weight.rank == 2 and x.rank is not None and x.rank == node.output.rank:
             by_operand.setdefault(x, []).append(node)

@@ -264,14 +264,15 @@ def is_rowwise(node: Node, index: int = 0) -> bool:
 
 def _same_rows(node: Node, index: int) -> bool:
     """True when broadcasting keeps the rows of input `index` in place."""
-    result, operand = node.outputs[0].shape, node.inputs[index].shape  # type: ignore[union-attr]
+    result, operand = node.outputs[0].shape, node.operand(index).shape
     if result is None or operand is None:
         return False
     return len(operand) == len(result) and all(a == b for a, b in zip(operand[:-1], result[:-1], strict=True))
 
 
 def _onnx_rowwise(node: Node, index: int) -> bool:
-    x = node.inputs[index].type if node.inputs[index] is not None else None  # type: ignore[union-attr]
+    operand = node.inputs[index]
+    x = operand.type if operand is not None else None
     if not isinstance(x, TensorType) or x.shape is None or not x.shape:
         return False
     last = len(x.shape) - 1
@@ -281,7 +282,7 @@ def _onnx_rowwise(node: Node, index: int) -> bool:
         axis = node._attrs.get("axis", _FIRST_AXIS.get(node.op, -1))
         return axis in (-1, last) and (index == 0 or node.op in ("Concat", "GatherElements"))
     if node.op.startswith("Reduce"):
-        axes = node._attrs.get("axes")
+        axes = node._attrs.get("axes", ())
         given = node.input(1)
         if given is not None and given.const is not None:
             axes = tuple(int(axis) for axis in given.const.load().reshape(-1))

@@ -55,7 +55,7 @@ def fed_names(release: Release, subject: Subject) -> set[str]:
 
 def _inputs(subject: Subject, releases: Sequence[Release]) -> Iterator[Finding]:
     for name in sorted(subject.read_inputs):
-        old = lacking(releases, lambda release, name=name: name in fed_names(release, subject))
+        old = tuple(release.version for release in releases if name not in fed_names(release, subject))
         if old:
             yield Finding(
                 "B712",
@@ -127,7 +127,7 @@ def _operators(subject: Subject, releases: Sequence[Release]) -> Iterator[Findin
             kinds.setdefault(need, []).append(op)
     for need, ops in kinds.items():
         sort, _, value = need.partition(" ")
-        old = lacking(releases, lambda release, sort=sort, value=value: _has(release, sort, value))
+        old = tuple(release.version for release in releases if not _has(release, sort, value))
         if old:
             what = {
                 "parameter": "operator parameters of kind {}, at which the file is refused: Invalidate buffer",
@@ -315,9 +315,10 @@ def _codes(subject: Subject, releases: Sequence[Release]) -> Iterator[Finding]:
     odd = {release.version: found for release in releases if (found := _ragged(subject, release))}
     if odd:
         first = next(iter(odd.values()))
+        form = alpha_form(first[0])
         yield Finding(
             "B722",
-            f"{alpha_form(first[0])[1]} weights share a scale, which this release computes wrong with memory low",  # type: ignore
+            f"{form[1] if form else 0} weights share a scale, which this release computes wrong with memory low",
             tuple(odd),
             'set "memory": "normal" in config.json, or quantize in blocks of 32 or 64',
             place_of(first),

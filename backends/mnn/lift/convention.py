@@ -66,7 +66,7 @@ def cut_rows(builder: Builder, logits: Value) -> Value:
     builder.index = builder.graph.add_input(fed.name, TensorType(I32, (1,)), loc=fed.name)
     cut = _last_of_sequence(builder, logits)
     readers = cut.uses
-    rows = builder.slice_rows(cut, len(cut.shape) - 2)
+    rows = builder.slice_rows(cut, len(cut.dims) - 2)
     for node, place in readers:
         builder.graph.set_input(node, place, rows)
     assert rows.producer is not None
@@ -82,7 +82,7 @@ def _last_of_sequence(builder: Builder, logits: Value) -> Value:
     alone = ("mnn.Reshape", "mnn.ConvertTensor", "mnn.Convolution", "mnn.LayerNorm", "mnn.Unary")
     while value.producer is not None and value.producer.op in alone:
         value = value.producer.inputs[0]  # type: ignore[assignment]
-        if value.shape[:2] == (1, builder.seq) and len(value.shape) == 3:
+        if value.dims[:2] == (1, builder.seq) and len(value.dims) == 3:
             found = value
     return found
 
@@ -94,7 +94,7 @@ def _retype(builder: Builder, rows: Value) -> None:
         if node is not rows.producer and any(value in behind for value in node.inputs):
             for value in node.outputs:
                 behind.add(value)
-                shape = tuple(builder.rows if dim == builder.seq else dim for dim in value.shape)
+                shape = tuple(builder.rows if dim == builder.seq else dim for dim in value.dims)
                 builder.graph.set_type(value, TensorType(value.dtype, shape))
 
 

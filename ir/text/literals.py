@@ -148,7 +148,7 @@ class Literals:
     def contents(self, scope: Scope, type: ValueType) -> Tensor:
         """What follows the type of a constant."""
         at = self.at
-        if not isinstance(type, TensorType) or not type.is_static:
+        if not isinstance(type, TensorType) or min(type.sizes or (), default=0 if type.is_static else -1) < 0:
             at.fail("I104", f"a constant has a static tensor type, not {type}")
         start, end = at.start, at.end
         if at.kind == "mark" and at.text == "[":

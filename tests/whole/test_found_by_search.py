@@ -316,3 +316,10 @@ def test_half_a_character_in_a_configuration(model, tmp_path):
     change(model / "config.json", **{"\ud800": 1})
     result = CliRunner().invoke(main, [str(model), "--json"])
     assert result.exit_code == 1 and "surrogates not allowed" in json.dumps(json.loads(result.stdout))
+
+
+@pytest.mark.parametrize("dims", ["1, 0, -2", "-1", "0, -1"])
+def test_a_constant_has_no_sizes_below_zero(dims):
+    with pytest.raises(LadingError, match="static tensor type") as error:
+        parse(f"lading 1\ngraph g {{\n  const @c: i4[{dims}] = []\n}}")
+    assert error.value.code == "I104"

@@ -29,5 +29,7 @@ PLUGIN = Plugin(
         "mnn-llm-3.0": "backends.mnn.target.signatures:LLM_3_0",
     },
     targets={"mnn-llm": "backends.mnn.target.releases:target"},
+    frontends={"mnn": "backends.mnn.read.frontend:MnnFile"},
+    backends={"mnn-llm": "backends.mnn.backend:MnnLlm"},
     codes={"mnn": "backends.mnn.codes:CODES"},
 )

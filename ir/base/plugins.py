@@ -53,7 +53,7 @@ class Plugin:
         targets: functions from the text of ``--target`` to an `ir.target.target.Target`, by backend.
         quantizers: quantization methods; see `ir.quant.spec`.
         families: model families; see `frontends.families.table`.
-        formats: storage formats of checkpoints; see `frontends.encodings.table`.
+        formats: storage formats of checkpoints; see `frontends.containers.formats`.
         frontends, backends: readers and writers of models; see `tools.shared.formats`.
         codes: help texts of diagnostic codes, a mapping for each area.
     """

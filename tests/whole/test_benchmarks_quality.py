@@ -227,7 +227,7 @@ def test_training_lowers_the_loss_and_repeats(tmp_path):
     assert values[0] == values[1] < 250
     assert weights[0] == weights[1]
     graph = load(tmp_path / "a" / "llama")
-    assert graph.metadata["context"] == 2048
+    assert ModelCard.of(graph).context == 2048
     assert (tmp_path / "a" / "llama" / "evaluation.txt").read_text().startswith("def function_")
 
 

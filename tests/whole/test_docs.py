@@ -16,7 +16,7 @@ import pytest
 from backends.contract import read
 from backends.mnn.target.releases import RELEASES
 from backends.mnn.verify.logits import EXACT_BAR, KL_BARS, LEVELS, WINDOW
-from frontends.families.llama import FAMILIES
+from frontends.families.table import FAMILIES
 from frontends.modules.rope import KINDS
 from ir.base.plugins import Plugin
 from ir.text.parser import parse

@@ -182,6 +182,7 @@ def _write_contract(
     guard: bool,
     pool: ThreadPoolExecutor,
 ) -> None:
+    from backends.backend import Made
     from backends.contract import write
     from backends.guard.write import add_guard
     from backends.mnn.contract import make_contract
@@ -190,11 +191,9 @@ def _write_contract(
         graph,
         emission,
         target=chosen,
-        pipeline=report.pipeline,
-        passes=[(item.name, item.counts) for item in report.passes],
+        made=Made(report.pipeline, [(item.name, item.counts) for item in report.passes]),
         errors={},
         measurements=measured,
-        warnings=(),
         executor=pool,
     )
     if guard:
@@ -342,11 +341,12 @@ def _run(done: Repaired, graph: Graph, path: Path, folder: Path) -> list[Measure
 
     from backends.mnn.run.native import EXACT_CONFIG
     from backends.mnn.verify.logits import Measurement
+    from ir.facts.model_card import ModelCard
     from tools.matrix.cell import this_platform
 
-    context = graph.metadata["context"] or TOKENS
+    context = ModelCard.of(graph).context or TOKENS
     rng = np.random.default_rng(3)
-    ids = [int(token) for token in rng.integers(0, graph.metadata["vocab_size"], min(TOKENS, context))]
+    ids = [int(token) for token in rng.integers(0, ModelCard.of(graph).vocab_size, min(TOKENS, context))]
     got = _logits(folder, ids, done.verified)
     found: list[Measurement] = []
     if "embedding" in graph.tables:

@@ -43,7 +43,7 @@ def logits(graph: Graph, ids: np.ndarray) -> np.ndarray:
 def assert_same_logits(folder: Path, *lengths: int) -> Graph:
     graph = load(folder)
     for length in lengths:
-        ids = token_ids(length, graph.metadata["vocab_size"])
+        ids = token_ids(length, ModelCard.of(graph).vocab_size)
         expected = reference_logits(folder, ids)
         assert 10 < np.abs(expected).max() < 60
         np.testing.assert_allclose(logits(graph, ids), expected, rtol=0, atol=TOLERANCE)
@@ -57,13 +57,13 @@ def assert_same_logits(folder: Path, *lengths: int) -> Graph:
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_families(tmp_path: Path, family: str, tied: bool) -> None:
     graph = assert_same_logits(make_checkpoint(tmp_path, family, tie_word_embeddings=tied), 1, 7, 60)
-    assert graph.metadata["tied"] is tied
+    assert ModelCard.of(graph).tied is tied
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "f16", "f32", "f64"])
 def test_stored_types(tmp_path: Path, dtype: str) -> None:
     graph = assert_same_logits(make_checkpoint(tmp_path, "qwen2", dtype=dtype, seed=1), 20)
-    assert graph.metadata["dtypes"] == [dtype]
+    assert ModelCard.of(graph).dtypes == (dtype,)
 
 
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -170,7 +170,7 @@ WINDOWS: dict[str, tuple[str, dict[str, Any], list[int | None]]] = {
 def test_windows(tmp_path: Path, title: str) -> None:
     family, config, windows = WINDOWS[title]
     graph = assert_same_logits(make_checkpoint(tmp_path, family, **config), 9, 10, 17, 60)
-    assert graph.metadata["windows"] == windows
+    assert list(ModelCard.of(graph).windows) == windows
     masks = [node for node in graph.nodes if node.op == "lading.SlidingWindowMask"]
     assert len(masks) == 1, "layers with the same window share the mask"
 
@@ -322,17 +322,17 @@ def test_stored_head_of_a_tied_model(tmp_path: Path) -> None:
     """Equal copies are one matrix, different ones are two, whatever the configuration says."""
     same = make_checkpoint(tmp_path / "same", "llama", dtype="f32", tie_word_embeddings=True)
     rewrite(same, lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"].copy()}))
-    assert assert_same_logits(same, 12).metadata["tied"] is True
+    assert ModelCard.of(assert_same_logits(same, 12)).tied is True
 
     other = make_checkpoint(tmp_path / "other", "llama", dtype="f32", tie_word_embeddings=True)
     rewrite(other, lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"][::-1]}))
-    assert assert_same_logits(other, 12).metadata["tied"] is False
+    assert ModelCard.of(assert_same_logits(other, 12)).tied is False
 
 
 def test_only_the_head_of_a_tied_model_is_stored(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path, "llama", dtype="f32", tie_word_embeddings=True)
     rewrite(folder, lambda tensors: tensors.update({"lm_head.weight": tensors.pop("model.embed_tokens.weight")}))
-    assert assert_same_logits(folder, 12).metadata["tied"] is True
+    assert ModelCard.of(assert_same_logits(folder, 12)).tied is True
 
 
 def test_needless_tensors_are_left_out(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_cached_repository_is_used_without_a_network(tmp_path: Path) -> None:
     (repository / "refs" / "main").write_text(commit)
     make_checkpoint(repository / "snapshots" / commit, "llama")
     graph = load("owner/name", cache_dir=tmp_path, offline=True)
-    assert graph.metadata["name"] == "owner/name"
+    assert ModelCard.of(graph).title == "owner/name"
     assert hub.resolve("owner/name", cache_dir=tmp_path, offline=True, revision=commit).name == commit
 
 

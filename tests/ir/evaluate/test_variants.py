@@ -100,7 +100,7 @@ def test_each_variant_equals_its_edited_graph(untied: Path, pipeline: str, which
     graph = prepared(EXAMPLE if which == "example" else untied, pipeline)
     whole = quantized(graph)
     names = list(whole)
-    texts = windows(graph.metadata["vocab_size"])
+    texts = windows(ModelCard.of(graph).vocab_size)
     chosen = [
         {},
         {names[0]: whole[names[0]]},
@@ -120,7 +120,7 @@ def test_each_variant_equals_its_edited_graph(untied: Path, pipeline: str, which
 def test_small_pieces_of_the_vocabulary_and_of_positions(untied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     graph = prepared(untied, "infer-types,discover-inputs")
     whole = quantized(graph)
-    texts = windows(graph.metadata["vocab_size"])
+    texts = windows(ModelCard.of(graph).vocab_size)
     (wanted,) = divergences(graph, texts, [whole])
     monkeypatch.setattr(variants, "LEAST_PIECE", 7)
     monkeypatch.setattr(variants, "PIECE_BYTES", 1)
@@ -133,7 +133,7 @@ def test_small_pieces_of_the_vocabulary_and_of_positions(untied: Path, monkeypat
 def test_a_table_that_is_replaced_is_what_the_runtime_feeds(untied: Path) -> None:
     graph = prepared(untied, "infer-types,discover-inputs")
     table = graph.tables["embedding"]
-    texts = windows(graph.metadata["vocab_size"])
+    texts = windows(ModelCard.of(graph).vocab_size)
     variant = {table.name: quantized(graph, 3)[table.name]}
     (found,) = divergences(graph, texts, [variant])
     raw = prepared(untied, "infer-types")

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from backends.bars import KL_BARS
 from backends.mnn.dialect.simulated import integer_weight, simulated
 from backends.mnn.run.native import EXACT_CONFIG, run_model
 from backends.mnn.write.configs import config_for
@@ -44,9 +45,6 @@ WINDOW = 256
 EXACT_BAR = 1e-3
 """Largest allowed logit error, per unit of the larger of 1 and a tenth of the largest logit, against decoded
 weights."""
-
-KL_BARS = {32: 1e-5, 16: 1e-3, 8: 0.02, 7: 0.04, 6: 0.08, 5: 0.2, 4: 0.6, 3: 3.0, 2: float("inf")}
-"""Largest allowed mean KL divergence from the float model, by the narrowest width of a layer."""
 
 ACTIVATION_BAR = 0.15
 """Largest allowed difference of measured and predicted activation loss, relative to the predicted one; besides, five

@@ -97,7 +97,9 @@ def verify(
     Raises:
         LadingError: T220 onnxruntime refuses a file, T225 an input that cannot be made up.
     """
-    given = [sample_feeds(original, _sizes(original, LENGTHS[number % len(LENGTHS)]), number) for number in range(feeds)]
+    given = [
+        sample_feeds(original, _sizes(original, LENGTHS[number % len(LENGTHS)]), number) for number in range(feeds)
+    ]
     plain, got = (run_file(model, given, optimized=optimized) for optimized in (False, True))
     meant = Evaluator(graph, memory_limit=MEMORY_LIMIT).run_many(given)
     if source is not None:

@@ -45,9 +45,7 @@ def _failures() -> tuple[type[Exception], ...]:
     return (*(getattr(state, name) for name in names if hasattr(state, name)), RuntimeError, ValueError)
 
 
-def run_file(
-    path: Path, feeds: Sequence[Mapping[str, np.ndarray]], *, optimized: bool
-) -> list[dict[str, np.ndarray]]:
+def run_file(path: Path, feeds: Sequence[Mapping[str, np.ndarray]], *, optimized: bool) -> list[dict[str, np.ndarray]]:
     """What a model file gives for feeds, with its own data files.
 
     Args:
@@ -71,7 +69,9 @@ def run_file(
         wanted = {item.name for item in session.get_inputs()}
         found = []
         for feed in feeds:
-            given = {name: ort_value(array, dtype_of_numpy(array.dtype)) for name, array in feed.items() if name in wanted}
+            given = {
+                name: ort_value(array, dtype_of_numpy(array.dtype)) for name, array in feed.items() if name in wanted
+            }
             values = session.run_with_ort_values(names, given)
             found.append({name: numpy_value(value) for name, value in zip(names, values, strict=True)})
     except _failures() as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import calibrated, quality, train_checkpoints
+from ir.facts.model_card import ModelCard
 from tests.support.paths import EXAMPLE
 
 EXPORTER = ["--mnn-checkout", "MNN", "--torch-python", "python"]

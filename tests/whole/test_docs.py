@@ -13,10 +13,10 @@ from pathlib import Path
 import click
 import pytest
 
-from backends.contract import read
-from backends.mnn.target.releases import RELEASES
 from backends.bars import KL_BARS
+from backends.contract import read
 from backends.mnn.backend import QUICK_SAMPLE
+from backends.mnn.target.releases import RELEASES
 from backends.mnn.verify.logits import EXACT_BAR, LEVELS, WINDOW
 from frontends.families.table import FAMILIES
 from frontends.modules.rope import KINDS

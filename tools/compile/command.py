@@ -121,9 +121,7 @@ def _default(option: OptionSpec) -> str:
     return "" if option.required else f" = {option.write(option.default).partition('=')[2] or 'true'}"
 
 
-def _compile(
-    screen: Screen, model: str | None, out: Path | None, pipeline: str | None, options: dict[str, Any]
-) -> int:
+def _compile(screen: Screen, model: str | None, out: Path | None, pipeline: str | None, options: dict[str, Any]) -> int:
     from tools.compile.job import Request, compile_model, example_checkpoint
 
     if model is None:

@@ -257,9 +257,7 @@ class _Clock:
 class _Job:
     """One compilation: what its steps share."""
 
-    def __init__(
-        self, request: Request, listener: Listener, formats: Formats, pool: Executor, side: Executor
-    ) -> None:
+    def __init__(self, request: Request, listener: Listener, formats: Formats, pool: Executor, side: Executor) -> None:
         self.request = request
         self.listener = listener
         self.formats = formats

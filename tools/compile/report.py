@@ -59,7 +59,9 @@ def show_result(console: Console, result: Result, *, timing: bool = False) -> No
     if result.sample is not None:
         prompt, continuation = result.sample
         text = Text.assemble((prompt, "dim"), continuation)
-        console.print(Panel(text, title=f"{result.runtime} continues the first prompt", title_align="left", border_style="dim"))
+        console.print(
+            Panel(text, title=f"{result.runtime} continues the first prompt", title_align="left", border_style="dim")
+        )
     for item in result.warnings:
         console.print(Text(str(item), style="yellow"))
     console.print(Text.assemble("written to ", (str(result.out), "bold")))

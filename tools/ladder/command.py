@@ -126,10 +126,10 @@ def make_job(model: str | None, specs: Any, options: Mapping[str, Any]) -> Job:
     Raises:
         LadingError: what is wrong with the checkpoint, the target, the texts or the limits, and U906 without a runtime.
     """
+    from backends.mnn.backend import PROMPTS
     from backends.mnn.target.environments import installed_version
     from backends.mnn.target.releases import target as find_target
     from frontends.checkpoint.hub import resolve
-    from backends.mnn.backend import PROMPTS
     from tools.compile.job import EXAMPLE, example_checkpoint
 
     rule = Rule(parse_size(options["budget_size"]) if options["budget_size"] else None, options["max_kl"])

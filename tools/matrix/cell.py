@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from backends.mnn.run.native import ModelRun
     from ir.evaluate.divergence import Distance
     from ir.evaluate.evaluator import Evaluator
+    from ir.facts.model_card import ModelCard
     from ir.graph.graph import Graph
 
 FORMAT = 1

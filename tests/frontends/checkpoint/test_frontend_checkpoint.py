@@ -13,7 +13,10 @@ from frontends.checkpoint.load import load
 from ir.base.diag import LadingError
 from ir.base.types import TensorType
 from ir.evaluate.evaluator import evaluate
+from ir.facts.model_card import ModelCard
 from ir.graph.graph import Graph
+from ir.text.parser import parse
+from ir.text.printer import print_graph
 from tests.support.checkpoints import (
     BASE,
     FAMILIES,
@@ -244,20 +247,23 @@ def test_module_names_mean_module_outputs(tmp_path: Path) -> None:
         np.testing.assert_allclose(array, seen[name], rtol=0, atol=1e-3 if name == "lm_head" else 1e-4, err_msg=name)
 
 
-def test_metadata_is_plain_and_complete(tmp_path: Path) -> None:
+def test_the_card_is_complete_and_survives_the_text_form(tmp_path: Path) -> None:
     rope = {"type": "linear", "factor": 2, "unheard_of": 1}
     folder = make_checkpoint(tmp_path / "some-model", "qwen2", shards=2, rope_scaling=rope)
-    metadata = load(folder).metadata
-    assert json.loads(json.dumps(metadata)) == metadata
-    assert metadata["name"] == "some-model"
-    assert metadata["rope"]["kind"] == "linear"
-    assert [item["code"] for item in metadata["warnings"]] == ["F560"]
-    assert sorted(metadata["sources"]) == [
-        "config.json",
-        "model-00001-of-00002.safetensors",
-        "model-00002-of-00002.safetensors",
-    ]
-    assert metadata["sources"]["model-00001-of-00002.safetensors"]["bytes"] > 0
+    graph = load(folder)
+    card = ModelCard.of(graph)
+    assert ModelCard.from_data(json.loads(json.dumps(card.to_data()))) == card
+    assert ModelCard.of(parse(print_graph(graph))) == card
+    assert card.title == "some-model" and card.folder == str(folder)
+    assert card.rope.kind == "linear"
+    assert [item.code for item in card.warnings] == ["F560"]
+    assert sorted(card.sources) == ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    assert card.sources["model-00001-of-00002.safetensors"].bytes > 0 and len(card.config_digest) == 64
+    assert graph.metadata == {}
+
+
+def test_a_graph_of_nobody_has_an_empty_card() -> None:
+    assert ModelCard.of(Graph("nobody")) == ModelCard(title="nobody")
 
 
 def test_loading_reads_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

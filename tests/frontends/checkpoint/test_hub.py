@@ -10,6 +10,7 @@ import pytest
 from frontends.checkpoint import hub
 from frontends.checkpoint.load import load
 from ir.base.diag import LadingError
+from ir.facts.model_card import ModelCard
 from tests.support.checkpoints import make_checkpoint
 
 

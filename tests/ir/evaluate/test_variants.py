@@ -17,6 +17,7 @@ from ir.evaluate.evaluator import Evaluator
 from ir.evaluate.onnxruntime_session import Session
 from ir.evaluate.replaced_weights import Divergence, divergences
 from ir.evaluate.token_feeds import window_feeds
+from ir.facts.model_card import ModelCard
 from ir.graph.graph import Graph
 from ir.quant.weight import QuantizedWeight, QuantSpec
 from ir.tensor.base import Tensor

@@ -177,12 +177,8 @@ class Formats:
         frontend = self.frontend(chosen)
         path = frontend.locate(source, **self._options(chosen, options)) if hasattr(frontend, "locate") else None
         path = path or Path(source).expanduser()
-        local = os.path.exists(os.path.expanduser(source))
-        if not local:
-            title = source
-        else:
-            title = path.resolve().name if path.is_dir() else path.stem
-        return Origin(source, chosen, path, title)
+        title = path.resolve().name if path.is_dir() else path.stem
+        return Origin(source, chosen, path, title if os.path.exists(os.path.expanduser(source)) else source)
 
     def read(self, source: str, name: str | None = None, *, otherwise: str = "", **options: Any) -> Graph:
         """The graph of a source: a path, ``-``, or a hub name.

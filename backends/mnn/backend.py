@@ -171,15 +171,16 @@ class LlmCompilation(Compilation):
     def check(self, graph: Graph, pipeline: str) -> None:
         """The pipeline must end in the form that is written; LadingError U905 when it does not."""
         from backends.mnn.lower.stage import problems
+        from ir.verify.stages import signature
 
-        found = problems(graph)
+        found = problems(graph) or signature(graph)
         if found:
             first = found[0]
             raise LadingError(
                 "U905",
                 f"this pipeline does not end in a graph that MNN can hold: {first.message}",
                 where=f"pipeline {pipeline}\n{first.where}",
-                hint="end it with legalize-mnn, as the pipeline 'default' does",
+                hint="begin it with discover-inputs and end it with legalize-mnn, as the pipeline 'default' does",
             )
 
     def emit(self, graph: Graph) -> None:

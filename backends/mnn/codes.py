@@ -104,6 +104,7 @@ CODES: dict[str, str] = {
         "No tokenizer belongs to the model, so the directory runs on token ids only. Its tokenizer file holds a token "
         "for each id, because the engine loads no model without one."
     ),
+    "V702": "The installed MNN gives other numbers than the stored weights or the original model give.",
     "F642": "A weight of the MNN model lies beyond the end of the weight file. The file is cut off or of another model.",
     "F643": "A weight or constant of the MNN model is in a form that is not read back.",
     "F644": "The MNN model holds an operator, or a form of one, that cannot be brought back into the IR.",

@@ -138,7 +138,7 @@ def _input(value: Value, found: Any, emission: Emission, context: int | None) ->
 
 def _weights(graph: Graph, emission: Emission, errors: Mapping[str, tuple[float, float]]) -> list[c.WeightEntry]:
     layout = emission.layout
-    entries = [_entry(matrix, errors) for matrix in layout.matrices.values()]
+    entries = [weight_entry(matrix, errors) for matrix in layout.matrices.values()]
     table = graph.tables.get("embedding")
     if table is None:
         return entries
@@ -155,7 +155,7 @@ def _weights(graph: Graph, emission: Emission, errors: Mapping[str, tuple[float,
     elif layout.embedding is not None:
         matrix = layout.embedding
         owner = next((item.name for item in entries if item.offset == matrix.offset), None)
-        entry = _entry(matrix, errors)
+        entry = weight_entry(matrix, errors)
         entries.append(
             c.WeightEntry(
                 name=name,
@@ -171,12 +171,15 @@ def _weights(graph: Graph, emission: Emission, errors: Mapping[str, tuple[float,
     return entries
 
 
-def _entry(matrix: Matrix, errors: Mapping[str, tuple[float, float]]) -> c.WeightEntry:
+def weight_entry(
+    matrix: Matrix, errors: Mapping[str, tuple[float, float]], file: str = configs.WEIGHTS
+) -> c.WeightEntry:
+    """The entry of a matrix in a weight file; `errors` are those that were measured, by weight."""
     weight = matrix.weight
     measured = errors.get(weight.name)
     return c.WeightEntry(
         name=weight.name,
-        file=configs.WEIGHTS,
+        file=file,
         offset=matrix.offset,
         bytes=matrix.bias_offset - matrix.offset,
         shape=(weight.rows, weight.columns),
@@ -313,4 +316,4 @@ def _verification(item: Measurement) -> c.Verification:
     )
 
 
-__all__ = ["make_contract"]
+__all__ = ["make_contract", "weight_entry"]

@@ -101,7 +101,7 @@ class OnnxCompilation(Compilation):
 
         assert isinstance(self.order.target, OnnxTarget)
         found = self.verification.measurements if self.verification is not None else ()
-        return make_contract(graph, self.folder, self.emission, self.order.target, made, found, self.order.origin)
+        return make_contract(graph, self.folder, self.emission, self.order.target, made, found)
 
     def figures(self) -> Figures | None:
         """The measurements."""

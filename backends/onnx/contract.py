@@ -11,10 +11,10 @@ import onnx
 
 import backends.contract as c
 from backends import described
-from backends.backend import Made, Origin
+from backends.backend import Made
 from backends.onnx.target import OnnxTarget
 from backends.onnx.verify import Measurement
-from ir.facts.model_card import ModelCard, SourceFile
+from ir.facts.model_card import ModelCard
 from ir.facts.precision import PrecisionPlan
 from ir.graph.graph import Graph, Node, Value
 
@@ -31,7 +31,6 @@ def make_contract(
     target: OnnxTarget,
     made: Made,
     measurements: Sequence[Measurement],
-    origin: Origin,
 ) -> c.Contract:
     """The contract of what was just written.
 
@@ -42,15 +41,13 @@ def make_contract(
         target: the release promised.
         made: how the graph came to be.
         measurements: real runs.
-        origin: where the model comes from; an ONNX file is its own source.
     """
     card = ModelCard.of(graph)
-    files = dict(card.sources) or _own_source(origin)
     return c.Contract(
         compiler=described.compiler(),
         target=c.Target(profile=target.name, releases=(target.release,)),
         model=described.model(card),
-        sources=described.sources(files),
+        sources=described.sources(card.sources),
         config_digest=card.config_digest,
         signature=described.signature(graph),
         files=tuple(c.FileEntry.of(folder, name, role) for name, role in sorted(roles.items())),
@@ -61,13 +58,6 @@ def make_contract(
         verified=tuple(_verification(item) for item in measurements),
         warnings=described.notices(made),
     )
-
-
-def _own_source(origin: Origin) -> dict[str, SourceFile]:
-    if not origin.path.is_file():
-        return {}
-    entry = c.FileEntry.of(origin.folder, origin.path.name, "model")
-    return {entry.path: SourceFile(entry.bytes, entry.sha256)}
 
 
 def _verification(item: Measurement) -> c.Verification:

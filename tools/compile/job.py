@@ -20,6 +20,7 @@ from tools.shared.interrupts import held_interrupts
 if TYPE_CHECKING:
     from backends.backend import Backend, Compilation, Figures, Order, Origin
     from backends.contract import Contract
+    from ir.facts.model_card import SourceFile
     from ir.graph.graph import Fact, Graph
     from passes.framework.base import Pass
     from passes.framework.context import PassContext
@@ -336,7 +337,8 @@ class _Job:
         graph = self.formats.read(str(origin.path), origin.frontend)
         card = ModelCard.of(graph)
         self.warnings += card.warnings
-        graph.set_fact(card.name, replace(card, title=origin.title, warnings=()))
+        sources = card.sources or _own_source(origin)
+        graph.set_fact(card.name, replace(card, title=origin.title, sources=sources, warnings=()))
         return graph
 
     def _read(self, origin: Origin, compilation: Compilation, calibrated: bool) -> Graph:
@@ -395,6 +397,19 @@ class _Job:
         write(contract, folder)
         self.clock.lap("contract")
         return contract
+
+
+def _own_source(origin: Origin) -> dict[str, SourceFile]:
+    """A model in one file is its own source."""
+    from hashlib import file_digest
+
+    from ir.facts.model_card import SourceFile
+
+    if not origin.path.is_file():
+        return {}
+    with origin.path.open("rb") as file:
+        digest = file_digest(file, "sha256").hexdigest()
+    return {origin.path.name: SourceFile(origin.path.stat().st_size, digest)}
 
 
 def _save_plan(graph: Graph, path: Path) -> None:

@@ -38,6 +38,10 @@ EXACT_BAR, HALF_BAR = 1e-3, 3e-2
 """Root mean square by which an output may be off what the graph means, relative to that of the output: in single
 precision, and where half precision is computed with."""
 
+ROUNDED = 2.0
+"""Factor of the bars where weights are stored as integers: onnxruntime rounds what it multiplies by them to 8 bits too,
+which may cost as much again."""
+
 MEMORY_LIMIT = 256 << 20
 
 Feeds = Mapping[str, np.ndarray]
@@ -205,6 +209,8 @@ def _beyond_width(found: Measurement, graph: Graph, max_kl: float | None) -> lis
         what, value, limit = "KL divergence", found.kl, KL_BARS[narrowest] if max_kl is None else max_kl
     elif narrowest == 32 and _halves(graph):
         limit = HALF_BAR
+    if narrowest <= 8 and max_kl is None:
+        limit *= ROUNDED
     if value <= limit:
         return []
     message = f"{what} {value:.3g} from the original is above {limit:.3g}, the bar for {narrowest} bits"

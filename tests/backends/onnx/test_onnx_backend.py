@@ -23,7 +23,10 @@ from tests.support.checkpoints import make_checkpoint
 from tools.compile.job import Request, compile_model
 
 RNG = np.random.default_rng(4)
-WEIGHTS = {"w": RNG.standard_normal((64, 128)).astype(np.float32), "v": RNG.standard_normal((128, 32)).astype(np.float32)}
+WEIGHTS = {
+    "w": RNG.standard_normal((64, 128)).astype(np.float32),
+    "v": RNG.standard_normal((128, 32)).astype(np.float32),
+}
 
 
 def network(path: Path, **weights: np.ndarray) -> Path:
@@ -158,7 +161,9 @@ def test_what_has_no_meaning_here_is_refused(changes, code, says, model, tmp_pat
 def test_a_pipeline_for_another_runtime_is_refused(tmp_path):
     source = make_checkpoint(tmp_path / "source", "qwen2")
     with pytest.raises(LadingError) as caught:
-        compile_model(Request(str(source), tmp_path / "out", "infer-types,discover-inputs{signature=mnn-llm}", to="onnx"))
+        compile_model(
+            Request(str(source), tmp_path / "out", "infer-types,discover-inputs{signature=mnn-llm}", to="onnx")
+        )
     assert caught.value.code == "B751"
 
 

@@ -73,7 +73,9 @@ def test_functions_are_copied(tmp_path):
     node = helper.make_node("Double", ["x"], ["y"], domain="own")
     ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in "xy"]
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("own", 1)]
-    model = helper.make_model(helper.make_graph([node], "g", ports[:1], ports[1:]), functions=[body], opset_imports=opsets)
+    model = helper.make_model(
+        helper.make_graph([node], "g", ports[:1], ports[1:]), functions=[body], opset_imports=opsets
+    )
     onnx.save(model, tmp_path / "m.onnx")
     graph = load_onnx(tmp_path / "m.onnx")
     twin = copied(graph)

@@ -12,7 +12,6 @@ from ir.quant.stored_weight import storage_of
 from passes.canonicalize.join_linears import JoinLinears
 from passes.framework.manager import PassManager
 from tests.support.checkpoints import make_checkpoint
-from tests.support.runs import compiled, each_release, logits_of, pieces, run_actions, torch_logits, torch_model
 
 IDS = np.random.default_rng(4).integers(3, 320, 24)
 BAR = 1e-3
@@ -107,8 +106,11 @@ def decoded(graph) -> dict[str, np.ndarray]:
     return found
 
 
+@pytest.mark.mnn
 @pytest.mark.parametrize("target", ["portable", "3.6.1"])
 def test_joined_models_give_the_logits_of_torch(source, tmp_path, target):
+    from tests.support.runs import compiled, each_release, logits_of, pieces, run_actions, torch_logits, torch_model
+
     folder = compiled(source, tmp_path / "out", "infer-types,join-linears,fp32", target=target)
     wanted = torch_logits(torch_model(source), IDS)
     for param in each_release():

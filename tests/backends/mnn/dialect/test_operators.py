@@ -8,6 +8,7 @@ import pytest
 from backends.mnn.dialect.operators import BINARY, COMPARE, REDUCTIONS, UNARY
 from ir.base.diag import LadingError
 from ir.base.types import F32, I32, TensorType
+from ir.evaluate.evaluator import evaluate
 from ir.graph.graph import Graph
 from ir.ops.meaning import define
 from tests.support.one_operator import normal, run

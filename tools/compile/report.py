@@ -53,6 +53,7 @@ def show_result(console: Console, result: Result, *, timing: bool = False) -> No
     """Print the summary."""
     console.print(_summary(result))
     if result.figures is not None:
+        console.print(Text(f"\n{result.figures.title}", style="italic"))
         console.print(_measurements(result.figures))
     if timing:
         console.print(_timing(result))
@@ -118,9 +119,7 @@ def _storages(result: Result) -> str:
 
 
 def _measurements(figures: Figures) -> Table:
-    table = Table(
-        title=f"\n{figures.title}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
-    )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in figures.columns:
         table.add_column(name, justify="left" if name in figures.left else "right", no_wrap=True)
     for row in figures.rows:

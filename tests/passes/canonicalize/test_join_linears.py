@@ -35,6 +35,7 @@ def logits(graph) -> np.ndarray:
     return evaluate(graph, graph.facts[DynamicInputs.name].feeds(graph, IDS))["logits"]
 
 
+@pytest.mark.mnn
 def test_numbers_stay_and_products_get_fewer(source):
     plain = graph_of(source, "infer-types,discover-inputs")
     joined = graph_of(source, "infer-types,join-linears,discover-inputs")
@@ -64,6 +65,7 @@ def test_a_second_run_finds_nothing(source):
     assert graph.version == version
 
 
+@pytest.mark.mnn
 def test_a_missing_bias_counts_as_zeros(tmp_path):
     graph = graph_of(make_checkpoint(tmp_path / "model", "llama"), "infer-types")
     query = next(node for node in graph.nodes if node.op == "MatMul")
@@ -85,6 +87,7 @@ def np_tensor(array):
     return InlineTensor(np.asarray(array, np.float32))
 
 
+@pytest.mark.mnn
 @pytest.mark.parametrize("pipeline", ["int4", "int8{symmetric}", "default{bits=3 block=32}"])
 def test_rows_keep_their_codes(source, pipeline):
     apart = decoded(graph_of(source, pipeline))

@@ -21,6 +21,8 @@ from passes.precision.plan_file import load_rules
 from passes.precision.planned_weights import weights_of
 from tests.support.checkpoints import make_checkpoint
 
+pytestmark = pytest.mark.mnn  # what a runtime feeds, and its pipelines, come with one
+
 
 @pytest.fixture(scope="module")
 def tied(tmp_path_factory):

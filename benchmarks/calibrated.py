@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.official import ROOT, bytes_of, columns, machine, measure, spread
-from ir.base.cache import CACHE_VARIABLE
+from ir.base.store import CACHE_VARIABLE
 
 COMPILE = (
     "{python} -m tools.compile {model} -o {out} --force --verify none --passes mixed "

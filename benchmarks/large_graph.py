@@ -32,9 +32,11 @@ import numpy as np
 
 from backends.onnx.write import to_model
 from frontends.onnx.load import load
+from ir.base.store import CACHE_VARIABLE
 from ir.base.types import F32, I64, Dim, TensorType
+from ir.facts.calibration import Calibration
 from ir.graph.graph import Graph, Value
-from ir.quant.statistics.moments import CACHE_VARIABLE, Calibration, CalibrationText
+from ir.quant.statistics.moments import CalibrationText
 from ir.tensor.inline import InlineTensor
 from passes.framework.base import PassContext
 from passes.framework.manager import PassManager
@@ -51,7 +53,8 @@ MEASURE = "assign-precision{budget=11bpw method=rtn widths=[2,4] blocks=[8] form
 
 
 class MadeUpMeter:
-    """Stands for `passes.precision.measured.probes.Meter`: divergences that depend on what is replaced, and cost nothing."""
+    """Stands for `passes.precision.measured.probes.Meter`: divergences that depend on what is replaced, and cost
+    nothing."""
 
     available = 64
 

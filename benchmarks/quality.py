@@ -232,12 +232,12 @@ def float_reference(args: argparse.Namespace) -> FloatReference:
 
     from backends.mnn.verify.measure import FloatReference
     from frontends.checkpoint.load import load
-    from ir.base.cache import cache_folder
+    from ir.base.store import default_store
 
     tokenizer = Tokenizer.from_file(str(args.model / "tokenizer.json"))
     ids = tokenizer.encode(args.text.read_text(encoding="utf-8"), add_special_tokens=False).ids
     windows = cut_windows(ids, args.window, args.windows)
-    return FloatReference(load(str(args.model)), windows, cache_folder() / "logits")
+    return FloatReference(load(str(args.model)), windows, default_store())
 
 
 def sizes(folder: Path) -> dict[str, int]:

@@ -25,7 +25,8 @@ import numpy as np
 
 from backends.mnn.write.packing import packed_bytes, quantize_pack, row_alignment
 from ir.base.types import DTYPES, TensorType
-from ir.quant.weight import QuantizedWeight, QuantSpec, thread_scratch
+from ir.quant.storage import Storage
+from ir.quant.weight import QuantizedWeight, thread_scratch
 from ir.tensor.files import FILES, FileTensor
 
 JOB_BYTES = 16 << 20
@@ -45,31 +46,31 @@ def sources(folder: Path, rows: int, features: int) -> dict[str, FileTensor]:
 
 def cases(made: dict[str, FileTensor]) -> Iterator[tuple[str, int, Job]]:
     """Label, rows that a job's length must be a multiple of, and the job over a range of rows."""
-    specs = [
-        ("4 bit, block 64, integer zero", QuantSpec(4, 64)),
-        ("4 bit, block 32, integer zero", QuantSpec(4, 32)),
-        ("4 bit, block 128, integer zero", QuantSpec(4, 128)),
-        ("4 bit, block 64, real zero", QuantSpec(4, 64, zero="float")),
-        ("4 bit, block 64, symmetric", QuantSpec(4, 64, symmetric=True)),
-        ("4 bit, per row, integer zero", QuantSpec(4, 0)),
-        ("3 bit, block 64, integer zero", QuantSpec(3, 64)),
-        ("8 bit, block 64, integer zero", QuantSpec(8, 64)),
-        ("8 bit, per row, integer zero", QuantSpec(8, 0)),
-        ("8 bit, per row, symmetric", QuantSpec(8, 0, symmetric=True)),
+    storages = [
+        ("4 bit, block 64, integer zero", Storage(bits=4, block=64)),
+        ("4 bit, block 32, integer zero", Storage(bits=4, block=32)),
+        ("4 bit, block 128, integer zero", Storage(bits=4, block=128)),
+        ("4 bit, block 64, real zero", Storage(bits=4, block=64, zero="float")),
+        ("4 bit, block 64, symmetric", Storage(bits=4, block=64, symmetric=True)),
+        ("4 bit, per row, integer zero", Storage(bits=4, block=0)),
+        ("3 bit, block 64, integer zero", Storage(bits=3, block=64)),
+        ("8 bit, block 64, integer zero", Storage(bits=8, block=64)),
+        ("8 bit, per row, integer zero", Storage(bits=8, block=0)),
+        ("8 bit, per row, symmetric", Storage(bits=8, block=0, symmetric=True)),
     ]
     for name, tensor in made.items():
-        for label, spec in specs:
-            if name != "bf16" and spec.bits == 3:
+        for label, storage in storages:
+            if name != "bf16" and storage.bits == 3:
                 continue
-            yield f"{name:4}  {label}", row_alignment(spec.bits, tensor.type.shape[1]), _packing(tensor, spec)
+            yield f"{name:4}  {label}", row_alignment(storage.bits, tensor.type.shape[1]), _packing(tensor, storage)
 
 
-def _packing(tensor: FileTensor, spec: QuantSpec) -> Job:
-    weight = QuantizedWeight(tensor, spec)
+def _packing(tensor: FileTensor, storage: Storage) -> Job:
+    weight = QuantizedWeight(tensor, storage)
     features = tensor.type.shape[1]
 
     def job(start: int, stop: int) -> object:
-        out = np.empty(packed_bytes((stop - start) * features, spec.bits), np.uint8)
+        out = np.empty(packed_bytes((stop - start) * features, storage.bits), np.uint8)
         return quantize_pack(weight, start, stop, out)
 
     return job

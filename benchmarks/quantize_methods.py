@@ -20,20 +20,21 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from frontends.checkpoint.load import load
 from frontends.text.calibration_text import load_calibration
-from ir.base.cache import CACHE_VARIABLE
+from ir.base.store import CACHE_VARIABLE
 from ir.base.types import F32
 from ir.facts.calibration import Calibration
 from ir.quant.statistics.exact_products import one_thread
 from ir.quant.statistics.moments import CalibrationText, Moments, MomentStore
 from ir.quant.statistics.second_moments import factor_of
-from ir.quant.weight import METHODS, Blocks, QuantSpec, dequantize, thread_scratch
+from ir.quant.storage import Storage
+from ir.quant.weight import METHODS, Blocks, dequantize, thread_scratch
 from ir.tensor.elementwise import convert
 from ir.tensor.inline import InlineTensor
 from passes.framework.context import PassContext
@@ -86,11 +87,11 @@ def timed(call: Callable[[], Blocks]) -> tuple[Blocks, float]:
     return found, time.process_time() - began
 
 
-def quantized(case: Case, spec: QuantSpec) -> tuple[Blocks, float]:
+def quantized(case: Case, storage: Storage) -> tuple[Blocks, float]:
     """A matrix by a method, and the processor seconds it took."""
-    method = METHODS[spec.method]
+    method = METHODS[storage.method]
     given = None if method.needs == "nothing" else case.given
-    return timed(lambda: method.quantize(case.rows, spec, thread_scratch(), given))
+    return timed(lambda: method.quantize(case.rows, storage, thread_scratch(), given))
 
 
 def table(
@@ -101,10 +102,10 @@ def table(
     for width in bits:
         for block in blocks:
             for form in forms:
-                storage = {"bits": width, "block": block, **FORMS[form]}
-                base = measured(cases, QuantSpec(**storage))
+                storage = Storage(bits=width, block=block, **FORMS[form])
+                base = measured(cases, storage)
                 for name in methods:
-                    fit, held, seconds = measured(cases, QuantSpec(**storage, method=name))
+                    fit, held, seconds = measured(cases, replace(storage, method=name))
                     yield {
                         "bits": width,
                         "block": block or "row",
@@ -116,11 +117,11 @@ def table(
                     }
 
 
-def measured(cases: list[Case], spec: QuantSpec) -> tuple[list[float], list[float], float]:
+def measured(cases: list[Case], storage: Storage) -> tuple[list[float], list[float], float]:
     """Errors of each matrix with both statistics, and processor seconds."""
     fit, held, seconds = [], [], 0.0
     for case in cases:
-        stored, took = quantized(case, spec)
+        stored, took = quantized(case, storage)
         seconds += took
         fit.append(loss(case.rows, stored, case.given))
         held.append(loss(case.rows, stored, case.held))
@@ -145,7 +146,7 @@ def shapes(methods: list[str]) -> Iterator[dict]:
         rows = InlineTensor(rng.standard_normal((count, columns), np.float32) * np.float32(0.02)).load()
         case = Case("", rows, statistics[columns], statistics[columns])
         for name in methods:
-            seconds = quantized(case, QuantSpec(4, 64, zero="float", method=name))[1]
+            seconds = quantized(case, Storage(bits=4, block=64, zero="float", method=name))[1]
             yield {"what": f"{times} x {count}x{columns}", "method": name, "seconds": round(seconds * times, 2)}
 
 

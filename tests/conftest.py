@@ -19,7 +19,8 @@
 
 The graph that the pipeline makes must print like the expected one; ``// expect: unchanged`` stands for the input.
 An error must have the code given and, when it stands on the line of a node, speak of the node's first output.
-``pytest --accept`` writes what came out into the files. The graph is verified after every pass, and evaluated on made-up
+``pytest --accept`` writes what came out into the files. The graph is verified after every pass, and evaluated on
+made-up
 inputs at two sizes of every dimension: passes must keep the numbers, up to rounding or, where they say that they lose
 some, up to the usual budget. More lines at the head of a case:
 
@@ -27,19 +28,43 @@ some, up to the usual budget. More lines at the head of a case:
 ``// first: b a``          outputs of nodes that are moved to the front of the program, where text cannot have them
 ``// warning: CODE``        a warning that a pass gives; without it none may come
 ``// numbers: REASON``      the numbers cannot be compared, for this reason
+
+Property tests draw the same examples in every run: the hypothesis profile below is loaded for all of them.
+``python -m tools.fuzz`` is for new ones.
 """
 
 from __future__ import annotations
 
 import difflib
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support import code_record
 from tests.support.text_cases import SEPARATOR, Case, cases_of
 
+# Examples follow from the test's source alone; neither a clock nor what an earlier run found decides the outcome.
+settings.register_profile(
+    "lading",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("lading")
+
 NARROWED = pytest.StashKey[bool]()
+
+
+@pytest.fixture(scope="session")
+def processes():
+    """An executor of two processes that share nothing with this one but the file system."""
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as executor:
+        yield executor
 
 
 def pytest_addoption(parser):

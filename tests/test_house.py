@@ -150,3 +150,18 @@ def test_tests_stand_where_what_they_test_stands():
         if parts[0] in TOPS and not (ROOT.joinpath(*parts[:-1])).is_dir():
             stray.append("/".join(parts))
     assert stray == []
+
+
+def test_nothing_below_the_commands_starts_threads_or_processes_for_its_work():
+    pools = {"ThreadPoolExecutor", "ProcessPoolExecutor", "InterpreterPoolExecutor", "ThreadPool", "Pool"}
+    found = []
+    for name, path in MODULES.items():
+        if name.startswith("tools"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            called = node.func if isinstance(node, ast.Call) else None
+            word = getattr(called, "attr", getattr(called, "id", ""))
+            imported = {alias.name for alias in node.names} if isinstance(node, ast.ImportFrom) else set()
+            if word in pools or imported & pools:
+                found.append(f"{name}, line {node.lineno}")
+    assert not found

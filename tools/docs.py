@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tools.shared.cli import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, command
+from tools.shared.cli import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNPROVEN, EXIT_USAGE, command
 
 if TYPE_CHECKING:
     from passes.framework.registry import PassInfo
@@ -29,6 +29,7 @@ terminal.
 | 0 | done |
 | {EXIT_FAILED} | the input, the machine or the result was not good enough; a [coded message](errors.md) says why |
 | {EXIT_USAGE} | the command line is wrong |
+| {EXIT_UNPROVEN} | written, and not compared with the original, which could not be run |
 | {EXIT_INTERRUPTED} | stopped from the keyboard |
 
 No command leaves a half-written folder behind."""
@@ -85,9 +86,9 @@ def _value(item: click.Option) -> str:
 
 def passes_page() -> str:
     """docs/passes.md: every built-in pass with its options, and the named pipelines."""
-    from passes.framework.registry import Registry
+    from passes.framework.registry import built_in_registry
 
-    registry = Registry()
+    registry = built_in_registry()
     parts = ["# Passes", NOTE, _PASSES, "## Named pipelines", _PIPELINES]
     parts.append(
         _table(("name", "text"), [(f"`{name}`", f"`{text}`") for name, text in sorted(registry.pipelines.items())])

@@ -83,7 +83,10 @@ def _onnx_signature(path: Path) -> tuple[dict[str, tuple[str, list[Any]]], list[
         raise LadingError("U950", "the file holds no ONNX operators", where=str(path))
     inputs = {}
     for value in graph.inputs:
-        if DEFAULT + value.name not in graph.tables and isinstance(value.type, TensorType):
+        if not isinstance(value.type, TensorType):
+            message = f"the input {value.name!r} is no tensor of a known element type"
+            raise LadingError("U950", message, where=str(path))
+        if DEFAULT + value.name not in graph.tables:
             shape = [getattr(dim, "name", dim if dim is not None else "?") for dim in value.type.shape or ()]
             inputs[value.name] = (value.dtype.name, shape)
     return inputs, [value.name for value in graph.outputs]

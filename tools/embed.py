@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from ir.base.diag import LadingError
+from ir.base.store import Store, using_store
 from ir.facts.inputs import DynamicInputs
 from ir.facts.precision import PrecisionPlan
 from ir.graph.graph import Graph
+from ir.quant.weight import keep_all
 from passes.framework.base import Pass
 from passes.framework.context import PassContext
 from passes.framework.manager import Instrument, PassManager, Report
@@ -65,6 +68,8 @@ def run(
     *,
     settings: Sequence[object] = (),
     instruments: Sequence[Instrument] = (),
+    executor: Executor | None = None,
+    store: Store | None = None,
     free: Literal["error", "input"] = "error",
     base: str | os.PathLike[str] | None = None,
     in_place: bool = False,
@@ -77,6 +82,8 @@ def run(
         pipeline: see `Steps`.
         settings: objects that passes ask for by type, such as a target profile.
         instruments: watch the passes, such as `passes.framework.instruments.VerifyEach`.
+        executor: runs what passes split into jobs; the calling thread when None. The result does not depend on it.
+        store: where passes keep work between runs; the folder of ``LADING_CACHE`` when None.
         free, base: see `lift`.
         in_place: put the result into the graph-surgeon graph that was given; when a pass fails it is as before.
 
@@ -88,20 +95,27 @@ def run(
         raise ValueError("only graph-surgeon graphs are changed in place; ir graphs always are")
     graph = lift(model, free=free, base=base)  # type: ignore[arg-type]
     manager = PassManager(_pipeline(pipeline), instruments)
-    report = manager.run(graph, PassContext(*settings))
-    made: Any = model
-    if kind == "model":
-        made = lower(graph)
-    elif kind == "bytes":
-        made = lower(graph).SerializeToString()
-    elif kind == "graphsurgeon":
-        from backends.onnx.graphsurgeon import to_graphsurgeon, update
+    ctx = PassContext(*settings, executor=executor, store=store)
+    report = manager.run(graph, ctx)
+    if kind in ("graph", "path"):
+        return Outcome(model, graph, report)
+    with using_store(ctx.store):
+        keep_all((value.const for value in graph.consts.values() if value.const is not None), ctx.executor)
+        return Outcome(_made(kind, model, graph, in_place), graph, report)
 
-        if in_place:
-            update(model, graph)  # type: ignore[arg-type]
-        else:
-            made = to_graphsurgeon(graph)
-    return Outcome(made, graph, report)
+
+def _made(kind: str, model: Any, graph: Graph, in_place: bool) -> Any:
+    """The graph as the kind of model that was given."""
+    if kind == "model":
+        return lower(graph)
+    if kind == "bytes":
+        return lower(graph).SerializeToString()
+    from backends.onnx.graphsurgeon import to_graphsurgeon, update
+
+    if in_place:
+        update(model, graph)
+        return model
+    return to_graphsurgeon(graph)
 
 
 def apply_in_place(model: gs.Graph, pipeline: Steps = "canonicalize", **options: Any) -> Outcome[gs.Graph]:

@@ -13,6 +13,7 @@ TOOLS = {
     "compile": "tools.compile.command",
     "diff": "tools.diff.command",
     "doctor": "tools.doctor",
+    "fuzz": "tools.fuzz.command",
     "inspect": "tools.inspect.command",
     "ladder": "tools.ladder.command",
     "matrix": "tools.matrix.command",

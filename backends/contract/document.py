@@ -11,8 +11,8 @@ from typing import Any, get_type_hints
 
 from backends.contract.codec import CONTRACT_FILE, Record, codec_of
 from backends.contract.records import CONTRACT_VERSION, Contract, decode
-from ir.base.cache import write_whole
 from ir.base.diag import Diagnostic, LadingError
+from ir.base.whole_files import write_whole
 
 SCHEMA_ID = "urn:lading:contract:1.0"
 """Versions that are read too; what they lack is filled in."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from operator import index
 from reprlib import repr as short_repr
 from typing import Any, NamedTuple
 
@@ -123,7 +124,7 @@ def _describe(item: Any) -> tuple[tuple[int, ...] | None, Any]:
     """Shape and dtype of a fed item; a shape of None when it has none."""
     try:
         shape, dtype = item if type(item) is tuple else (item.shape, item.dtype)
-        return tuple(shape), dtype
+        return tuple(map(index, shape)), dtype
     except (AttributeError, TypeError, ValueError):
         return None, None
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from backends.contract.codec import SCALARS, Limits, Record, record_codec, version_key, whole
 from backends.contract.cross_checks import disagreements
 from ir.base.diag import Diagnostic, LadingError
+from ir.quant import storage as quant_storage
 
 CONTRACT_VERSION = "1.0"
 DTYPES = {
@@ -236,6 +237,21 @@ class Storage(Record):
     scale_dtype: Annotated[DTypeName | None, "element type of the scales; null without scales"] = None
     method: Annotated[Name, "how the codes were chosen, such as cast, rtn, gptq"]
     layout: Annotated[Name, "byte layout in the file, such as mnn-dense-codes, mnn-f16, rows-bf16"]
+
+    @classmethod
+    def of(cls, how: quant_storage.Storage, layout: str, *, floats: str = "cast") -> Storage:
+        """The record of a weight that is stored so; `floats` says how stored floats were made."""
+        if not how.is_integer:
+            return cls(bits=how.bits, method=floats, layout=layout)
+        return cls(
+            bits=how.bits,
+            block=how.block,
+            symmetric=how.symmetric,
+            zero="none" if how.symmetric else how.zero,
+            scale_dtype=how.scale,
+            method=how.method,
+            layout=layout,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

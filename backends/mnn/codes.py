@@ -47,6 +47,10 @@ CODES: dict[str, str] = {
     "B603": (
         "Half-float scales are loaded by MNN 3.6.0 and later; a release of the target is older and would read garbage."
     ),
+    "B604": (
+        "A matrix that came quantized has scales or codes that the weight file has no form for: scales are for the matrix, "
+        "its rows, or blocks that divide a row."
+    ),
     "B610": "The graph holds an operator for which the MNN writer has no encoding.",
     "B611": "MNN has no tensors or constants of this element type.",
     "B620": "A file of the model directory cannot be created or written: no room, no permission, or a failing disk.",
@@ -113,7 +117,8 @@ CODES: dict[str, str] = {
     "U905": "The pipeline leaves operators in the graph that MNN does not have, so no model can be written.",
     "U906": "Verification runs the model on MNN, and the MNN package is not installed.",
     "U950": "The file is neither a model directory, nor an .mnn file, nor a readable ONNX model.",
-    "U953": "The repaired model cannot be run: no MNN is installed, or one that the model is not written for.",
+    "U953": "The repaired model cannot be run as asked: no release that it runs on is installed or has an environment.",
     "U970": "None of the MNN releases asked for can be had: they are not installed and cannot be downloaded.",
     "U971": "There is no MNN release of this number whose wheel has the language-model runtime.",
+    "U954": "The repaired model was written and could not be compared with the original, so nobody knows whether it is right.",
 }

@@ -20,7 +20,6 @@ from ir.facts.model_card import ModelCard
 from ir.facts.precision import PrecisionPlan
 from ir.graph.graph import Graph, Value
 from ir.quant.storage import Storage
-from ir.quant.stored_weight import StoredWeight
 
 if TYPE_CHECKING:
     from backends.mnn.verify.logits import Measurement
@@ -145,8 +144,8 @@ def _weights(graph: Graph, emission: Emission, errors: Mapping[str, tuple[float,
     name = table.name
     if layout.embedding_file is not None:
         weight = layout.embedding_file
-        storage = c.Storage(bits=16, method="cast" if weight.columns == completed(graph).hidden_size else "split",
-                            layout="rows-bf16")  # fmt: skip
+        made = "cast" if weight.columns == completed(graph).hidden_size else "split"
+        storage = c.Storage.of(weight.storage, "rows-bf16", floats=made)
         size = 2 * weight.rows * weight.columns
         shape = (weight.rows, weight.columns)
         entries.append(
@@ -183,23 +182,8 @@ def weight_entry(
         offset=matrix.offset,
         bytes=matrix.bias_offset - matrix.offset,
         shape=(weight.rows, weight.columns),
-        storage=_storage(weight),
+        storage=c.Storage.of(weight.storage, "mnn-dense-codes" if weight.storage.is_integer else f"mnn-f{weight.bits}"),
         error=c.WeightError(rms_relative=measured[0], max_abs=measured[1]) if measured is not None else None,
-    )
-
-
-def _storage(weight: StoredWeight) -> c.Storage:
-    if weight.quantized is None:
-        return c.Storage(bits=weight.bits, method="cast", layout=f"mnn-f{weight.bits}")
-    spec = weight.quantized.spec
-    return c.Storage(
-        bits=spec.bits,
-        block=spec.block,
-        symmetric=spec.symmetric,
-        zero="none" if spec.symmetric else spec.zero,
-        scale_dtype=spec.scale,
-        method=spec.method,
-        layout="mnn-dense-codes",
     )
 
 
@@ -221,12 +205,11 @@ def _runtime(graph: Graph, emission: Emission, target: MnnTarget, measurements: 
 
 
 def _planned(graph: Graph, emission: Emission) -> list[Storage]:
-    """How the weights are stored: as planned, or of a model that was only read, as they are."""
+    """How the weights are stored: as planned, and as they are where they came stored or the model was only read."""
     plan: PrecisionPlan | None = graph.facts.get(PrecisionPlan.name)
-    if plan is not None:
-        return list(plan.storage.values())
-    weights = [matrix.weight for matrix in emission.layout.matrices.values()]
-    return [Storage(item.bits, item.quantized.spec.block if item.quantized is not None else 0) for item in weights]
+    planned = dict(plan.storage) if plan is not None else {}
+    found = {matrix.weight.name: matrix.weight.storage for matrix in emission.layout.matrices.values()}
+    return list({**found, **planned}.values())
 
 
 _FLOATS = "weights stay floats, and activations too"

@@ -108,7 +108,8 @@ class ModuleCompilation(Compilation):
         self.emission = layout = plan_layout(graph)
         check_storage(layout, self.order.target)
         json_to_mnn(build_net(graph, layout), self.folder / MODEL)
-        fill(self.folder / WEIGHTS, layout.nbytes, weight_jobs(layout), self.order.pool)
+        weights = self.folder / WEIGHTS
+        fill(weights, layout.nbytes, weight_jobs(layout, weights), self.order.pool)
         self.order.lap("write")
 
     def verify(self, graph: Graph, original: Graph) -> None:

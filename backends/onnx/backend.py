@@ -32,8 +32,14 @@ class OnnxBackend(Backend):
 
     def write(self, graph: Graph, path: Path) -> None:
         """Write an ONNX model, large constants to a ``.data`` file where one file cannot hold them."""
-        from backends.onnx.write import write
+        import os
+        from concurrent.futures import ThreadPoolExecutor
 
+        from backends.onnx.write import write
+        from ir.quant.weight import keep_all
+
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            keep_all((value.const for value in graph.consts.values() if value.const is not None), pool)
         write(graph, path)
 
     def accepts(self, graph: Graph) -> bool:
@@ -67,10 +73,12 @@ class OnnxCompilation(Compilation):
         """Write the model."""
         from backends.onnx.write import write
         from ir.onnx.export import all_constants
+        from ir.quant.weight import keep_all
 
         self.order.say("writing the model")
         constants = [value for value in all_constants(graph) if value.const is not None]
         total = sum(value.type.nbytes or 0 for value in constants)  # type: ignore[union-attr]
+        keep_all((value.const for value in constants if value.const is not None), self.order.pool)
         write(graph, self.folder / MODEL, external=0 if total > LARGE else None)
         self.emission = {MODEL: "model"}
         if (self.folder / DATA).is_file():

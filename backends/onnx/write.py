@@ -32,6 +32,8 @@ from ir.onnx.export import (
     attribute_kind,
     declared_kind,
     external_constants,
+    fits,
+    fitting,
     layout_external,
     onnx_dtype,
     stored_bytes,
@@ -167,9 +169,10 @@ def _model(graph: Graph, layout: Layout, location: str, data: bool = True) -> on
             writer.given_function(op, overload, body)
     place = {name: index for index, name in enumerate(graph.functions)}
     model.functions.extend(sorted(writer.functions.values(), key=lambda proto: place.get(_key(proto), len(place))))
-    if about.get("opset_import", True) or writer.opsets != {"": 1}:
-        _write_opsets(model, graph, writer.opsets)
-    _write_about(model, graph, about)
+    with fits(graph):
+        if about.get("opset_import", True) or writer.opsets != {"": 1}:
+            _write_opsets(model, graph, writer.opsets)
+        _write_about(model, graph, about)
     return model
 
 
@@ -252,6 +255,7 @@ class _Writer(Exporter):
         """Write a body held by a node."""
         self.level(proto, level if level is not None else self.graph)
 
+    @fitting
     def level(self, proto: onnx.GraphProto, graph: Graph) -> None:
         """Write a whole graph, its unread constants included."""
         about = graph.metadata.get(MODEL, {})
@@ -330,6 +334,7 @@ class _Writer(Exporter):
 
     # ---- nodes ----
 
+    @fitting
     def node(self, proto: onnx.NodeProto, node: Node) -> None:
         """Write a node."""
         domain, _, proto.op_type = node.op.rpartition(".")

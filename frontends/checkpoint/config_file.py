@@ -19,6 +19,7 @@ from frontends.families.llama import LINEARS, Factors, Family
 from frontends.families.table import FAMILIES
 from frontends.modules.rope import MAX_LENGTH, Rope, read_rope, shown, unread_keys
 from ir.base.diag import Diagnostic, LadingError, suggest
+from ir.base.json_numbers import whole
 
 MAX_CONFIG_BYTES = 16 << 20
 """Configuration files above this size are refused unread."""
@@ -155,7 +156,7 @@ def read_config(path: Path, families: Mapping[str, Family] = FAMILIES) -> ModelC
 def parse_config(data: bytes, where: str) -> dict[str, Any]:
     """Parse JSON text that must be one object of finite numbers; F530 otherwise."""
     try:
-        raw = json.loads(data.decode("utf-8-sig"), parse_constant=_not_finite, parse_float=_finite)
+        raw = json.loads(data.decode("utf-8-sig"), parse_constant=_not_finite, parse_float=_finite, parse_int=whole)
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise LadingError("F530", f"the configuration is not valid JSON: {reason}", where) from error

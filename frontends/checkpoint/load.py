@@ -25,6 +25,7 @@ from frontends.families.llama import Family
 from frontends.families.table import FAMILIES
 from frontends.modules.decoder import build_decoder
 from ir.base.diag import Diagnostic, LadingError, suggest
+from ir.base.json_numbers import whole
 from ir.facts.model_card import ModelCard, RopeCard
 from ir.graph.graph import Graph
 from ir.tensor.base import Tensor
@@ -86,7 +87,7 @@ def _sampling(folder: Path) -> Mapping[str, Any]:
     if not path.is_file():
         return {}
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"), parse_int=whole)
     except (ValueError, RecursionError, OSError) as error:
         raise LadingError("U904", f"cannot be read as JSON: {error}", where=str(path)) from error
     if not isinstance(data, dict):

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from frontends.mnn.operators import RULES
+from frontends.mnn.operators import REFUSED, RULES
 from frontends.mnn.shapes import Ints, Size, evaluate, resolve_sizes
 from frontends.mnn.weights import WeightFile, listed
 from ir.base.diag import LadingError
@@ -75,6 +75,7 @@ class Lift:
             raise LadingError("F646", "the model has no tensors input_ids and logits, so it is no language model")
         self._check_indexes(len(names))
         needed = self._needed(names.index("logits"))
+        self._refuse_known(needed)
         self._inputs()
         for op in self.net["oplists"]:
             outputs = listed(op.get("outputIndexes"))
@@ -94,6 +95,14 @@ class Lift:
             if any(not 0 <= place < count for place in places):
                 self.op = op
                 raise self.error("F646", f"an operator speaks of other tensors than the {count} that exist")
+
+    def _refuse_known(self, needed: set[int]) -> None:
+        """Name what the model is before an operator that only serves it is missed."""
+        for op in self.net["oplists"]:
+            reason = REFUSED.get(str(op.get("type")))
+            if reason is not None and needed & set(listed(op.get("outputIndexes"))):
+                self.op = op
+                raise self.error("F644", f"the operator {op['type']} is not read: {reason}")
 
     def _needed(self, logits: int) -> set[int]:
         producers = {index: op for op in self.net["oplists"] for index in listed(op.get("outputIndexes"))}
@@ -288,9 +297,9 @@ class Lift:
         assert self.index is not None
         return self.add("StridedSlice", [x, self.index, *ends], TensorType(x.dtype, shape))
 
-    def norm(self, x: Value, main: Mapping[str, Any], op: Mapping[str, Any]) -> Value:
-        """A norm of the last axis of `x`."""
-        gamma, beta = self.weights.vectors(op, int(x.shape[-1]))
+    def norm(self, x: Value, main: Mapping[str, Any], op: Mapping[str, Any], *, gain_alone: bool = False) -> Value:
+        """A norm of the last axis of `x`; `gain_alone` as in `WeightFile.vectors`."""
+        gamma, beta = self.weights.vectors(op, int(x.shape[-1]), gain_alone)
         parts = [
             self.graph.add_const(self.graph.fresh_name(f"{op.get('name')}.{word}"), part)
             for word, part in (("gamma", gamma), ("beta", beta))

@@ -101,6 +101,37 @@ def _unary(lift: Lift, main: Mapping[str, Any], operands: Operands) -> Result:
     return lift.add("Unary", [x], x.type, kind=kind)
 
 
+def _relu(lift: Lift, main: Mapping[str, Any], operands: Operands) -> Result:
+    if main.get("slope"):
+        raise lift.error("F644", f"a ReLU of slope {main['slope']} is not read")
+    x = lift.value(operands[0])
+    return lift.add("Binary", [x, lift.const(np.zeros((), np.float32), "zero")], x.type, kind="MAXIMUM")
+
+
+def _softmax(lift: Lift, main: Mapping[str, Any], operands: Operands) -> Result:
+    """Exponentials over their sum, taken apart; the largest element is taken off first, as the runtime does."""
+    x = lift.value(operands[0])
+    axis = main.get("axis", 1) % len(x.shape)
+
+    def reduced(value: Value, kind: str) -> Value:
+        return lift.add("Reduction", [value], kind=kind, axes=(axis,), keep_dims=1)
+
+    shifted = lift.add("Binary", [x, reduced(x, "MAXIMUM")], x.type, kind="SUB")
+    powers = lift.add("Unary", [shifted], x.type, kind="EXP")
+    return lift.add("Binary", [powers, reduced(powers, "SUM")], x.type, kind="REALDIV")
+
+
+def _reduction(lift: Lift, main: Mapping[str, Any], operands: Operands) -> Result:
+    known = operands[1].known if len(operands) > 1 and isinstance(operands[1], Ints) else None
+    axes = known if known is not None else tuple(listed(main.get("dim")))
+    if main.get("coeff") or not axes or (len(operands) > 1 and known is None):
+        raise lift.error("F644", "reductions of all axes, of axes that the run decides or times a factor are not read")
+    kind = main.get("operation", "SUM")
+    return lift.add(
+        "Reduction", [lift.value(operands[0])], kind=kind, axes=axes, keep_dims=int(bool(main.get("keepDims")))
+    )
+
+
 def _cast(lift: Lift, main: Mapping[str, Any], operands: Operands) -> Result:
     x, to = lift.value(operands[0]), _DTYPES.get(main.get("dstT", "DT_FLOAT"))
     if to is None:
@@ -176,8 +207,10 @@ def _rope(lift: Lift, main: Mapping[str, Any], operands: Operands) -> Result:
     results = []
     for x, heads, norm in ((query, "num_head", "q_norm"), (key, "kv_num_head", "k_norm")):
         x4 = lift.reshape(x, (1, x.shape[0], main.get(heads, 0), size))
-        if main.get(norm):
-            x4 = lift.norm(x4, main[norm], {"main": main[norm], "name": f"{lift.op.get('name')}.{norm}"})
+        # Without a gain the runtime does no norm at all (``makeRopeNormResource``).
+        if listed((main.get(norm) or {}).get("gamma")):
+            inner = {"main": main[norm], "name": f"{lift.op.get('name')}.{norm}"}
+            x4 = lift.norm(x4, main[norm], inner, gain_alone=True)
         results.append(_turn(lift, x4, angles, turned))
     return tuple(results)
 
@@ -225,13 +258,23 @@ RULES: dict[str, Callable[[Lift, Mapping[str, Any], Operands], Result]] = {
     "Identity": _same,
     "LayerNorm": _layer_norm,
     "Rank": _rank,
+    "ReLU": _relu,
+    "Reduction": _reduction,
     "Reshape": _reshape,
     "RoPE": _rope,
     "Shape": _shape,
     "Slice": _slice,
+    "Softmax": _softmax,
     "Squeeze": _squeeze,
     "StridedSlice": _strided_slice,
     "UnaryOp": _unary,
     "Unsqueeze": _unsqueeze,
 }
 """How each operator is read."""
+
+REFUSED = {
+    "LinearAttention": "linear attention, whose state later releases keep otherwise than earlier ones",
+    "MoE": "a mixture of experts, whose experts are graphs of their own that are not written again",
+}
+"""Operators that are known and cannot be read, and what they are: they are named before anything else that is not
+read."""

@@ -121,8 +121,18 @@ class WeightFile:
                 return offset + place + 1 + count, bits
         raise LadingError("F643", f"the codes of a matrix {list(shape)} have another header or table", where=name)
 
-    def vectors(self, op: Mapping[str, Any], size: int) -> tuple[Tensor, Tensor]:
-        """Gain and shift ``f32[size]`` of a norm, a missing shift as zeros."""
+    def vectors(self, op: Mapping[str, Any], size: int, gain_alone: bool = False) -> tuple[Tensor, Tensor]:
+        """Gain and shift ``f32[size]`` of a norm, a missing shift as zeros.
+
+        Args:
+            op: the operator, or one made up around the norm inside another.
+            size: elements of the axis.
+            gain_alone: a gain inside the model file counts without a shift too: so it does in a rotation's norms
+                (``CPURoPE.cpp``), and not in an operator that is a norm (``CPULayerNorm.cpp``).
+
+        Raises:
+            LadingError: F642 beyond the file, F643 a gain or shift of another size.
+        """
         main, name = op["main"], str(op.get("name"))
         external = listed(main.get("external"))
         type_ = TensorType(F32, (size,))
@@ -131,13 +141,14 @@ class WeightFile:
             has_beta = len(external) > 2 and external[2]
             beta = self.tensor(external[0] + external[1], type_, f"{name}.beta") if has_beta else None
             return gamma, beta or InlineTensor(np.zeros(size, np.float32))
-        gamma_list, beta_list = main.get("gamma"), main.get("beta")
-        # The runtime ignores a gain that has no shift.
-        both = gamma_list is not None and beta_list is not None
-        return (
-            InlineTensor(np.array(gamma_list, np.float32) if both else np.ones(size, np.float32)),
-            InlineTensor(np.array(beta_list, np.float32) if both else np.zeros(size, np.float32)),
-        )
+        gamma_list, beta_list = listed(main.get("gamma")), listed(main.get("beta"))
+        if not gamma_list or not (beta_list or gain_alone):
+            gamma_list, beta_list = [1.0] * size, []
+        found = [np.array(part, np.float32) for part in (gamma_list, beta_list or [0.0] * size)]
+        if any(part.shape != (size,) for part in found):
+            sizes = " and ".join(str(part.size) for part in found)
+            raise LadingError("F643", f"a norm of {size} elements has {sizes} of gain and shift", where=name)
+        return InlineTensor(found[0]), InlineTensor(found[1])
 
     def blob(self, op: Mapping[str, Any]) -> Tensor:
         """A constant: f32 or i32.
@@ -177,9 +188,9 @@ def add_weight(graph: Graph, name: str, weight: Tensor | QuantizedWeight, *, row
     ]
     shape = weight.shape if rows_first else weight.shape[::-1]
     return graph.add(
-        "DequantizeLinear" if weight.spec.symmetric else "lading.AffineDequantize",
+        "DequantizeLinear" if weight.storage.symmetric else "lading.AffineDequantize",
         inputs,
-        {"axis": 1 if rows_first else 0, "block_size": weight.spec.block or weight.shape[1]},
+        {"axis": 1 if rows_first else 0, "block_size": weight.storage.block or weight.shape[1]},
         outputs=[f"{name}.weight"],
         types=[TensorType(F32, shape)],
     ).output

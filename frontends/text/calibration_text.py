@@ -158,6 +158,8 @@ def _parsed_lines(text: str, where: str) -> Iterator[Document]:
 def _parsed(line: str, where: str) -> Document:
     try:
         data = json.loads(line)
+        if "\\ud" in line.lower():
+            json.dumps(data, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise LadingError("Q432", f"the line is not JSON: {error}", where) from error
     if isinstance(data, dict) and isinstance(data.get("text"), str):

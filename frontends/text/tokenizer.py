@@ -24,8 +24,10 @@ def open_tokenizer(folder: Path) -> Tokenizer:
         if not path.is_file():
             raise FileNotFoundError("no such file")
         tokenizer = Tokenizer.from_file(str(path))
-    # The library raises bare Exception for whatever is wrong with the file.
-    except Exception as error:
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    # The library raises bare Exception for whatever is wrong with the file, or panics, which is no Exception at all.
+    except BaseException as error:
         hint = "save the checkpoint's tokenizer with transformers"
         raise LadingError("Q435", f"cannot read the tokenizer: {error}", where=str(path), hint=hint) from error
     tokenizer.no_truncation()

@@ -8,14 +8,14 @@ nodes of the blocks so found are put in correspondence.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import nsmallest
 from itertools import islice
 
 from ir.analysis.dataflow import Dominators, depths, entries, exits, post_dominators, reachable
 from ir.base.types import BOOL, I32, I64, TensorType
-from ir.graph.compare import Keys, attr_key, tensor_key
+from ir.graph.compare import Keys, tensor_key
 from ir.graph.graph import Graph, Node, Value
 from ir.graph.view import Flow, cached, flow
 
@@ -73,8 +73,8 @@ def repeats(graph: Graph, *, minimum: int = 2) -> list[Repeat]:
 
     Blocks correspond when they have the same operators, attributes and wiring, constants of the same types (small
     integer and boolean constants also the same contents, being shapes and axes), the same outside values in the same
-    places, or outside values of the same type that no other block reads. A longer stretch of the graph is preferred to
-    a shorter one, then the shorter block. Near-linear in the size of the graph.
+    places, or outside values of the same type that no other block reads. The correspondence is one to one. A longer
+    stretch of the graph is preferred to a shorter one, then the shorter block. Near-linear in the size of the graph.
     """
     return cached(graph, ("repeats", minimum), lambda: _repeats(graph, minimum))
 
@@ -145,14 +145,14 @@ def _along(graph: Graph, cuts: list[Value], minimum: int) -> list[Repeat]:
     if len(cuts) < 3:
         return []
     pieces = _pieces(graph, cuts)
-    marks = _fingerprints(graph, pieces, cuts)
+    marks, numbers = _fingerprints(graph, pieces, cuts)
     found: list[Repeat] = []
     for first, period, count in _runs(marks, [len(piece) for piece in pieces], minimum):
         blocks = []
         for start in range(first, first + period * count, period):
             nodes = [node for piece in pieces[start : start + period] for node in piece]
             blocks.append((cuts[start], cuts[start + period], nodes))
-        found.extend(_aligned(blocks))
+        found.extend(_aligned(blocks, numbers))
     return found
 
 
@@ -234,12 +234,15 @@ def _between(view: Flow, start: int, end: int) -> list[int]:
 # ---- fingerprints ----
 
 
-def _fingerprints(graph: Graph, pieces: Sequence[Sequence[Node]], cuts: Sequence[Value]) -> list[int]:
-    """One number for each piece; equal numbers mean that the pieces may correspond."""
+def _fingerprints(
+    graph: Graph, pieces: Sequence[Sequence[Node]], cuts: Sequence[Value]
+) -> tuple[list[int], dict[Node, int]]:
+    """One number for each piece, and one for each node; only those with equal numbers may correspond."""
     piece_of = {node: index for index, piece in enumerate(pieces) for node in piece}
     readers: dict[Value, set[int | None]] = {}
     numbers: dict[Hashable, int] = {}
     marks = []
+    number_of: dict[Node, int] = {}
     current = 0
 
     def leaf(value: Value) -> Hashable | None:
@@ -257,9 +260,10 @@ def _fingerprints(graph: Graph, pieces: Sequence[Sequence[Node]], cuts: Sequence
     for index, piece in enumerate(pieces):
         current = index
         found = keys.add(piece)
+        number_of.update(zip(piece, found, strict=True))
         mark = (tuple(sorted(found)), keys.value(cuts[index + 1]))
         marks.append(numbers.setdefault(mark, len(numbers)))
-    return marks
+    return marks, number_of
 
 
 def _is_structure(value: Value) -> bool:
@@ -329,12 +333,12 @@ def _free_part(taken: bytearray, first: int, period: int, count: int) -> tuple[i
 _Raw = tuple[Value, Value, list[Node]]
 
 
-def _aligned(blocks: Sequence[_Raw]) -> list[Repeat]:
+def _aligned(blocks: Sequence[_Raw], numbers: Mapping[Node, int]) -> list[Repeat]:
     """Blocks with corresponding nodes; where two neighbours turn out to differ, the run is split."""
     found: list[Repeat] = []
     run: list[Block] = []
     for block in blocks:
-        made = _align(run[0], block) if run else None
+        made = _align(run[0], block, numbers) if run else None
         if made is None:
             if len(run) > 1:
                 found.append(Repeat(tuple(run)))
@@ -354,14 +358,13 @@ def _first(block: _Raw) -> Block:
     return Block(entry, exit, tuple(nodes), constants, tuple(value for value in outside if value.const is None))
 
 
-def _align(model: Block, block: _Raw) -> Block | None:
+def _align(model: Block, block: _Raw, numbers: Mapping[Node, int]) -> Block | None:
     """The block in the order of `model`, or None when it does not correspond."""
     entry, exit, nodes = block
     if len(nodes) != len(model.nodes):
         return None
-    match = _Matching(model, nodes)
-    match.values[model.entry] = entry
-    if not match.pull(model.exit, exit) or not match.push():
+    match = _Matching(model, nodes, numbers)
+    if not match.meet(model.entry, entry) or not match.pull(model.exit, exit) or not match.push():
         return None
     values = match.values
     return Block(
@@ -374,27 +377,39 @@ def _align(model: Block, block: _Raw) -> Block | None:
 
 
 class _Matching:
-    """The correspondence of one block to the model block, grown along the wires."""
+    """The correspondence of one block to the model block, grown along the wires; one to one for nodes and values.
 
-    def __init__(self, model: Block, nodes: Sequence[Node]) -> None:
+    Attributes:
+        numbers: of nodes, from `_fingerprints`: nodes of equal numbers compute the same from alike outside values.
+        nodes, values: what corresponds to which of the model block.
+        origins: the reverse of `values`.
+    """
+
+    def __init__(self, model: Block, nodes: Sequence[Node], numbers: Mapping[Node, int]) -> None:
         self.model = model
         self.inside = set(model.nodes)
         self.candidates = set(nodes)
         self.order = nodes
+        self.numbers = numbers
         self.nodes: dict[Node, Node] = {}
         self.taken: set[Node] = set()
         self.values: dict[Value, Value] = {}
+        self.origins: dict[Value, Value] = {}
+
+    def meet(self, one: Value, two: Value) -> bool:
+        """Let two values correspond; False when one of them corresponds to another value already."""
+        return self.values.setdefault(one, two) is two and self.origins.setdefault(two, one) is one
 
     def pull(self, one: Value, two: Value) -> bool:
         """Match everything inside the block on which two corresponding values depend."""
         waiting = [(one, two)]
         while waiting:
             one, two = waiting.pop()
-            if one in self.values:
-                if self.values[one] is not two:
-                    return False
+            known = one in self.values
+            if not self.meet(one, two):
+                return False
+            if known:
                 continue
-            self.values[one] = two
             node, other = one.producer, two.producer
             if node is None or node not in self.inside:
                 if other in self.candidates or (one.const is None) != (two.const is None):
@@ -402,13 +417,13 @@ class _Matching:
                 continue
             if other is None or one.index != two.index or not self._pair(node, other):
                 return False
-            waiting.extend((x, y) for x, y in zip(node.inputs, other.inputs, strict=True) if x is not None)  # type: ignore[misc]
+            waiting.extend(_operands(node, other))
         return True
 
     def _pair(self, node: Node, other: Node) -> bool:
         if node in self.nodes:
             return self.nodes[node] is other
-        if other in self.taken or other not in self.candidates or _shape_of(node) != _shape_of(other):
+        if other in self.taken or other not in self.candidates or self._mark(node) != self._mark(other):
             return False
         self.nodes[node] = other
         self.taken.add(other)
@@ -419,32 +434,40 @@ class _Matching:
         waiting: dict[Hashable, list[Node]] = {}
         for node in self.order:
             if node not in self.taken:
-                waiting.setdefault(_shape_of(node), []).append(node)
+                waiting.setdefault(self._mark(node), []).append(node)
         for node in self.model.nodes:
             if node in self.nodes:
                 continue
-            other = next((item for item in waiting.get(_shape_of(node), ()) if self._fits(node, item)), None)
+            other = next((item for item in waiting.get(self._mark(node), ()) if self._fits(node, item)), None)
             if other is None or not self._pair(node, other):
                 return False
-            self.values.update(zip((*node.inputs, *node.outputs), (*other.inputs, *other.outputs), strict=True))  # type: ignore[arg-type]
+            pairs = [*_operands(node, other), *zip(node.outputs, other.outputs, strict=True)]
+            if not all(self.meet(one, two) for one, two in pairs):
+                return False
         return True
 
     def _fits(self, node: Node, other: Node) -> bool:
+        """True when the operands of two nodes of equal marks may all correspond, each to one alone."""
         if other in self.taken:
             return False
-        for one, two in zip(node.inputs, other.inputs, strict=True):
-            if one is None or two is None:
-                continue
-            known = self.values.get(one)
-            if known is not two and (known is not None or _type_key(one) != _type_key(two)):
-                return False
-        return True
+        pairs = set(_operands(node, other))
+        if not len(pairs) == len({one for one, _ in pairs}) == len({two for _, two in pairs}):
+            return False
+        return all(self._may_meet(one, two) for one, two in pairs)
+
+    def _may_meet(self, one: Value, two: Value) -> bool:
+        if one in self.values or two in self.origins:
+            return self.values.get(one) is two
+        return two.producer not in self.candidates
+
+    def _mark(self, node: Node) -> Hashable:
+        return (self.numbers[node], tuple(_type_key(value) for value in node.outputs))
 
 
-def _shape_of(node: Node) -> Hashable:
-    attrs = tuple((name, attr_key(value)) for name, value in sorted(node.attrs.items()))
-    present = tuple(value is not None for value in node.inputs)
-    return (node.op, node.overload, attrs, present, tuple(_type_key(value) for value in node.outputs))
+def _operands(node: Node, other: Node) -> list[tuple[Value, Value]]:
+    """The operands of two nodes of equal numbers in pairs; what one leaves out, the other leaves out too."""
+    pairs = zip(node.inputs, other.inputs, strict=True)
+    return [(one, two) for one, two in pairs if one is not None and two is not None]
 
 
 def _type_key(value: Value) -> Hashable:

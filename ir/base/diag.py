@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ir.base.codes import CODES
 
@@ -87,6 +88,10 @@ class LadingError(Exception):
         error.diagnostics = tuple(diagnostics)
         error.args = ("\n".join(str(item) for item in diagnostics),)
         return error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An exception is otherwise rebuilt from its text alone, which would keep it from crossing processes.
+        return LadingError.of, (self.diagnostics,), self.__dict__
 
     @property
     def code(self) -> str:

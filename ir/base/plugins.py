@@ -51,7 +51,7 @@ class Plugin:
         invariants: checks that passes name in ``requires`` and ``establishes``; see `ir.verify.stages`.
         signatures: calling conventions, each an `ir.target.signature.Signature`.
         targets: functions from the text of ``--target`` to an `ir.target.target.Target`, by backend.
-        quantizers: quantization methods; see `ir.quant.spec`.
+        quantizers: quantization methods; see `ir.quant.methods.base`.
         families: model families; see `frontends.families.table`.
         formats: storage formats of checkpoints; see `frontends.containers.formats`.
         frontends, backends: readers and writers of models; see `tools.shared.formats`.

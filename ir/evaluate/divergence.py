@@ -113,13 +113,14 @@ class PieceMeter:
     shrink: np.ndarray
     weights: np.ndarray
 
-    def add(self, version: int, logits: np.ndarray) -> None:
+    def add(self, version: int, logits: np.ndarray) -> PieceMeter:
         """Count in a version's logits of the same tokens; every version has to be counted in for every piece."""
         self.meter._others[version].add(self.start, logits)
         gap = np.subtract(self.reference, logits, dtype=np.float64)
         gaps = self.meter._gaps[version]
         gaps *= self.shrink
         gaps += np.einsum("ij,ij->i", self.weights, gap)
+        return self
 
 
 def combine(windows: list[dict[str, np.ndarray]]) -> Divergence:

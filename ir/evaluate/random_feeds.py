@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from ir.ops.registry import has_trait
 
 DEFAULT_SIZE = 4
 """Size of a symbolic dimension that is not given, where its range allows it."""
+MOST_ELEMENTS = 1 << 28
+"""Elements that an input may have."""
 _POSITIONAL = frozenset({"Cos", "Sin", "lading.SlidingWindowMask"})
 
 
@@ -29,7 +32,8 @@ def sample_feeds(graph: Graph, sizes: Mapping[str, int] | None = None, seed: int
         seed: of the generator; equal seeds give equal feeds.
 
     Raises:
-        LadingError: T226 a size outside the range of its dimension, T225 an input that is not a tensor of numbers.
+        LadingError: T226 a size outside the range of its dimension, T225 an input that is not a tensor of numbers, T227
+            one of more than `MOST_ELEMENTS`.
     """
     rng = np.random.default_rng(seed)
     shapes = {value: _shape(value, sizes or {}) for value in graph.inputs}
@@ -47,7 +51,11 @@ def _shape(value: Value, sizes: Mapping[str, int]) -> tuple[int, ...]:
     type_ = value.type
     if not isinstance(type_, TensorType) or type_.shape is None or type_.dtype.kind not in "fiub":
         raise LadingError("T225", f"no feed can be made for input {value.name!r} of type {type_}", value.graph.name)
-    return tuple(dim if type(dim) is int else _size(dim, sizes) for dim in type_.shape)  # type: ignore[arg-type]
+    shape = tuple(dim if type(dim) is int else _size(dim, sizes) for dim in type_.shape)  # type: ignore[arg-type]
+    if prod(shape) > MOST_ELEMENTS:
+        message = f"input {value.name!r} has {prod(shape):,} elements; at most {MOST_ELEMENTS:,} are made up"
+        raise LadingError("T227", message, value.graph.name, "give smaller sizes")
+    return shape
 
 
 def _size(dim: Dim, sizes: Mapping[str, int]) -> int:
@@ -72,7 +80,7 @@ def _array(value: Value, shape: tuple[int, ...], rng: np.random.Generator) -> np
         return np.ones(shape, dtype.numpy)
     rows = _table_rows(value)
     if rows is not None:
-        return rng.integers(0, rows, shape).astype(dtype.numpy)
+        return rng.integers(0, max(rows, 1), shape).astype(dtype.numpy)
     if _is_position(value):
         return np.broadcast_to(np.arange(shape[-1] if shape else 1), shape or (1,)).reshape(shape).astype(dtype.numpy)
     return np.ones(shape, dtype.numpy)

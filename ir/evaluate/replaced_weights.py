@@ -8,11 +8,13 @@ differs. The product with the logits matrix is computed a piece of the vocabular
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
+from itertools import repeat
 
 import numpy as np
 
+from ir.base.executor import SERIAL
 from ir.evaluate.divergence import Divergence, PieceMeter, WindowMeter, combine
 from ir.evaluate.evaluator import Evaluator, Track
 from ir.evaluate.onnxruntime_session import give_memory_back
@@ -20,6 +22,7 @@ from ir.evaluate.segments import Segment
 from ir.evaluate.token_feeds import window_feeds
 from ir.facts.inputs import DynamicInputs
 from ir.graph.graph import Graph, Node, Value
+from ir.quant.weight import keep_all
 from ir.tensor.base import Tensor
 from ir.tensor.elementwise import cast
 from ir.tensor.rearranged import transposed
@@ -32,7 +35,7 @@ PIECE_BYTES = 16 << 20
 LEAST_PIECE = 256
 """Tokens in a piece of the logits matrix, at least."""
 POSITIONS = 128
-"""Positions that a thread compares at once."""
+"""Positions that a job compares at once."""
 TOKENS = 4096
 """Tokens of the vocabulary that are compared at once where logits are there as a whole."""
 
@@ -44,6 +47,7 @@ def divergences(
     *,
     memory_limit: int = 256 << 20,
     threads: int | None = None,
+    executor: Executor = SERIAL,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> list[Divergence]:
     """Distance of each variant's predictions from those of the graph as it is.
@@ -55,7 +59,8 @@ def divergences(
         variants: replaced constants; a table of the graph that is replaced changes the embedding rows that are fed.
         memory_limit: bytes of constants to hold at once. The values of all variants come on top: about ``positions x
             hidden size x 4`` bytes each.
-        threads: threads to compute with; None for one per processor.
+        threads: threads of the evaluation; None for one per processor.
+        executor: quantizes replacements of slow methods, and compares predictions.
         progress: called with (done, total, what).
 
     Raises:
@@ -63,7 +68,7 @@ def divergences(
         LadingError: Q437, Q438 the windows cannot be fed, and whatever evaluation and the replacements raise.
     """
     replaced = [_checked(graph, variant) for variant in variants]
-    return _Comparison(graph, windows, replaced, memory_limit, threads or os.cpu_count() or 1, progress).run()
+    return _Comparison(graph, windows, replaced, memory_limit, threads or os.cpu_count() or 1, executor, progress).run()
 
 
 def _checked(graph: Graph, variant: Variant) -> dict[str, Tensor]:
@@ -98,13 +103,14 @@ class _Comparison:
         variants: Sequence[dict[str, Tensor]],
         memory_limit: int,
         threads: int,
+        executor: Executor,
         progress: Callable[[int, int, str], None] | None,
     ) -> None:
         self.graph = graph
         self.windows = windows
         self.variants = variants
         self.progress = progress or (lambda done, total, what: None)
-        self.threads = threads
+        self.executor = executor
         self.memory_limit = memory_limit
         self.head = _head(graph)
         wanted = self.head.inputs[0] if self.head is not None else graph.outputs[0]
@@ -119,6 +125,7 @@ class _Comparison:
 
     def run(self) -> list[Divergence]:
         """Evaluate segment by segment, then compare."""
+        keep_all((tensor for variant in self.variants for tensor in variant.values()), self.executor)
         segments = self.evaluator.segments
         what, steps = f"comparing {len(self.variants)} variants", len(segments) + 1
         base = self.evaluator.track(window_feeds(self.graph, self.windows))
@@ -147,12 +154,11 @@ class _Comparison:
 
     def _compare(self, base: Track, finals: Sequence[Track]) -> list[Divergence]:
         """Distances from the last values of every version."""
-        with ThreadPoolExecutor(self.threads) as pool:
-            meters = [_Meters(window, len(finals), pool) for window in self.windows]
-            if self.head is None:
-                self._compare_logits(base, finals, meters)
-            else:
-                self._compare_products(base, finals, meters)
+        meters = [_Meters(window, len(finals), self.executor) for window in self.windows]
+        if self.head is None:
+            self._compare_logits(base, finals, meters)
+        else:
+            self._compare_products(base, finals, meters)
         return [combine([part for item in meters for part in item.results(n)]) for n in range(len(finals))]
 
     def _compare_logits(self, base: Track, finals: Sequence[Track], meters: Sequence[_Meters]) -> None:
@@ -207,11 +213,14 @@ def _vocabulary(tensor: Tensor, start: int, stop: int) -> np.ndarray:
 
 
 class _Meters:
-    """The meters of one window, one for each run of positions that a thread compares at once."""
+    """The meters of one window, one for each run of positions that a job compares at once.
 
-    def __init__(self, window: np.ndarray, versions: int, pool: Executor) -> None:
+    A job gives back the meter it was given, so that it may be done in another process.
+    """
+
+    def __init__(self, window: np.ndarray, versions: int, executor: Executor) -> None:
         ids = np.asarray(window).astype(np.int64)
-        self._pool = pool
+        self._executor = executor
         self._spans = [slice(at, min(at + POSITIONS, len(ids))) for at in range(0, len(ids), POSITIONS)]
         self._meters = [
             WindowMeter(span.stop - span.start, ids[span.start + 1 : span.stop + 1], versions) for span in self._spans
@@ -219,12 +228,12 @@ class _Meters:
 
     def add(self, start: int, reference: np.ndarray, versions: Iterable[np.ndarray]) -> None:
         """Count in one piece of the vocabulary."""
-        pieces = list(self._each(lambda meter, span: meter.add(start, reference[span])))
+        parts = [reference[span] for span in self._spans]
+        pieces = list(self._executor.map(WindowMeter.add, self._meters, repeat(start), parts))
         for number, logits in enumerate(versions):
-            list(self._pool.map(lambda piece, span, n=number, x=logits: piece.add(n, x[span]), pieces, self._spans))
-
-    def _each(self, act: Callable[[WindowMeter, slice], PieceMeter]) -> Iterator[PieceMeter]:
-        return self._pool.map(act, self._meters, self._spans)
+            parts = [logits[span] for span in self._spans]
+            pieces = list(self._executor.map(PieceMeter.add, pieces, repeat(number), parts))
+        self._meters = [piece.meter for piece in pieces]
 
     def results(self, version: int) -> list[dict[str, np.ndarray]]:
         """What `WindowMeter.results` gives, for each run of positions."""

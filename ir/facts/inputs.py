@@ -143,8 +143,10 @@ def table_rows(graph: Graph, name: str, ids: np.ndarray) -> np.ndarray:
     """
     value = graph.tables[name]
     unique, inverse = np.unique(ids, return_inverse=True)
-    from ir.quant.stored_weight import storage_of
+    from ir.quant.stored_weight import obstacle, storage_of
 
     weight = storage_of(value)
+    if weight is None:
+        raise ValueError(f"the table {name!r} is no stored weight: {obstacle(value)}")
     rows = np.concatenate([weight.dequantized_rows(int(i), int(i) + 1) for i in unique])
     return rows[inverse]

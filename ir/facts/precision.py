@@ -46,12 +46,14 @@ class PrecisionPlan(Fact):
     """True when the embedding rows are read from the stored logits matrix."""
     outcome: Outcome | None = None
     """What was measured of the plan; None when it was chosen by policy."""
+    rules: Mapping[str, str] = field(default_factory=dict)
+    """Which rule chose the storage of a constant, for people, by constant name."""
 
     def to_data(self) -> dict[str, Any]:
         """JSON-able form."""
         data: dict[str, Any] = {
             "tied": self.tied,
-            "storage": {key: asdict(item) for key, item in self.storage.items()},
+            "storage": {key: {**asdict(item), "rule": self.rules.get(key, "")} for key, item in self.storage.items()},
         }
         if self.outcome is not None:
             data["outcome"] = asdict(self.outcome)
@@ -61,7 +63,12 @@ class PrecisionPlan(Fact):
     def from_data(cls, data: Mapping[str, Any]) -> PrecisionPlan:
         """Inverse of `to_data`."""
         outcome = Outcome(**data["outcome"]) if "outcome" in data else None
-        return cls({key: Storage(**item) for key, item in data["storage"].items()}, data["tied"], outcome)
+        storage, rules = {}, {}
+        for name, item in data["storage"].items():
+            said = dict(item)
+            rules[name] = said.pop("rule")
+            storage[name] = Storage(**said)
+        return cls(storage, data["tied"], outcome, rules)
 
     def check(self, graph: Graph) -> list[Diagnostic]:
         """Every planned constant is still there or has become a stored one."""
@@ -80,7 +87,8 @@ class PrecisionPlan(Fact):
         now = followed(self.storage, renames)
         if not now:
             return self
-        return replace(self, storage={now.get(key, key): item for key, item in self.storage.items()})
+        storage = {now.get(key, key): item for key, item in self.storage.items()}
+        return replace(self, storage=storage, rules={now.get(key, key): rule for key, rule in self.rules.items()})
 
     def mentions(self, name: str) -> bool:
         """True for a planned weight."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
 
+from ir.base.diag import LadingError
 from ir.base.types import Dim, TensorType, ValueType
 from ir.graph.graph import Node, Value
 from ir.infer.inference import Inference
@@ -14,6 +16,9 @@ from ir.ops.registry import schema_of
 
 _WRONG_IN_ONNX = frozenset({"STFT"})
 """Operators for which ONNX (seen in 1.23) infers shapes that they do not produce."""
+_TERM = r"[A-Za-z]*(?:\.\.\.)?[A-Za-z]*"
+_EQUATION = re.compile(rf"{_TERM}(?:,{_TERM})*(?:->{_TERM})?").fullmatch
+"""The equations of Einsum; ONNX (seen in 1.23) never ends inferring the shape for others, such as ``ii.``."""
 _DATA_LIMIT = 1024
 """Constants of at most this many elements are shown to ONNX's inference, which reads shapes and axes from them."""
 
@@ -33,6 +38,8 @@ def infer_by_onnx(run: Inference, node: Node) -> tuple[ValueType | None, ...]:
     if schema is None:
         key = f"{node.op}:{node.overload}" if node.overload else node.op
         return _by_function(run, node) if key in run.root.functions else unknown
+    if node.op == "Einsum" and not _EQUATION(str(node._attrs.get("equation", "")).replace(" ", "")):
+        raise TypeMismatch(f"{node._attrs.get('equation')!r} is no equation of letters, '...', ',' and '->'")
     if not schema.has_type_and_shape_inference_function or node.op in _WRONG_IN_ONNX:
         return unknown
     return _by_schema(run, node, schema)
@@ -57,6 +64,8 @@ def _by_schema(run: Inference, node: Node, schema: Any) -> tuple[ValueType | Non
             opset_imports=[onnx.helper.make_opsetid(name, number) for name, number in _opsets(run).items()],
             ir_version=IR_VERSION,
         )
+    except LadingError as error:
+        raise TypeMismatch(error.diagnostics[0].message) from error
     except (InferenceError, onnx.checker.ValidationError, ValueError, RuntimeError) as error:
         if isinstance(error, InferenceError):
             raise TypeMismatch(str(error).strip().splitlines()[0]) from error
@@ -71,7 +80,11 @@ def _by_function(run: Inference, node: Node) -> tuple[ValueType | None, ...]:
     from ir.onnx.export import export_nodes, read_type
 
     inputs = list(dict.fromkeys(value for value in node.inputs if value is not None))
-    model = export_nodes(run.root, [node], [v for v in inputs if v.const is None], [], constants=lambda value: None)
+    fed = [value for value in inputs if value.const is None]
+    try:
+        model = export_nodes(run.root, [node], fed, [], constants=lambda value: None)
+    except LadingError as error:
+        raise TypeMismatch(error.diagnostics[0].message) from error
     # The recorded types of the results are not evidence.
     del model.graph.value_info[:]
     model = infer_shapes(model)

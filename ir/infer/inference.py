@@ -169,7 +169,7 @@ class Inference:
         if found is None:
             return recorded if recorded is not None else self._name(self.table.fresh())
         found = self.table.resolve(found)
-        if type(found) is int or found.name[0] != "?":
+        if type(found) is int or found.name[:1] != "?":
             return found
         if type(recorded) is int:
             return recorded
@@ -224,7 +224,7 @@ def conflict(recorded: TensorType, found: TensorType) -> str:
     for axis, (old, new) in enumerate(zip(recorded.shape, found.shape, strict=True)):
         if type(new) is int and (old != new if type(old) is int else not old.accepts(new)):  # type: ignore[union-attr]
             return f"axis {axis} differs"
-        if type(new) is Dim and type(old) is int and new.name[0] != "?" and not new.accepts(old):
+        if type(new) is Dim and type(old) is int and new.name[:1] != "?" and not new.accepts(old):
             return f"axis {axis} differs"
     return ""
 

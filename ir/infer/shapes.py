@@ -37,7 +37,7 @@ def shape_of(run: Inference, node: Node) -> ValueType | None:
 @rule("Constant")
 def constant(run: Inference, node: Node) -> ValueType | None:
     for name, value in node._attrs.items():
-        if name in ("value", "sparse_value"):
+        if name == "value":
             return value.type
         if name in ("value_int", "value_ints"):
             return TensorType(I64, (len(value),) if name.endswith("s") else ())

@@ -41,7 +41,7 @@ class SymbolTable:
 
     def resolve(self, extent: Extent) -> Extent:
         """The extent under its final name, when it has got one."""
-        if type(extent) is Dim and extent.name[0] == "?":
+        if type(extent) is Dim and extent.name[:1] == "?":
             return self._bound.get(extent.name, extent)
         return extent
 
@@ -70,7 +70,7 @@ class SymbolTable:
         meaning = self._own_meaning(pending)
         if known is None or known == meaning:
             return True
-        if named.name not in self._free or any(name[0] == "?" for term in meaning for name in term):
+        if named.name not in self._free or any(name[:1] == "?" for term in meaning for name in term):
             return False
         difference = dict(meaning)
         difference[(named.name,)] = difference.get((named.name,), 0) - 1

@@ -157,7 +157,7 @@ def _extreme(op: str, a: Extent, b: Extent) -> Extent | None:
     for one, other in ((a, b), (b, a)):
         low = one if type(one) is int else one.low
         high = other if type(other) is int else other.high
-        if high is not None and low >= high and (type(one) is int or one.name[0] != "?"):
+        if high is not None and low >= high and (type(one) is int or one.name[:1] != "?"):
             return one if op == "Max" else other
     return None
 

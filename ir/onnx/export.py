@@ -11,7 +11,9 @@ import os
 import tempfile
 from base64 import b64decode
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +37,35 @@ SMALL_BYTES = 1024
 _ALIGNMENT = 4096
 
 Constants = Callable[[Value], "onnx.TensorProto | None"]
+
+
+@contextmanager
+def fits(item: Node | Graph) -> Iterator[None]:
+    """Writing of a node or graph as a message, with a coded error for what messages cannot hold.
+
+    These are integers of more than 64 bits, lone surrogates, and lists of several kinds.
+
+    Raises:
+        LadingError: T232.
+    """
+    try:
+        yield
+    except (ValueError, OverflowError) as error:
+        from ir.graph.describe import describe
+
+        where = describe(item) if isinstance(item, Node) else f"graph {item.name!r}"
+        raise LadingError("T232", f"ONNX has no place for this: {error}", where) from error
+
+
+def fitting(write: Callable[[Any, Any, Any], None]) -> Callable[[Any, Any, Any], None]:
+    """A method that writes a node or graph, its last argument, within `fits`."""
+
+    @wraps(write)
+    def method(self: Any, proto: Any, item: Any) -> None:
+        with fits(item):
+            write(self, proto, item)
+
+    return method
 
 
 def to_model(
@@ -173,6 +204,7 @@ class Exporter:
         if type_ is not None:
             write_type(proto.type, type_, self.opsets[""])
 
+    @fitting
     def node(self, proto: onnx.NodeProto, node: Node) -> None:
         """Write a node, and the function that defines it when its domain is not ONNX's."""
         proto.op_type, proto.domain, proto.name = node.op_type, node.domain, node.name
@@ -219,10 +251,13 @@ class Exporter:
             (proto.sparse_tensors.add() if many else proto.sparse_tensor).CopyFrom(item)
         else:
             item = item.encode() if isinstance(item, str) else item
-            if many:
-                getattr(proto, name).append(item)
-            else:
-                setattr(proto, name, item)
+            try:
+                if many:
+                    getattr(proto, name).append(item)
+                else:
+                    setattr(proto, name, item)
+            except TypeError as error:
+                raise ValueError(f"{item!r} in attribute {proto.name!r}: {error}") from error
 
     # ---- functions ----
 
@@ -466,6 +501,8 @@ __all__ = [
     "declared_kind",
     "export_nodes",
     "external_constants",
+    "fits",
+    "fitting",
     "layout_external",
     "onnx_bytes",
     "onnx_dtype",

@@ -1,8 +1,7 @@
 """Results that took long, kept on disk: a weight is quantized once, and every later reader maps the file.
 
-A file is named by a digest of everything its bytes follow from, appears complete or not at all, and carries a checksum;
-one that is damaged is made again. Statistics that were read lately are held in memory, since neighbouring weights share
-them.
+An entry of the store is named by a digest of everything its bytes follow from. Statistics that were read lately are held
+in memory, since neighbouring weights share them.
 """
 
 from __future__ import annotations
@@ -10,23 +9,22 @@ from __future__ import annotations
 import json
 import os
 import threading
-import zlib
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from ir.base.cache import cache_folder, whole_file
 from ir.base.diag import LadingError
-from ir.quant.spec import Blocks, QuantSpec
+from ir.base.store import Store
+from ir.quant.methods.base import Blocks
 from ir.quant.statistics.moments import Moments, MomentStore
+from ir.quant.storage import Storage
 
-HEADER = 64
-MAGIC = b"LADINGQ1"
+FORMAT = "quantized 2"
+"""Part of every key; another one when files are laid out otherwise."""
 CHUNK_WEIGHTS = 1 << 21
 """Weights that one thread quantizes at a time."""
 HELD_MOMENTS = 256 << 20
@@ -77,8 +75,8 @@ def loaded_moments(key: str) -> Moments:
     Raises:
         LadingError: Q430 they are not there or damaged.
     """
-    store = MomentStore()
-    return _MOMENTS.get((str(store.folder), key), lambda: store.load(key))
+    found = MomentStore()
+    return _MOMENTS.get((found.store, key), lambda: found.load(key))
 
 
 class Shape(NamedTuple):
@@ -118,95 +116,77 @@ class Shape(NamedTuple):
         )
 
 
-def shape_of(rows: int, columns: int, spec: QuantSpec) -> Shape:
-    """Sizes of what a spec makes of a matrix."""
-    zero = None if spec.symmetric else np.dtype(np.int8 if spec.zero == "int" else np.float32)
-    return Shape(rows, columns, spec.blocks(columns), zero)
+def shape_of(rows: int, columns: int, storage: Storage) -> Shape:
+    """Sizes of a matrix that is stored so."""
+    zero = None if storage.symmetric else np.dtype(np.int8 if storage.zero == "int" else np.float32)
+    return Shape(rows, columns, storage.blocks(columns), zero)
 
 
-def result_key(source: str, spec: QuantSpec, version: int) -> str:
+def result_key(source: str, storage: Storage, moments: str, version: int) -> str:
     """Name of a result: digest of the numbers quantized (`source` is theirs), how, and by which version of the method.
 
-    `spec` names the statistics by their key.
+    `moments` is the key of the statistics, empty for none.
     """
-    storage = [spec.bits, spec.block, spec.symmetric, spec.zero, spec.method, spec.scale, spec.moments]
-    text = json.dumps([MAGIC.decode(), source, storage, version])
+    how = [storage.bits, storage.block, storage.symmetric, storage.zero, storage.method, storage.scale, moments]
+    text = json.dumps([FORMAT, source, how, version])
     return blake2b(text.encode(), digest_size=20).hexdigest()
 
 
-_WORKING = threading.Lock()
+def ranges_of(shape: Shape, workers: int) -> list[tuple[int, int]]:
+    """The rows of a weight in ranges that are quantized at a time, at least one for each worker."""
+    step = max(1, min(CHUNK_WEIGHTS // max(1, shape.columns), -(-shape.rows // workers)))
+    return [(start, min(shape.rows, start + step)) for start in range(0, shape.rows, step)]
 
 
-def kept_blocks(key: str, shape: Shape, quantize: Callable[[int, int], Blocks]) -> Blocks:
-    """A whole quantized weight, mapped from disk; made first when no sound file is there.
-
-    One weight is quantized at a time, which bounds memory, its rows in as many threads as there are processors. Who
-    asks for one that is being made waits.
+def find_blocks(store: Store, key: str, shape: Shape) -> Blocks | None:
+    """A whole quantized weight, mapped from disk; None when the store has no sound one.
 
     Args:
+        store: where it is kept.
         key: from `result_key`.
         shape: sizes of the result.
-        quantize: gives a range of rows; called from several threads.
-
-    Raises:
-        LadingError: Q441 no room or no permission, and what `quantize` raises.
     """
-    path = cache_folder() / "quantized" / f"{key}.bin"
-    found = _read(path, shape)
-    if found is not None:
-        return shape.split(found)
-    with _WORKING:
-        found = _read(path, shape)
-        if found is None:
-            _write(path, shape, quantize)
-            found = _read(path, shape)
-    if found is None:
-        raise LadingError("Q441", "a quantized weight changed while it was written", where=str(path))
-    return shape.split(found)
-
-
-def _read(path: Path, shape: Shape) -> np.ndarray | None:
-    """The bytes of a result, or None when there is no such file or it is not whole."""
+    kept = store.find(_name(key))
+    if kept is None or kept.size != shape.nbytes:
+        return None
     try:
-        data = np.memmap(path, np.uint8, "r")
+        data = np.memmap(kept.path, np.uint8, "r", shape=(kept.size,))
     except (OSError, ValueError):
         return None
-    if data.size != HEADER + shape.nbytes or data[: len(MAGIC)].tobytes() != MAGIC:
-        return None
-    body = np.asarray(data)[HEADER:]
-    return body if zlib.crc32(body) == int(data[8:12].view("<u4")[0]) else None
+    return shape.split(np.asarray(data))
 
 
-def _write(path: Path, shape: Shape, quantize: Callable[[int, int], Blocks]) -> None:
-    with whole_file(path, "Q441", "a quantized weight") as scratch:
-        with scratch.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, HEADER + shape.nbytes)
-        data = np.memmap(scratch, np.uint8, "r+")
-        body = np.asarray(data)[HEADER:]
-        _fill(shape, shape.split(body), quantize)
-        data[: len(MAGIC)] = np.frombuffer(MAGIC, np.uint8)
-        data[8:12].view("<u4")[0] = zlib.crc32(body)
-        data.flush()
+def make_blocks(store: Store, key: str, shape: Shape, fill: Callable[[Path], None]) -> Blocks:
+    """Quantize a whole weight and keep it.
+
+    Args:
+        store, key, shape: as for `find_blocks`.
+        fill: writes to a file of the right size that holds zeros.
+
+    Raises:
+        LadingError: Q441 no room or no permission, and what `fill` raises.
+    """
+    with store.holding():
+        with store.put(_name(key), "Q441", "a quantized weight") as scratch:
+            with scratch.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, shape.nbytes)
+            fill(scratch)
+        found = find_blocks(store, key, shape)
+    if found is None:
+        raise LadingError("Q441", "a quantized weight vanished or changed while it was written", where=_name(key))
+    return found
 
 
-def _fill(shape: Shape, out: Blocks, quantize: Callable[[int, int], Blocks]) -> None:
-    processors = len(os.sched_getaffinity(0))
-    step = max(1, min(CHUNK_WEIGHTS // max(1, shape.columns), -(-shape.rows // processors)))
+def write_rows(path: Path, shape: Shape, start: int, part: Blocks) -> None:
+    """Put quantized rows, from row `start` on, to their places in the file of the whole weight."""
+    stop = start + len(part.codes)
+    data = np.memmap(path, np.uint8, "r+", shape=(shape.nbytes,))
+    out = shape.split(np.asarray(data))
+    out.codes[start:stop] = part.codes
+    out.scale[start:stop] = part.scale
+    if out.zero is not None:
+        out.zero[start:stop] = part.zero
 
-    def work(start: int) -> None:
-        stop = min(shape.rows, start + step)
-        part = quantize(start, stop)
-        out.codes[start:stop] = part.codes
-        out.scale[start:stop] = part.scale
-        if out.zero is not None:
-            out.zero[start:stop] = part.zero
 
-    starts = range(0, shape.rows, step)
-    workers = min(len(starts), processors)
-    if workers < 2:
-        for start in starts:
-            work(start)
-        return
-    with ThreadPoolExecutor(workers, "quantize") as executor:
-        for done in [executor.submit(work, start) for start in starts]:
-            done.result()
+def _name(key: str) -> str:
+    return f"quantized/{key}"

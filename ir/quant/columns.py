@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ir.quant.form import Form, Numbers
-from ir.quant.spec import Scratch
+from ir.quant.methods.base import Scratch
 
 PIECE = 1 << 16
 """Weights searched at a time: several arrays of them fit the second-level cache."""
@@ -98,7 +98,7 @@ def search_blocks(
         NotFinite, OutOfScale: as methods do.
     """
     count, length = rows.shape
-    per_row = form.spec.blocks(length)
+    per_row = form.storage.blocks(length)
     block = length // per_row if per_row else 1
     values = rows.reshape(count * per_row, block)
     if not values.size:

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ir.quant.methods.base import Blocks, Scratch
 from ir.quant.methods.rtn import block_numbers, require_finite, stored, stored_scale
-from ir.quant.spec import Blocks, QuantSpec, Scratch
+from ir.quant.storage import Storage
 
 
 class Numbers(NamedTuple):
@@ -34,13 +35,13 @@ class Numbers(NamedTuple):
 
 
 class Form:
-    """What a spec lets the numbers of a block be."""
+    """What a storage lets the numbers of a block be."""
 
-    def __init__(self, spec: QuantSpec) -> None:
-        self.spec = spec
-        self.low = np.float32(spec.low)
-        self.high = np.float32(spec.high)
-        self.kind = "symmetric" if spec.symmetric else spec.zero
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        self.low = np.float32(storage.low)
+        self.high = np.float32(storage.high)
+        self.kind = "symmetric" if storage.symmetric else storage.zero
 
     def nearest(self, low: np.ndarray, high: np.ndarray, per_row: int) -> Numbers:
         """What round to nearest takes for blocks with these extremes, float32 vectors of blocks, `per_row` to a row.
@@ -51,7 +52,7 @@ class Form:
         if self.kind != "float":
             low, high = np.minimum(low, np.float32(0)), np.maximum(high, np.float32(0))
         with np.errstate(over="ignore", invalid="ignore"):
-            found = block_numbers(low, high, self.spec)
+            found = block_numbers(low, high, self.storage)
         require_finite(found, low, high, per_row)
         if found.zero is None:
             return Numbers(found.scale, np.zeros_like(found.scale), None)
@@ -62,11 +63,11 @@ class Form:
     def project(self, scale: np.ndarray, zero: np.ndarray) -> Numbers:
         """The storable numbers next to wished ones; what cannot be stored comes out infinite."""
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            size = stored_scale(np.abs(scale).astype(np.float32, copy=False), self.spec)
+            size = stored_scale(np.abs(scale).astype(np.float32, copy=False), self.storage)
             if self.kind == "symmetric":
                 return Numbers(np.copysign(size, scale).astype(np.float32), np.zeros_like(size), None)
             if self.kind == "float":
-                return Numbers(size, stored(zero.astype(np.float32, copy=False), self.spec), None)
+                return Numbers(size, stored(zero.astype(np.float32, copy=False), self.storage), None)
             point = np.clip(np.rint(-zero / size), self.low, self.high).astype(np.float32, copy=False)
             return Numbers(size, np.negative(point * size), point)
 

@@ -1,33 +1,47 @@
-"""Weights that somebody else quantized: codes, scales and zeros are read from a file as they are and kept bit for bit.
+"""Weights that somebody else quantized: codes, scales and zeros are taken as they are and kept bit for bit.
 
 Such a matrix is a `QuantizedWeight` like any other, of the method ``stored``: its source is not a float matrix that is
-rounded but a `StoredCodes`, which hands its codes out. Codes lie in one stream of unsigned numbers, most significant
-bit first, and scales or (zero, scale) pairs for each block of a row.
+rounded but an `Encoded`, which hands its codes out. `StoredCodes` reads one stream of unsigned numbers, most significant
+bit first, and scales or (zero, scale) pairs for each block of a row; `GivenCodes` reads tensors of their own.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from ir.base.diag import LadingError
-from ir.base.types import F16, F32, DType, TensorType
+from ir.base.types import BF16, F16, F32, DType, TensorType
+from ir.quant.methods.base import Blocks, QuantMethod, Scratch, dequantize
 from ir.quant.statistics.moments import Moments
-from ir.quant.weight import (
-    Blocks,
-    QuantizedWeight,
-    QuantMethod,
-    QuantSpec,
-    Scratch,
-    shared_quantized,
-)
-from ir.tensor.base import Derived, Tensor
+from ir.quant.storage import Storage
+from ir.quant.weight import QuantizedWeight, shared_quantized
+from ir.tensor.base import Derived, Tensor, refuse
 
 NAME = "stored"
 """Name of the method of such weights."""
 
 
-class StoredCodes(Derived):
-    """A float matrix ``f32[rows, columns]`` that exists as codes and scales only; `stored_blocks` gives those."""
+class Encoded(Derived):
+    """A float matrix ``f32[rows, columns]`` that exists as codes and scales only."""
+
+    @property
+    def storage(self) -> Storage:
+        """How the matrix is stored."""
+        raise NotImplementedError
+
+    def stored_blocks(self, start: int, stop: int) -> Blocks:
+        """Codes, scales and zeros of a row range in arrays of their own."""
+        raise NotImplementedError
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Real values, ``codes * scale + zero`` in float32."""
+        return dequantize(self.stored_blocks(start, stop))
+
+
+class StoredCodes(Encoded):
+    """A matrix whose codes are one stream, with its scales and zeros in one table."""
 
     name = "stored_codes"
 
@@ -35,6 +49,19 @@ class StoredCodes(Derived):
         self.codes, self.alpha, self.bits, self.low = codes, alpha, bits, low
         self.pairs = alpha.type.rank == 3
         super().__init__(TensorType(F32, (rows, columns)), codes, alpha, rows=rows, columns=columns, bits=bits, low=low)
+
+    @property
+    def storage(self) -> Storage:
+        """How the matrix is stored, as it was read."""
+        blocks: int = self.alpha.type.shape[1]  # type: ignore[index,assignment]
+        return Storage(
+            bits=self.bits,
+            block=self.row_size // blocks if blocks > 1 else 0,
+            symmetric=not self.pairs,
+            zero="float",
+            scale="f16" if self.alpha.type.dtype == F16 else "f32",
+            method=NAME,
+        )
 
     def stored_blocks(self, start: int, stop: int) -> Blocks:
         """Codes, scales and zeros of a row range in arrays of their own."""
@@ -51,14 +78,98 @@ class StoredCodes(Derived):
             zero = zero - np.float32(self.low) * scale
         return Blocks(codes.reshape(stop - start, columns), scale, zero)
 
-    def rows(self, start: int, stop: int) -> np.ndarray:
-        """Real values, ``codes * scale + zero`` in float32."""
-        part = self.stored_blocks(start, stop)
-        count, blocks = part.scale.shape
-        wide = part.codes.reshape(count, blocks, -1).astype(np.float32) * part.scale[:, :, None]
-        if part.zero is not None:
-            wide += part.zero[:, :, None]
-        return wide.reshape(count, -1)
+
+class GivenCodes(Encoded):
+    """A matrix whose codes, scales and zeros are tensors, as the constants of a dequantization are."""
+
+    name = "given_codes"
+
+    def __init__(self, codes: Tensor, scale: Tensor, zero: Tensor | None) -> None:
+        self.codes, self.scale, self.zero = codes, scale, zero
+        parts = (codes, scale) if zero is None else (codes, scale, zero)
+        super().__init__(TensorType(F32, codes.type.shape), *parts)
+
+    @property
+    def storage(self) -> Storage:
+        """How the matrix is stored: as it is given, with unsigned codes and their zeros shifted to signed ones.
+
+        Scales in half precision count as float32, which every number of theirs is.
+        """
+        blocks: int = self.scale.type.shape[1] if self.scale.type.rank == 2 else 1  # type: ignore[index,assignment]
+        return Storage(
+            bits=self.codes.type.dtype.bits,
+            block=self.row_size // blocks if blocks > 1 else 0,
+            symmetric=self.zero is None and self.codes.type.dtype.kind == "i",
+            zero="float" if self.zero is not None and self.zero.type.dtype.is_float else "int",
+            scale="f32",
+            method=NAME,
+        )
+
+    def stored_blocks(self, start: int, stop: int) -> Blocks:
+        """Codes, scales and zeros of a row range in arrays of their own.
+
+        Raises:
+            LadingError: Q402 for a scale or zero that is NaN or infinite.
+        """
+        self._bounds(start, stop)
+        scale = self._numbers(self.scale, start, stop).astype(np.float32)
+        zero = self._zeros(scale.shape, start, stop)
+        sound = np.isfinite(scale) if zero is None else np.isfinite(scale) & np.isfinite(zero)
+        if not sound.all():
+            row = start + int(np.nonzero(~sound.all(axis=1))[0][0])
+            raise LadingError("Q402", f"row {row} has a scale or zero that is NaN or infinite", where=self.scale.loc)
+        return Blocks(self._signed(self.codes.rows(start, stop)), scale, zero)
+
+    def _zeros(self, shape: tuple[int, ...], start: int, stop: int) -> np.ndarray | None:
+        if self.zero is not None:
+            found = self._numbers(self.zero, start, stop)
+            return found.astype(np.float32) if self.zero.type.dtype.is_float else self._signed(found)
+        return None if self.codes.type.dtype.kind == "i" else self._signed(np.zeros(shape, np.uint8))
+
+    def _signed(self, numbers: np.ndarray) -> np.ndarray:
+        """Codes or zero points as int8; those of unsigned types move down by half their range."""
+        dtype = self.codes.type.dtype
+        if dtype.kind == "i":
+            return numbers.astype(np.int8, order="C")
+        return (numbers.astype(np.uint8, order="C") - np.uint8(1 << (dtype.bits - 1))).view(np.int8)
+
+    @staticmethod
+    def _numbers(tensor: Tensor, start: int, stop: int) -> np.ndarray:
+        """Numbers of blocks ``[stop - start, blocks]``, whether given for blocks, rows or the whole matrix."""
+        if tensor.type.rank == 2:
+            return tensor.rows(start, stop)
+        found = tensor.load().reshape(-1)
+        found = np.repeat(found, stop - start) if found.size == 1 else found[start:stop]
+        return found[:, None]
+
+
+def given_codes(codes: Tensor, scale: Tensor, zero: Tensor | None = None) -> GivenCodes:
+    """The recipe ``given_codes``.
+
+    Args:
+        codes: integers of 2 to 8 bits ``[rows, columns]``.
+        scale: f32, f16 or bf16: one number, ``[rows]`` or ``[rows, blocks]``; the blocks divide the columns.
+        zero: of the shape of the scales: zero points of the type of the codes, or for signed codes real values of code
+            0 as float32; None for codes without zeros.
+
+    Raises:
+        LadingError: T254 types or shapes that do not fit.
+    """
+    kind, given = codes.type.dtype, [item for item in (codes, scale, zero) if item is not None]
+    if codes.type.rank != 2 or not kind.is_integer or not 2 <= kind.bits <= 8:
+        raise refuse("given_codes", "codes are a matrix of integers of 2 to 8 bits", *given)
+    if scale.type.dtype not in (F32, F16, BF16):
+        raise refuse("given_codes", "scales are f32, f16 or bf16", *given)
+    rows, columns = codes.row_count, codes.row_size
+    shape = tuple(int(size) for size in scale.type.shape)  # type: ignore[union-attr,arg-type]
+    blocked = len(shape) == 2 and shape[0] == rows and shape[1] > 0 and columns % shape[1] == 0
+    if not blocked and shape not in ((), (1,), (rows,)):
+        raise refuse("given_codes", "scales are for blocks of equal length along the rows, rows or the whole", *given)
+    if zero is not None and zero.type.shape != shape:
+        raise refuse("given_codes", "zeros have the shape of the scales", *given)
+    if zero is not None and zero.type.dtype != kind and not (zero.type.dtype == F32 and kind.kind == "i"):
+        raise refuse("given_codes", "zeros have the type of the codes, or are real values beside signed codes", *given)
+    return GivenCodes(codes, scale, zero)
 
 
 def unpack(raw: np.ndarray, bits: int, skip: int, count: int) -> np.ndarray:
@@ -98,15 +209,13 @@ def stored_codes(codes: Tensor, alpha: Tensor, rows: int, columns: int, bits: in
     return StoredCodes(codes, alpha, rows, columns, bits, low)
 
 
-def stored_weight(source: StoredCodes, scale: str = "") -> QuantizedWeight:
+def stored_weight(source: Encoded, scale: str = "") -> QuantizedWeight:
     """The matrix as a quantized weight that is written as it was read.
 
     `scale` is ``f32`` or ``f16``, in which scales are written; empty keeps their type. Widening changes no number.
     """
-    kind = scale or ("f16" if source.alpha.type.dtype == F16 else "f32")
-    block = source.row_size // source.alpha.type.shape[1]  # type: ignore[index]
-    spec = QuantSpec(source.bits, 0 if block == source.row_size else block, not source.pairs, "float", NAME, kind)
-    return shared_quantized(source, spec)
+    how = source.storage
+    return shared_quantized(source, replace(how, scale=scale) if scale else how)  # type: ignore[arg-type]
 
 
 class _Stored(QuantMethod):
@@ -115,9 +224,9 @@ class _Stored(QuantMethod):
     name = NAME
     accepts: frozenset[DType] = frozenset({F32})
 
-    def quantize(self, rows: np.ndarray, spec: QuantSpec, scratch: Scratch, moments: Moments | None) -> Blocks:
+    def quantize(self, rows: np.ndarray, storage: Storage, scratch: Scratch, moments: Moments | None) -> Blocks:
         raise LadingError("F640", "the method 'stored' keeps codes that exist and cannot make any")
 
 
 METHOD = _Stored()
-"""The row of `ir.quant.spec.METHODS`."""
+"""The row of `ir.quant.methods.base.METHODS`."""

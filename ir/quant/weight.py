@@ -1,42 +1,49 @@
 """Block quantization of weights: the lazy recipe that backends evaluate row range by row range.
 
-What a quantized weight is and what methods promise stands in `ir.quant.spec`; the methods are `ir.quant.methods.rtn`
-and its neighbours. Everything that others need can be imported from here.
+How it is stored is a `Storage`; what methods promise stands in `ir.quant.methods.base`, and the methods are
+`ir.quant.methods.rtn` and its neighbours. Everything that others need can be imported from here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy as np
 
 from ir.base.diag import LadingError, suggest
+from ir.base.executor import SERIAL, run_jobs
+from ir.base.store import Store, default_store, using_store
 from ir.base.types import F32, TensorType, int_type
-from ir.quant.cache import kept_blocks, loaded_moments, result_key, shape_of
-from ir.quant.spec import (
+from ir.quant.cache import Shape, find_blocks, loaded_moments, make_blocks, ranges_of, result_key, shape_of, write_rows
+from ir.quant.methods.base import (
     METHODS,
     Blocks,
     Needs,
     NotFinite,
     OutOfScale,
     QuantMethod,
-    QuantSpec,
     Scratch,
     dequantize,
-    fit_block,
     real_zero,
     thread_scratch,
 )
 from ir.quant.statistics.moments import Moments
+from ir.quant.storage import Storage
 from ir.tensor.base import Derived, Tensor
 from ir.tensor.elementwise import convert
 from ir.tensor.identity import tensor_identity
 
 PIECE_WEIGHTS = 1 << 19
+
+_READING = threading.Lock()
 
 
 class QuantizedWeight:
@@ -44,30 +51,37 @@ class QuantizedWeight:
 
     Attributes:
         source: the float matrix.
-        spec: how it is quantized.
+        storage: how it is quantized.
+        moments: key of the statistics of the input features in the `MomentStore`; empty for none.
         blocks: blocks per row.
     """
 
-    def __init__(self, source: Tensor, spec: QuantSpec) -> None:
-        """Raises LadingError: Q401 block, Q404 unknown method, Q405 not a float matrix, Q440 no statistics."""
+    def __init__(self, source: Tensor, storage: Storage, moments: str = "") -> None:
+        """Raises LadingError: Q400 a storage of floats, Q401 block, Q404 unknown method, Q405 not a float matrix, Q440 no
+        statistics."""
+        if not storage.is_integer:
+            raise LadingError("Q400", f"bits={storage.bits}: codes have 2 to 8 bits", where=source.loc)
         if source.type.rank != 2 or not source.type.dtype.is_float:
             raise LadingError("Q405", f"only float matrices can be quantized, not {source.type}", where=source.loc)
-        if spec.method not in METHODS:
-            hint = suggest(spec.method, list(METHODS)) or f"known: {', '.join(sorted(METHODS))}"
-            raise LadingError("Q404", f"unknown quantization method {spec.method!r}", hint=hint)
-        if METHODS[spec.method].needs == "second-moments" and not spec.moments:
-            message = f"the method {spec.method!r} needs statistics of what flows into the weight, and there are none"
+        if storage.method not in METHODS:
+            hint = suggest(storage.method, list(METHODS)) or f"known: {', '.join(sorted(METHODS))}"
+            raise LadingError("Q404", f"unknown quantization method {storage.method!r}", hint=hint)
+        if METHODS[storage.method].needs == "second-moments" and not moments:
+            message = (
+                f"the method {storage.method!r} needs statistics of what flows into the weight, and there are none"
+            )
             hint = "put the pass calibrate, with a calibration text, before assign-precision"
             raise LadingError("Q440", message, where=source.loc, hint=hint)
         self.source = source
-        self.spec = spec
-        self.blocks = _blocks_of(source, spec)
+        self.storage = storage
+        self.moments = moments
+        self.blocks = _blocks_of(source, storage)
 
     def __repr__(self) -> str:
-        return f"<QuantizedWeight {self.source.type} {self.spec} {self.source.loc}>"
+        return f"<QuantizedWeight {self.source.type} {self.storage} {self.source.loc}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return shared_quantized, (self.source, self.spec)
+        return shared_quantized, (self.source, self.storage, self.moments)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -77,7 +91,7 @@ class QuantizedWeight:
     @cached_property
     def codes(self) -> Tensor:
         """i{bits}[out, in]."""
-        return _Codes(self, TensorType(int_type(self.spec.bits), self.shape))
+        return _Codes(self, TensorType(int_type(self.storage.bits), self.shape))
 
     @cached_property
     def scale(self) -> Tensor:
@@ -87,9 +101,9 @@ class QuantizedWeight:
     @cached_property
     def zero_point(self) -> Tensor | None:
         """i{bits}[out, blocks] zero points, f32[out, blocks] real zeros, or None when symmetric."""
-        if self.spec.symmetric:
+        if self.storage.symmetric:
             return None
-        kind = int_type(self.spec.bits) if self.spec.zero == "int" else F32
+        kind = int_type(self.storage.bits) if self.storage.zero == "int" else F32
         return _Zero(self, TensorType(kind, (self.shape[0], self.blocks)))
 
     def dequantized(self) -> Tensor:
@@ -126,20 +140,44 @@ class QuantizedWeight:
         kept = self._kept
         return lambda start, stop: Blocks(*[None if part is None else part[start:stop] for part in kept])
 
+    def keep(self, executor: Executor) -> None:
+        """Quantize all rows now, on an executor, and keep the result where reading looks for it.
+
+        Reading a weight of a slow method would do the same in the thread that reads. Nothing happens for other methods,
+        and where the result is kept already. Errors are those of `pieces`.
+        """
+        if self.is_slow and self.shape[0] * self.shape[1]:
+            self.__dict__["_kept"] = self._whole(executor)
+
     @cached_property
     def _kept(self) -> Blocks:
-        key = result_key(tensor_identity(self.source), self.spec, METHODS[self.spec.method].version)
-        return kept_blocks(key, shape_of(*self.shape, self.spec), self._quantize)
+        # One weight at a time, which bounds memory; who asks for one that is being made waits.
+        with _READING:
+            return self._whole(SERIAL)
+
+    def _whole(self, executor: Executor) -> Blocks:
+        key = result_key(tensor_identity(self.source), self.storage, self.moments, METHODS[self.storage.method].version)
+        store, shape = default_store(), shape_of(*self.shape, self.storage)
+        found = find_blocks(store, key, shape)
+        if found is not None:
+            return found
+
+        def fill(path: Path) -> None:
+            ranges = ranges_of(shape, len(os.sched_getaffinity(0)))
+            for _ in run_jobs(executor, _fill_rows, [_RowsJob(self, store, path, shape, *rows) for rows in ranges]):
+                pass
+
+        return make_blocks(store, key, shape, fill)
 
     @property
     def is_slow(self) -> bool:
         """True when reading any row quantizes all of them first, or maps what was kept of that."""
-        return METHODS[self.spec.method].slow and not hasattr(self.source, "stored_blocks")
+        return METHODS[self.storage.method].slow and not hasattr(self.source, "stored_blocks")
 
-    def _moments(self, method: QuantMethod) -> Moments | None:
-        if method.needs == "nothing" or not self.spec.moments:
+    def _statistics(self, method: QuantMethod) -> Moments | None:
+        if method.needs == "nothing" or not self.moments:
             return None
-        moments = loaded_moments(self.spec.moments)
+        moments = loaded_moments(self.moments)
         if moments.features != self.shape[1]:
             message = f"statistics of {moments.features} features do not fit {self.source.type}"
             raise LadingError("Q442", message, where=self.source.loc, hint="calibrate the model that is compiled")
@@ -147,7 +185,7 @@ class QuantizedWeight:
 
     def _quantize(self, start: int, stop: int) -> Blocks:
         rows = self.source.rows(start, stop)
-        if self.source.type.dtype not in METHODS[self.spec.method].accepts:
+        if self.source.type.dtype not in METHODS[self.storage.method].accepts:
             rows = convert(rows, F32, self.source.loc)
         return self.quantize_rows(rows, range(start, stop))
 
@@ -157,9 +195,9 @@ class QuantizedWeight:
         They come out as they do in the whole. `places` says which they are, for errors, which are those of `pieces`.
         The arrays may lie in the thread's scratch memory.
         """
-        method = METHODS[self.spec.method]
+        method = METHODS[self.storage.method]
         try:
-            return method.quantize(rows, self.spec, thread_scratch(), self._moments(method))
+            return method.quantize(rows, self.storage, thread_scratch(), self._statistics(method))
         except NotFinite as error:
             message = f"row {places[error.row]} has NaN or infinity"
             hint = "the checkpoint is damaged, or keep this weight in 16 bits"
@@ -174,8 +212,8 @@ class QuantizedWeight:
         codes = np.empty((count, self.shape[1]), np.int8)
         scale = np.empty((count, self.blocks), np.float32)
         zero = None
-        if not self.spec.symmetric:
-            zero = np.empty(scale.shape, np.int8 if self.spec.zero == "int" else np.float32)
+        if not self.storage.symmetric:
+            zero = np.empty(scale.shape, np.int8 if self.storage.zero == "int" else np.float32)
         for first, last, part in self.pieces(start, stop):
             codes[first - start : last - start] = part.codes
             scale[first - start : last - start] = part.scale
@@ -184,9 +222,26 @@ class QuantizedWeight:
         return Blocks(codes, scale, zero)
 
 
-def _blocks_of(source: Tensor, spec: QuantSpec) -> int:
+@dataclass(frozen=True)
+class _RowsJob:
+    """Quantize rows `start` to `stop` into the file of the whole weight; plain data, for executors of any kind."""
+
+    weight: QuantizedWeight
+    store: Store
+    path: Path
+    shape: Shape
+    start: int
+    stop: int
+
+
+def _fill_rows(job: _RowsJob) -> None:
+    with using_store(job.store):
+        write_rows(job.path, job.shape, job.start, job.weight._quantize(job.start, job.stop))
+
+
+def _blocks_of(source: Tensor, storage: Storage) -> int:
     try:
-        return spec.blocks(source.type.shape[1])  # type: ignore[index,arg-type]
+        return storage.blocks(source.type.shape[1])  # type: ignore[index,arg-type]
     except LadingError as error:
         found = error.diagnostics[0]
         raise LadingError(found.code, found.message, where=source.loc, hint=found.hint) from error
@@ -196,9 +251,17 @@ class _Part(Derived):
     """One of the tensors of a quantized weight."""
 
     def __init__(self, parent: QuantizedWeight, type: TensorType) -> None:
-        described = asdict(parent.spec)
-        if not parent.spec.moments:
-            del described["moments"]
+        how = parent.storage
+        described = {
+            "bits": how.bits,
+            "block": how.block,
+            "symmetric": how.symmetric,
+            "zero": how.zero,
+            "method": how.method,
+            "scale": how.scale,
+        }
+        if parent.moments:
+            described["moments"] = parent.moments
         super().__init__(type, parent.source, **described)
         self.quantized = parent
 
@@ -241,7 +304,7 @@ class _Dequantized(_Part):
         return dequantize(part)
 
 
-_SHARED: WeakValueDictionary[tuple[str, QuantSpec], QuantizedWeight] = WeakValueDictionary()
+_SHARED: WeakValueDictionary[tuple[str, Storage, str], QuantizedWeight] = WeakValueDictionary()
 
 
 def quantized_of(tensor: Tensor) -> QuantizedWeight | None:
@@ -249,39 +312,57 @@ def quantized_of(tensor: Tensor) -> QuantizedWeight | None:
     return tensor.quantized if isinstance(tensor, _Part) else None
 
 
-def shared_quantized(source: Tensor, spec: QuantSpec) -> QuantizedWeight:
-    """The quantization of an equal source by the same spec that is alive, or a new one.
+def keep_all(tensors: Iterable[Tensor], executor: Executor) -> None:
+    """Quantize ahead, on an executor, what reading the tensors would quantize in the thread that reads.
+
+    One weight is quantized at a time, its rows in several jobs. Errors as for `QuantizedWeight.pieces`.
+    """
+    done: set[int] = set()
+    pending = list(tensors)[::-1]
+    while pending:
+        tensor = pending.pop()
+        if id(tensor) in done:
+            continue
+        done.add(id(tensor))
+        weight = quantized_of(tensor)
+        if weight is not None and weight.is_slow:
+            weight.keep(executor)
+        pending += reversed(tensor.inputs)
+
+
+def shared_quantized(source: Tensor, storage: Storage, moments: str = "") -> QuantizedWeight:
+    """The quantization of an equal source to the same storage with the same statistics that is alive, or a new one.
 
     Parts rebuilt one by one, such as those of a parsed graph, get one parent this way.
     """
-    key = (source.fingerprint(), spec)
+    key = (source.fingerprint(), storage, moments)
     found = _SHARED.get(key)
     if found is None:
-        found = _SHARED[key] = QuantizedWeight(source, spec)
+        found = _SHARED[key] = QuantizedWeight(source, storage, moments)
     return found
 
 
-def rebuild_codes(source: Tensor, **spec: Any) -> Tensor:
+def rebuild_codes(source: Tensor, *, moments: str = "", **storage: Any) -> Tensor:
     """The recipe ``quantized_codes``."""
-    return shared_quantized(source, QuantSpec(**spec)).codes
+    return shared_quantized(source, Storage(**storage), moments).codes
 
 
-def rebuild_scale(source: Tensor, **spec: Any) -> Tensor:
+def rebuild_scale(source: Tensor, *, moments: str = "", **storage: Any) -> Tensor:
     """The recipe ``quantized_scale``."""
-    return shared_quantized(source, QuantSpec(**spec)).scale
+    return shared_quantized(source, Storage(**storage), moments).scale
 
 
-def rebuild_zero_point(source: Tensor, **spec: Any) -> Tensor:
-    """The recipe ``quantized_zero_point``; Q400 when the spec is symmetric and so has none."""
-    found = shared_quantized(source, QuantSpec(**spec)).zero_point
+def rebuild_zero_point(source: Tensor, *, moments: str = "", **storage: Any) -> Tensor:
+    """The recipe ``quantized_zero_point``; Q400 when the storage is symmetric and so has none."""
+    found = shared_quantized(source, Storage(**storage), moments).zero_point
     if found is None:
         raise LadingError("Q400", "a symmetric weight has no zero point", where=source.loc)
     return found
 
 
-def rebuild_dequantized(source: Tensor, **spec: Any) -> Tensor:
+def rebuild_dequantized(source: Tensor, *, moments: str = "", **storage: Any) -> Tensor:
     """The recipe ``quantized_dequantized``."""
-    return shared_quantized(source, QuantSpec(**spec)).dequantized()
+    return shared_quantized(source, Storage(**storage), moments).dequantized()
 
 
 __all__ = [
@@ -291,11 +372,10 @@ __all__ = [
     "NotFinite",
     "OutOfScale",
     "QuantMethod",
-    "QuantSpec",
     "QuantizedWeight",
     "Scratch",
     "dequantize",
-    "fit_block",
+    "keep_all",
     "quantized_of",
     "real_zero",
     "rebuild_codes",

@@ -28,6 +28,7 @@ RECIPES: Table[Recipe] = Table(
         "rotated": "ir.tensor.rotated:rotated",
         "bf16_parts": "ir.tensor.bf16_parts:bf16_parts",
         "stored_codes": "ir.quant.stored_codes:stored_codes",
+        "given_codes": "ir.quant.stored_codes:given_codes",
         "quantized_codes": "ir.quant.weight:rebuild_codes",
         "quantized_scale": "ir.quant.weight:rebuild_scale",
         "quantized_zero_point": "ir.quant.weight:rebuild_zero_point",

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from ir.base.diag import LadingError
+from ir.base.json_numbers import LONGEST
 
 _STRING = r'"[^"\\\n]*(?:\\[^\n][^"\\\n]*)*"'
 _TOKEN = re.compile(
@@ -28,7 +29,6 @@ _BLANK = re.compile(r"[ \t\r\n]*(?://[^\n]*[ \t\r\n]*)*").match
 _ESCAPE = re.compile(r"\\(?:u\{([0-9a-f]{1,6})\}|(.))")
 _ESCAPED = {"n": "\n", "t": "\t", "r": "\r", '"': '"', "\\": "\\"}
 _DECODER = json.JSONDecoder()
-_LONGEST_INTEGER = 100
 _SHOWN = 120
 """Columns of a faulty line that an error shows."""
 
@@ -119,7 +119,7 @@ class Tokens:
         """True when an integer comes next; one of absurd length is refused."""
         if self.kind != "number" or not self.text.lstrip("-").isdigit():
             return False
-        if len(self.text) > _LONGEST_INTEGER:
+        if len(self.text) > LONGEST:
             self.fail("I104", "this number has too many digits")
         return True
 

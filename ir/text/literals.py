@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ir.base.diag import LadingError, suggest
+from ir.base.json_numbers import LONGEST
 from ir.base.types import DTYPES, Dim, DType, MapType, OptionalType, SequenceType, TensorType, ValueType
 from ir.graph.graph import Graph, Value
 from ir.tensor.base import Tensor
@@ -125,6 +126,8 @@ class Literals:
     def dim(self, scope: Scope, text: str) -> int | Dim:
         """A bare dimension."""
         if text.lstrip("-").isdigit():
+            if len(text) > LONGEST:
+                self.at.fail("I104", "this number has too many digits")
             return int(text)
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.\-]*", text):
             self.at.fail("I100", f"{text!r} is no dimension", hint='quote names that are not words: "past + 1"')

@@ -46,8 +46,8 @@ from typing import Any
 
 import numpy as np
 
-from ir.base.cache import write_whole
 from ir.base.types import Dim, DType, MapType, OptionalType, SequenceType, TensorType, ValueType
+from ir.base.whole_files import write_whole
 from ir.graph.facts import data_of
 from ir.graph.graph import EmptyList, Graph, Node, Value
 from ir.tensor.base import Tensor

@@ -174,13 +174,13 @@ def signature(graph: Graph) -> list[Diagnostic]:
         message = "the inputs of the graph have not been reconciled with a calling convention"
         return [Diagnostic("I133", message, f"graph {graph.name}", "run discover-inputs")]
     found = fact.check(graph) if isinstance(fact, Fact) else []
-    spoken_of = {item["input"] for item in data_of(fact)["discoveries"]}
+    mentioned = {item["input"] for item in data_of(fact)["discoveries"]}
     found += [
         Diagnostic(
             "I133", f"nothing is recorded about input %{value.name}", place_of_value(value), "run discover-inputs"
         )
         for value in graph.inputs
-        if value.name not in spoken_of
+        if value.name not in mentioned
     ]
     return found
 

@@ -14,7 +14,8 @@ from ir.facts.calibration import Calibration
 from ir.graph.graph import Graph, Value
 from ir.quant.statistics.exact_products import one_thread
 from ir.quant.statistics.moments import Moments, MomentStore
-from ir.quant.weight import METHODS, QuantSpec, fit_block, real_zero, thread_scratch
+from ir.quant.storage import Storage, fit_block
+from ir.quant.weight import METHODS, real_zero, thread_scratch
 from ir.tensor.base import Tensor
 from ir.tensor.elementwise import multiplied
 from ir.tensor.inline import InlineTensor
@@ -103,7 +104,7 @@ class Balance(Pass):
 
     def run(self, graph: Graph, ctx: PassContext) -> Mapping[str, int]:
         """Balance every place that has statistics; counts tell how many changed and how many were left."""
-        store = MomentStore()
+        store = MomentStore(ctx.store)
         keys = graph.facts[Calibration.name].keys
         places = [place for place in _places(graph) if place.kind in self.places]
         counts = {kind: 0 for kind in self.places} | {"left": 0, "unknown": 0}
@@ -196,7 +197,7 @@ class _Search:
         self.options = options
         width = moments.features
         self.block = fit_block(width, options.block) or width
-        self.spec = QuantSpec(options.bits, self.block, options.symmetric, method=options.method)
+        self.storage = Storage(bits=options.bits, block=self.block, symmetric=options.symmetric, method=options.method)
         rows = [_sample(linear.rows, options.rows) for linear in place.site.readers]
         self.seen = [self._weighted(part[::2]) for part in rows]
         self.unseen = [self._weighted(part[1::2] if len(part) > 1 else part) for part in rows]
@@ -258,8 +259,8 @@ class _Search:
     def _errors(self, rows: np.ndarray, factors: np.ndarray) -> np.ndarray:
         """What quantization changes, in the units of the unscaled weights."""
         scaled = (rows * factors).astype(np.float32)
-        method = METHODS[self.spec.method]
-        blocks = method.quantize(scaled, self.spec, thread_scratch(), self._scaled_moments(factors, method.needs))
+        method = METHODS[self.storage.method]
+        blocks = method.quantize(scaled, self.storage, thread_scratch(), self._scaled_moments(factors, method.needs))
         stored = blocks.codes.reshape(*blocks.scale.shape, -1) * blocks.scale[:, :, None]
         if (zero := real_zero(blocks.scale, blocks.zero)) is not None:
             stored += zero[:, :, None]

@@ -1,21 +1,20 @@
-"""How far an evaluation has come, kept on disk so that a run that was stopped can go on."""
+"""How far an evaluation has come, kept in a store so that a run that was stopped can go on."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
 
-from ir.base.cache import whole_file
+from ir.base.store import UNFINISHED, Store
 
 
 class Bookmark:
-    """One file with the live values before a segment; it is replaced as a whole."""
+    """One entry with the live values before a segment; it is replaced as a whole."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, store: Store, key: str) -> None:
+        self._store, self._name = store, f"{UNFINISHED}/{key}"
 
     def save(self, place: int, states: Sequence[Mapping[str, np.ndarray]]) -> None:
         """Remember the values before segment `place`, for each set of feeds by name.
@@ -27,13 +26,16 @@ class Bookmark:
         arrays = {"place": np.array(place), "sets": np.array(len(states)), "names": np.array(names, dtype=np.str_)}
         for number, state in enumerate(states):
             arrays.update((f"{number}.{index}", state[name]) for index, name in enumerate(names))
-        with whole_file(self.path, "Q431", "calibration statistics") as scratch, scratch.open("wb") as file:
+        with self._store.put(self._name, "Q431", "calibration statistics") as scratch, scratch.open("wb") as file:
             np.savez(file, **arrays)
 
     def load(self) -> tuple[int, list[dict[str, np.ndarray]]] | None:
         """What was remembered; None when there is nothing, or nothing that can be read."""
+        kept = self._store.find(self._name)
+        if kept is None:
+            return None
         try:
-            with np.load(self.path, allow_pickle=False) as held:
+            with np.load(kept.path, allow_pickle=False) as held:
                 names = [str(name) for name in held["names"]]
                 states = [
                     {name: held[f"{number}.{index}"] for index, name in enumerate(names)}
@@ -45,7 +47,7 @@ class Bookmark:
 
     def remove(self) -> None:
         """Forget; nothing happens when nothing was remembered."""
-        self.path.unlink(missing_ok=True)
+        self._store.remove(self._name)
 
 
 __all__ = ["Bookmark"]

@@ -15,7 +15,6 @@ from hashlib import blake2b
 
 import numpy as np
 
-from ir.base.cache import cache_folder
 from ir.base.diag import LadingError
 from ir.evaluate.evaluator import Evaluator, Track
 from ir.evaluate.token_feeds import window_feeds
@@ -75,7 +74,7 @@ class Calibrate(Pass):
             raise LadingError("Q433", "there are no calibration windows", hint="give the run a longer text")
         feeds = window_feeds(graph, windows)
         entries = entries_of(graph, windows)
-        store = MomentStore()
+        store = MomentStore(ctx.store)
         missing = [entry for entry in entries if not store.has(entry.key)]
         if missing:
             _Gathering(graph, entries, store, self, ctx).run(feeds, sum(map(len, windows)))
@@ -147,7 +146,7 @@ class _Gathering:
         self.seen: dict[str, int] = {}
         self.missing = {entry.key for entry in entries if not store.has(entry.key)}
         state = blake2b("\n".join([FORMAT, str(limit), *(entry.key for entry in entries)]).encode(), digest_size=16)
-        self.bookmark = Bookmark(cache_folder() / "running" / f"{state.hexdigest()}.npz")
+        self.bookmark = Bookmark(store.store, state.hexdigest())
 
     def run(self, feeds: Sequence[Mapping[str, np.ndarray]], tokens: int) -> None:
         """Evaluate from where an earlier run was stopped until nothing is missing."""

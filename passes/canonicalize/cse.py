@@ -15,7 +15,7 @@ from ir.tensor.inline import InlineTensor
 from passes.framework.base import Pass, Result
 from passes.framework.context import PassContext
 from passes.framework.options import option
-from passes.rewrite.rules import fuse_locs, joined_type, spoken_of
+from passes.rewrite.rules import fuse_locs, is_mentioned, joined_type
 
 _PLAIN = {int, str, bytes}
 SMALL = 4096
@@ -72,7 +72,7 @@ def _unite(graph: Graph, group: list[Value]) -> int:
     keep = next((one for one in group if one in fixed), group[0])
     merged = 0
     for one in group:
-        if one is keep or one in fixed or spoken_of(graph, one):
+        if one is keep or one in fixed or is_mentioned(graph, one):
             continue
         if one.is_output:
             # The name of an output is part of the graph's interface, so the constant stays for it.
@@ -125,7 +125,7 @@ class _Numbering:
                 self.block(sub, scopes)
 
     def traits_of(self, op: str) -> tuple[bool, bool]:
-        """Whether an operator may be merged at all, and whether the order of its inputs matters not."""
+        """Whether an operator may be merged at all, and whether it gives the same for any order of its inputs."""
         found = self.traits.get(op)
         if found is None:
             definition = lookup(op, self.opsets)
@@ -193,7 +193,7 @@ class _Numbering:
         for old, new in pairs:
             if old.is_output and (new.is_output or new.graph is not graph):
                 return False
-            if spoken_of(graph, old) or (old.is_output and spoken_of(graph, new)):
+            if is_mentioned(graph, old) or (old.is_output and is_mentioned(graph, new)):
                 return False
         names = [(new, old.name) for old, new in pairs if old.is_output]
         for old, new in pairs:

@@ -22,7 +22,7 @@ from passes.canonicalize.identities import IDENTITIES
 from passes.framework.base import Pass, Result
 from passes.framework.context import PassContext
 from passes.framework.options import option
-from passes.rewrite.rules import RuleSet, spoken_of
+from passes.rewrite.rules import RuleSet, is_mentioned
 
 STORAGE = frozenset({"DequantizeLinear", "lading.AffineDequantize"})
 """Operators that say how a constant is stored, so that computing them now would undo a decision."""
@@ -162,7 +162,7 @@ class _Choice:
             self.foldable[node.op] = foldable
         if not foldable or not node.outputs or node.subgraphs or not is_sound(node):
             return False
-        if _widens(node) or _divides_by_zero(node) or any(spoken_of(self.graph, value) for value in node.outputs):
+        if _widens(node) or _divides_by_zero(node) or any(is_mentioned(self.graph, value) for value in node.outputs):
             return False
         return not any(value.is_output and _needs_its_node(value) for value in node.outputs) and self.results_fit(node)
 

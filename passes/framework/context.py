@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
 from typing import Any, TypeVar, overload
 
 from ir.base.diag import Diagnostic, LadingError
+from ir.base.executor import SERIAL
+from ir.base.store import Store, default_store
 from ir.graph.graph import Graph, Node
 from ir.target.target import Target, default_target
 from passes.rewrite.driver import rewrite
@@ -24,8 +27,11 @@ class PassContext:
         settings: objects that passes ask for by type, such as an `ir.target.signature.Signature` or a target profile.
         progress: called with (done, total, what) by passes that take long.
         explain: collect why rules did not fire.
+        executor: runs the work that passes split into jobs; the calling thread when None.
+        store: where passes keep work between runs; that of the environment when None.
 
     Attributes:
+        executor: never None.
         prepared: what `Pass.prepare` of the running pass returned.
         rewrites: reports of the rule sets applied by the running pass, in order.
         diagnostics: warnings of the running pass.
@@ -37,6 +43,8 @@ class PassContext:
         *settings: object,
         progress: Callable[[int, int, str], None] | None = None,
         explain: bool = False,
+        executor: Executor | None = None,
+        store: Store | None = None,
     ) -> None:
         self._settings: dict[type, object] = {}
         for item in settings:
@@ -45,6 +53,8 @@ class PassContext:
             self._settings[type(item)] = item
         self._progress = progress
         self.explain = explain
+        self.executor: Executor = executor if executor is not None else SERIAL
+        self._store = store
         self.prepared: Any = None
         self.rewrites: list[RewriteReport] = []
         self.diagnostics: list[Diagnostic] = []
@@ -64,6 +74,11 @@ class PassContext:
             who = f"pass {self.running}" if self.running else "this pass"
             raise LadingError("P321", f"{who} needs a {kind.__name__}, and this run has none")
         return found
+
+    @property
+    def store(self) -> Store:
+        """Where work is kept between runs; LadingError Q445 when the environment names no size for it."""
+        return self._store if self._store is not None else default_store()
 
     @property
     def target(self) -> Target:

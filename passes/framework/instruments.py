@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ir.base.cache import write_whole
 from ir.base.diag import Diagnostic, LadingError
+from ir.base.whole_files import write_whole
 from ir.graph.graph import Edit, Graph, Value
 from passes.framework.manager import Instrument, PassReport, Report, Step, StopPipeline
 from passes.rewrite.rules import RuleStat

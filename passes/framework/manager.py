@@ -13,6 +13,7 @@ from typing import Any
 
 from ir.base.diag import Diagnostic, LadingError
 from ir.base.paused_gc import paused_collection
+from ir.base.store import using_store
 from ir.graph.graph import Graph
 from passes.framework.base import Pass
 from passes.framework.context import PassContext
@@ -254,8 +255,10 @@ class PassManager:
         prepared = {one: one.prepare() for one in self.pipeline.passes()}
         run = _Run(graph, ctx or PassContext(), self.instruments, prepared, set(given), Report(str(self.pipeline)))
         start = perf_counter()
+        store = run.ctx.store
         try:
-            run.items(self.pipeline.items, "")
+            with using_store(store), store.holding():
+                run.items(self.pipeline.items, "")
         except StopPipeline as stop:
             run.report.stopped = str(stop)
         run.report.seconds = perf_counter() - start
@@ -323,7 +326,7 @@ class _Run:
         report.counts = dict(counts or {})
         report.changed = graph.version != version
         report.nodes = (nodes, len(graph.nodes))
-        report.diagnostics = ctx.diagnostics
+        report.diagnostics = [*ctx.diagnostics, *ctx.store.take_warnings()]
         report.rules = _merged(ctx.rewrites)
         report.why_not = [item for done in ctx.rewrites for item in done.why_not]
         if not report.changed:

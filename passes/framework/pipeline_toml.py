@@ -38,7 +38,7 @@ def load_toml(path: str | Path, registry: Registry) -> Pipeline:
     text = read_text(path, "pipeline file")
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # Numbers of too many digits are no TOMLDecodeError.
         raise LadingError("P309", f"not valid TOML: {error}", str(path)) from None
     except RecursionError:
         raise LadingError("P309", "values are nested too deep", str(path)) from None

@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any
 
 from ir.base.diag import LadingError
-from ir.base.plugins import BUILT_IN, TABLES, Plugin, loaded
+from ir.base.plugins import BUILT_IN, TABLES, Loaded, Plugin, loaded
 from ir.base.tables import imported
 from passes.framework.base import Pass, check_pass_class
 from passes.framework.options import OptionSpec, options_of
@@ -178,7 +178,17 @@ class Registry:
 @cache
 def default_registry() -> Registry:
     """The built-in tables and those of every plugin."""
+    return registry_of(loaded())
+
+
+def built_in_registry() -> Registry:
+    """The built-in tables and those of the source tree's own plugins; what the manual describes."""
+    return registry_of(item for item in loaded() if item.package == BUILT_IN)
+
+
+def registry_of(plugins: Iterable[Loaded]) -> Registry:
+    """The built-in tables and those of some plugins."""
     registry = Registry()
-    for item in loaded():
+    for item in plugins:
         registry.add(item.plugin, item.package)
     return registry

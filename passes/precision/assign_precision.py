@@ -10,7 +10,7 @@ from typing import Literal, TypeVar
 from ir.base.diag import LadingError
 from ir.facts.precision import PrecisionPlan
 from ir.graph.graph import Graph
-from ir.quant.spec import METHODS
+from ir.quant.methods.base import METHODS
 from ir.quant.storage import Storage
 from ir.target.target import Target
 from passes.framework.base import Pass
@@ -18,7 +18,7 @@ from passes.framework.context import PassContext
 from passes.framework.options import option
 from passes.precision.limits import limit_of
 from passes.precision.measured.plan import by_measurement
-from passes.precision.plan_file import Rule, load_rules
+from passes.precision.plan_file import Rule, check_pattern, load_rules
 from passes.precision.planned_weights import Weight, same_matrix, weights_of
 from passes.precision.storage_rules import Preferences, Prepared, floor_of, require_used
 
@@ -96,6 +96,8 @@ class AssignPrecision(Pass):
     def prepare(self) -> Prepared:
         """Read the quantization file and the limit, so that a bad one fails before any work."""
         limit = limit_of(self.budget, self.max_size, self.max_kl)
+        for pattern in self.keep:
+            check_pattern(pattern, f"keep={pattern[:200]}")
         rules = tuple(Rule(pattern, "", {"bits": 32}, f"keep={pattern}") for pattern in self.keep)
         rules += load_rules(self.plan) if self.plan is not None else ()
         methods = {rule.storage["method"] for rule in rules if "method" in rule.storage}
@@ -172,26 +174,29 @@ def _chosen(
 
 
 def _by_policy(weights: Sequence[Weight], wanted: Preferences) -> PrecisionPlan:
-    storage = {weight.name: _choose(weight, wanted) for weight in weights}
+    chosen = {weight.name: _choose(weight, wanted) for weight in weights}
+    storage = {name: item for name, (item, _) in chosen.items()}
     pair = same_matrix(weights)
     tied = pair is not None and wanted.can_tie(storage[pair[0].name], storage[pair[1].name])
     for weight in weights:
         if weight.role == "embedding" and not tied:
             storage[weight.name] = wanted.own_rows(storage[weight.name])
-    return PrecisionPlan(storage, tied)
+    return PrecisionPlan(storage, tied, rules={name: rule for name, (_, rule) in chosen.items()})
 
 
-def _choose(weight: Weight, wanted: Preferences) -> Storage:
+def _choose(weight: Weight, wanted: Preferences) -> tuple[Storage, str]:
+    """The storage of a weight and what chose it, for people."""
     rule = wanted.rule_of(weight)
     bits = wanted.width(weight)
-    base = wanted.storage(weight, bits, wanted.block, wanted.symmetric)
+    base = wanted.storage(bits=bits, block=wanted.block, symmetric=wanted.symmetric)
     if rule is not None:
-        base = replace(base, bits=rule.bounded(bits), rule=rule.where)
-        base = replace(base, **rule.storage)
+        base = replace(base, **{"bits": rule.bounded(bits), **rule.storage})
     base = replace(base, bits=max(base.bits, wanted.floor(weight)))
+    why = wanted.why(weight, weight.role)
     if weight.role == "embedding":
-        base = wanted.readable_rows(base, weight, explicit=rule is not None and "bits" in rule.storage)
-    return wanted.settled(weight, base)
+        base, more = wanted.readable_rows(base, weight, rule)
+        why = f"{why}, {more}" if more else why
+    return wanted.settled(weight, base), why
 
 
 def _histogram(storage: Mapping[str, Storage]) -> dict[str, int]:

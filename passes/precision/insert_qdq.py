@@ -17,7 +17,7 @@ from ir.tensor.elementwise import cast
 from ir.tensor.rearranged import transposed
 from passes.framework.base import Pass
 from passes.framework.context import PassContext
-from passes.precision.planned_weights import as_stored, same_matrix, spec_of, weights_of
+from passes.precision.planned_weights import as_stored, same_matrix, weights_of
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def _store_half(graph: Graph, value: Value, by_rows: bool) -> None:
 
 def _store_blocks(graph: Graph, value: Value, storage: Storage, moments: str, by_rows: bool) -> None:
     source = value.const if by_rows else transposed(value.const)
-    recipe = shared_quantized(as_stored(source), spec_of(storage, moments))
+    recipe = shared_quantized(as_stored(source), storage, moments)
     # MatMul orientation [in, out] runs along axis 0; rows of a table [rows, in] along axis 1.
     parts = [recipe.codes, recipe.scale, recipe.zero_point]
     oriented: list[Tensor | None] = [part if by_rows or part is None else transposed(part) for part in parts]

@@ -45,6 +45,8 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "scale": ("f32", "f16"),
 }
 _BOUNDS = ("min_bits", "max_bits")
+LONGEST_PATTERN = 2000
+"""Characters of a pattern; the time to compile one can grow with their square."""
 _KEYS = ("match", "role", "block", "method", *_CHOICES, *_BOUNDS)
 
 
@@ -122,7 +124,7 @@ def _rule(item: Any, where: str) -> Rule:
             raise LadingError("Q411", f"{key} must be text, not {item[key]!r}", where=where)
     if not item.get("match") and "role" not in item:
         raise LadingError("Q411", "a rule needs 'match' or 'role'", where=where)
-    _check_pattern(item.get("match", ""), where)
+    check_pattern(item.get("match", ""), where)
     storage = {key: item[key] for key in (*_CHOICES, "method") if key in item}
     if "block" in item:
         storage["block"] = _block(item["block"], where)
@@ -143,12 +145,20 @@ def _block(value: Any, where: str) -> int:
     return value
 
 
-def _check_pattern(pattern: str, where: str) -> None:
+def check_pattern(pattern: str, where: str) -> None:
+    """Refuse a pattern that cannot be matched with.
+
+    Raises:
+        LadingError: Q411 too long, or not a regular expression.
+    """
+    if len(pattern) > LONGEST_PATTERN:
+        message = f"a pattern of {len(pattern):,} characters is too long; at most {LONGEST_PATTERN:,} are read"
+        raise LadingError("Q411", message, where=where)
     if not pattern.startswith("re:"):
         return
     try:
         re.compile(pattern[3:])
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise LadingError("Q411", f"not a regular expression: {pattern[3:]!r}: {error}", where=where) from error
 
 

@@ -1,4 +1,4 @@
-"""The weights of a graph as precision is assigned to them: role, shape, which are one matrix, and what they become."""
+"""The weights of a graph as precision is assigned to them: role, shape, ties between them, and their stored form."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Literal
 from ir.base.types import BF16, F16, F32, TensorType
 from ir.graph.graph import Graph, Node, Value
 from ir.quant.storage import Storage
-from ir.quant.weight import QuantizedWeight, QuantSpec, shared_quantized
+from ir.quant.weight import QuantizedWeight, shared_quantized
 from ir.tensor.base import Tensor, same_tensor
 from ir.tensor.elementwise import cast
 from ir.tensor.rearranged import transposed
@@ -48,7 +48,7 @@ class Weight:
 
     def quantized(self, storage: Storage, moments: str) -> QuantizedWeight:
         """The recipe of a storage of at most 8 bits; `moments` is the key of the statistics, empty for none."""
-        return shared_quantized(self.source, spec_of(storage, moments))
+        return shared_quantized(self.source, storage, moments)
 
     def restored(self, storage: Storage, moments: str) -> Tensor:
         """What the runtime computes with when the weight is stored so: f32 in the orientation of the constant."""
@@ -65,19 +65,6 @@ def as_stored(source: Tensor) -> Tensor:
     """A tensor before it was widened from half precision, else itself."""
     name, args, _ = source.recipe()
     return args[0] if name == "cast" and args[0].type.dtype in (BF16, F16) else source
-
-
-def spec_of(storage: Storage, moments: str) -> QuantSpec:
-    """The quantization of a storage of at most 8 bits."""
-    return QuantSpec(
-        storage.bits,
-        storage.block,
-        storage.symmetric,
-        storage.zero,
-        storage.method,
-        storage.scale,  # type: ignore[arg-type]
-        moments,
-    )
 
 
 def weights_of(graph: Graph) -> list[Weight]:
@@ -153,6 +140,5 @@ __all__ = [
     "bias_of",
     "place_of",
     "same_matrix",
-    "spec_of",
     "weights_of",
 ]

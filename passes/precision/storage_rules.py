@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from ir.base.diag import LadingError
-from ir.quant.spec import METHODS, fit_block
+from ir.quant.methods.base import METHODS
 from ir.quant.storage import Storage
 from ir.target.target import Target
 from passes.precision.limits import Limit
@@ -72,7 +72,7 @@ class Preferences:
             return self.embedding_bits
         return self.logits_bits
 
-    def storage(self, weight: Weight, bits: int, block: int, symmetric: bool) -> Storage:
+    def storage(self, *, bits: int, block: int, symmetric: bool) -> Storage:
         """A storage with what is said of everything else, as yet unsettled."""
         return Storage(
             bits=bits,
@@ -81,17 +81,16 @@ class Preferences:
             zero=self.zero,
             scale=self.scale,
             method=self.method,
-            rule=weight.role,
         )
 
     def settled(self, weight: Weight, storage: Storage) -> Storage:
         """A storage with its block fitted to the rows, and what does not apply left out."""
         if storage.bits > 8:
-            return Storage(bits=storage.bits, rule=storage.rule)
+            return Storage(bits=storage.bits)
         if storage.scale == "f16" and not storage.symmetric:
             # Runtimes read the product of zero point and scale, which half precision would round away from the codes.
             storage = replace(storage, zero="float")
-        return replace(storage, block=fit_block(weight.columns, storage.block))
+        return storage.fit(weight.columns)
 
     def own_rows(self, storage: Storage) -> Storage:
         """The storage of embedding rows that are not read from the logits matrix: by a method that needs no inputs."""
@@ -99,34 +98,41 @@ class Preferences:
             return storage
         return replace(storage, method=self.embedding_method)
 
-    def readable_rows(self, storage: Storage, weight: Weight, *, explicit: bool) -> Storage:
+    def readable_rows(self, storage: Storage, weight: Weight, rule: Rule | None) -> tuple[Storage, str]:
         """Widths at which rows cannot be read are raised to the next that can, unless a rule asked for them.
+
+        Gives the storage, and why it is wider where the number of rows is the reason.
 
         Raises:
             LadingError: Q414 a rule asked for one.
         """
         widths = self.target.embedding_widths
         if storage.bits not in widths:
-            if explicit:
+            if rule is not None and "bits" in rule.storage:
                 raise LadingError(
                     "Q414",
                     f"embedding rows cannot be stored at {storage.bits} bits",
-                    where=f"{storage.rule}, weight {weight.name}",
+                    where=f"{rule.where}, weight {weight.name}",
                     hint=f"use one of {list(widths)}",
                 )
             storage = replace(storage, bits=next(width for width in widths if width >= storage.bits))
         if not self.target.reads_rows(storage.bits, weight.rows):
             wider = next(width for width in widths if self.target.reads_rows(width, weight.rows))
-            storage = replace(storage, bits=wider, rule=f"{storage.rule}, {wider} bits for an odd vocabulary")
-        return storage
+            return replace(storage, bits=wider), f"{wider} bits for an odd vocabulary"
+        return storage, ""
 
     def can_tie(self, table: Storage, head: Storage) -> bool:
         """True when rows of an embedding stored like this can be read from its logits matrix stored like that."""
-        return table.bits in self.target.tied_widths and table.same_bytes(head)
+        return table.bits in self.target.tied_widths and table == head
 
     def rule_of(self, weight: Weight) -> Rule | None:
         """The rule that decides about a weight."""
         return first_rule(self.rules, weight)
+
+    def why(self, weight: Weight, otherwise: str) -> str:
+        """What chose the storage of a weight, for people: its rule, or `otherwise`."""
+        rule = self.rule_of(weight)
+        return rule.where if rule is not None else otherwise
 
     def floor(self, weight: Weight) -> int:
         """The least width of a weight; 0 when nothing says."""

@@ -26,8 +26,8 @@ from passes.rewrite.rules import (
     RuleSet,
     RuleStat,
     WhyNot,
+    is_mentioned,
     joined_type,
-    spoken_of,
 )
 
 
@@ -190,7 +190,7 @@ class Driver:
         if root.op == "Identity" and self.pins_name(old, new):
             return True
         takes_over = new.producer is not None and new.producer in self.rewriter._made
-        return not takes_over and spoken_of(self.graph, old)
+        return not takes_over and is_mentioned(self.graph, old)
 
     def sweep(self, values: Sequence[Value | None]) -> None:
         """Erase constants and nodes that nothing reads, from these values upwards."""

@@ -241,7 +241,7 @@ class Rewriter:
         return self.graph.facts.get(kind if isinstance(kind, str) else kind.name)  # type: ignore[attr-defined]
 
 
-def spoken_of(graph: Graph, value: Value) -> bool:
+def is_mentioned(graph: Graph, value: Value) -> bool:
     """True when a fact recorded on the graph names the value, so that the name must stay."""
     return any(isinstance(fact, Fact) and fact.mentions(value.name) for fact in graph.facts.values())
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import tomllib
 from html import escape
-from pathlib import Path
 
 import jinja2
 import pytest
 from markupsafe import Markup
 
 from backends.templates import render
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 BAD = "<b>&\"'"
 
 

@@ -47,7 +47,8 @@ def _watch(cls: type) -> None:
 
 
 def is_whole(root: Path, collected: Iterable[Path], arguments: Iterable[str]) -> bool:
-    """True when tests of every test file and of every file of text cases were collected, and no single one was named."""
+    """True when tests of every test file and of every file of text cases were collected, and no single one was
+    named."""
     tests = root / "tests"
     files = {*tests.rglob("test_*.py"), *tests.glob("cases/*.lading")}
     return files <= set(collected) and not any("::" in argument for argument in arguments)

@@ -1,6 +1,6 @@
 """The ONNX backend test cases, and what becomes of each when it goes through the compiler.
 
-``python tests/support/onnx_cases.py OUT.jsonl [--only TEXT] [--pipeline TEXT] [--frozen]`` runs them all in a few
+``python -m tests.support.onnx_cases OUT.jsonl [--only TEXT] [--pipeline TEXT] [--frozen]`` runs them all in a few
 worker processes, so that a crash of native code costs one case, and writes one JSON object per case. With ``--frozen``
 the cases with several inputs are run once more with all inputs but the first made constants.
 `tests/frontends/onnx/test_onnx_conformance.py` reads the file.
@@ -29,11 +29,6 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import numpy_helper
-
-from tests.support.paths import ROOT
-
-if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
 
 KINDS = ("node", "simple", "pytorch-operator", "pytorch-converted", "light", "real")
 RANDOM = frozenset(

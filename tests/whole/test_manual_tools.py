@@ -33,7 +33,7 @@ def blocks(page: str, mark: str, language: str) -> list[tuple[str, str]]:
 def folder(tmp_path_factory):
     """A folder with the file of the page and a command `lading`."""
     made = tmp_path_factory.mktemp("tools")
-    for name, text in blocks("tools.md", "file", "lading"):
+    for name, text in [*blocks("tools.md", "file", "lading"), *blocks("tools.md", "file", "python")]:
         (made / name).write_text(text)
     command = made / "bin" / "lading"
     command.parent.mkdir()
@@ -67,7 +67,8 @@ def test_commands_print_what_the_page_shows(console, folder):
 
 
 def test_there_is_a_console_for_each_tool():
-    assert [re.match(r"\$ lading (\w+)", console)[1] for console in CONSOLES] == ["opt", "diff", "reduce", "inspect"]
+    tools = [re.match(r"\$ lading (\w+)", console)[1] for console in CONSOLES]
+    assert list(dict.fromkeys(tools)) == ["opt", "diff", "reduce", "inspect", "fuzz"]
 
 
 # ---- plugins ----
@@ -101,9 +102,9 @@ def users_of(name: str) -> set[str]:
     """Passes, tools and analyses whose source calls a function."""
     found = set()
     for package in ("ir", "passes", "tools"):
-        for path in (ROOT / package).glob("*.py"):
+        for path in (ROOT / package).rglob("*.py"):
             if re.search(rf"(?<!def )(?<!class )\b{name}\(", path.read_text()):
-                found.add(f"{package}.{path.stem}")
+                found.add(".".join(path.relative_to(ROOT).with_suffix("").parts))
     return found
 
 

@@ -157,10 +157,11 @@ def compile_model(request: Request, listener: Listener | None = None) -> Result:
     Raises:
         LadingError: whatever is wrong with the request, the model, the machine or the result.
     """
+    from ir.base.store import default_store
     from tools.shared.formats import Formats
 
     workers = request.workers or os.cpu_count() or 1
-    with ThreadPoolExecutor(workers) as pool, ThreadPoolExecutor(1) as side:
+    with default_store().holding(), ThreadPoolExecutor(workers) as pool, ThreadPoolExecutor(1) as side:
         return _Job(request, listener or Listener(), Formats(), pool, side).run()
 
 
@@ -269,6 +270,7 @@ class _Job:
 
     def run(self) -> Result:
         from backends.staging import staged_directory
+        from ir.base.store import default_store
 
         request, formats = self.request, self.formats
         _check(request)
@@ -287,7 +289,7 @@ class _Job:
             compilation.emit(graph)
             if original is not None:
                 compilation.verify(graph, original)
-            self.warnings += compilation.warnings
+            self.warnings += [*default_store().take_warnings(), *compilation.warnings]
             contract = self._contract(graph, compilation, report, staging)
         return Result(
             request.out,
@@ -377,11 +379,11 @@ class _Job:
         from passes.framework.context import PassContext
 
         if not calibrated:
-            return PassContext(order.target)
+            return PassContext(order.target, executor=self.pool)
         from frontends.text.calibration_text import load_calibration
 
         text = load_calibration(self.request.calibration, self.request.tokenizer or order.origin.folder)
-        return PassContext(order.target, text, progress=self.listener.step)
+        return PassContext(order.target, text, progress=self.listener.step, executor=self.pool)
 
     def _contract(self, graph: Graph, compilation: Compilation, report: Report, folder: Path) -> Contract:
         from backends.backend import Made

@@ -380,7 +380,8 @@ class Differ:
     def _attribute(self, matching: Matching, one: Node, two: Node, name: str, place: str):
         x, y = one.attrs.get(name), two.attrs.get(name)
         if isinstance(x, Graph) and isinstance(y, Graph):
-            inner = f"{place}, {name} of {value_text(one.output)}" if place else f"{name} of {value_text(one.output)}"
+            holder = value_text(one.output) if one.outputs else one.op
+            inner = f"{place}, {name} of {holder}" if place else f"{name} of {holder}"
             self._graphs(x, y, inner, matching.forth)
         elif isinstance(x, Tensor) and isinstance(y, Tensor):
             if x.type != y.type or not same_contents(x, y):

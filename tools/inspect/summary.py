@@ -130,7 +130,10 @@ def _usual(dim: Dim) -> int:
 
 
 def _meets(graph: Graph) -> dict[Value, str]:
-    """For each of several inputs, the first value where it comes together with what does not depend on it."""
+    """For each of several inputs, the first value where it comes together with what does not depend on it.
+
+    A node without outputs is named by its operator.
+    """
     if len(graph.inputs) < 2 or len(graph.nodes) > SLOW_NODES:
         return {}
     found: dict[Value, str] = {}
@@ -139,7 +142,8 @@ def _meets(graph: Graph) -> dict[Value, str]:
         if isinstance(value, Value) and value.is_input:
             nodes = [item for item in beyond if isinstance(item, Node)]
             if nodes:
-                found[value] = min(nodes, key=position.__getitem__).output.name
+                first = min(nodes, key=position.__getitem__)
+                found[value] = first.output.name if first.outputs else first.op
     return found
 
 

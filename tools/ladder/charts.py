@@ -266,7 +266,7 @@ def legend(rungs: Sequence[Rung]) -> str:
 
 @dataclass(frozen=True)
 class Cell:
-    """One weight in a map: its place, text, shade from 0 to 8, and what is told where one points."""
+    """One weight in a map: its place, text, shade from 0 to 8, and the text shown for it under the pointer."""
 
     layer: int | None
     kind: str

@@ -1,4 +1,4 @@
-"""Compile a rung in a child process that ends with us: progress as it comes, its answer, or how it ended."""
+"""Compile a rung in a child process that ends when this process does: progress as it comes, its answer, or how it ended."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _outcome(status: int) -> str:
 
 
 def _run(argv: list[str], log: Any, say: Say, timeout_s: float) -> tuple[int, bool]:
-    """Exit status of a child that is told nothing and tells its progress, and whether the time limit ended it."""
+    """Exit status of a child that reports its progress, and whether the time limit ended it."""
     paths = os.pathsep.join(part for part in (str(_ROOT), os.environ.get("PYTHONPATH", "")) if part)
     process = subprocess.Popen(
         argv,

@@ -36,7 +36,7 @@ KINDS = {
 """Short names of the matrices of a decoder, by the last part of their names."""
 
 
-class Teller(Listener):
+class EventListener(Listener):
     """Writes what happens, one JSON object a line."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -140,7 +140,7 @@ def main(path: str) -> int:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     fields = {key: Path(value) if key in PATHS and value is not None else value for key, value in request.items()}
     try:
-        found: dict[str, Any] = {"built": built(compile_model(Request(**fields), Teller(events)))}
+        found: dict[str, Any] = {"built": built(compile_model(Request(**fields), EventListener(events)))}
     except LadingError as error:
         found = {"error": error.diagnostics[0].as_dict()}
     except KeyboardInterrupt:

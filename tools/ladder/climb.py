@@ -1,7 +1,7 @@
 """Build and measure the rungs of a ladder, one after another, so that a run that was stopped goes on where it was.
 
 What is known of a rung lies in a file of its own with the digests of all it depends on. A rung is compiled in a child
-process and measured on the real runtime in another; a rung that fails is told with its code, and the others go on.
+process and measured on the real runtime in another; a rung that fails is reported with its code, and the others go on.
 """
 
 from __future__ import annotations
@@ -282,9 +282,11 @@ class Gauge:
 
             from backends.mnn.verify.measure import FloatReference
             from frontends.checkpoint.load import load
+            from ir.base.store import folder_store
 
             assert onnxruntime
-        return FloatReference(load(self.job.folder), self.job.text.windows, self.logits, progress=self.watcher.phase)
+        store = folder_store(self.logits)
+        return FloatReference(load(self.job.folder), self.job.text.windows, store, progress=self.watcher.phase)
 
     def measure(self, folder: Path) -> dict[str, Any]:
         """Run a folder on the installed runtime with the settings that it ships.

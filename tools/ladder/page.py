@@ -49,7 +49,7 @@ def html_page(data: Mapping[str, Any]) -> str:
     best = min(ready, key=lambda rung: rung["kl"], default=None)
     return render(
         __file__,
-        "ladder.html.jinja",
+        "page.html.jinja",
         data=data,
         ready=ready,
         chosen=chosen,

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ir.facts.model_card import ModelCard
     from ir.graph.graph import Graph
 
-FORMAT = 1
+FORMAT = 2
 """Counts up when cells are made or judged otherwise, so that older ones are run again."""
 
 TOKENS, PIECED, PROMPT, DECODED = 48, 40, 8, 24
@@ -50,12 +50,16 @@ CHATS: tuple[list[dict[str, str]], ...] = (
 )
 """Conversations that are rendered by the chat template."""
 
+PASSED = ("right", "as stored")
+"""Statuses of cells without a fault: against the checkpoint, or only against what the folder's own files say."""
+
 SHIPPED_FACTOR = 4.0
 """How much further from the float model than the stored weights alone the shipped settings may be.
 
 Divergence grows with the square of the noise. Activations of 8 bits are at most as noisy as weights of 8 bits or fewer,
 so the noise is at most doubled.
 """
+
 
 Kind = Literal["float", "decoded weights"]
 
@@ -447,9 +451,9 @@ def run_cell(artefact: Artefact, release: str, interpreter: Path, timeout_s: flo
     """Run one cell and judge it.
 
     Returns:
-        ``status`` (``right``, ``wrong``, ``crash``, ``timeout`` or ``no load``), ``signal``, ``error`` (largest
-        difference of a logit), ``checks`` by name, ``seconds``, ``log`` of a run that is not right, and ``verified``,
-        the records for the contract of one that is.
+        ``status`` (``right``, ``as stored``, ``wrong``, ``crash``, ``timeout`` or ``no load``), ``signal``, ``error``
+        (largest difference of a logit), ``checks`` by name, ``seconds``, ``log`` of a run with a fault, and
+        ``verified``, the records for the contract of one without.
     """
     from backends.mnn.run.native import EXACT_CONFIG, run_model
     from backends.mnn.write.configs import config_for
@@ -464,7 +468,7 @@ def run_cell(artefact: Artefact, release: str, interpreter: Path, timeout_s: flo
         judge = _Judge(artefact, release, exact, shipped)
         checks = judge.all()
     runs = [run for run in (exact, shipped) if run is not None]
-    status = _status(runs, checks)
+    status = _status(runs, checks, artefact.source.referenced)
     errors = [checks[name].get("error") for name in ("logits", "cache") if name in checks]
     return {
         "status": status,
@@ -473,19 +477,21 @@ def run_cell(artefact: Artefact, release: str, interpreter: Path, timeout_s: flo
         "checks": checks,
         "mnn": exact.load.get("version"),
         "seconds": {"load": exact.load.get("load_s"), "total": sum(run.child.wall_s for run in runs)},
-        "log": "" if status == "right" else _log(runs),
-        "verified": [item.to_json() for item in _records(judge)] if status == "right" else [],
+        "log": "" if status in PASSED else _log(runs),
+        "verified": [item.to_json() for item in _records(judge)] if status in PASSED else [],
     }
 
 
-def _status(runs: Sequence[ModelRun], checks: Mapping[str, Mapping[str, Any]]) -> str:
+def _status(runs: Sequence[ModelRun], checks: Mapping[str, Mapping[str, Any]], referenced: bool) -> str:
     if any(run.child.timed_out for run in runs):
         return "timeout"
     if any(run.child.signal for run in runs):
         return "crash"
     if not checks["load"]["ok"]:
         return "no load"
-    return "wrong" if any(check["ok"] is False for check in checks.values()) else "right"
+    if any(check["ok"] is False for check in checks.values()):
+        return "wrong"
+    return "right" if referenced else "as stored"
 
 
 def _log(runs: Sequence[ModelRun]) -> str:

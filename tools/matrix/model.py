@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from tools.matrix.cell import Artefact
-    from tools.matrix.model import Job, Matrix
-
-
-from collections.abc import Callable
-from dataclasses import field
+from tools.matrix.cell import PASSED, Artefact
 
 
 @dataclass
@@ -42,13 +36,19 @@ class Matrix:
         return self.cells.get((row.key, release))
 
     def failing(self) -> list[tuple[Row, str, dict[str, Any]]]:
-        """Cells that were run and are not right."""
+        """Cells that were run and have a fault."""
         found = ((row, release, self.cell(row, release)) for row in self.rows for release in self.releases)
-        return [(row, release, cell) for row, release, cell in found if cell is not None and cell["status"] != "right"]
+        return [
+            (row, release, cell) for row, release, cell in found if cell is not None and cell["status"] not in PASSED
+        ]
+
+    def right(self) -> int:
+        """How many cells were compared with a checkpoint and are right."""
+        return sum(cell["status"] == "right" for cell in self.cells.values())
 
     @property
     def ok(self) -> bool:
-        """Every model could be made, something was run, and every cell that was run is right."""
+        """Every model could be made, something was run, and no cell that was run has a fault."""
         return bool(self.cells) and not self.failing() and not any(row.failure for row in self.rows)
 
 

@@ -22,13 +22,13 @@ def html_page(matrix: Matrix, made: str) -> str:
     from tools.matrix.cell import this_platform
     from tools.matrix.words import MEANINGS, SYMBOLS, failures, status_of, unreferenced
 
-    run, wrong = len(matrix.cells), len(matrix.failing())
+    run = len(matrix.cells)
     told = f"Lading {compiler_version()} on {this_platform()}, {made}. "
-    told += f"{run - wrong} of {run} cells that were run are right."
+    told += f"{matrix.right()} of {run} cells that were run are right."
     used = {status_of(matrix, row, release) for row in matrix.rows for release in matrix.releases}
     return render(
         __file__,
-        "matrix.html.jinja",
+        "page.html.jinja",
         told=told,
         used=[status for status in SYMBOLS if status in used],
         symbols=SYMBOLS,

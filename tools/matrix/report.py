@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 def summary(matrix: Matrix) -> str:
     """One sentence of counts."""
     run, failing = len(matrix.cells), len(matrix.failing())
-    text = f"{run - failing} of {run} cells right"
+    text = f"{matrix.right()} of {run} cells right"
+    if stored := run - failing - matrix.right():
+        text += f", {stored} as stored"
     if matrix.reused:
         text += f", {matrix.reused} of them from an earlier run"
     return f"{text}; {matrix.seconds:.0f} s"
@@ -106,8 +108,8 @@ def markdown_page(matrix: Matrix, made: str) -> str:
     from backends.mnn.verify.logits import EXACT_BAR
     from tools.matrix.cell import this_platform
 
-    run, wrong = len(matrix.cells), len(matrix.failing())
-    right = f"All {run} cells are right." if not wrong else f"{run - wrong} of {run} cells are right."
+    run, good = len(matrix.cells), matrix.right()
+    right = f"All {run} cells are right." if run == good else f"{good} of {run} cells are right."
     parts = [
         "# Compatibility",
         "<!-- Written by `python -m tools.matrix --markdown`; do not edit. -->",

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ir.base.cache import write_whole
 from ir.base.diag import LadingError, suggest
+from ir.base.whole_files import write_whole
 from tools.matrix.model import Row
 
 if TYPE_CHECKING:
@@ -222,7 +222,7 @@ def record(matrix: Matrix, row: Row) -> bool:
     from dataclasses import replace
 
     from backends.contract import Verification, check_files, write
-    from tools.matrix.cell import this_platform
+    from tools.matrix.cell import PASSED, this_platform
 
     artefact = row.artefact
     assert artefact is not None
@@ -232,7 +232,7 @@ def record(matrix: Matrix, row: Row) -> bool:
     ran = {release: cell for release in matrix.releases if (cell := matrix.cell(row, release)) is not None}
     fresh = [Verification.from_json(item) for cell in ran.values() for item in cell["verified"]]
     kinds = {_kind(item) for item in fresh}
-    wrong = {release for release, cell in ran.items() if cell["status"] != "right"}
+    wrong = {release for release, cell in ran.items() if cell["status"] not in PASSED}
     kept = [
         item
         for item in artefact.contract.verified

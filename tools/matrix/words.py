@@ -4,21 +4,31 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tools.matrix.cell import SHIPPED_FACTOR
+from tools.matrix.cell import PASSED, SHIPPED_FACTOR
 
 if TYPE_CHECKING:
     from tools.matrix.model import Matrix, Row
 
-SYMBOLS = {"right": "✓", "wrong": "✗", "crash": "☠", "timeout": "⏱", "no load": "⊘", "not run": "·", "not made": "!"}
+SYMBOLS = {
+    "right": "✓",
+    "as stored": "≈",
+    "wrong": "✗",
+    "crash": "☠",
+    "timeout": "⏱",
+    "no load": "⊘",
+    "not run": "·",
+    "not made": "!",
+}
 """Symbol of each status; a cell that was not run and a model that could not be made have one too."""
 
 
-COLOURS = {"right": "green", "wrong": "red", "crash": "magenta", "timeout": "yellow", "no load": "red",
+COLOURS = {"right": "green", "as stored": "cyan", "wrong": "red", "crash": "magenta", "timeout": "yellow", "no load": "red",
            "not run": "bright_black", "not made": "yellow"}  # fmt: skip
 
 
 MEANINGS = {
     "right": "every check passed; the number is the largest difference of a logit from the reference",
+    "as stored": "every check passed against what the folder's own files say; there was no checkpoint to compare with",
     "wrong": "it ran, and a check failed",
     "crash": "the process was ended by the signal",
     "timeout": "the process was stopped at the time limit",
@@ -60,7 +70,7 @@ def short(matrix: Matrix, row: Row, release: str) -> str:
     if cell["status"] == "wrong":
         failed = next(name for name, check in cell["checks"].items() if check["ok"] is False)
         return _number(cell["checks"][failed].get("error")) or failed
-    return _number(cell["error"]) if cell["status"] == "right" else cell["status"]
+    return _number(cell["error"]) if cell["status"] in PASSED else cell["status"]
 
 
 def _number(error: float | None) -> str:

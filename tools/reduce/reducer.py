@@ -14,8 +14,8 @@ from pathlib import Path
 from time import monotonic
 
 from ir.analysis.dataflow import entries, exits, minimum_cut, post_dominators, reachable, regions
-from ir.base.cache import write_whole
 from ir.base.diag import LadingError
+from ir.base.whole_files import write_whole
 from ir.graph.graph import Graph, GraphError, Node, Value
 from ir.text.parser import parse
 from ir.text.printer import print_graph

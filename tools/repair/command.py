@@ -6,29 +6,22 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ir.base.diag import LadingError
-from tools.shared.cli import JSON_OPTION, QUIET_OPTION, Screen, command
+from ir.base.diag import Diagnostic, LadingError
+from tools.repair.run import Outcome, Runs, Verify, verified
+from tools.shared.cli import EXIT_UNPROVEN, JSON_OPTION, QUIET_OPTION, Screen, command
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from backends.mnn.doctor.findings import Report
     from backends.mnn.read.model_folder import Subject
     from backends.mnn.target.releases import MnnTarget
     from backends.mnn.verify.logits import Measurement
     from backends.mnn.write.weight_layout import Layout
-    from ir.evaluate.divergence import Distance
     from ir.graph.graph import Graph
     from passes.framework.manager import Report as PassReport
-
-Verify = Literal["auto", "none", "quick"]
-
-TOKENS, PREFILL = 32, 24
-"""Token ids of a verification; so many in one call, the others one by one."""
 
 
 @dataclass
@@ -41,11 +34,8 @@ class Repaired:
         before, after: releases of the target on which the old and the new model are healthy.
         operators: number of operators before and after.
         kept: True when all codes and scales were copied as they were; False when scales were widened.
-        verified: MNN release that the result was run on; empty when it was not run.
-        unverified: why it was not run; empty when it was.
-        error: largest difference of a logit from the stored weights in float arithmetic; None when it was not run.
-        from_original: the same from what the original model gives on that release; None where it was not compared.
-        not_compared: why the result was run and not compared with the original; empty otherwise.
+        asked: the result was meant to be run.
+        outcome: what running it showed.
     """
 
     out: Path
@@ -54,19 +44,24 @@ class Repaired:
     after: list[str] = field(default_factory=list)
     operators: tuple[int, int] = (0, 0)
     kept: bool = True
-    verified: str = ""
-    unverified: str = ""
-    error: float | None = None
-    from_original: float | None = None
-    not_compared: str = ""
+    asked: bool = True
+    outcome: Outcome = field(default_factory=Outcome)
+
+    @property
+    def compared(self) -> bool:
+        """The result gives the logits of the original on a release that runs it."""
+        return self.outcome.from_original is not None
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able form."""
+        found = self.outcome
         return {
             "out": str(self.out), "releases": list(self.releases), "healthy_before": self.before,
             "healthy_after": self.after, "operators": list(self.operators), "bytes_kept": self.kept,
-            "verified": self.verified or None, "unverified": self.unverified or None, "error": self.error,
-            "from_original": self.from_original, "not_compared": self.not_compared or None,
+            "run_on": found.releases, "run_outside_target": found.outside, "error": found.error,
+            "compared": self.compared, "original_on": found.original or None,
+            "original_as_module": found.as_module, "from_original": found.from_original,
+            "not_compared": found.reason or None,
         }  # fmt: skip
 
 
@@ -75,8 +70,9 @@ class Repaired:
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
 @click.option("--target", default="portable", show_default=True, metavar="VERSIONS",
               help="Releases to write for: 'portable', a version, or clauses such as \">=3.4,<3.6\".")  # fmt: skip
-@click.option("--verify", default="auto", show_default=True, type=click.Choice(["auto", "none", "quick"]),
-              help="Run the result on the installed MNN; auto: where that is a release of the target.")  # fmt: skip
+@click.option("--verify", default="auto", show_default=True, type=click.Choice(["auto", "none", "quick", "full"]),
+              help="Run the result and the original and compare them; quick and full fail where nothing can be run, "
+              "full runs the result on every release of the target that is here.")  # fmt: skip
 @click.option("--guard", is_flag=True, help="Also write modules that check an application's inputs.")
 @click.option("--force", is_flag=True, help="Replace a folder written before.")
 @JSON_OPTION
@@ -86,27 +82,38 @@ def main(
 ) -> int:
     """Write the MNN model directory PATH again in forms that the target's releases run, with a contract.
 
-    Weights keep their codes and scales. PATH is not changed.
+    Weights keep their codes and scales. PATH is not changed. The result is compared with the original, run by the
+    installed MNN or by the environments of python -m tools.releases; the exit code is 4 when that could not be done.
     """
     done = repair(path, out, target, verify=verify, guard=guard, force=force)
     if not quiet:
         Screen(as_json, quiet).data(done.as_dict(), _words(path, done))
-    return 0
+    return 0 if done.compared or not done.asked else EXIT_UNPROVEN
 
 
 def _words(path: Path, done: Repaired) -> str:
+    found = done.outcome
+    verdict = f"{done.out}: {'healthy' if done.compared else 'no fault is seen'} on {', '.join(done.after)}"
     lines = [
         f"{path}: healthy on {', '.join(done.before) or 'none'} of {', '.join(done.releases)}",
-        f"{done.out}: healthy on {', '.join(done.after)}",
+        verdict,
         f"operators {done.operators[0]} -> {done.operators[1]}; "
         f"{'weights kept bit for bit' if done.kept else 'codes kept bit for bit, half-float scales widened'}",
     ]
-    if not done.verified:
-        return "\n".join([*lines, f"not run: {done.unverified}"])
-    gaps = ((done.error, "the stored weights"), (done.from_original, "the original"))
-    told = [f"logits at most {gap:.2g} off {whose}" for gap, whose in gaps if gap is not None]
-    told += [f"not compared with the original: {done.not_compared}"] if done.not_compared else []
-    return "\n".join([*lines, f"run on MNN {done.verified}: {'; '.join(told)}"])
+    if not done.compared:
+        # What matters most comes first: nobody knows whether the result is right.
+        message = f"{done.out} was written and not compared with the original: {found.reason}"
+        lines.insert(0, str(Diagnostic("U954", message, severity="warning")))
+    if not found.releases:
+        return "\n".join([*lines, "not run"])
+    told = [f"logits at most {found.error:.2g} off the stored weights"] if found.error is not None else []
+    if found.from_original is not None:
+        where = "" if found.releases == [found.original] else f", run on MNN {found.original}"
+        if found.as_module:
+            where = f", run as a plain module on MNN {found.original}"
+        told.append(f"logits at most {found.from_original:.2g} off the original{where}")
+    outside = ", which is no release of the target" if found.outside else ""
+    return "\n".join([*lines, f"run on MNN {', '.join(found.releases)}{outside}: {'; '.join(told) or 'it runs'}"])
 
 
 def repair(
@@ -122,17 +129,18 @@ def repair(
 
     Raises:
         LadingError: B710 to B742, F640 to F646, U951 when the result is not healthy, U952 when it gives other logits,
-            U953 when it cannot be run as asked.
+            U953 when it cannot be run as asked. A result that could not be compared is written all the same: see
+            `Repaired`.
     """
     from backends.mnn.doctor.examine import examine
     from backends.mnn.read.model_folder import Subject
+    from backends.mnn.target.environments import installed_version
     from backends.mnn.target.releases import target
     from backends.mnn.write.rewritten_folder import describe, require_readable, rewrite
     from backends.staging import check_target, staged_directory
 
     chosen = target(target_name)
     check_target(out, force)
-    release, reason = _release_to_run(chosen, verify)
     subject = Subject(path)
     require_readable(subject)
     before = examine(path, chosen.releases)
@@ -149,12 +157,32 @@ def repair(
             [version for version in chosen.versions if after.healthy_on(version)],
             (len(subject.net["oplists"]), len(graph.nodes)),
             not _widened(emission.layout),
-            release,
-            reason,
+            verify != "none",
         )
-        measured = _run(done, graph, path, staging) if release else []
-        _write_contract(graph, emission, chosen, report, measured, guard, pool)
+        runs = _runs(chosen, path, staging)
+        done.outcome = verified(runs, installed_version(), verify, graph, path, staging)
+        _write_contract(graph, emission, chosen, report, done.outcome.measurements, guard, pool)
     return done
+
+
+def _runs(chosen: MnnTarget, path: Path, folder: Path) -> Runs:
+    """Where result and original can run, among the releases that this machine has."""
+    from backends.mnn.doctor.examine import examine
+    from backends.mnn.target.environments import interpreters
+    from backends.mnn.target.releases import PROFILES
+
+    here = interpreters()
+    releases = [release for release in PROFILES.values() if release.llm_on_pypi]
+    result, original = examine(folder, releases), examine(path, releases)
+    codes = {item.version: {problem.code for problem in original.problems(item.version)} for item in releases}
+    return Runs(
+        here,
+        [release.version for release in chosen.releases if release.llm_on_pypi],
+        [release.version for release in releases if result.healthy_on(release.version)],
+        [version for version, found in codes.items() if not found],
+        # B713: the runtime feeds an input that the model lacks.
+        [version for version, found in codes.items() if found == {"B713"}],
+    )
 
 
 def _require_healthy(after: Report, path: Path) -> None:
@@ -169,7 +197,7 @@ def _require_healthy(after: Report, path: Path) -> None:
 def _widened(layout: Layout) -> bool:
     """True when a scale is written with another width than it was read with."""
     quantized = [item.weight.quantized for item in layout.matrices.values() if item.weight.quantized is not None]
-    alphas = [(getattr(item.source, "alpha", None), item.spec.scale) for item in quantized]
+    alphas = [(getattr(item.source, "alpha", None), item.storage.scale) for item in quantized]
     return any(alpha is not None and alpha.type.dtype.name != scale for alpha, scale in alphas)
 
 
@@ -304,111 +332,3 @@ def _split_embedding(graph: Graph, matrix: Any) -> None:
     table = cast(matrix, F32) if isinstance(matrix, Tensor) else matrix.source
     graph.set_table("embedding", graph.add_const("embedding", table))
     Lowering(graph).embedding_parts()
-
-
-# ---- running it ----
-
-
-def _release_to_run(chosen: MnnTarget, verify: Verify) -> tuple[str, str]:
-    """The release that verification runs on, or why there is none.
-
-    Raises:
-        LadingError: U953 verification is asked for and the installed MNN is no release of the target.
-    """
-    from backends.mnn.target.environments import installed_version
-
-    here = installed_version()
-    if verify == "none":
-        return "", "verification is off"
-    if here is not None and any(item.version == here and item.llm_on_pypi for item in chosen.releases):
-        return here, ""
-    reason = (
-        "MNN is not installed" if here is None else f"the installed MNN {here} is no release of the target that runs"
-    )
-    if verify == "quick":
-        hint = f"pip install MNN=={chosen.versions[-1]}, or --verify none"
-        raise LadingError("U953", f"the result cannot be run: {reason}", hint=hint)
-    return "", reason
-
-
-def _run(done: Repaired, graph: Graph, path: Path, folder: Path) -> list[Measurement]:
-    """Run the result and compare with its stored weights in float arithmetic, and with the original where that runs.
-
-    Raises:
-        LadingError: U952 other logits, B667 to B669 a run of the result that fails.
-    """
-    import numpy as np
-
-    from backends.mnn.run.native import EXACT_CONFIG
-    from backends.mnn.verify.logits import Measurement
-    from ir.facts.model_card import ModelCard
-    from tools.matrix.cell import this_platform
-
-    context = ModelCard.of(graph).context or TOKENS
-    rng = np.random.default_rng(3)
-    ids = [int(token) for token in rng.integers(0, ModelCard.of(graph).vocab_size, min(TOKENS, context))]
-    got = _logits(folder, ids, done.verified)
-    found: list[Measurement] = []
-    if "embedding" in graph.tables:
-        distance = _distance(_stored_logits(graph, ids), got, "the stored weights give", path)
-        done.error = distance.max_abs
-        settings = {key: EXACT_CONFIG[key] for key in ("memory", "precision", "thread_num")}
-        found.append(Measurement(done.verified, this_platform(), settings, "decoded weights", len(ids), distance, 0, 0))
-    if done.verified not in done.before:
-        done.not_compared = "it is broken on this release"
-        return found
-    try:
-        wanted = _logits(path, ids, done.verified)
-    except LadingError as error:
-        done.not_compared = f"it was found healthy, but {error.diagnostics[0].message}"
-        return found
-    done.from_original = _distance(wanted, got, "the original gives", path).max_abs
-    return found
-
-
-def _logits(folder: Path, ids: list[int], version: str) -> np.ndarray:
-    """Logits of exact arithmetic, float32[tokens, vocabulary]: a prefill, then single tokens through the cache."""
-    import numpy as np
-
-    from backends.mnn.run.native import EXACT_CONFIG, run_model
-    from backends.mnn.write.configs import config_for
-
-    config = config_for(folder, version)
-    pieces = [ids[:PREFILL], *([token] for token in ids[PREFILL:])]
-    actions = [{"do": "forward", "pieces": pieces}]
-    run = run_model(config, actions, overrides=EXACT_CONFIG, timeout_s=1800).require(str(config))
-    return np.concatenate((run.results[0] or {})["logits"])
-
-
-def _stored_logits(graph: Graph, ids: list[int]) -> np.ndarray:
-    """What the graph that was written gives in onnxruntime."""
-    import numpy as np
-
-    from backends.mnn.verify.logits import MEMORY_LIMIT
-    from ir.evaluate.evaluator import Evaluator
-    from ir.facts.inputs import DynamicInputs
-
-    fact: DynamicInputs = graph.facts[DynamicInputs.name]
-    (logits,) = Evaluator(graph, memory_limit=MEMORY_LIMIT).run(fact.feeds(graph, np.array(ids), index=0)).values()
-    return logits.reshape(-1, logits.shape[-1])
-
-
-def _distance(wanted: np.ndarray, got: np.ndarray, whose: str, path: Path) -> Distance:
-    """How far the result is from a reference.
-
-    Raises:
-        LadingError: U952 further than rounding explains.
-    """
-    from backends.mnn.verify.logits import EXACT_BAR
-    from ir.evaluate.divergence import DistanceMeter
-
-    meter = DistanceMeter()
-    meter.add(wanted, got)
-    found = meter.result()
-    bar = EXACT_BAR * max(1.0, found.max_logit / 10)
-    if not found.max_abs <= bar:
-        message = (
-            f"the repaired model gives other logits than {whose}: {found.max_abs:.3g} off where {bar:.3g} is allowed"
-        )
-        raise LadingError("U952", message, where=str(path), hint="please report the model")
-    return found

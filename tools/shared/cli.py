@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -24,6 +26,9 @@ EXIT_FAILED = 1
 
 EXIT_USAGE = 2
 """The command line itself was wrong."""
+
+EXIT_UNPROVEN = 4
+"""The result was written, and what it should have been compared with could not be run."""
 
 EXIT_INTERRUPTED = 130
 """Stopped from the keyboard."""
@@ -79,25 +84,40 @@ def command(name: str) -> Callable[[Callable[..., int]], click.Command]:
 
 def guarded(action: Callable[[], int], as_json: bool) -> int:
     """Run an action and turn what users can cause into messages and exit codes."""
+    for stream in (sys.stdout, sys.stderr):
+        # Names in files may hold halves of characters, which no encoding has.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         return action()
     except LadingError as error:
-        # What instruments noted, such as the line that reproduces the failure, is shown like the error itself.
-        notes = [Diagnostic(error.code, text, severity="note") for text in getattr(error, "__notes__", ())]
-        found = [*error.diagnostics, *notes]
-        if as_json:
-            click.echo(json.dumps({"errors": [item.as_dict() for item in found]}, indent=2))
-        else:
-            for item in found:
-                click.echo(str(item), err=True)
-            click.echo(f"  (lading explain {error.code})", err=True)
-        return EXIT_FAILED
+        return _told(error, as_json)
+    except MemoryError as error:
+        hint = "close other programs, or give the machine more memory"
+        return _told(LadingError("U908", f"there is not enough memory: {error}", hint=hint), as_json)
     except KeyboardInterrupt:
         click.echo("interrupted; nothing was written", err=True)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()
         return EXIT_FAILED
+    except OSError as error:
+        where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+        return _told(LadingError("U902", f"the system refused: {error.strerror or error}", where), as_json)
+
+
+def _told(error: LadingError, as_json: bool) -> int:
+    """Print an error; returns the exit code."""
+    # What instruments noted, such as the line that reproduces the failure, is shown like the error itself.
+    notes = [Diagnostic(error.code, text, severity="note") for text in getattr(error, "__notes__", ())]
+    found = [*error.diagnostics, *notes]
+    if as_json:
+        click.echo(json.dumps({"errors": [item.as_dict() for item in found]}, indent=2))
+    else:
+        for item in found:
+            click.echo(str(item), err=True)
+        click.echo(f"  (lading explain {error.code})", err=True)
+    return EXIT_FAILED
 
 
 def split_list(text: str) -> list[str]:

@@ -10,11 +10,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import pairwise
 
-from ir.base.types import DTYPES, I32, TensorType, ValueType, dtype_of_onnx
+from ir.base.types import DTYPES, I32, TensorType, ValueType
 from ir.dialects.older_opsets import plain_attention, plain_gelu_erf, plain_gelu_tanh, plain_norm
 from ir.graph.graph import Node, Value
 from ir.infer.inference import Inference
-from ir.infer.numeric import arithmetic, axis_of, broadcast, one_dtype, reduced_shape, same_as_input, tensor, words
+from ir.infer.numeric import (
+    arithmetic,
+    axis_of,
+    broadcast,
+    element_type,
+    one_dtype,
+    reduced_shape,
+    same_as_input,
+    tensor,
+    words,
+)
 from ir.infer.rule_table import TypeMismatch
 from ir.infer.shapes import concat, reshaped, slice_, squeezed_shape, typed, unsqueezed_shape
 from ir.infer.symbolic import Extent
@@ -315,7 +325,7 @@ def _binary(body: Body) -> list[Value]:
 
 def _cast_type(run: Inference, node: Node) -> ValueType | None:
     x = tensor(node.inputs[0])
-    return None if x is None else TensorType(dtype_of_onnx(node._attrs["to"]), x.shape)
+    return None if x is None else TensorType(element_type(node._attrs["to"]), x.shape)
 
 
 def _cast(body: Body) -> list[Value]:

@@ -22,11 +22,8 @@ def integer_weight(node: Node) -> StoredWeight | None:
     weight = node.input(1) if node.op in LINEAR else None
     if weight is None:
         return None
-    try:
-        found = storage_of(weight, matmul=True)
-    except ValueError:
-        return None
-    return found if found.quantized is not None else None
+    found = storage_of(weight, matmul=True)
+    return found if found is not None and found.storage.is_integer else None
 
 
 def simulate(graph: Graph, option: int = 0, joint: Value | None = None) -> list[Node]:

@@ -294,10 +294,11 @@ def reshape_dims(subject: Subject, op: dict[str, Any]) -> list[int]:
 
 def _codes(subject: Subject, releases: Sequence[Release]) -> Iterator[Finding]:
     every = tuple(release.version for release in releases)
+    # Half floats (type 3) are read without it, on every release.
     zero = [
         op
         for op in subject.convolutions
-        if op["main"].get("quanParameter") and not op["main"]["quanParameter"].get("quantScale")
+        if (quant := op["main"].get("quanParameter")) and quant.get("type") != 3 and not quant.get("quantScale")
     ]
     if zero:
         yield Finding(

@@ -58,11 +58,11 @@ def _check_forms(graph: Graph, target: MnnTarget) -> None:
 def tie_form(matrix: Matrix) -> str:
     """Which spelling of ``tie_embeddings`` a matrix needs, as named in the profiles."""
     weight = matrix.weight
-    if weight.quantized is None:
+    if not weight.storage.is_integer:
         return "half"
     if weight.block == weight.columns:
         return "row"
-    return "scales" if weight.quantized.spec.symmetric else "pairs"
+    return "scales" if weight.storage.symmetric else "pairs"
 
 
 def check_storage(layout: Layout, target: MnnTarget) -> None:
@@ -76,8 +76,8 @@ def check_storage(layout: Layout, target: MnnTarget) -> None:
     for matrix in layout.matrices.values():
         _check_scales(matrix, target)
         weight = matrix.weight
-        if weight.quantized is not None:
-            forms.setdefault((weight.bits, weight.block, weight.columns, weight.quantized.spec.symmetric), weight)
+        if weight.storage.is_integer:
+            forms.setdefault((weight.bits, weight.block, weight.columns, weight.storage.symmetric), weight)
     for weight in forms.values():
         _check_codes(weight, target)
     if layout.embedding is not None:
@@ -85,8 +85,8 @@ def check_storage(layout: Layout, target: MnnTarget) -> None:
 
 
 def _check_scales(matrix: Matrix, target: MnnTarget) -> None:
-    quantized = matrix.weight.quantized
-    if quantized is None or quantized.spec.scale != "f16":
+    storage = matrix.weight.storage
+    if not storage.is_integer or storage.scale != "f16":
         return
     if old := target.lacking(lambda release: release.f16_scales):
         raise LadingError(
@@ -109,7 +109,7 @@ def _check_codes(weight: StoredWeight, target: MnnTarget) -> None:
 
 def _fault(weight: StoredWeight, release: Release) -> tuple[str, str] | None:
     """What a release computes wrong about a weight of integer codes, and what to do; None when it is right."""
-    unit, symmetric = release.block_unit, weight.quantized.spec.symmetric  # type: ignore[union-attr]
+    unit, symmetric = release.block_unit, weight.storage.symmetric
     if weight.bits not in release.widths:
         return f"codes of {weight.bits} bits", f"use one of {', '.join(map(str, release.widths))} bits, or 16"
     if symmetric and not release.symmetric:

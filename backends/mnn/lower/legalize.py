@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from backends.mnn.write.weight_layout import unheld
 from ir.base.diag import LadingError
 from ir.base.types import BOOL, F32, I32, I64, Dim, TensorType
 from ir.facts.inputs import DynamicInputs
 from ir.graph.graph import Graph, Node, Value
-from ir.quant.stored_weight import is_weight, storage_of
+from ir.quant.stored_weight import DEQUANTIZE, is_weight, storage_of
 from ir.tensor.bf16_parts import bf16_parts, parts_needed
 from ir.tensor.inline import InlineTensor
 from passes.framework.base import Pass
@@ -55,6 +56,8 @@ class LegalizeMnn(Pass):
             if node.domain == "mnn" or _is_stored_weight(node) or not any(value.use_count for value in node.outputs):
                 continue
             lower = LOWER.get(node.op)
+            if _decodes_constants(node):
+                raise unheld(node.output, matmul=any(user.op == "MatMul" for user in node.output.users))
             if lower is None:
                 raise LadingError(
                     "P370",
@@ -96,6 +99,12 @@ class RowParts:
 
 def _is_stored_weight(node: Node) -> bool:
     return bool(node.outputs) and is_weight(node.output)
+
+
+def _decodes_constants(node: Node) -> bool:
+    """True for a dequantization of constant codes, a weight of which the file may or may not have a form."""
+    codes = node.input(0) if node.op in DEQUANTIZE else None
+    return codes is not None and codes.is_const
 
 
 class Lowering:
@@ -220,13 +229,15 @@ class Lowering:
 
 def _matmul(node: Node, low: Lowering) -> None:
     x, weight = node.inputs
-    if not is_weight(weight):
+    stored = storage_of(weight, matmul=True)
+    if stored is None and weight.producer is not None and _decodes_constants(weight.producer):
+        raise unheld(weight, matmul=True)
+    if stored is None:
         raise LadingError(
             "P372", "MNN computes a product with a constant matrix only", where=f"{node.loc or node.name}\n{node!r}"
         )
     if x.type.rank < 2 or x.dtype != F32:
         raise _no_form(node, f"MNN multiplies rows of single precision, not {x.type}")
-    stored = storage_of(weight, matmul=True)
     bias, result = bias_of(node)
     if bias is None:
         bias = low.const(np.zeros(stored.rows, np.float32), "zeros")

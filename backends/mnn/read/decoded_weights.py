@@ -7,16 +7,20 @@ parameters come from the ``.mnn`` file as the wheel's converter spells it, embed
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
 from backends.mnn.run.native import mnn_to_json
 from ir.base.diag import LadingError
+from ir.base.json_numbers import whole
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -38,9 +42,34 @@ class StoredLinear:
     half_scales: bool
 
 
+def _well_formed(read: Callable[P, R]) -> Callable[P, R]:
+    """A method that follows what the files say, with a coded error where that leads nowhere.
+
+    Raises:
+        LadingError: B680 a part that every model has is missing or of another kind, B682 a weight whose place, size or
+            header do not go together.
+    """
+
+    @wraps(read)
+    def method(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return read(*args, **kwargs)
+        except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
+            model: Any = args[0]
+            name = args[1] if len(args) > 1 and isinstance(args[1], str) else ""
+            code, what = ("B682", f"the weight {name}") if name else ("B680", "the model")
+            message = f"{what} is not as its files say: {type(error).__name__}: {error}"
+            raise LadingError(code, message, where=str(model.folder), hint="the files are damaged") from error
+
+    return method
+
+
 class MnnModel:
     """A model directory opened for reading."""
 
+    folder: Path
+
+    @_well_formed
     def __init__(self, folder: Path) -> None:
         """Open a directory.
 
@@ -64,7 +93,7 @@ class MnnModel:
     def _json(self, name: str) -> dict[str, Any]:
         path = self._file(name)
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = json.loads(path.read_text(encoding="utf-8"), parse_int=whole)
         except (ValueError, RecursionError) as error:
             raise LadingError("B680", f"{name} is not JSON: {error}", where=str(path)) from error
         if not isinstance(data, dict):
@@ -72,16 +101,23 @@ class MnnModel:
         return data
 
     @cached_property
+    @_well_formed
     def net(self) -> dict[str, Any]:
-        """The ``Net`` of the model file in MNN's JSON form."""
+        """The ``Net`` of the model file in MNN's JSON form.
+
+        Raises:
+            LadingError: B660 to B665 as `mnn_to_json`.
+        """
         return json.loads(mnn_to_json(self._file(self.config.get("llm_model", "llm.mnn"))))
 
     @cached_property
+    @_well_formed
     def linears(self) -> dict[str, StoredLinear]:
         """Every convolution, by operator name.
 
         Raises:
-            LadingError: B681 an offset beyond the end of the weight file.
+            LadingError: B680 a convolution without the parts that every one has, B681 an offset beyond the end of the
+                weight file.
         """
         return {item.name: item for item in self._linears()}
 
@@ -117,6 +153,7 @@ class MnnModel:
                 bool(quant and quant.get("scaleStorage") == "FP16"),
             )
 
+    @_well_formed
     def decode(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Rows of a convolution's weight as the runtime computes them, float32[stop - start, columns]."""
         item = self.linears[name]
@@ -126,6 +163,17 @@ class MnnModel:
             width = item.columns * dtype.itemsize
             raw = self.weights[item.offset + start * width : item.offset + stop * width]
             return raw.view(dtype).astype(np.float32).reshape(stop - start, item.columns)
+        values = self.codes(name, start, stop).astype(np.float32)
+        return _dequantize(values, self._alpha(item, start, stop), item.asymmetric)
+
+    def codes(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Signed codes of rows of a convolution that is stored in integers, int8[stop - start, columns].
+
+        Raises:
+            LadingError: B682 the header speaks of another matrix.
+        """
+        item = self.linears[name]
+        stop = item.rows if stop is None else stop
         head = self.weights[item.offset : item.offset + 10]
         wide = item.rows > 0xFFFF or item.columns > 0xFFFF
         dims = np.frombuffer(head[1 : 9 if wide else 5].tobytes(), "<u4" if wide else "<u2")
@@ -133,19 +181,18 @@ class MnnModel:
             raise LadingError("B682", f"the header of {name} says {tuple(dims)}", where=str(self.weight_path))
         table_at = item.offset + (9 if wide else 5)
         table_size = int(self.weights[table_at]) or 256
-        table = self.weights[table_at + 1 : table_at + 1 + table_size].view(np.int8).astype(np.float32)
+        table = self.weights[table_at + 1 : table_at + 1 + table_size].view(np.int8)
         bits = table_size.bit_length() - 1
         codes_at = table_at + 1 + table_size
         codes = _unpack(self.weights, codes_at, bits, start * item.columns, stop * item.columns)
-        alpha_at = item.offset + item.weight_bytes
-        values = table[codes].reshape(stop - start, item.columns)
-        return _dequantize(values, self._alpha(alpha_at, item, start, stop), item.asymmetric)
+        return table[codes].reshape(stop - start, item.columns)
 
-    def _alpha(self, offset: int, item: StoredLinear, start: int, stop: int) -> np.ndarray:
-        width = item.alpha_bytes // item.rows
+    def _alpha(self, item: StoredLinear, start: int, stop: int) -> np.ndarray:
+        offset, width = item.offset + item.weight_bytes, item.alpha_bytes // item.rows
         raw = self.weights[offset + start * width : offset + stop * width]
         return raw.view("<f2" if item.half_scales else "<f4").astype(np.float32).reshape(stop - start, -1)
 
+    @_well_formed
     def bias(self, name: str) -> np.ndarray:
         """Bias of a convolution, float32[rows]; zeros when none is stored."""
         item = self.linears[name]
@@ -154,6 +201,7 @@ class MnnModel:
             return np.zeros(item.rows, np.float32)
         return self.weights[at : at + item.bias_bytes].view("<f4").copy()
 
+    @_well_formed
     def embedding_rows(self, ids: np.ndarray) -> np.ndarray:
         """Embedding rows as the runtime feeds them, float32[len(ids), width]."""
         width = self.llm_config["hidden_size"]

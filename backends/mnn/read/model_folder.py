@@ -17,9 +17,12 @@ from backends.mnn.read.net_file import numbers, read_net
 from backends.mnn.target.releases import Release
 from backends.mnn.write.configs import CONFIG, CONFIG_TEXT, EMBEDDING, LLM_CONFIG, MODEL, WEIGHTS
 from ir.base.diag import LadingError
+from ir.base.json_numbers import whole
 
 TOKENIZER = "tokenizer.txt"
 """What the runtime opens when the configuration does not say."""
+SHORT_NAME = 60
+"""Characters that every file system takes."""
 
 
 @dataclass
@@ -67,7 +70,7 @@ class Subject:
         return self._settings(CONFIG_TEXT) if (self.folder / CONFIG_TEXT).is_file() else None
 
     def _settings(self, name: str) -> Settings:
-        found, path = Settings(name), self.folder / name
+        found, path = Settings(name), self.file(name)
         if not self.is_folder or not path.is_file():
             found.missing = True
             return found
@@ -80,7 +83,9 @@ class Subject:
             return made
 
         try:
-            data = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=pairs)
+            data = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=pairs, parse_int=whole)
+            # An escaped half of a character is read without complaint, but nobody could write it again.
+            json.dumps(data, ensure_ascii=False).encode()
         except (ValueError, RecursionError, OSError) as error:
             found.problem = str(error)
             return found
@@ -94,6 +99,16 @@ class Subject:
         """A file name from ``config.json``."""
         value = self.config.values.get(key, default)
         return value if isinstance(value, str) and value else default
+
+    def file(self, name: str) -> Path:
+        """The path of a file that a configuration names; a name that no file can have is cut, so that one may ask for
+        it."""
+        path = self.folder / name
+        try:
+            path.is_file()
+        except OSError:
+            return self.folder / name[:SHORT_NAME]
+        return path
 
     def config_of(self, release: Release) -> Settings:
         """The configuration file that a release should load."""
@@ -111,24 +126,24 @@ class Subject:
     @cached_property
     def model_path(self) -> Path:
         """The ``.mnn`` file."""
-        return self.folder / self.file_key("llm_model", MODEL) if self.is_folder else self.path
+        return self.file(self.file_key("llm_model", MODEL)) if self.is_folder else self.path
 
     @cached_property
     def weight_path(self) -> Path:
         """The external weight file, whether it exists or not."""
         if self.is_folder:
-            return self.folder / self.file_key("llm_weight", WEIGHTS)
+            return self.file(self.file_key("llm_weight", WEIGHTS))
         return self.path.with_name(self.path.name + ".weight")
 
     @property
     def embedding_path(self) -> Path:
         """The embedding file, whether it exists or not."""
-        return self.folder / self.file_key("embedding_file", EMBEDDING)
+        return self.file(self.file_key("embedding_file", EMBEDDING))
 
     def tokenizer_path(self, release: Release) -> Path:
         """The tokenizer file that a release opens."""
         name = self.config_of(release).values.get("tokenizer_file", TOKENIZER)
-        return self.folder / (name if isinstance(name, str) else TOKENIZER)
+        return self.file(name if isinstance(name, str) else TOKENIZER)
 
     # ---- graph ----
 

@@ -28,8 +28,8 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from ir.base.cache import write_whole
 from ir.base.diag import LadingError
+from ir.base.whole_files import write_whole
 
 RUNNER = Path(__file__).with_name("runner.py")
 LOG_TAIL_BYTES = 8192

@@ -91,6 +91,14 @@ class ReleaseEnvironments:
         raise LadingError("B671", f"no working environment of MNN {version} in {target}")
 
 
+def interpreters() -> dict[str, Path | str]:
+    """Interpreter of each of the `LLM_RELEASES` that this machine can run, oldest first: the release's own environment,
+    or this one for the installed release."""
+    found: dict[str, Path | str] = dict(ReleaseEnvironments().available())
+    found.setdefault(installed_version() or "", sys.executable)
+    return {version: found[version] for version in LLM_RELEASES if version in found}
+
+
 def _interpreter(environment: Path, version: str) -> Path | None:
     python = environment / "bin" / "python"
     if not os.access(python, os.X_OK):

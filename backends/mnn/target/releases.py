@@ -400,40 +400,27 @@ class MnnTarget(Target):
         return not all(release.mtok for release in self.releases)
 
 
-_CLAUSE = re.compile(r"(==|!=|<=|>=|~=|<|>)?(\d+(?:\.\d+){0,2})(\.\*)?")
-
-
 def matching(text: str) -> tuple[Release, ...]:
-    """Releases that fit clauses such as ``>=3.4,<3.6``, ``==3.6.*`` or ``~=3.4.0``.
+    """Releases that fit version specifiers (PEP 440) such as ``>=3.4,<3.6``, ``==3.6.*`` or ``~=3.4.0``; bare numbers
+    stand for themselves.
 
     Raises:
         LadingError: B700 text that is no such list, or that no release fits.
     """
-    found = list(PROFILES.values())
+    from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+    wanted = SpecifierSet()
     for clause in text.replace(" ", "").split(","):
-        match = _CLAUSE.fullmatch(clause)
-        if match is None or (match[3] and match[1] not in ("==", "!=")) or (match[1] == "~=" and "." not in match[2]):
-            raise LadingError(
-                "B700", f"{clause!r} is not a version clause", where=text, hint='write for example ">=3.4,<3.6"'
-            )
-        found = [release for release in found if _fits(release.key, match[1] or "==", match[2], bool(match[3]))]
+        try:
+            # An empty set of specifiers would admit everything.
+            wanted &= SpecifierSet(f"=={clause}" if clause[:1].isdigit() else clause or "empty")
+        except InvalidSpecifier:
+            hint = 'write for example ">=3.4,<3.6"'
+            raise LadingError("B700", f"{clause!r} is not a version clause", where=text, hint=hint) from None
+    found = tuple(release for release in PROFILES.values() if release.version in wanted)
     if not found:
         raise LadingError("B700", f"no release fits {text!r}", hint=f"known: {', '.join(VERSIONS)}")
-    return tuple(found)
-
-
-def _fits(key: tuple[int, ...], sign: str, version: str, prefix: bool) -> bool:
-    wanted = _key(version)
-    if prefix:
-        count = version.count(".") + 1
-        return (key[:count] == wanted[:count]) is (sign == "==")
-    if sign == "~=":
-        return key >= wanted and key[: version.count(".")] == wanted[: version.count(".")]
-    compare = {
-        "==": key == wanted, "!=": key != wanted, "<=": key <= wanted, ">=": key >= wanted, "<": key < wanted,
-        ">": key > wanted,
-    }  # fmt: skip
-    return compare[sign]
+    return found
 
 
 def target(name: str = "portable") -> MnnTarget:

@@ -23,6 +23,7 @@ import numpy as np
 
 from backends.mnn.tokenizer.json_shape import check_shape
 from ir.base.diag import LadingError
+from ir.base.json_numbers import whole
 
 SPECIAL_NAMES = ("bos", "eos", "unk", "pad", "sep", "cls", "mask")
 _RAW_FORMS = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt", "tiktoken.model")
@@ -200,7 +201,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         raw = path.read_bytes()
-        data = json.loads(raw)
+        data = json.loads(raw, parse_int=whole)
         if b"\\ud" in raw.lower():
             json.dumps(data, ensure_ascii=False).encode()
     except (OSError, ValueError, RecursionError) as error:
@@ -325,6 +326,8 @@ def _read_merges(merges: Any, vocab: Mapping[str, int], where: str) -> np.ndarra
         whole = np.fromiter(map(vocab.__getitem__, wholes), np.int32, len(merges))
     except (KeyError, ValueError, TypeError, AttributeError):
         raise _bad_merge(merges, vocab, where) from None
+    except OverflowError:
+        raise LadingError("B649", "a token has an id of more than 31 bits", where=where) from None
     ids = np.column_stack((parts.reshape(-1, 2), whole))
     keys = ids[:, 0].astype(np.int64) << 32 | ids[:, 1]
     last = len(keys) - 1 - np.unique(keys[::-1], return_index=True)[1]

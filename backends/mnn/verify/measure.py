@@ -3,7 +3,7 @@
 The reference is computed once and serves any number of directories, settings and releases: its logits lie on disk, one
 file a window, and the process that runs MNN compares there, so that neither holds more than one window of logits.
 
-    reference = FloatReference(graph, windows, cache_folder() / "logits")
+    reference = FloatReference(graph, windows, default_store())
     for folder in folders:
         found = measure(folder, reference, {"memory": "low"}, speed=Speed(prompt=256, decode=32))
         print(found.kl, found.kl_error, found.top1, found.perplexity, found.decode_tokens_per_s)
@@ -12,7 +12,9 @@ file a window, and the process that runs MNN compares there, so that neither hol
 from __future__ import annotations
 
 import tempfile
+import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -23,14 +25,15 @@ import numpy as np
 from backends.mnn.run.native import ModelRun, run_child
 from backends.mnn.target.environments import installed_version
 from backends.mnn.write.configs import config_for
-from ir.base.cache import whole_file
+from ir.base.diag import LadingError
+from ir.base.store import FolderStore, Store
 from ir.evaluate.evaluator import Evaluator
 from ir.evaluate.token_feeds import window_feeds
 from ir.graph.graph import Graph
 from ir.quant.statistics.moments import windows_digest
 from ir.text.printer import print_graph
 
-SCORER = Path(__file__).with_name("scorer.py")
+SCORER = Path(__file__).resolve().parents[1] / "run" / "scorer.py"
 
 MEMORY_LIMIT = 256 << 20
 """Bytes of constants that one segment of the reference may hold."""
@@ -53,7 +56,7 @@ class FloatReference:
         self,
         graph: Graph,
         windows: Sequence[Sequence[int] | np.ndarray],
-        folder: Path | None = None,
+        store: Store | None = None,
         *,
         threads: int | None = None,
         progress: Callable[[str], None] | None = None,
@@ -64,8 +67,8 @@ class FloatReference:
             graph: from token ids to logits of every position, or a graph with its `DynamicInputs` recorded; it must not
                 change while the reference is used.
             windows: token ids, two or more a window.
-            folder: where logits are kept for later runs, by digest of graph and window; None for a temporary folder
-                that goes when this object goes.
+            store: where logits are kept for later runs, by digest of graph and window, and held as long as this object
+                lives; None for a temporary folder that goes when this object goes.
             threads: threads of onnxruntime; None lets it choose.
             progress: told what happens.
         """
@@ -73,14 +76,15 @@ class FloatReference:
         if not self.windows or min(map(len, self.windows)) < 2:
             raise ValueError("a reference needs windows of two or more tokens")
         self._graph = graph
-        self._temporary = tempfile.TemporaryDirectory(prefix="lading-logits-") if folder is None else None
-        self._folder = Path(self._temporary.name) if self._temporary else Path(folder or "")
+        self._temporary = tempfile.TemporaryDirectory(prefix="lading-logits-") if store is None else None
+        self._store = store or FolderStore(Path(self._temporary.name))  # type: ignore[union-attr]
         self._threads = threads
         self._say = progress or (lambda what: None)
         self._paths: list[Path] | None = None
+        self._held: ExitStack | None = None
 
     def paths(self) -> list[Path]:
-        """One ``.npy`` of float32[tokens, vocabulary] for each window, computed now where it is missing.
+        """A file of float32[tokens, vocabulary] for `numpy.load` for each window, computed now where it is missing.
 
         Raises:
             LadingError: Q470 they cannot be kept; T220 to T225 the graph cannot be evaluated.
@@ -88,31 +92,48 @@ class FloatReference:
         if self._paths is None:
             stem = "window" if self._temporary else graph_digest(self._graph)
             digests = [windows_digest([window]) for window in self.windows]
-            paths = [self._folder / f"{stem}-{digest}.npy" for digest in digests]
-            missing = {path: window for path, window in zip(paths, self.windows, strict=True) if not path.is_file()}
+            names = [f"logits/{stem}-{digest}" for digest in digests]
+            if self._held is None:
+                self._held = ExitStack()
+                self._held.enter_context(self._store.holding())
+                weakref.finalize(self, self._held.close)
+            missing = {
+                name: window for name, window in zip(names, self.windows, strict=True) if self._store.find(name) is None
+            }
             if missing:
                 self._compute(missing)
-            self._paths = paths
+            self._paths = [self._path(name) for name in names]
         return self._paths
+
+    def _path(self, name: str) -> Path:
+        kept = self._store.find(name)
+        if kept is None:
+            raise LadingError("Q470", "reference logits vanished or changed after they were written", where=name)
+        return kept.path
 
     def logits(self, number: int) -> np.ndarray:
         """float32[tokens, vocabulary] of a window, mapped from disk."""
         return np.load(self.paths()[number], mmap_mode="r", allow_pickle=False)
 
-    def _compute(self, missing: Mapping[Path, np.ndarray]) -> None:
+    def _compute(self, missing: Mapping[str, np.ndarray]) -> None:
         self._say(f"evaluating the reference on {len(missing)} windows")
         graph, name = self._graph, self._graph.outputs[0].name
         width = graph.outputs[0].type.shape[-1] if graph.outputs[0].type is not None else 1 << 18  # type: ignore
         evaluator = Evaluator(graph, memory_limit=MEMORY_LIMIT, threads=self._threads)
         for group in _groups(list(missing.items()), max(1, LOGITS_LIMIT // (4 * int(width)))):
             results = evaluator.run_many(window_feeds(graph, [window for _, window in group]))
-            for (path, window), result in zip(group, results, strict=True):
-                _save(path, result[name].reshape(len(window), -1))
+            for (entry, window), result in zip(group, results, strict=True):
+                self._save(entry, result[name].reshape(len(window), -1))
+
+    def _save(self, name: str, logits: np.ndarray) -> None:
+        hint = "free some space, or measure with fewer or shorter windows"
+        with self._store.put(name, "Q470", "reference logits", hint) as scratch, scratch.open("wb") as file:
+            np.save(file, np.ascontiguousarray(logits, np.float32))
 
 
-def _groups(items: list[tuple[Path, np.ndarray]], most: int) -> list[list[tuple[Path, np.ndarray]]]:
+def _groups(items: list[tuple[str, np.ndarray]], most: int) -> list[list[tuple[str, np.ndarray]]]:
     """The items in order, in groups of at most so many tokens (or of one item)."""
-    groups: list[list[tuple[Path, np.ndarray]]] = []
+    groups: list[list[tuple[str, np.ndarray]]] = []
     tokens = 0
     for item in items:
         tokens += len(item[1])
@@ -121,12 +142,6 @@ def _groups(items: list[tuple[Path, np.ndarray]], most: int) -> list[list[tuple[
             tokens = len(item[1])
         groups[-1].append(item)
     return groups
-
-
-def _save(path: Path, logits: np.ndarray) -> None:
-    hint = "free some space, or measure with fewer or shorter windows"
-    with whole_file(path, "Q470", "reference logits", hint) as scratch, scratch.open("wb") as file:
-        np.save(file, np.ascontiguousarray(logits, np.float32))
 
 
 def graph_digest(graph: Graph) -> str:

@@ -12,8 +12,9 @@ import numpy as np
 from backends.mnn.read.decoded_weights import MnnModel
 from backends.mnn.write.weight_layout import Layout, Matrix
 from ir.base.diag import LadingError
+from ir.facts.inputs import table_rows
 from ir.graph.graph import Graph
-from ir.quant.stored_weight import StoredWeight, storage_of
+from ir.quant.stored_weight import StoredWeight
 from ir.tensor.base import Tensor
 
 PIECE = 1 << 18
@@ -50,7 +51,7 @@ def read_back(
     found = executor.map(lambda job: _check_matrix(model, *job, sample), jobs)
     errors = {matrix.weight.name: error for (_, matrix), error in zip(jobs, found, strict=True) if error is not None}
     if "embedding" in graph.tables:
-        _check_embedding(model, storage_of(graph.tables["embedding"]))
+        _check_embedding(model, graph)
     return errors
 
 
@@ -94,9 +95,11 @@ def _spans(weight: StoredWeight, sample: int | None) -> Iterator[tuple[int, int]
         yield int(place), min(weight.rows, int(place) + rows)
 
 
-def _check_embedding(model: MnnModel, table: StoredWeight) -> None:
-    for row in sorted({0, 1, table.rows // 2, table.rows - 1}):
-        wanted = table.dequantized_rows(row, row + 1)
+def _check_embedding(model: MnnModel, graph: Graph) -> None:
+    table = graph.tables["embedding"]
+    rows: int = table.shape[0]  # type: ignore[assignment]
+    for row in sorted({0, 1, rows // 2, rows - 1}):
+        wanted = table_rows(graph, "embedding", np.array([row]))
         got = model.embedding_rows(np.array([row]))
         if not np.array_equal(wanted, got):
             raise _mismatch(table.name, "embedding", row, wanted, got)

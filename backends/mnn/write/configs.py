@@ -157,7 +157,7 @@ def row_table(matrix: Matrix) -> list[int]:
         return [matrix.code_offset, 0, 0, 16, 0]
     block = 0 if matrix.weight.block == matrix.weight.columns else matrix.weight.block
     found = [matrix.code_offset, matrix.alpha_offset, matrix.alpha_bytes, matrix.weight.bits, block]
-    return [*found, 1] if matrix.weight.quantized.spec.scale == "f16" else found
+    return [*found, 1] if matrix.weight.storage.scale == "f16" else found
 
 
 def config_for(folder: Path, version: str) -> Path:

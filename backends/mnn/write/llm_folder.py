@@ -131,8 +131,9 @@ def _timed(emission: Emission, step: str, function: Callable[..., None], *args: 
 
 def _fill_all(emission: Emission, executor: Executor, progress: Callable[[int, int], None] | None) -> None:
     layout = emission.layout
-    weights = weight_jobs(layout)
-    rows = embedding_jobs(layout.embedding_file) if layout.embedding_file is not None else []
+    path, rows_path = emission.folder / configs.WEIGHTS, emission.folder / configs.EMBEDDING
+    weights = weight_jobs(layout, path)
+    rows = embedding_jobs(layout.embedding_file, rows_path) if layout.embedding_file is not None else []
     total = sum(job.elements for job in (*weights, *rows))
     done = 0
 
@@ -143,10 +144,10 @@ def _fill_all(emission: Emission, executor: Executor, progress: Callable[[int, i
             progress(done, total)
 
     started = time.perf_counter()
-    fill(emission.folder / configs.WEIGHTS, layout.nbytes, weights, executor, advance)
+    fill(path, layout.nbytes, weights, executor, advance)
     if layout.embedding_file is not None:
         table = layout.embedding_file
-        fill(emission.folder / configs.EMBEDDING, 2 * table.rows * table.columns, rows, executor, advance)
+        fill(rows_path, 2 * table.rows * table.columns, rows, executor, advance)
         emission.roles[configs.EMBEDDING] = "embedding"
     emission.seconds["weights"] = time.perf_counter() - started
 

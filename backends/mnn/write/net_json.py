@@ -131,22 +131,22 @@ def _convolution(node: Node, layout: Layout) -> tuple[str, str, dict[str, Any]]:
 
 
 def _integer_parameters(matrix: Matrix) -> dict[str, Any]:
-    spec = matrix.weight.quantized.spec  # type: ignore[union-attr]
+    storage = matrix.weight.storage
     found: dict[str, Any] = {
         "type": 1,
         "useInt32": False,
         "quantScale": 1.0,
         "scaleIn": 0.0,
         "scaleOut": 0.0,
-        "aMaxOrBits": spec.bits,
+        "aMaxOrBits": storage.bits,
         # aMin 1 says that the first number of a pair is the real value of code 0, which also embedding readers expect.
-        "aMin": 0 if spec.symmetric else 1,
-        "readType": 0 if spec.symmetric else matrix.weight.rows * matrix.blocks,
+        "aMin": 0 if storage.symmetric else 1,
+        "readType": 0 if storage.symmetric else matrix.weight.rows * matrix.blocks,
         "has_scaleInt": False,
         "shapeInt32": matrix.wide_header,
         "weightSize": 0,
     }
-    if spec.scale == "f16":
+    if storage.scale == "f16":
         found["scaleStorage"] = "FP16"
     return found
 

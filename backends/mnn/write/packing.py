@@ -139,14 +139,14 @@ def quantize_pack(
     Raises:
         LadingError: Q402, Q403 and what reading the source raises.
     """
-    bits, features = weight.spec.bits, weight.shape[1]
+    bits, features = weight.storage.bits, weight.shape[1]
     size = packed_bytes((stop - start) * features, bits)
     if out is None:
         out = np.empty(size, np.uint8)
     if out.shape != (size,) or out.dtype != np.uint8:
         raise ValueError(f"rows {start} to {stop} need uint8[{size}], not {out.dtype}{list(out.shape)}")
     scale = np.empty((stop - start, weight.blocks), np.float32)
-    zero = None if weight.spec.symmetric else np.empty_like(scale)
+    zero = None if weight.storage.symmetric else np.empty_like(scale)
     for first, last, part in weight.pieces(start, stop, row_alignment(bits, features)):
         low = (first - start) * features * bits // 8
         count = packed_bytes((last - first) * features, bits)

@@ -118,10 +118,12 @@ def rewrite(graph: Graph, subject: Subject, folder: Path, target: MnnTarget, exe
     net = build_net(graph, layout)
     emission = Emission(folder, layout, {configs.MODEL: "model", configs.WEIGHTS: "weights"}, Settings())
     emission.declared, emission.declared_by = tuple(subject.inputs), "repair"
-    fill(folder / configs.WEIGHTS, layout.nbytes, weight_jobs(layout), executor)
+    path = folder / configs.WEIGHTS
+    fill(path, layout.nbytes, weight_jobs(layout, path), executor)
     if layout.embedding_file is not None:
         table = layout.embedding_file
-        fill(folder / configs.EMBEDDING, 2 * table.rows * table.columns, embedding_jobs(table), executor)
+        path = folder / configs.EMBEDDING
+        fill(path, 2 * table.rows * table.columns, embedding_jobs(table, path), executor)
         emission.roles[configs.EMBEDDING] = "embedding"
     json_to_mnn(net, folder / configs.MODEL)
     _copy_others(subject, emission)
@@ -180,7 +182,7 @@ def _tokenizers(subject: Subject, folder: Path, target: MnnTarget) -> TokenizerF
 def _text_form(subject: Subject, file: MtokFile, source: Path) -> tuple[bytes, list[str]]:
     """The text form that lies beside the binary one, else one made from it; and why its ids may differ."""
     beside = subject.text_config.values.get("tokenizer_file") if subject.text_config is not None else None
-    if isinstance(beside, str) and (subject.folder / beside).is_file():
+    if isinstance(beside, str) and subject.file(beside).is_file():
         return (subject.folder / beside).read_bytes(), [
             "copied from the original folder and not compared with the exact form"
         ]

@@ -1,23 +1,29 @@
 """Fill the preallocated weight file: independent jobs, each writing to its own byte range.
 
 A job reads a few rows of one source, quantizes or converts them and writes the result with ``pwrite``; nothing larger
-than a piece is ever held. Any `concurrent.futures.Executor` whose workers share the file system can run the jobs.
+than a piece is ever held. Jobs are plain data, so any `concurrent.futures.Executor` whose workers share the file system
+can run them: in threads, in processes, or elsewhere.
 """
 
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Executor, wait
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from backends.mnn.write.packing import quantize_pack, row_alignment
 from backends.mnn.write.weight_layout import Layout, Matrix
 from ir.base.diag import LadingError
+from ir.base.executor import run_jobs
+from ir.base.store import Store, default_store, using_store
 from ir.quant.stored_weight import StoredWeight
+from ir.tensor.base import Tensor
 
 PIECE_ELEMENTS = 1 << 18
 """Weights per piece: small enough that a piece's scratch stays in the second-level cache."""
@@ -25,38 +31,142 @@ PIECE_ELEMENTS = 1 << 18
 JOB_ELEMENTS = 1 << 21
 """Weights per job: large enough that scheduling costs nothing."""
 
+_LATELY: deque[StoredWeight] = deque(maxlen=2)
+"""Weights of the last jobs that came from another process, so that those of one weight share what is mapped of it."""
+
 
 @dataclass(frozen=True)
-class Job:
-    """Write rows ``start..stop`` of one matrix, or everything small, to a file; `elements` weighs it for progress."""
+class RowsJob:
+    """Write rows `start` to `stop` of a matrix.
 
-    what: str
-    elements: int
-    run: Callable[[int], None]
+    Attributes:
+        path: the weight file.
+        weight: the matrix; block-quantized rows are written as codes and scales, float rows as they are.
+        start, stop: the rows.
+        offset: place of the first of them in the file.
+        alpha_offset: place of their scales; 0 for float rows.
+        checked: refuse numbers that are not finite.
+        store: where results of slow methods are kept.
+    """
+
+    path: Path
+    weight: StoredWeight
+    start: int
+    stop: int
+    offset: int
+    alpha_offset: int
+    checked: bool
+    store: Store
+
+    @property
+    def what(self) -> str:
+        """Name for messages."""
+        return self.weight.name
+
+    @property
+    def elements(self) -> int:
+        """Numbers written, which weigh the job for progress."""
+        return (self.stop - self.start) * self.weight.columns
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        _LATELY.append(self.weight)
+
+    def write(self, fd: int) -> None:
+        """Write to the open file; errors as for `run`."""
+        with using_store(self.store):
+            if self.weight.quantized is not None:
+                self._write_codes(fd)
+            else:
+                self._write_floats(fd)
+
+    def _write_codes(self, fd: int) -> None:
+        recipe = self.weight.quantized
+        assert recipe is not None
+        packed, alpha = quantize_pack(recipe, self.start, self.stop, half=recipe.storage.scale == "f16")
+        _pwrite(fd, packed, self.offset)
+        _pwrite(fd, alpha, self.alpha_offset)
+
+    def _write_floats(self, fd: int) -> None:
+        weight, offset = self.weight, self.offset
+        for low, high in _pieces(self.start, self.stop, weight.columns):
+            rows = weight.source.rows(low, high)  # type: ignore[union-attr]
+            if self.checked and not np.isfinite(rows).all():
+                bad = low + int(np.nonzero(~np.isfinite(rows).all(axis=1))[0][0])
+                raise LadingError(
+                    "B621",
+                    f"row {bad} holds NaN or infinity"
+                    + (", or a number too large for half precision" if weight.bits == 16 else ""),
+                    where=f"{weight.name} ({weight.source.loc})",  # type: ignore[union-attr]
+                )
+            _pwrite(fd, rows, offset)
+            offset += rows.nbytes
 
 
-def weight_jobs(layout: Layout) -> list[Job]:
-    """The jobs that fill ``llm.mnn.weight``."""
+@dataclass(frozen=True)
+class SmallJob:
+    """Write everything that is not a matrix: headers of matrices, biases and norm vectors.
+
+    Attributes:
+        path: the weight file.
+        headers: bytes and their places.
+        vectors: name, numbers and place of each vector.
+    """
+
+    path: Path
+    headers: tuple[tuple[bytes, int], ...]
+    vectors: tuple[tuple[str, Tensor, int], ...]
+
+    what = "norms and biases"
+    elements = 0
+
+    def write(self, fd: int) -> None:
+        """Write to the open file; errors as for `run`."""
+        for data, offset in self.headers:
+            _pwrite(fd, np.frombuffer(data, np.uint8), offset)
+        for name, tensor, offset in self.vectors:
+            _pwrite(fd, _vector(name, tensor), offset)
+
+
+Job = RowsJob | SmallJob
+"""A part of the weight file, with the path of the file; plain data that pickles."""
+
+
+def run(job: Job) -> int:
+    """Write the part of a job to its file, which exists; returns the elements written.
+
+    Raises:
+        LadingError: B620 writing failed, B621 numbers that are not finite, and what reading the source raises.
+    """
+    try:
+        fd = os.open(job.path, os.O_WRONLY)
+        try:
+            job.write(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise LadingError("B620", f"writing {job.what} failed: {error.strerror}", where=str(job.path)) from error
+    return job.elements
+
+
+def weight_jobs(layout: Layout, path: Path) -> list[Job]:
+    """The jobs that fill ``llm.mnn.weight`` at a path."""
     jobs: list[Job] = []
     matrices = list(layout.matrices.values())
     if layout.embedding is not None and not layout.embedding_shared:
         matrices.append(layout.embedding)
+    store = default_store()
     for matrix in matrices:
-        jobs += _matrix_jobs(matrix)
-    jobs.append(Job("norms and biases", 0, lambda fd: _write_small(fd, layout, matrices)))
+        jobs += _matrix_jobs(matrix, path, store)
+    jobs.append(_small_job(layout, matrices, path))
     return jobs
 
 
-def embedding_jobs(table: StoredWeight) -> list[Job]:
-    """The jobs that fill ``embeddings_bf16.bin``: rows of bfloat16, row-major."""
-    width = 2 * table.columns
-
-    def write(fd: int, start: int, stop: int) -> None:
-        for lo, hi in _pieces(start, stop, table.columns):
-            _pwrite(fd, table.source.rows(lo, hi), lo * width)  # type: ignore[union-attr]
-
+def embedding_jobs(table: StoredWeight, path: Path) -> list[Job]:
+    """The jobs that fill ``embeddings_bf16.bin`` at a path: rows of bfloat16, row-major."""
+    width, store = 2 * table.columns, default_store()
     return [
-        Job(table.name, (stop - start) * table.columns, lambda fd, start=start, stop=stop: write(fd, start, stop))
+        RowsJob(path, table, start, stop, start * width, 0, False, store)
         for start, stop in _ranges(table.rows, table.columns, 1)
     ]
 
@@ -65,6 +175,9 @@ def fill(
     path: Path, nbytes: int, jobs: Sequence[Job], executor: Executor, progress: Callable[[int], None] | None = None
 ) -> None:
     """Create a file of a known size and run the jobs that fill it.
+
+    Weights of slow methods are quantized by jobs of their own, one weight after the other, before their rows are
+    written.
 
     Raises:
         LadingError: B620 no room or no permission, or whatever a job found wrong with its source (first one wins).
@@ -75,24 +188,28 @@ def fill(
         raise LadingError("B620", f"cannot create {path.name}: {error.strerror}", where=str(path)) from error
     try:
         _reserve(fd, nbytes, path)
-
-        def run(job: Job) -> None:
-            try:
-                job.run(fd)
-            except OSError as error:
-                raise LadingError("B620", f"writing {job.what} failed: {error.strerror}", where=str(path)) from error
-            if progress is not None:
-                progress(job.elements)
-
-        futures = [executor.submit(run, job) for job in sorted(jobs, key=lambda job: -job.elements)]
-        done, waiting = wait(futures, return_when=FIRST_EXCEPTION)
-        for future in waiting:
-            future.cancel()
-        wait(waiting)
-        for future in done:
-            future.result()
     finally:
         os.close(fd)
+    for ready in _in_turn(jobs, executor):
+        for elements in run_jobs(executor, run, ready):
+            if progress is not None:
+                progress(elements)
+
+
+def _in_turn(jobs: Sequence[Job], executor: Executor) -> Iterator[list[Job]]:
+    """Jobs that can be run, large ones first: those that need nothing, then those of each slow weight."""
+    slow: dict[int, list[Job]] = {}
+    ready = []
+    for job in sorted(jobs, key=lambda job: -job.elements):
+        recipe = job.weight.quantized if isinstance(job, RowsJob) else None
+        if recipe is not None and recipe.is_slow:
+            slow.setdefault(id(recipe), []).append(job)
+        else:
+            ready.append(job)
+    yield ready
+    for waiting in slow.values():
+        waiting[0].weight.quantized.keep(executor)  # type: ignore[union-attr]
+        yield waiting
 
 
 def _reserve(fd: int, nbytes: int, path: Path) -> None:
@@ -110,18 +227,37 @@ def _reserve(fd: int, nbytes: int, path: Path) -> None:
         ) from error
 
 
-def _matrix_jobs(matrix: Matrix) -> list[Job]:
+def _matrix_jobs(matrix: Matrix, path: Path, store: Store) -> list[Job]:
     weight = matrix.weight
     align = row_alignment(weight.bits, weight.columns)
-    write = _write_float if weight.quantized is None else _write_codes
+    scales = matrix.alpha_bytes // max(1, weight.rows)
     return [
-        Job(
-            weight.name,
-            (stop - start) * weight.columns,
-            lambda fd, start=start, stop=stop: write(fd, matrix, start, stop),
+        RowsJob(
+            path,
+            weight,
+            start,
+            stop,
+            matrix.code_offset + start * weight.columns * weight.bits // 8,
+            matrix.alpha_offset + start * scales,
+            True,
+            store,
         )
         for start, stop in _ranges(weight.rows, weight.columns, align)
     ]
+
+
+def _small_job(layout: Layout, matrices: Sequence[Matrix], path: Path) -> SmallJob:
+    vectors = [(matrix.bias, matrix.bias_offset) for matrix in matrices if matrix.bias is not None]
+    for vector in layout.vectors.values():
+        offset = vector.offset
+        for value in vector.values:
+            vectors.append((value, offset))
+            offset += 4 * value.type.size  # type: ignore[union-attr,operator]
+    return SmallJob(
+        path,
+        tuple((_header(matrix).tobytes(), matrix.offset) for matrix in matrices if matrix.header_bytes),
+        tuple((value.name, value.const, offset) for value, offset in vectors),  # type: ignore[misc]
+    )
 
 
 def _ranges(rows: int, columns: int, align: int) -> Iterator[tuple[int, int]]:
@@ -136,42 +272,6 @@ def _pieces(start: int, stop: int, columns: int) -> Iterator[tuple[int, int]]:
         yield low, min(stop, low + step)
 
 
-def _write_codes(fd: int, matrix: Matrix, start: int, stop: int) -> None:
-    weight = matrix.weight
-    recipe = weight.quantized
-    assert recipe is not None
-    packed, alpha = quantize_pack(recipe, start, stop, half=recipe.spec.scale == "f16")
-    _pwrite(fd, packed, matrix.code_offset + start * weight.columns * recipe.spec.bits // 8)
-    _pwrite(fd, alpha, matrix.alpha_offset + start * (matrix.alpha_bytes // weight.rows))
-
-
-def _write_float(fd: int, matrix: Matrix, start: int, stop: int) -> None:
-    weight = matrix.weight
-    width = weight.columns * weight.bits // 8
-    for low, high in _pieces(start, stop, weight.columns):
-        rows = weight.source.rows(low, high)  # type: ignore[union-attr]
-        if not np.isfinite(rows).all():
-            bad = low + int(np.nonzero(~np.isfinite(rows).all(axis=1))[0][0])
-            raise LadingError(
-                "B621",
-                f"row {bad} holds NaN or infinity"
-                + (", or a number too large for half precision" if weight.bits == 16 else ""),
-                where=f"{weight.name} ({weight.source.loc})",  # type: ignore[union-attr]
-            )
-        _pwrite(fd, rows, matrix.code_offset + low * width)
-
-
-def _write_small(fd: int, layout: Layout, matrices: Sequence[Matrix]) -> None:
-    """Headers, biases and norm vectors: everything that is not a matrix."""
-    for matrix in matrices:
-        if matrix.header_bytes:
-            _pwrite(fd, _header(matrix), matrix.offset)
-        if matrix.bias is not None:
-            _pwrite(fd, _vector(matrix.bias), matrix.bias_offset)
-    for vector in layout.vectors.values():
-        _pwrite(fd, np.concatenate([_vector(value) for value in vector.values]), vector.offset)
-
-
 def _header(matrix: Matrix) -> np.ndarray:
     """Dimension count, dimensions and code table, as the runtime's loader reads them."""
     dims = np.array([matrix.weight.rows, matrix.weight.columns], "<u4" if matrix.wide_header else "<u2")
@@ -181,10 +281,10 @@ def _header(matrix: Matrix) -> np.ndarray:
     return np.concatenate([np.array([2], np.uint8), dims.view(np.uint8), np.array([codes % 256], np.uint8), table])
 
 
-def _vector(value) -> np.ndarray:
-    array = value.const.load().astype(np.float32).reshape(-1)
+def _vector(name: str, tensor: Tensor) -> np.ndarray:
+    array = tensor.load().astype(np.float32).reshape(-1)
     if not np.isfinite(array).all():
-        raise LadingError("B621", "the vector holds NaN or infinity", where=f"{value.name} ({value.const.loc})")
+        raise LadingError("B621", "the vector holds NaN or infinity", where=f"{name} ({tensor.loc})")
     return array
 
 

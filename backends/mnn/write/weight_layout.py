@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from ir.base.diag import LadingError
 from ir.base.types import BF16
 from ir.graph.graph import Graph, Node, Value
-from ir.quant.stored_weight import StoredWeight, storage_of
+from ir.quant.storage_size import scale_bytes
+from ir.quant.stored_weight import StoredWeight, obstacle, storage_of
 
 MAX_ELEMENTS = 2**31 - 1
 """The loader keeps the number of elements of one convolution in a signed 32-bit integer."""
@@ -21,7 +22,7 @@ NORMS = ("mnn.LayerNorm", "mnn.PackedNorm", "mnn.AddNorm")
 """Operators whose last two inputs are a gain and a shift in the weight file."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Matrix:
     """One stored matrix: header, codes, alpha and bias, contiguous in that order.
 
@@ -114,12 +115,13 @@ def plan_layout(graph: Graph) -> Layout:
     """Assign a range of the weight file to everything the graph stores, in program order.
 
     Raises:
-        LadingError: B601 a matrix too large for the loader, B602 embedding rows in a form no runtime reads.
+        LadingError: B601 a matrix too large for the loader, B602 embedding rows in a form no runtime reads, B604 a weight
+            in a form that the file cannot hold.
     """
     layout = Layout()
     for node in graph.nodes:
         if node.op == "mnn.Convolution":
-            matrix = _matrix(storage_of(node.inputs[1], matmul=True), layout.nbytes, node.inputs[2])
+            matrix = _matrix(_weight(node.inputs[1], matmul=True), layout.nbytes, bias=node.inputs[2])
             layout.matrices[node] = matrix
             layout.nbytes = matrix.end
         elif node.op in NORMS:
@@ -128,11 +130,28 @@ def plan_layout(graph: Graph) -> Layout:
             layout.vectors[node] = vector
             layout.nbytes = vector.end
     if "embedding" in graph.tables:
-        _place_embedding(layout, storage_of(graph.tables["embedding"]))
+        _place_embedding(layout, _weight(graph.tables["embedding"], matmul=False))
     return layout
 
 
-def _matrix(weight: StoredWeight, offset: int, bias: Value | None) -> Matrix:
+def _weight(value: Value, *, matmul: bool) -> StoredWeight:
+    found = storage_of(value, matmul=matmul)
+    if found is None:
+        raise unheld(value, matmul=matmul)
+    return found
+
+
+def unheld(value: Value, *, matmul: bool) -> LadingError:
+    """The error of a dequantized matrix that the weight file has no form for; `matmul` as for `storage_of`."""
+    return LadingError(
+        "B604",
+        f"the weight file cannot hold this matrix: {obstacle(value, matmul=matmul)}",
+        where=f"%{value.name} {value.loc}".rstrip(),
+        hint="quantize it with one scale for the matrix, for each output, or for blocks that divide the input features",
+    )
+
+
+def _matrix(weight: StoredWeight, offset: int, *, bias: Value | None) -> Matrix:
     count = weight.rows * weight.columns
     if count > MAX_ELEMENTS:
         raise LadingError(
@@ -141,13 +160,17 @@ def _matrix(weight: StoredWeight, offset: int, bias: Value | None) -> Matrix:
             where=weight.name,
         )
     bias_bytes = 4 * weight.rows if bias is not None else 0
-    if weight.quantized is None:
-        return Matrix(weight, offset, 0, count * weight.bits // 8, 0, bias, bias_bytes)
-    bits, spec = weight.bits, weight.quantized.spec
-    header = 2 + (8 if max(weight.rows, weight.columns) > 0xFFFF else 4) + (1 << bits)
-    scale_bytes = 2 if spec.scale == "f16" else 4
-    alpha = weight.rows * (weight.columns // weight.block) * scale_bytes * (1 if spec.symmetric else 2)
-    return Matrix(weight, offset, header, (count * bits + 7) // 8, alpha, bias, bias_bytes)
+    storage = weight.storage
+    wide = max(weight.rows, weight.columns) > 0xFFFF
+    return Matrix(
+        weight=weight,
+        offset=offset,
+        header_bytes=2 + (8 if wide else 4) + (1 << storage.bits) if storage.is_integer else 0,
+        code_bytes=(count * storage.bits + 7) // 8,
+        alpha_bytes=scale_bytes(weight.rows, weight.columns, storage),
+        bias=bias,
+        bias_bytes=bias_bytes,
+    )
 
 
 def _place_embedding(layout: Layout, table: StoredWeight) -> None:
@@ -163,7 +186,7 @@ def _place_embedding(layout: Layout, table: StoredWeight) -> None:
             layout.embedding, layout.embedding_shared = matrix, True
             return
     # The runtime takes an offset of 0 for "not in this file"; anything stored before keeps it above.
-    layout.embedding = _matrix(table, layout.nbytes, None)
+    layout.embedding = _matrix(table, layout.nbytes, bias=None)
     layout.nbytes = layout.embedding.end
 
 

@@ -11,8 +11,9 @@ import numpy as np
 from ir.base.types import F32, DType
 from ir.quant.columns import Columns, search_blocks
 from ir.quant.form import Form, Numbers
-from ir.quant.spec import Blocks, QuantMethod, QuantSpec, Scratch
+from ir.quant.methods.base import Blocks, QuantMethod, Scratch
 from ir.quant.statistics.moments import Moments
+from ir.quant.storage import Storage
 
 LEAST_RANGE = {2: 0.35, 3: 0.5, 4: 0.6, 5: 0.7}
 """How far ranges are shrunk, by width; 0.85 where it says nothing."""
@@ -35,9 +36,9 @@ class ClipSearch(QuantMethod):
     needs = "diagonal"
     slow = True
 
-    def quantize(self, rows: np.ndarray, spec: QuantSpec, scratch: Scratch, moments: Moments | None) -> Blocks:
+    def quantize(self, rows: np.ndarray, storage: Storage, scratch: Scratch, moments: Moments | None) -> Blocks:
         """See `QuantMethod`."""
-        form = Form(spec)
+        form = Form(storage)
         weights = None if moments is None else moments.diagonal
         numbers = search(rows, form, weights, scratch, sides=True)
         return form.rounded(rows, numbers, scratch)
@@ -74,8 +75,8 @@ def _search(sides: bool, columns: Columns, start: Numbers) -> Numbers:
 
 
 def _shrunken(form: Form, start: Numbers) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    steps = 8 if form.spec.bits > 4 else 16
-    least = LEAST_RANGE.get(form.spec.bits, 0.85)
+    steps = 8 if form.storage.bits > 4 else 16
+    least = LEAST_RANGE.get(form.storage.bits, 0.85)
     for factor in np.linspace(1, least, steps + 1, dtype=np.float32)[1:]:
         yield start.scale * factor, start.zero * factor
         if form.kind == "symmetric":
@@ -83,4 +84,4 @@ def _shrunken(form: Form, start: Numbers) -> Iterator[tuple[np.ndarray, np.ndarr
 
 
 METHOD = ClipSearch()
-"""The row of `ir.quant.spec.METHODS`."""
+"""The row of `ir.quant.methods.base.METHODS`."""

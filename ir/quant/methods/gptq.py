@@ -16,11 +16,12 @@ import numpy as np
 
 from ir.base.types import F32, DType
 from ir.quant.form import Form, Numbers
+from ir.quant.methods.base import Blocks, QuantMethod, Scratch
 from ir.quant.methods.clip import search
-from ir.quant.spec import Blocks, QuantMethod, QuantSpec, Scratch
 from ir.quant.statistics.exact_products import Tiles, one_thread
 from ir.quant.statistics.moments import Moments
 from ir.quant.statistics.second_moments import Factor, factor_of
+from ir.quant.storage import Storage
 
 WIDTH = 1024
 """Columns of the arrays of rows that are treated together."""
@@ -47,11 +48,11 @@ class SecondOrder(QuantMethod):
     needs = "second-moments"
     slow = True
 
-    def quantize(self, rows: np.ndarray, spec: QuantSpec, scratch: Scratch, moments: Moments | None) -> Blocks:
+    def quantize(self, rows: np.ndarray, storage: Storage, scratch: Scratch, moments: Moments | None) -> Blocks:
         """See `QuantMethod`."""
         if moments is None:
             raise ValueError("the method 'gptq' cannot work without second moments")
-        form = Form(spec)
+        form = Form(storage)
         if not rows.size:
             return form.rounded(rows, search(rows, form, None, scratch), scratch)
         with one_thread(), np.errstate(over="ignore", invalid="ignore"):
@@ -64,8 +65,8 @@ class SecondOrder(QuantMethod):
             for first in range(0, len(rows), step):
                 part = slice(first, min(len(rows), first + step))
                 group = Group(rows[part], numbers.rows(part), form, factor, scratch)
-                sweeps = max(1, min(SWEEPS.get(spec.bits, 4), SWEPT // rows.shape[1]))
-                group.run(ROUNDS.get(spec.bits, 1), sweeps)
+                sweeps = max(1, min(SWEEPS.get(storage.bits, 4), SWEPT // rows.shape[1]))
+                group.run(ROUNDS.get(storage.bits, 1), sweeps)
                 codes[part] = group.codes[:, group.tiles.places].T
                 for item, table in zip(numbers, group.numbers, strict=True):
                     if item is not None:
@@ -322,4 +323,4 @@ def _sum(columns: np.ndarray) -> np.ndarray:
 
 
 METHOD = SecondOrder()
-"""The row of `ir.quant.spec.METHODS`."""
+"""The row of `ir.quant.methods.base.METHODS`."""

@@ -13,8 +13,9 @@ import numpy as np
 from ir.base.types import F32, DType
 from ir.quant.columns import Columns, search_blocks
 from ir.quant.form import Form, Numbers
-from ir.quant.spec import Blocks, QuantMethod, QuantSpec, Scratch
+from ir.quant.methods.base import Blocks, QuantMethod, Scratch
 from ir.quant.statistics.moments import Moments
+from ir.quant.storage import Storage
 
 ROUNDS = 12
 BETA = 4.0
@@ -34,9 +35,9 @@ class HalfQuadratic(QuantMethod):
     accepts: ClassVar[frozenset[DType]] = frozenset({F32})
     slow = True
 
-    def quantize(self, rows: np.ndarray, spec: QuantSpec, scratch: Scratch, moments: Moments | None = None) -> Blocks:
+    def quantize(self, rows: np.ndarray, storage: Storage, scratch: Scratch, moments: Moments | None = None) -> Blocks:
         """See `QuantMethod`."""
-        form = Form(spec)
+        form = Form(storage)
         return form.rounded(rows, search_blocks(rows, form, None, scratch, _search), scratch)
 
 
@@ -73,4 +74,4 @@ def _fitted(columns: Columns, form: Form, now: Numbers, targets: np.ndarray) -> 
 
 
 METHOD = HalfQuadratic()
-"""The row of `ir.quant.spec.METHODS`."""
+"""The row of `ir.quant.methods.base.METHODS`."""

@@ -7,8 +7,9 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from ir.base.types import BF16, F16, F32, DType
-from ir.quant.spec import Blocks, NotFinite, OutOfScale, QuantMethod, QuantSpec, Scratch
+from ir.quant.methods.base import Blocks, NotFinite, OutOfScale, QuantMethod, Scratch
 from ir.quant.statistics.moments import Moments
+from ir.quant.storage import Storage
 from ir.tensor.elementwise import widen_halves
 
 LONG_BLOCK = 512
@@ -42,23 +43,27 @@ class RoundToNearest(QuantMethod):
     name = "rtn"
     accepts: ClassVar[frozenset[DType]] = frozenset({F32, F16, BF16})
 
-    def quantize(self, rows: np.ndarray, spec: QuantSpec, scratch: Scratch, moments: Moments | None = None) -> Blocks:
+    def quantize(self, rows: np.ndarray, storage: Storage, scratch: Scratch, moments: Moments | None = None) -> Blocks:
         """See `QuantMethod`."""
         count, length = rows.shape
-        per_row = spec.blocks(length)
+        per_row = storage.blocks(length)
         if not rows.size:
-            zero = None if spec.symmetric else np.zeros((count, per_row), np.int8 if spec.zero == "int" else np.float32)
+            zero = (
+                None
+                if storage.symmetric
+                else np.zeros((count, per_row), np.int8 if storage.zero == "int" else np.float32)
+            )
             return Blocks(np.zeros((count, length), np.int8), np.ones((count, per_row), np.float32), zero)
         layout = _Layout(np.ascontiguousarray(rows), length // per_row, scratch)
-        low, high = layout.extremes(with_zero=spec.symmetric or spec.zero == "int")
+        low, high = layout.extremes(with_zero=storage.symmetric or storage.zero == "int")
         with np.errstate(over="ignore", invalid="ignore"):
-            numbers = block_numbers(low, high, spec)
+            numbers = block_numbers(low, high, storage)
         require_finite(numbers, low, high, per_row)
-        codes = layout.codes(numbers.inverse, numbers.shift, spec)
+        codes = layout.codes(numbers.inverse, numbers.shift, storage)
         shape = (count, per_row)
         zero = numbers.zero
         if zero is not None:
-            zero = zero.reshape(shape) if spec.zero == "float" else zero.astype(np.int8).reshape(shape)
+            zero = zero.reshape(shape) if storage.zero == "float" else zero.astype(np.int8).reshape(shape)
         return Blocks(codes.reshape(count, length), numbers.scale.reshape(shape), zero)
 
 
@@ -71,24 +76,24 @@ class BlockNumbers(NamedTuple):
     shift: np.ndarray | np.float32
 
 
-def block_numbers(low: np.ndarray, high: np.ndarray, spec: QuantSpec) -> BlockNumbers:
-    half, top, span = np.float32(-spec.low), np.float32(spec.high), np.float32(spec.high - spec.low)
+def block_numbers(low: np.ndarray, high: np.ndarray, storage: Storage) -> BlockNumbers:
+    half, top, span = np.float32(-storage.low), np.float32(storage.high), np.float32(storage.high - storage.low)
     middle = half + np.float32(0.5)
     one = np.float32(1)
-    if not spec.symmetric and spec.zero == "float":
+    if not storage.symmetric and storage.zero == "float":
         scale = np.maximum(high / span - low / span, np.maximum(np.abs(high), np.abs(low)) * np.float32(2.0**-18))
-        scale = stored_scale(scale, spec)
-        zero = stored(np.minimum(low / half + scale, F32_MAX / half) * half, spec)
+        scale = stored_scale(scale, storage)
+        zero = stored(np.minimum(low / half + scale, F32_MAX / half) * half, storage)
         inverse = one / scale
         return BlockNumbers(scale, zero, inverse, middle - zero * inverse)
     below = np.negative(low)
-    if spec.symmetric:
+    if storage.symmetric:
         scale = np.maximum(np.maximum(high, below) / half, np.minimum(high, below) / (half - np.float32(0.5)))
     else:
         scale = high / span + below / span
     np.divide(high, top, out=scale, where=high == below)
-    scale = stored_scale(scale, spec)
-    if spec.symmetric:
+    scale = stored_scale(scale, storage)
+    if storage.symmetric:
         np.negative(scale, out=scale, where=high > below)
         return BlockNumbers(scale, None, one / scale, middle)
     inverse = one / scale
@@ -109,12 +114,12 @@ def require_finite(numbers: BlockNumbers, low: np.ndarray, high: np.ndarray, per
     raise OutOfScale(int(np.argmin(good)) // per_row)
 
 
-def stored_scale(scale: np.ndarray, spec: QuantSpec) -> np.ndarray:
-    return np.maximum(stored(scale, spec), F16_TINY if spec.scale == "f16" else F32_TINY)
+def stored_scale(scale: np.ndarray, storage: Storage) -> np.ndarray:
+    return np.maximum(stored(scale, storage), F16_TINY if storage.scale == "f16" else F32_TINY)
 
 
-def stored(values: np.ndarray, spec: QuantSpec) -> np.ndarray:
-    return values if spec.scale == "f32" else values.astype(np.float16).astype(np.float32)
+def stored(values: np.ndarray, storage: Storage) -> np.ndarray:
+    return values if storage.scale == "f32" else values.astype(np.float16).astype(np.float32)
 
 
 class _Layout:
@@ -175,7 +180,7 @@ class _Layout:
     def _to_float(self, words: np.ndarray) -> np.ndarray:
         return words.view(self.kind).astype(np.float32, copy=False)
 
-    def codes(self, inverse: np.ndarray, shift: np.ndarray | np.float32, spec: QuantSpec) -> np.ndarray:
+    def codes(self, inverse: np.ndarray, shift: np.ndarray | np.float32, storage: Storage) -> np.ndarray:
         """int8[blocks, block]: ``clip(trunc(w * inverse + shift), 0, span) - half``, in scratch memory."""
         shape = self.words.shape
         wide = self._widened()
@@ -183,10 +188,10 @@ class _Layout:
         np.add(wide, self._per_element(shift) if isinstance(shift, np.ndarray) else shift, out=wide)
         whole = self.scratch.take("a" if not self.long else "c", shape, np.int16)
         np.copyto(whole, wide, casting="unsafe")
-        np.clip(whole, 0, spec.high - spec.low, out=whole)
+        np.clip(whole, 0, storage.high - storage.low, out=whole)
         small = self.scratch.take("b", shape, np.int8)
         np.copyto(small, whole, casting="unsafe")
-        np.add(small, np.int8(spec.low), out=small)
+        np.add(small, np.int8(storage.low), out=small)
         if self.long:
             return small
         codes = self.scratch.take("codes", (self.count, self.block), np.int8)
@@ -223,4 +228,4 @@ def _untranspose_units(words: np.ndarray, out: np.ndarray, unit: int) -> None:
 
 
 METHOD = RoundToNearest()
-"""The row of `ir.quant.spec.METHODS`."""
+"""The row of `ir.quant.methods.base.METHODS`."""

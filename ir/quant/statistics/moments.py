@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ir.base.cache import cache_folder, whole_file
 from ir.base.diag import LadingError
+from ir.base.store import Store, default_store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,21 +87,18 @@ class Moments:
 
 
 class MomentStore:
-    """Statistics on disk, one file a key: vectors and the lower triangle of the second moments.
+    """Statistics in a store, one entry a key: vectors and the lower triangle of the second moments.
 
-    A file appears complete or not at all, so that a killed run leaves what it finished.
+    Attributes:
+        store: where they are kept; a killed run leaves there what it finished.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder if folder is not None else cache_folder() / "moments"
-
-    def path(self, key: str) -> Path:
-        """The file of a key, which need not exist."""
-        return self.folder / f"{key}.npy"
+    def __init__(self, store: Store | None = None) -> None:
+        self.store = store if store is not None else default_store()
 
     def has(self, key: str) -> bool:
-        """True when the statistics of a key are there."""
-        return self.path(key).is_file()
+        """True when the statistics of a key are there and sound."""
+        return self.store.find(_name(key)) is not None
 
     def save(self, moments: Moments) -> None:
         """Write statistics.
@@ -122,7 +118,7 @@ class MomentStore:
         size = len(vectors[0])
         count = 4 + 3 * size + size * (size + 1) // 2
         header = {"descr": "<f4", "fortran_order": False, "shape": (count,)}
-        with whole_file(self.path(key), "Q431", "calibration statistics") as scratch, scratch.open("wb") as file:
+        with self.store.put(_name(key), "Q431", "calibration statistics") as scratch, scratch.open("wb") as file:
             np.lib.format.write_array_header_1_0(file, header)
             file.write(np.array([tokens, size], "<i8").tobytes())
             for part in (*vectors, *rows):
@@ -134,17 +130,23 @@ class MomentStore:
         Raises:
             LadingError: Q430 they are not there or damaged.
         """
-        path = self.path(key)
         hint = "run the pipeline with the pass calibrate before it, on the same model and text"
+        kept = self.store.find(_name(key))
+        if kept is None:
+            raise LadingError("Q430", "no sound calibration statistics are kept", where=_name(key), hint=hint)
         try:
-            flat = np.load(path, mmap_mode="r", allow_pickle=False)
+            flat = np.load(kept.path, mmap_mode="r", allow_pickle=False)
             tokens, size = (int(number) for number in flat[:4].view(np.int64))
             if flat.dtype != np.float32 or flat.shape != (4 + 3 * size + size * (size + 1) // 2,):
                 raise ValueError("its size does not fit")
         except (OSError, ValueError, EOFError) as error:
-            raise LadingError("Q430", f"no calibration statistics: {error}", where=str(path), hint=hint) from error
+            raise LadingError("Q430", f"no calibration statistics: {error}", where=str(kept.path), hint=hint) from error
         mean, low, high = np.array(flat[4 : 4 + 3 * size]).reshape(3, size)
         return Moments(key, tokens, _square(flat[4 + 3 * size :], size), mean, low, high)
+
+
+def _name(key: str) -> str:
+    return f"moments/{key}"
 
 
 def _square(packed: np.ndarray, size: int) -> np.ndarray:

@@ -49,11 +49,6 @@ class Item:
         return " + ".join(weight.name for weight in self.weights)
 
 
-def plain(storage: Storage) -> Storage:
-    """The storage without the rule that chose it, which measurements are filed under."""
-    return replace(storage, rule="")
-
-
 def candidates(weight: Weight, wanted: Preferences, *, tied: bool = False) -> list[Storage]:
     """Storages of one weight that the options and rules allow, each once; `tied` speaks of rows in the logits matrix.
 
@@ -62,21 +57,20 @@ def candidates(weight: Weight, wanted: Preferences, *, tied: bool = False) -> li
     """
     rule = wanted.rule_of(weight)
     fixed = dict(rule.storage) if rule is not None else {}
-    note = rule.where if rule is not None else "measured"
     forms = [fixed["symmetric"]] if "symmetric" in fixed else _forms(wanted)
     blocks = [fixed["block"]] if "block" in fixed else list(wanted.blocks)
-    found: dict[Storage, Storage] = {}
+    found: dict[Storage, None] = {}
     for bits in _widths(weight, wanted, tied=tied):
         for block in blocks:
             for symmetric in forms:
-                base = wanted.storage(weight, bits, block, symmetric)
-                base = replace(base, **{**fixed, "bits": bits}, rule=note)
+                base = wanted.storage(bits=bits, block=block, symmetric=symmetric)
+                base = replace(base, **{**fixed, "bits": bits})
                 if weight.role == "embedding" and not tied:
                     base = wanted.own_rows(base)
                 made = wanted.settled(weight, base)
                 if made.block == weight.columns:
                     made = replace(made, block=0)
-                found.setdefault(plain(made), made)
+                found[made] = None
     if not found:
         raise LadingError(
             "Q454",
@@ -84,7 +78,7 @@ def candidates(weight: Weight, wanted: Preferences, *, tied: bool = False) -> li
             where=weight.name,
             hint="look at widths, blocks, forms, floor and the bounds of rules",
         )
-    return list(found.values())
+    return list(found)
 
 
 def _forms(wanted: Preferences) -> list[bool]:
@@ -149,8 +143,8 @@ def _tied_layers(weights: Sequence[Weight], ties: Sequence[str]) -> Mapping[Weig
 
 def _alike(members: tuple[Weight, ...], wanted: Preferences) -> tuple[Choice, ...]:
     """Choices in which all members have the same storage."""
-    lists = [{plain(item): item for item in candidates(weight, wanted)} for weight in members]
-    common = [key for key in lists[0] if all(key in other for other in lists)]
+    first, *others = [candidates(weight, wanted) for weight in members]
+    common = [storage for storage in first if all(storage in other for other in others)]
     if not common:
         raise LadingError(
             "Q454",
@@ -158,22 +152,18 @@ def _alike(members: tuple[Weight, ...], wanted: Preferences) -> tuple[Choice, ..
             where=" and ".join(weight.name for weight in members),
             hint="give the same rule to all of them, or leave out the tie",
         )
-    found = []
-    for key in common:
-        storages = tuple(storages[key] for storages in lists)
-        found.append(_choice(members, storages, wanted.target, tied=False))
-    return tuple(found)
+    return tuple(_choice(members, (storage,) * len(members), wanted.target, tied=False) for storage in common)
 
 
 def _vocabulary(table: Weight, head: Weight, wanted: Preferences) -> Item:
     """Embedding and logits matrix of a checkpoint that ties them: stored once, or each in its own way."""
     heads = candidates(head, wanted)
-    shared = {plain(item): item for item in candidates_or_none(table, wanted, tied=True)}
-    found = []
-    for storage in heads:
-        twin = shared.get(plain(storage))
-        if twin is not None and wanted.can_tie(twin, storage):
-            found.append(_choice((table, head), (twin, storage), wanted.target, tied=True))
+    shared = candidates_or_none(table, wanted, tied=True)
+    found = [
+        _choice((table, head), (storage, storage), wanted.target, tied=True)
+        for storage in heads
+        if storage in shared and wanted.can_tie(storage, storage)
+    ]
     for rows in candidates(table, wanted):
         found += [
             _choice((table, head), (rows, storage), wanted.target, tied=False)
@@ -235,7 +225,6 @@ __all__ = [
     "candidates",
     "make_items",
     "moments_for",
-    "plain",
     "planned_elements",
     "size_of_storage",
 ]

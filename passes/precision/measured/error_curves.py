@@ -14,13 +14,14 @@ so; the others are measured at two points and follow its example.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from typing import NamedTuple
 
 import numpy as np
 
+from ir.base.executor import SERIAL, run_jobs
+from ir.base.store import Store, default_store, using_store
 from ir.base.types import F32
 from ir.quant.cache import loaded_moments
 from ir.quant.statistics.exact_products import one_thread
@@ -31,7 +32,7 @@ from ir.tensor.base import Tensor
 from ir.tensor.elementwise import convert
 from ir.tensor.identity import tensor_identity
 from passes.precision.measured.kept import digest_of, keep, recall
-from passes.precision.planned_weights import Weight, place_of, spec_of
+from passes.precision.planned_weights import Weight, place_of
 
 FORMAT = "curves 1"
 """Part of every key; another one when the numbers are computed otherwise."""
@@ -70,15 +71,47 @@ class Wanted(NamedTuple):
     storages: tuple[Storage, ...]
 
 
-def error_curves(wanted: Sequence[Wanted], progress: Callable[[int, int], None]) -> list[Curve]:
-    """The errors of each weight in each of its storages (rules left out of them), in the order of `wanted`."""
+class _Matrix(NamedTuple):
+    """What is measured of a weight: its rows ``[rows, columns]``, and its role."""
+
+    source: Tensor
+    role: str
+    rows: int
+    columns: int
+
+
+class _Job(NamedTuple):
+    """Weights that share statistics and storages, to be measured; plain data, for executors of any kind."""
+
+    matrices: tuple[_Matrix, ...]
+    moments: str
+    storages: tuple[Storage, ...]
+    store: Store
+
+
+def error_curves(
+    wanted: Sequence[Wanted],
+    progress: Callable[[int, int], None],
+    executor: Executor = SERIAL,
+    store: Store | None = None,
+) -> list[Curve]:
+    """The errors of each weight in each of its storages, in the order of `wanted`.
+
+    Args:
+        wanted: what to measure.
+        progress: called with (groups of weights that are measured, all of them).
+        executor: measures groups of weights.
+        store: holds the statistics, and keeps what was measured; the default one when None.
+    """
     groups = _groups_of(wanted)
     places = [[wanted[number] for number in members] for members in groups]
-    measured = _to_measure(places)
     found: list[Curve] = [{} for _ in wanted]
+    keeper = store if store is not None else default_store()
+    # Made one by one and held by nobody else, so that what a job has read is let go of when it is done.
+    jobs = (_job(place, storages, keeper) for place, storages in zip(places, _to_measure(places), strict=True))
     done = 0
-    with one_thread(), ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        for members, curves in zip(groups, pool.map(_group, places, measured), strict=True):
+    with one_thread():
+        for members, curves in zip(groups, run_jobs(executor, _group, jobs), strict=True):
             for number, curve in zip(members, curves, strict=True):
                 found[number] = curve
             done += 1
@@ -137,21 +170,28 @@ def _completed(wanted: Sequence[Wanted], groups: Sequence[Sequence[int]], found:
     return found
 
 
-def _group(group: Sequence[Wanted], measured: Sequence[Storage]) -> list[Curve]:
-    """Measured errors of weights that share statistics and storages."""
-    samples = [_sample(item.weight, len(group)) for item in group]
-    versions = sorted((name, METHODS[name].version) for name in {s.method for s in measured if s.bits <= 8})
-    identities = [tensor_identity(item.weight.source) for item in group]
-    key = digest_of([FORMAT, group[0].moments, versions, measured, *identities])
-    kept = recall(key)
-    if kept is None:
-        moments = loaded_moments(group[0].moments) if group[0].moments else None
-        kept = _measure([item.weight for item in group], samples, moments, measured)
-        keep(key, kept)
-    return [{storage: Error(*pair) for storage, pair in zip(measured, numbers, strict=True)} for numbers in kept]
+def _job(group: Sequence[Wanted], storages: tuple[Storage, ...], store: Store) -> _Job:
+    weights = [item.weight for item in group]
+    matrices = tuple(_Matrix(weight.source, weight.role, weight.rows, weight.columns) for weight in weights)
+    return _Job(matrices, group[0].moments, storages, store)
 
 
-def _sample(weight: Weight, members: int) -> np.ndarray:
+def _group(job: _Job) -> list[Curve]:
+    """Measured errors of the weights of a job."""
+    with one_thread(), using_store(job.store):
+        samples = [_sample(matrix, len(job.matrices)) for matrix in job.matrices]
+        versions = sorted((name, METHODS[name].version) for name in {s.method for s in job.storages if s.bits <= 8})
+        identities = [tensor_identity(matrix.source) for matrix in job.matrices]
+        key = digest_of([FORMAT, job.moments, versions, job.storages, *identities])
+        kept = recall(job.store, key)
+        if kept is None:
+            moments = loaded_moments(job.moments) if job.moments else None
+            kept = _measure(job.matrices, samples, moments, job.storages)
+            keep(job.store, key, kept)
+    return [{storage: Error(*pair) for storage, pair in zip(job.storages, numbers, strict=True)} for numbers in kept]
+
+
+def _sample(weight: _Matrix, members: int) -> np.ndarray:
     """Numbers of the rows that stand for a weight, one at random from each of equal runs, always the same ones."""
     count = max(32, BATCH_ROWS // members)
     if weight.role != "layer":
@@ -171,7 +211,7 @@ def _rows_of(tensor: Tensor, chosen: np.ndarray) -> np.ndarray:
 
 
 def _measure(
-    weights: Sequence[Weight], samples: Sequence[np.ndarray], moments: Moments | None, storages: Sequence[Storage]
+    weights: Sequence[_Matrix], samples: Sequence[np.ndarray], moments: Moments | None, storages: Sequence[Storage]
 ) -> list[list[tuple[float, float]]]:
     """For each weight and each storage the two errors."""
     rows = np.concatenate([_rows_of(weight.source, sample) for weight, sample in zip(weights, samples, strict=True)])
@@ -198,8 +238,7 @@ def _restored(rows: np.ndarray, storage: Storage, moments: Moments | None) -> np
         return rows.astype(np.float16).astype(np.float32)
     method = METHODS[storage.method]
     given = None if method.needs == "nothing" else moments
-    spec = spec_of(storage, moments.key if given is not None and moments is not None else "")
-    return dequantize(method.quantize(rows, spec, thread_scratch(), given))
+    return dequantize(method.quantize(rows, storage, thread_scratch(), given))
 
 
 # ---- filling the grid ----

@@ -1,7 +1,6 @@
-"""Measurements kept on disk, so that a second budget for the same model costs seconds.
+"""Measurements kept in a store, so that a second budget for the same model costs seconds.
 
-A file holds JSON and is named by a digest of everything the numbers follow from. It appears complete or not at all; one
-that is damaged is measured again.
+An entry holds JSON and is named by a digest of everything the numbers follow from.
 """
 
 from __future__ import annotations
@@ -9,10 +8,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from hashlib import blake2b
-from pathlib import Path
 from typing import Any
 
-from ir.base.cache import cache_folder, whole_file
+from ir.base.store import Store
 
 
 def digest_of(parts: Iterable[Any]) -> str:
@@ -24,27 +22,30 @@ def digest_of(parts: Iterable[Any]) -> str:
     return state.hexdigest()
 
 
-def path_of(key: str) -> Path:
-    """The file of a key, which need not exist."""
-    return cache_folder() / "measurements" / f"{key}.json"
+def name_of(key: str) -> str:
+    """The entry of a key, which need not exist."""
+    return f"measurements/{key}"
 
 
-def recall(key: str) -> Any:
+def recall(store: Store, key: str) -> Any:
     """What was kept under a key; None when there is nothing, or nothing readable."""
+    kept = store.find(name_of(key))
+    if kept is None:
+        return None
     try:
-        return json.loads(path_of(key).read_text(encoding="utf-8"))
+        return json.loads(kept.read())
     except (OSError, ValueError):
         return None
 
 
-def keep(key: str, data: Any) -> None:
+def keep(store: Store, key: str, data: Any) -> None:
     """Keep JSON-able data under a key.
 
     Raises:
         LadingError: Q455 no room or no permission.
     """
-    with whole_file(path_of(key), "Q455", "a measurement") as scratch:
+    with store.put(name_of(key), "Q455", "a measurement") as scratch:
         scratch.write_text(json.dumps(data), encoding="utf-8")
 
 
-__all__ = ["digest_of", "keep", "path_of", "recall"]
+__all__ = ["digest_of", "keep", "name_of", "recall"]

@@ -11,12 +11,11 @@ from ir.facts.calibration import Calibration
 from ir.facts.precision import Outcome, PrecisionPlan
 from ir.facts.sensitivity import CurvePoint, Sensitivity, WeightSensitivity
 from ir.graph.graph import Graph
-from ir.quant.spec import fit_block
 from ir.quant.statistics.moments import CalibrationText
-from ir.quant.storage import Storage
+from ir.quant.storage import Storage, fit_block
 from ir.target.target import Target
 from passes.framework.context import PassContext
-from passes.precision.measured.candidates import Choice, Item, make_items, plain, planned_elements, size_of_storage
+from passes.precision.measured.candidates import Choice, Item, make_items, planned_elements, size_of_storage
 from passes.precision.measured.prices import Prices, price, storages_of
 from passes.precision.measured.probes import Meter
 from passes.precision.measured.search import Picks, Search, Tried
@@ -40,7 +39,7 @@ def by_measurement(
     """
     assert wanted.limit is not None
     keys = _statistics(graph, weights)
-    meter = Meter(graph, _held_out(ctx), ctx.progress)
+    meter = Meter(graph, _held_out(ctx), ctx)
     items = make_items(weights, wanted)
     elements, fixed = planned_elements(weights), wanted.target.fixed_bytes(graph)
     prices = price(items, keys, meter, ctx)
@@ -52,7 +51,8 @@ def by_measurement(
     else:
         taken = search.best_within_size(rounds, others)
     order = {weight.name: place for place, weight in enumerate(weights)}
-    return _plan(search, taken, order), _record(search, taken, order, wanted.target)
+    rules = {weight.name: wanted.why(weight, "measured") for weight in weights}
+    return _plan(search, taken, rules), _record(search, taken, order, wanted.target)
 
 
 def _statistics(graph: Graph, weights: Sequence[Weight]) -> dict[str, str]:
@@ -145,7 +145,8 @@ def _agrees(weight: Weight, storage: Storage, width: int, block: int, symmetric:
 # ---- the record ----
 
 
-def _plan(search: Search, taken: Tried, order: Mapping[str, int]) -> PrecisionPlan:
+def _plan(search: Search, taken: Tried, rules: Mapping[str, str]) -> PrecisionPlan:
+    """The plan, its weights in the order of `rules`, which say what chose their storages."""
     storage: dict[str, Storage] = {}
     tied = False
     for item, pick in zip(search.prices.items, taken.picks, strict=True):
@@ -153,15 +154,15 @@ def _plan(search: Search, taken: Tried, order: Mapping[str, int]) -> PrecisionPl
         tied = tied or choice.tied
         storage.update(zip((weight.name for weight in item.weights), choice.storages, strict=True))
     outcome = Outcome(
-        search.limit.text,
-        search.bytes_of(taken.picks),
-        search.bits_per_weight(taken.picks),
-        taken.predicted,
-        taken.measured.kl,
-        taken.measured.top1,
-        taken.measured.positions,
+        limit=search.limit.text,
+        bytes=search.bytes_of(taken.picks),
+        bits_per_weight=search.bits_per_weight(taken.picks),
+        predicted=taken.predicted,
+        measured=taken.measured.kl,
+        top1=taken.measured.top1,
+        positions=taken.measured.positions,
     )
-    return PrecisionPlan(dict(sorted(storage.items(), key=lambda pair: order[pair[0]])), tied, outcome)
+    return PrecisionPlan({name: storage[name] for name in rules}, tied, outcome, rules)
 
 
 def _record(search: Search, taken: Tried, order: Mapping[str, int], target: Target) -> Sensitivity:
@@ -177,7 +178,7 @@ def _record(search: Search, taken: Tried, order: Mapping[str, int], target: Targ
 
 
 def _weight(prices: Prices, item: Item, choice: Choice, place: int, factor: float, target: Target) -> WeightSensitivity:
-    weight, stored = item.weights[place], plain(choice.storages[place])
+    weight, stored = item.weights[place], choice.storages[place]
     tied = choice.tied and weight.role == "embedding"
     key = (weight.name, tied)
     model, curve = prices.models.get(key), prices.curves.get(key, {})
@@ -186,7 +187,15 @@ def _weight(prices: Prices, item: Item, choice: Choice, place: int, factor: floa
         size = 0 if tied else size_of_storage(weight, storage, target)
         error = curve[storage].rows if weight.role == "embedding" else curve[storage].output
         loss = model.of(storage) if model is not None else 0.0
-        point = CurvePoint(storage.bits, storage.block, storage.symmetric, storage.method, size, error, loss)
+        point = CurvePoint(
+            bits=storage.bits,
+            block=storage.block,
+            symmetric=storage.symmetric,
+            method=storage.method,
+            bytes=size,
+            error=error,
+            loss=loss,
+        )
         points.append((storage, point))
     points.sort(key=lambda pair: (pair[1].bytes, pair[1].bits, pair[1].loss))
     chosen = next((index for index, (storage, _) in enumerate(points) if storage == stored), None)

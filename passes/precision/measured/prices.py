@@ -11,7 +11,7 @@ import numpy as np
 
 from ir.quant.storage import Storage
 from passes.framework.context import PassContext
-from passes.precision.measured.candidates import Choice, Item, moments_for, plain
+from passes.precision.measured.candidates import Choice, Item, moments_for
 from passes.precision.measured.error_curves import Curve, Wanted, error_curves
 from passes.precision.measured.probes import PROBE_BITS, PROBE_TOKENS, Meter, Probe, RowsLoss, Variant, WeightLoss
 from passes.precision.planned_weights import Weight
@@ -98,7 +98,7 @@ def price(items: Sequence[Item], keys: Mapping[str, str], meter: Meter, ctx: Pas
     measured = meter.measure(variants, tokens, "measuring single weights")
     probes: dict[Key, list[Probe]] = {}
     for one, found in zip(asked, measured, strict=True):
-        probes.setdefault(one.key, []).append(Probe(plain(one.storage), found.kl))
+        probes.setdefault(one.key, []).append(Probe(one.storage, found.kl))
     models: dict[Key, WeightLoss | RowsLoss] = {}
     for key, weight in {one.key: one.weight for one in asked}.items():
         kind = RowsLoss if weight.role == "embedding" else WeightLoss
@@ -114,7 +114,7 @@ def _loss(item: Item, choice: Choice, models: Mapping[Key, WeightLoss | RowsLoss
     for weight, storage in zip(item.weights, choice.storages, strict=True):
         key = (weight.name, choice.tied and weight.role == "embedding")
         if storage.bits < 32:
-            total += models[key].of(plain(storage))
+            total += models[key].of(storage)
     return total
 
 
@@ -122,7 +122,7 @@ def storages_of(item: Item, weight: Weight, tied: bool) -> list[Storage]:
     """Storages of one weight in the choices of its item, each once, up to 16 bits."""
     place = item.weights.index(weight)
     wanted = [c for c in item.choices if weight.role != "embedding" or c.tied == tied]
-    return list(dict.fromkeys(plain(c.storages[place]) for c in wanted if c.storages[place].bits < 32))
+    return list(dict.fromkeys(c.storages[place] for c in wanted if c.storages[place].bits < 32))
 
 
 def _forms(weight: Weight) -> tuple[bool, ...]:
@@ -165,7 +165,7 @@ def _curves(
     shared: dict[Key, Key] = {}
     probed: dict[Key, list[Storage]] = {}
     for one in asked:
-        probed.setdefault(one.key, []).append(plain(one.storage))
+        probed.setdefault(one.key, []).append(one.storage)
     for item in items:
         for weight in item.weights:
             for tied in _forms(weight):
@@ -181,7 +181,10 @@ def _curves(
                 both = tuple(dict.fromkeys([*storages, *extra]))
                 wanted[key] = Wanted(weight, keys.get(weight.name, ""), both)
     measured = error_curves(
-        list(wanted.values()), lambda done, total: ctx.progress(done, total, "measuring error curves")
+        list(wanted.values()),
+        lambda done, total: ctx.progress(done, total, "measuring error curves"),
+        executor=ctx.executor,
+        store=ctx.store,
     )
     found = dict(zip(wanted, measured, strict=True))
     return {**found, **{key: found[source] for key, source in shared.items()}}

@@ -12,7 +12,7 @@ bound is a number of operations, not a time, so that the choice does not depend 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from ir.quant.statistics.moments import windows_digest
 from ir.quant.storage import Storage
 from ir.tensor.base import Tensor
 from ir.tensor.identity import tensor_identity
+from passes.framework.context import PassContext
 from passes.precision.measured.error_curves import Curve
 from passes.precision.measured.kept import digest_of, keep, recall
 
@@ -59,10 +60,10 @@ Variant = Mapping[str, Tensor]
 class Meter:
     """Measures variants of one graph on held-out windows; what was measured before is read from disk."""
 
-    def __init__(self, graph: Graph, windows: Sequence[np.ndarray], progress: Callable[[int, int, str], None]) -> None:
+    def __init__(self, graph: Graph, windows: Sequence[np.ndarray], ctx: PassContext) -> None:
         self._graph = graph
         self._windows = windows
-        self._progress = progress
+        self._ctx = ctx
         self._identity = ""
         self._work = _Work(graph)
 
@@ -80,20 +81,22 @@ class Meter:
         """The divergence of each variant on the first `tokens` held-out tokens, all missing ones in one evaluation."""
         windows = first_tokens(self._windows, tokens)
         keys = [self._key(windows, variant) for variant in variants]
-        found = {key: recall(key) for key in dict.fromkeys(keys)}
+        found = {key: recall(self._ctx.store, key) for key in dict.fromkeys(keys)}
         missing = {key: variant for key, variant in zip(keys, variants, strict=True) if found[key] is None}
         if missing:
             from ir.evaluate.replaced_weights import divergences
 
             def tell(done: int, total: int, *_: Any) -> None:
-                self._progress(done, total, what)
+                self._ctx.progress(done, total, what)
 
-            results = divergences(self._graph, windows, list(missing.values()), progress=tell)
+            results = divergences(
+                self._graph, windows, list(missing.values()), executor=self._ctx.executor, progress=tell
+            )
             for key, item in zip(missing, results, strict=True):
                 found[key] = asdict(
                     Measured(float(item.kl), float(item.kl_error), float(item.top1), int(item.positions))
                 )
-                keep(key, found[key])
+                keep(self._ctx.store, key, found[key])
         return [Measured(**found[key]) for key in keys]
 
     def _key(self, windows: Sequence[np.ndarray], variant: Variant) -> str:

@@ -14,8 +14,9 @@ from frontends.mnn.shapes import Ints, evaluate, resolve_sizes
 from frontends.mnn.weights import WeightFile
 from ir.base.diag import LadingError
 from ir.base.types import Dim
+from ir.quant.storage import Storage
 from ir.quant.stored_codes import NAME, stored_codes, stored_weight, unpack
-from ir.quant.weight import QuantizedWeight, QuantSpec
+from ir.quant.weight import QuantizedWeight
 from ir.tensor.inline import InlineTensor
 from ir.text.parser import parse
 from ir.text.printer import print_graph
@@ -114,12 +115,17 @@ def test_codes_and_scales_are_kept_bit_for_bit():
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_stored_weights_of_every_width(bits, symmetric):
     rng = np.random.default_rng(bits)
-    spec = QuantSpec(bits, 8, symmetric, "float")
+    spec = Storage(bits=bits, block=8, symmetric=symmetric, zero="float")
     origin = QuantizedWeight(InlineTensor(rng.normal(size=(7, 24)).astype(np.float32)), spec)
     part = origin.rows(0, 7)
     alpha = pack_alpha(part.scale, part.zero)
     made = stored_weight(stored_codes(InlineTensor(pack_codes(part.codes, bits)), InlineTensor(alpha), 7, 24, bits))
-    assert (made.spec.bits, made.spec.block, made.spec.symmetric, made.spec.method) == (bits, 8, symmetric, NAME)
+    assert (made.storage.bits, made.storage.block, made.storage.symmetric, made.storage.method) == (
+        bits,
+        8,
+        symmetric,
+        NAME,
+    )
     for start, stop in ((0, 7), (1, 3), (5, 7)):
         again, wanted = made.rows(start, stop), origin.rows(start, stop)
         assert np.array_equal(again.codes, wanted.codes) and np.array_equal(again.scale, wanted.scale)
@@ -157,7 +163,7 @@ def test_what_cannot_be_stored_codes():
     assert caught.value.code == "T254"
     floats = InlineTensor(np.ones((2, 8), np.float32))
     with pytest.raises(LadingError) as caught:
-        QuantizedWeight(floats, QuantSpec(4, 8, method=NAME)).rows(0, 2)
+        QuantizedWeight(floats, Storage(bits=4, block=8, method=NAME)).rows(0, 2)
     assert caught.value.code == "F640"
 
 
@@ -256,7 +262,7 @@ REFUSED = {
     "inline": (set_main("Convolution", external=[0]), "F643"),
     "blob": (set_main("Const", dataType="DT_UINT8"), "F643"),
     "blob-size": (set_main("Const", dims=[77]), "F643"),
-    "operator": (set_type("RoPE", "Softmax"), "F644"),
+    "operator": (set_type("RoPE", "Permute"), "F644"),
     "kernel": (lambda net: first(net, "Convolution")["main"]["common"].update(kernelX=3), "F644"),
     "relu": (lambda net: first(net, "Convolution")["main"]["common"].update(relu=True), "F644"),
     "groups": (set_main("LayerNorm", group=2), "F644"),

@@ -32,7 +32,7 @@ PACKAGES = ("onnx", "onnxruntime")
 def outcomes(tmp_path_factory) -> dict[str, Outcome]:
     """What became of every case, by key; computed once."""
     out = tmp_path_factory.mktemp("conformance") / "outcomes.jsonl"
-    command = [sys.executable, str(ROOT / "tests" / "onnx_cases.py"), str(out), "--frozen"]
+    command = [sys.executable, "-m", "tests.support.onnx_cases", str(out), "--frozen"]
     threads = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     subprocess.run(command, cwd=ROOT, check=True, timeout=SECONDS, env=threads, stderr=subprocess.DEVNULL)
     rows = [Outcome(**json.loads(line)) for line in out.read_text().splitlines()]
@@ -213,8 +213,9 @@ def test_wrong_numbers_and_lost_outputs_are_noticed():
 def test_a_crash_costs_one_case():
     code = f"""
 import os, sys
-sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
-import onnx_cases, test_onnx_conformance as t
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests" / "frontends" / "onnx")!r}]
+import test_onnx_conformance as t
+from tests.support import onnx_cases
 from dataclasses import dataclass
 @dataclass(frozen=True)
 class Crash(t.Pass):

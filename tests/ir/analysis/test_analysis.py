@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from ir.analysis import dataflow as analysis
 from ir.analysis.liveness import peak_memory, size_of
 from ir.analysis.repeats import chains, repeats
-from ir.base.types import BOOL, DTYPES, F32, I64, Dim, SequenceType, TensorType
+from ir.base.types import BOOL, DTYPES, F32, I32, I64, Dim, SequenceType, TensorType
 from ir.graph.graph import Graph, GraphError, Node, Value
 from ir.graph.order import toposort
 from ir.graph.view import cached, dataflow, flow
@@ -449,6 +449,7 @@ def check_blocks(repeat) -> None:
     for block in repeat.blocks:
         assert [node.op for node in block.nodes] == [node.op for node in first.nodes]
         assert [value.type for value in block.constants] == [value.type for value in first.constants]
+        assert all(value.is_const for value in block.constants) and not any(value.is_const for value in block.reads)
         partner = {None: None, first.entry: block.entry, first.exit: block.exit}
         partner.update(zip(first.constants, block.constants, strict=True))
         partner.update(zip(first.reads, block.reads, strict=True))
@@ -456,6 +457,12 @@ def check_blocks(repeat) -> None:
             partner.update(zip(one.outputs, two.outputs, strict=True))
         for one, two in zip(first.nodes, block.nodes, strict=True):
             assert [partner[value] for value in one.inputs] == list(two.inputs)
+        assert len(set(partner.values())) == len(partner)
+        for one, two in zip(first.constants, block.constants, strict=True):
+            if one.dtype in (I32, I64, BOOL) and one.type.size <= 64:
+                assert np.array_equal(one.const.load(), two.const.load())
+        for one, two in zip(first.reads, block.reads, strict=True):
+            assert one is two or set(two.users) <= set(block.nodes)
     for before, after in zip(repeat.blocks, repeat.blocks[1:], strict=False):
         assert before.exit is after.entry
 
@@ -554,6 +561,81 @@ def test_nothing_repeats_in_small_graphs():
     assert repeats(read(DIAMOND)) == [] and repeats(Graph("empty")) == []
     assert list(chains(Graph("empty"))) == []
     assert names_of(next(chains(read(DIAMOND)))) == ["x", "a", "d", "g"]
+
+
+def test_an_input_left_out_corresponds_to_one_left_out():
+    chain = ["input %x: f32[4]", "const @high: f32[] = [1.0]", "%c0: f32[4] = Clip(%x, _, @high)"]
+    chain += [f"%c{n}: f32[4] = Clip(%c{n - 1}, _, @high)" for n in (1, 2)]
+    (found,) = repeats(read("\n".join([*chain, "output %c2"])), minimum=1)
+    check_blocks(found)
+    assert [block.nodes[0].inputs[1] for block in found.blocks] == [None, None, None]
+
+
+def test_an_input_left_out_ends_the_run():
+    chain = ["input %x: f32[4]", "const @at: f32[] = [1.0]"]
+    value = "%x"
+    for number, bounds in enumerate(["_, @at", "_, @at", "@at, _", "@at, _"]):
+        chain.append(f"%c{number}: f32[4] = Clip({value}, {bounds})")
+        value = f"%c{number}"
+    found = repeats(read("\n".join([*chain, f"output {value}"])), minimum=1)
+    assert [len(repeat.blocks) for repeat in found] == [2, 2]
+    for repeat in found:
+        check_blocks(repeat)
+
+
+def with_sides(head: str, *layers: list[str]) -> Graph:
+    """Layers of three nodes, each with nodes beside them that lead to no later layer and read `{a}`."""
+    lines, value, outputs = [*head.splitlines(), "input %x: f32[4, 4]"], "%x", []
+    for number, sides in enumerate(layers):
+        lines.append(f"%a{number}: f32[4, 4] = Neg({value})")
+        for place, side in enumerate(sides):
+            outputs.append(f"%side{number}{place}")
+            lines.append(f"{outputs[-1]}: f32[*] = {side.format(a=f'%a{number}')}")
+        value = f"%c{number}"
+        lines += [f"%b{number}: f32[4, 4] = Abs(%a{number})", f"{value}: f32[4, 4] = Exp(%b{number})"]
+    return read("\n".join([*lines, "output " + ", ".join([value, *outputs])]))
+
+
+SIDES = {
+    "an input is no constant": (
+        "input %p: f32[1, 1]\ninput %q: f32[1, 1]\nconst @h: f32[1, 1] = [1.0]\nconst @i: f32[1, 1] = [2.0]",
+        ["Add({a}, @h)", "Add({a}, %p)"],
+        ["Add({a}, %q)", "Add({a}, @i)"],
+    ),
+    "what all layers read is the same": (
+        "input %p: f32[4, 4]\ninput %q: f32[4, 4]",
+        ["Add({a}, %p)", "Add({a}, %q)"],
+        ["Add({a}, %q)", "Add({a}, %p)"],
+    ),
+    "axes are the same": (
+        "const @zero: i64[1] = [0]\nconst @one: i64[1] = [1]",
+        ["ReduceSum({a}, @zero)", "ReduceSum({a}, @one)"],
+        ["ReduceSum({a}, @one)", "ReduceSum({a}, @zero)"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SIDES)
+def test_nodes_beside_the_stream_correspond_in_any_order(case):
+    (found,) = repeats(with_sides(*SIDES[case]))
+    check_blocks(found)
+    assert [len(block.nodes) for block in found.blocks] == [5, 5]
+
+
+@pytest.mark.parametrize("first, second", [("%p, %p", "%q, %r"), ("%q, %r", "%p, %p")])
+def test_one_value_does_not_correspond_to_two(first, second):
+    head = "input %p: f32[4, 4]\ninput %q: f32[4, 4]\ninput %r: f32[4, 4]"
+    assert repeats(with_sides(head, [f"Sum({{a}}, {first})"], [f"Sum({{a}}, {second})"])) == []
+
+
+def test_a_constant_read_twice_is_not_two_constants():
+    head = ["input %x: f32[4]", *(f"const @{name}: f32[1] = [1.0]" for name in "hip")]
+    for order in (["@h", "@i", "@p", "@p"], ["@p", "@p", "@h", "@i"]):
+        lines, value = list(head), "%x"
+        for number, weight in enumerate(order):
+            lines.append(f"%y{number}: f32[4] = {'Add' if number % 2 == 0 else 'Mul'}({value}, {weight})")
+            value = f"%y{number}"
+        assert repeats(read("\n".join([*lines, f"output {value}"])), minimum=2) == []
 
 
 @quick

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from frontends.checkpoint.load import load
 from ir.base.diag import LadingError
+from ir.base.executor import SERIAL
 from ir.base.types import F32, TensorType
 from ir.evaluate import replaced_weights as variants
 from ir.evaluate import segments
@@ -19,7 +21,8 @@ from ir.evaluate.replaced_weights import Divergence, divergences
 from ir.evaluate.token_feeds import window_feeds
 from ir.facts.model_card import ModelCard
 from ir.graph.graph import Graph
-from ir.quant.weight import QuantizedWeight, QuantSpec
+from ir.quant.storage import Storage
+from ir.quant.weight import QuantizedWeight
 from ir.tensor.base import Tensor
 from ir.tensor.inline import InlineTensor
 from ir.tensor.rearranged import transposed
@@ -38,7 +41,7 @@ def prepared(folder: Path, pipeline: str) -> Graph:
 
 
 def quantized(graph: Graph, bits: int = 4) -> dict[str, Tensor]:
-    spec = QuantSpec(bits=bits, block=32)
+    spec = Storage(bits=bits, block=32)
     found = {}
     for weight in weights_of(graph):
         tensor = weight.value.const
@@ -148,7 +151,7 @@ def test_a_table_in_pieces(untied: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     graph = prepared(untied, "infer-types")
     table = next(node.inputs[0] for node in graph.nodes if node.op == "Gather" and node.inputs[0].shape == (320, 64))
     texts = windows(320)
-    variant = {table.name: QuantizedWeight(table.const, QuantSpec(bits=3, block=32)).dequantized()}
+    variant = {table.name: QuantizedWeight(table.const, Storage(bits=3, block=32)).dequantized()}
     planned = Evaluator(graph, memory_limit=100 << 10).segments
     assert any(segment.in_pieces and segment.nodes[0].op == "Gather" for segment in planned)
     (found,) = divergences(graph, texts, [variant], memory_limit=100 << 10)
@@ -226,6 +229,24 @@ def test_what_does_not_differ_is_not_computed_again(untied: Path, monkeypatch: p
     assert counts[0] >= 6
     assert counts[0] < counts[1] <= counts[0] + len(last) * (steps // 2)
     assert counts[2] == counts[0]
+
+
+def test_numbers_do_not_depend_on_the_executor(
+    untied: Path, processes: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(variants, "POSITIONS", 50)
+    graph = prepared(untied, "infer-types,discover-inputs")
+    whole = quantized(graph)
+    name = "model.layers.1.mlp.up_proj.weight"
+    slow = QuantizedWeight(transposed(graph.value(name).const), Storage(bits=4, block=32, method="hqq")).dequantized()
+    chosen = [{name: transposed(slow)}, whole, {"lm_head.weight": whole["lm_head.weight"]}]
+    found = []
+    with ThreadPoolExecutor(3) as threads:
+        for number, executor in enumerate((SERIAL, threads, processes)):
+            monkeypatch.setenv("LADING_CACHE", str(tmp_path / str(number)))
+            found.append(divergences(graph, windows(320), chosen, executor=executor))
+    assert found[1] == found[0] and found[2] == found[0]
+    assert found[0][0].kl > 0
 
 
 def test_a_replacement_is_evaluated_once(untied: Path) -> None:

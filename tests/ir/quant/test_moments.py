@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ir.base.cache import cache_folder, write_whole
 from ir.base.diag import LadingError
+from ir.base.store import FolderStore
+from ir.base.whole_files import write_whole
 from ir.facts.calibration import Calibration
 from ir.graph.facts import build, data_of
 from ir.graph.graph import Graph
@@ -26,7 +27,7 @@ def moments(features: int = 5, key: str = "k") -> Moments:
 @pytest.mark.parametrize("features", [1, 5, 255, 256, 600])
 def test_statistics_come_back_as_they_were_kept(tmp_path: Path, features: int) -> None:
     given = moments(features)
-    store = MomentStore(tmp_path / "below" / "here")
+    store = MomentStore(FolderStore(tmp_path / "below" / "here"))
     assert not store.has("k")
     store.save(given)
     assert store.has("k")
@@ -35,27 +36,36 @@ def test_statistics_come_back_as_they_were_kept(tmp_path: Path, features: int) -
         np.testing.assert_array_equal(getattr(found, name), getattr(given, name))
     assert (found.key, found.tokens, found.features) == ("k", 40, features)
     np.testing.assert_array_equal(found.diagonal, np.diagonal(given.second))
-    assert [path.name for path in store.folder.iterdir()] == ["k.npy"]
+    assert [entry.name for entry in store.store.entries()] == ["moments/k"]
 
 
 def test_missing_and_damaged_statistics(tmp_path: Path) -> None:
-    store = MomentStore(tmp_path)
+    store = MomentStore(FolderStore(tmp_path))
     with pytest.raises(LadingError) as error:
         store.load("k")
     assert error.value.code == "Q430"
+    path = tmp_path / "moments" / "k.kept"
     store.save(moments())
-    whole = store.path("k").read_bytes()
-    for damaged in (whole[:-4], whole[:40], b"", b"no array"):
-        store.path("k").write_bytes(damaged)
+    whole = path.read_bytes()
+    for damaged in (whole[:-4], whole[:40], b"", b"no array", whole[:200] + b"\1" + whole[201:]):
+        path.write_bytes(damaged)
+        assert not store.has("k") and not path.exists()
+        path.write_bytes(damaged)
         with pytest.raises(LadingError) as error:
             store.load("k")
         assert error.value.code == "Q430"
+        assert [item.code for item in store.store.take_warnings()] == ["Q444", "Q444"]
+    with store.store.put("moments/k", "Q431", "nothing") as scratch:
+        scratch.write_bytes(b"sound, and no array")
+    with pytest.raises(LadingError) as error:
+        store.load("k")
+    assert error.value.code == "Q430" and str(path) in str(error.value)
 
 
 def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(LadingError) as error:
-        MomentStore(tmp_path / "file").save(moments())
+        MomentStore(FolderStore(tmp_path / "file")).save(moments())
     assert error.value.code == "Q431"
     assert "LADING_CACHE" in str(error.value)
 
@@ -73,13 +83,6 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
 
 
-def test_the_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LADING_CACHE", str(tmp_path))
-    assert cache_folder() == tmp_path
-    monkeypatch.delenv("LADING_CACHE")
-    assert cache_folder() == Path.home() / ".cache" / "lading"
-
-
 @pytest.mark.parametrize("features", [1, 3, 40, 65])
 def test_sums_equal_those_in_double_precision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, features: int) -> None:
     monkeypatch.setattr(gram, "CHUNK", 32)
@@ -90,7 +93,7 @@ def test_sums_equal_those_in_double_precision(monkeypatch: pytest.MonkeyPatch, t
     for part in parts:
         sums.add(part)
     x = np.concatenate([part[0] for part in parts]).astype(np.float64)
-    store = MomentStore(tmp_path)
+    store = MomentStore(FolderStore(tmp_path))
     store.save_sums("k", sums)
     found = store.load("k")
     assert found.tokens == 140 and sums.is_finite

@@ -14,13 +14,12 @@ from hypothesis import strategies as st
 from ir.base.diag import LadingError
 from ir.base.types import DTYPES, F32, TensorType
 from ir.quant import weight as module
+from ir.quant.storage import Storage, fit_block
 from ir.quant.weight import (
     METHODS,
     Blocks,
     NotFinite,
     QuantizedWeight,
-    QuantSpec,
-    fit_block,
     real_zero,
     shared_quantized,
 )
@@ -46,49 +45,49 @@ MODES = [(True, "int"), (False, "int"), (False, "float")]
 # --- reference --------------------------------------------------------------------------------------------------------
 
 
-def reference(matrix: np.ndarray, spec: QuantSpec) -> Blocks:
+def reference(matrix: np.ndarray, storage: Storage) -> Blocks:
     """The formula of `RoundToNearest`, one block at a time, one float32 operation at a time."""
     rows, length = matrix.shape
-    block = spec.block or length
+    block = storage.block or length
     codes = np.zeros((rows, length), np.int8)
     scale = np.zeros((rows, length // block), f32)
-    zero = np.zeros(scale.shape, np.int8 if spec.zero == "int" else f32)
+    zero = np.zeros(scale.shape, np.int8 if storage.zero == "int" else f32)
     for row in range(rows):
         for index in range(length // block):
             part = slice(index * block, (index + 1) * block)
             values = matrix[row, part].astype(f32)
-            chosen, zero[row, index], shift = numbers_of_block(values.min(), values.max(), spec)
+            chosen, zero[row, index], shift = numbers_of_block(values.min(), values.max(), storage)
             scale[row, index] = chosen
             inverse = f32(1) / chosen
             for place, value in enumerate(values):
                 code = int(np.trunc(f32(f32(value * inverse) + shift)))
-                codes[row, part.start + place] = min(max(code, 0), 2**spec.bits - 1) - 2 ** (spec.bits - 1)
-    return Blocks(codes, scale, None if spec.symmetric else zero)
+                codes[row, part.start + place] = min(max(code, 0), 2**storage.bits - 1) - 2 ** (storage.bits - 1)
+    return Blocks(codes, scale, None if storage.symmetric else zero)
 
 
-def stored(value: f32, spec: QuantSpec) -> f32:
-    return f32(np.float16(value)) if spec.scale == "f16" else f32(value)
+def stored(value: f32, storage: Storage) -> f32:
+    return f32(np.float16(value)) if storage.scale == "f16" else f32(value)
 
 
-def numbers_of_block(lo: f32, hi: f32, spec: QuantSpec) -> tuple[f32, float, f32]:
+def numbers_of_block(lo: f32, hi: f32, storage: Storage) -> tuple[f32, float, f32]:
     """Scale, zero and shift of one block from its extremes."""
-    half, span = f32(2 ** (spec.bits - 1)), f32(2**spec.bits - 1)
-    tiny = f32(2.0**-24 if spec.scale == "f16" else 2.0**-126)
-    if spec.symmetric or spec.zero == "int":
+    half, span = f32(2 ** (storage.bits - 1)), f32(2**storage.bits - 1)
+    tiny = f32(2.0**-24 if storage.scale == "f16" else 2.0**-126)
+    if storage.symmetric or storage.zero == "int":
         lo, hi = min(lo, f32(0)), max(hi, f32(0))
-    if spec.symmetric:
+    if storage.symmetric:
         scale = max(max(hi, -lo) / half, min(hi, -lo) / (half - f32(0.5)))
         scale = hi / (half - f32(1)) if hi == -lo else scale
-        scale = max(stored(scale, spec), tiny)
+        scale = max(stored(scale, storage), tiny)
         return (-scale if hi > -lo else scale), 0, half + f32(0.5)
     scale = f32(hi / span) - f32(lo / span)
-    if spec.zero == "int":
+    if storage.zero == "int":
         scale = hi / (half - f32(1)) if hi == -lo else scale
-        scale = max(stored(scale, spec), tiny)
+        scale = max(stored(scale, storage), tiny)
         zero = f32(np.clip(np.rint(-half - lo * f32(f32(1) / scale)), -half, half - f32(1)))
         return scale, int(zero), zero + (half + f32(0.5))
-    scale = max(stored(max(scale, max(abs(lo), abs(hi)) * f32(2.0**-18)), spec), tiny)
-    zero = stored(min(f32(f32(lo / half) + scale), np.finfo(f32).max / half) * half, spec)
+    scale = max(stored(max(scale, max(abs(lo), abs(hi)) * f32(2.0**-18)), storage), tiny)
+    zero = stored(min(f32(f32(lo / half) + scale), np.finfo(f32).max / half) * half, storage)
     return scale, zero, f32(half + f32(0.5)) - f32(zero * f32(f32(1) / scale))
 
 
@@ -102,8 +101,8 @@ def assert_equal(found: Blocks, expected: Blocks) -> None:
     assert np.array_equal(found.codes, expected.codes)
 
 
-def weight(matrix: np.ndarray, **spec) -> QuantizedWeight:
-    return QuantizedWeight(InlineTensor(matrix), QuantSpec(**spec))
+def weight(matrix: np.ndarray, **how) -> QuantizedWeight:
+    return QuantizedWeight(InlineTensor(matrix), Storage(**{"bits": 4, "block": 64, **how}))
 
 
 def gaussian(shape, kind=np.float32, seed=0, scale=0.02) -> np.ndarray:
@@ -125,8 +124,8 @@ def code_of(call) -> str:
 def test_kernels_equal_the_formula(source, symmetric, zero, bits):
     for block, length in ((64, 128), (32, 96), (4, 12), (1, 3), (7, 21), (0, 9), (0, 520), (512, 1024)):
         matrix = gaussian((3, length), SOURCES[source], seed=bits * length)
-        spec = QuantSpec(bits, block, symmetric, zero)
-        assert_equal(QuantizedWeight(InlineTensor(matrix), spec).rows(0, 3), reference(matrix, spec))
+        storage = Storage(bits=bits, block=block, symmetric=symmetric, zero=zero)
+        assert_equal(QuantizedWeight(InlineTensor(matrix), storage).rows(0, 3), reference(matrix, storage))
 
 
 EXTREMES = [0.0, -0.0, 1.0, -1.0, 0.02, -0.03, 1e-40, -1e-45, 2e-38, 6e-8, -6e-5, 65504.0, -1e4, 0.5, 7.0, -8.0]
@@ -148,11 +147,11 @@ def test_kernels_equal_the_formula_on_hostile_numbers(data):
     matrix = np.array(numbers, f32).reshape(2, -1).astype(SOURCES[kind])
     if scale == "f16":
         matrix = np.clip(matrix.astype(f32), -30000, 30000).astype(SOURCES[kind])
-    spec = QuantSpec(bits, block, symmetric, zero, scale=scale)
-    found = QuantizedWeight(InlineTensor(matrix), spec).rows(0, 2)
-    assert_equal(found, reference(matrix, spec))
+    storage = Storage(bits=bits, block=block, symmetric=symmetric, zero=zero, scale=scale)
+    found = QuantizedWeight(InlineTensor(matrix), storage).rows(0, 2)
+    assert_equal(found, reference(matrix, storage))
     assert np.isfinite(found.scale).all() and (found.scale != 0).all()
-    assert spec.low <= found.codes.min() and found.codes.max() <= spec.high
+    assert storage.low <= found.codes.min() and found.codes.max() <= storage.high
     if scale == "f32":
         assert_within_half_a_step(matrix.astype(np.float64), found, block)
 
@@ -227,7 +226,7 @@ def test_pieces_and_threads_do_not_change_a_byte(monkeypatch, symmetric, zero):
 def test_inputs_need_not_be_contiguous_or_aligned():
     matrix = gaussian((64, 40))
     expected = weight(np.ascontiguousarray(matrix.T), bits=4, block=32).rows(0, 40)
-    assert_equal(QuantizedWeight(transposed(InlineTensor(matrix)), QuantSpec(4, 32)).rows(0, 40), expected)
+    assert_equal(QuantizedWeight(transposed(InlineTensor(matrix)), Storage(bits=4, block=32)).rows(0, 40), expected)
     raw = np.empty(matrix.nbytes + 1, np.uint8)
     odd = raw[1:].view(f32).reshape(40, 64)
     odd[:] = matrix.T
@@ -292,20 +291,22 @@ def test_parts_are_rebuilt_with_one_parent():
     assert len({id(part.quantized) for part in again}) == 1
     assert again[0].quantized is not quantized
     assert not same_tensor(quantized.codes, quantized.scale)
-    assert not same_tensor(quantized.codes, QuantizedWeight(quantized.source, QuantSpec(4, 16, zero="float")).codes)
-    assert pickle.loads(pickle.dumps(quantized)).spec == quantized.spec
+    assert not same_tensor(
+        quantized.codes, QuantizedWeight(quantized.source, Storage(bits=4, block=16, zero="float")).codes
+    )
+    assert pickle.loads(pickle.dumps(quantized)).storage == quantized.storage
 
 
 def test_equal_quantizations_are_shared_while_they_live():
     matrix = gaussian((4, 64))
-    first = shared_quantized(InlineTensor(matrix), QuantSpec())
-    assert shared_quantized(InlineTensor(matrix.copy()), QuantSpec()) is first
-    assert shared_quantized(InlineTensor(matrix), QuantSpec(8)) is not first
+    first = shared_quantized(InlineTensor(matrix), Storage(bits=4, block=64))
+    assert shared_quantized(InlineTensor(matrix.copy()), Storage(bits=4, block=64)) is first
+    assert shared_quantized(InlineTensor(matrix), Storage(bits=8, block=64)) is not first
 
 
 def test_a_symmetric_weight_has_no_zero_point_to_rebuild():
     with pytest.raises(LadingError, match="Q400"):
-        RECIPES["quantized_zero_point"](InlineTensor(gaussian((4, 64))), symmetric=True)
+        RECIPES["quantized_zero_point"](InlineTensor(gaussian((4, 64))), bits=4, symmetric=True)
 
 
 def test_from_a_file_in_any_float_type(tmp_path):
@@ -313,8 +314,10 @@ def test_from_a_file_in_any_float_type(tmp_path):
         dtype = DTYPES[name]
         matrix = gaussian((4, 64), scale=1.0).astype(dtype.numpy)
         (tmp_path / name).write_bytes(bytes_of(matrix, dtype))
-        quantized = QuantizedWeight(FileTensor(tmp_path / name, 0, TensorType(dtype, (4, 64))), QuantSpec(8, 32))
-        assert_equal(quantized.rows(0, 4), reference(matrix.astype(f32), quantized.spec))
+        quantized = QuantizedWeight(
+            FileTensor(tmp_path / name, 0, TensorType(dtype, (4, 64))), Storage(bits=8, block=32)
+        )
+        assert_equal(quantized.rows(0, 4), reference(matrix.astype(f32), quantized.storage))
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------------------
@@ -332,7 +335,7 @@ def test_numbers_that_are_not_finite_are_located(tmp_path, monkeypatch, source, 
         path = tmp_path / f"{width}.bin"
         path.write_bytes(matrix.tobytes())
         file = FileTensor(path, 0, TensorType(DTYPES[source], matrix.shape), "model.up.weight")
-        quantized = QuantizedWeight(file, QuantSpec(4, block, symmetric, zero))
+        quantized = QuantizedWeight(file, Storage(bits=4, block=block, symmetric=symmetric, zero=zero))
         with pytest.raises(LadingError) as caught:
             quantized.codes.load()
         assert caught.value.code == "Q402"
@@ -352,20 +355,21 @@ def test_scales_beyond_half_precision_are_refused():
 
 def test_bad_descriptions():
     base = InlineTensor(gaussian((4, 60)))
-    assert code_of(lambda: QuantSpec(1)) == "Q400"
-    assert code_of(lambda: QuantSpec(9)) == "Q400"
-    assert code_of(lambda: QuantSpec(4, -1)) == "Q400"
-    assert code_of(lambda: QuantSpec(4, zero="none")) == "Q400"
-    assert code_of(lambda: QuantSpec(4, scale="bf16")) == "Q400"
-    assert code_of(lambda: QuantizedWeight(base, QuantSpec(4, 64))) == "Q401"
-    assert code_of(lambda: QuantizedWeight(base, QuantSpec(method="rnt", block=20))) == "Q404"
-    assert code_of(lambda: QuantizedWeight(InlineTensor(gaussian((4,))), QuantSpec(4, 0))) == "Q405"
-    assert code_of(lambda: QuantizedWeight(InlineTensor(np.zeros((4, 4), np.int8)), QuantSpec(4, 0))) == "Q405"
+    assert code_of(lambda: Storage(bits=1)) == "Q400"
+    assert code_of(lambda: Storage(bits=9)) == "Q400"
+    assert code_of(lambda: QuantizedWeight(base, Storage(bits=16))) == "Q400"
+    assert code_of(lambda: Storage(bits=4, block=-1)) == "Q400"
+    assert code_of(lambda: Storage(bits=4, zero="none", block=64)) == "Q400"
+    assert code_of(lambda: Storage(bits=4, scale="bf16", block=64)) == "Q400"
+    assert code_of(lambda: QuantizedWeight(base, Storage(bits=4, block=64))) == "Q401"
+    assert code_of(lambda: QuantizedWeight(base, Storage(method="rnt", block=20, bits=4))) == "Q404"
+    assert code_of(lambda: QuantizedWeight(InlineTensor(gaussian((4,))), Storage(bits=4, block=0))) == "Q405"
+    assert code_of(lambda: QuantizedWeight(InlineTensor(np.zeros((4, 4), np.int8)), Storage(bits=4, block=0))) == "Q405"
     with pytest.raises(LadingError, match="use block=4") as caught:
-        QuantizedWeight(base, QuantSpec(4, 64))
+        QuantizedWeight(base, Storage(bits=4, block=64))
     assert caught.value.diagnostics[0].where == base.loc
     with pytest.raises(LadingError, match="did you mean 'rtn'"):
-        QuantizedWeight(base, QuantSpec(method="rnt", block=20))
+        QuantizedWeight(base, Storage(method="rnt", block=20, bits=4))
     with pytest.raises(IndexError):
         list(weight(gaussian((4, 64))).pieces(2, 5))
 
@@ -391,7 +395,7 @@ def test_methods_are_open():
         slow = False
         version = 1
 
-        def quantize(self, rows, spec, scratch, moments):
+        def quantize(self, rows, storage, scratch, moments):
             assert moments is None
             assert rows.dtype == f32
             if not np.isfinite(rows).all():

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pickle
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from ir.base.diag import LadingError
+from ir.base.executor import SERIAL
+from ir.base.store import default_store
 from ir.base.types import F32
 from ir.quant import cache as quant_cache
 from ir.quant.form import Form, Numbers
@@ -18,14 +21,15 @@ from ir.quant.methods.gptq import Group
 from ir.quant.statistics import second_moments
 from ir.quant.statistics.exact_products import Tiles, one_thread
 from ir.quant.statistics.moments import Moments, MomentStore
+from ir.quant.storage import Storage
 from ir.quant.weight import (
     METHODS,
     Blocks,
     QuantizedWeight,
     QuantMethod,
-    QuantSpec,
     Scratch,
     dequantize,
+    keep_all,
     real_zero,
     shared_quantized,
 )
@@ -60,9 +64,9 @@ def matrix_of(rows: int, columns: int, seed: int = 0) -> np.ndarray:
     return (np.random.default_rng(seed).standard_t(6, (rows, columns)) * 0.02).astype(f32)
 
 
-def quantized(method: str, rows: np.ndarray, spec: QuantSpec, moments: Moments | None) -> Blocks:
+def quantized(method: str, rows: np.ndarray, storage: Storage, moments: Moments | None) -> Blocks:
     given = None if METHODS[method].needs == "nothing" else moments
-    found = METHODS[method].quantize(rows, spec, Scratch(), given)
+    found = METHODS[method].quantize(rows, storage, Scratch(), given)
     return Blocks(*[None if part is None else np.array(part) for part in found])
 
 
@@ -91,9 +95,9 @@ def code_of(call) -> str:
 @pytest.mark.parametrize(("bits", "block"), [(2, 32), (3, 0), (4, 64), (8, 32)])
 def test_gptq_loses_less_than_clip_and_clip_less_than_rounding(bits, block, symmetric, zero):
     rows, moments = matrix_of(48, 192), moments_of(192)
-    spec = QuantSpec(bits, block, symmetric, zero)
+    storage = Storage(bits=bits, block=block, symmetric=symmetric, zero=zero)
     plain, clipped, second = [
-        loss(rows, quantized(name, rows, spec, moments), moments.second).sum() for name in ("rtn", "clip", "gptq")
+        loss(rows, quantized(name, rows, storage, moments), moments.second).sum() for name in ("rtn", "clip", "gptq")
     ]
     assert clipped < 0.97 * plain
     assert second < 0.5 * plain
@@ -105,10 +109,10 @@ def test_no_block_is_worse_by_clip_than_by_rounding(symmetric, zero, weighted):
     rows, moments = matrix_of(32, 128, seed=3), moments_of(128)
     given = moments if weighted else None
     share = moments.diagonal if weighted else np.ones(128, f32)
-    spec = QuantSpec(3, 32, symmetric, zero)
+    storage = Storage(bits=3, block=32, symmetric=symmetric, zero=zero)
     errors = []
     for name in ("rtn", "clip"):
-        difference = rows - dequantize(quantized(name, rows, spec, given))
+        difference = rows - dequantize(quantized(name, rows, storage, given))
         errors.append((np.square(difference.astype(np.float64)) * share).reshape(32, 4, 32).sum(axis=2))
     assert (errors[1] <= errors[0] * 1.0001).all()
     assert errors[1].sum() < 0.95 * errors[0].sum()
@@ -117,9 +121,9 @@ def test_no_block_is_worse_by_clip_than_by_rounding(symmetric, zero, weighted):
 @pytest.mark.parametrize(("symmetric", "zero"), [FORMS[0], FORMS[2]], ids=["symmetric", "float"])
 def test_hqq_lowers_the_sum_of_the_roots(symmetric, zero):
     rows = matrix_of(64, 128, seed=4)
-    spec = QuantSpec(3, 64, symmetric, zero)
+    storage = Storage(bits=3, block=64, symmetric=symmetric, zero=zero)
     plain, found = [
-        np.sqrt(np.abs(rows - dequantize(quantized(name, rows, spec, None)))).sum() for name in ("rtn", "hqq")
+        np.sqrt(np.abs(rows - dequantize(quantized(name, rows, storage, None)))).sum() for name in ("rtn", "hqq")
     ]
     assert found < 0.99 * plain
 
@@ -127,9 +131,9 @@ def test_hqq_lowers_the_sum_of_the_roots(symmetric, zero):
 def test_second_moments_are_used_and_not_the_diagonal_alone():
     rows, moments = matrix_of(32, 128), moments_of(128)
     blind = Moments("blind", moments.tokens, np.diag(moments.diagonal), moments.mean, moments.low, moments.high)
-    spec = QuantSpec(4, 32, zero="float")
+    storage = Storage(bits=4, block=32, zero="float")
     seeing, not_seeing = [
-        loss(rows, quantized("gptq", rows, spec, given), moments.second).sum() for given in (moments, blind)
+        loss(rows, quantized("gptq", rows, storage, given), moments.second).sum() for given in (moments, blind)
     ]
     assert seeing < 0.7 * not_seeing
 
@@ -142,10 +146,10 @@ def test_second_moments_are_used_and_not_the_diagonal_alone():
 @pytest.mark.parametrize("scale", ["f32", "f16"])
 def test_numbers_are_those_that_are_stored(method, symmetric, zero, scale):
     rows, moments = matrix_of(20, 96), moments_of(96)
-    spec = QuantSpec(3, 32, symmetric, zero, scale=scale)
-    found = quantized(method, rows, spec, moments)
+    storage = Storage(bits=3, block=32, symmetric=symmetric, zero=zero, scale=scale)
+    found = quantized(method, rows, storage, moments)
     assert found.codes.dtype == np.int8 and found.scale.dtype == f32
-    assert spec.low <= found.codes.min() and found.codes.max() <= spec.high
+    assert storage.low <= found.codes.min() and found.codes.max() <= storage.high
     assert np.isfinite(found.scale).all() and (found.scale != 0).all()
     assert (found.zero is None) == symmetric
     if scale == "f16":
@@ -153,7 +157,7 @@ def test_numbers_are_those_that_are_stored(method, symmetric, zero, scale):
     if not symmetric:
         assert found.zero.dtype == (np.int8 if zero == "int" else f32)
         if zero == "int":
-            assert spec.low <= found.zero.min() and found.zero.max() <= spec.high
+            assert storage.low <= found.zero.min() and found.zero.max() <= storage.high
         elif scale == "f16":
             assert np.array_equal(found.zero, found.zero.astype(np.float16).astype(f32))
 
@@ -168,13 +172,13 @@ def test_unusual_rows(method, symmetric, zero):
     rows[3, :32] = 0
     rows[4] = 3e38
     rows[5, ::2] = -2e38
-    found = quantized(method, rows, QuantSpec(4, 32, symmetric, zero), moments_of(64))
+    found = quantized(method, rows, Storage(bits=4, block=32, symmetric=symmetric, zero=zero), moments_of(64))
     back = dequantize(found)
     assert np.isfinite(back).all()
     assert (back[0] == 0).all()
     assert np.abs(back[1] - 0.75).max() < 0.05
     assert np.abs(back[2]).max() < 1e-38 and np.abs(back[4] / 3e38 - 1).max() < 0.08
-    whole = quantized(method, rows[6:], QuantSpec(4, 32, symmetric, zero), moments_of(64))
+    whole = quantized(method, rows[6:], Storage(bits=4, block=32, symmetric=symmetric, zero=zero), moments_of(64))
     assert_same(whole, Blocks(*[None if part is None else part[6:] for part in found]))
 
 
@@ -185,10 +189,10 @@ def test_shapes_from_nothing_to_odd(method):
         if moments is None and METHODS[method].needs == "second-moments":
             moments = Moments("none", 1, *[np.zeros((0, 0), f32), *[np.zeros(0, f32)] * 3])
         for symmetric, zero in FORMS:
-            spec = QuantSpec(4, block, symmetric, zero)
-            found = quantized(method, matrix_of(rows, columns), spec, moments)
+            storage = Storage(bits=4, block=block, symmetric=symmetric, zero=zero)
+            found = quantized(method, matrix_of(rows, columns), storage, moments)
             assert found.codes.shape == (rows, columns)
-            assert found.scale.shape == (rows, spec.blocks(columns))
+            assert found.scale.shape == (rows, storage.blocks(columns))
 
 
 # --- independence -----------------------------------------------------------------------------------------------------
@@ -199,10 +203,10 @@ def test_shapes_from_nothing_to_odd(method):
 @pytest.mark.parametrize("block", [32, 0])
 def test_a_row_does_not_depend_on_its_company(method, symmetric, zero, block):
     rows, moments = matrix_of(300, 160), moments_of(160)
-    spec = QuantSpec(3, block, symmetric, zero)
-    whole = quantized(method, rows, spec, moments)
+    storage = Storage(bits=3, block=block, symmetric=symmetric, zero=zero)
+    whole = quantized(method, rows, storage, moments)
     for chosen in (np.array([0]), np.array([299, 4, 130]), np.arange(17, 290)):
-        some = quantized(method, rows[chosen], spec, moments)
+        some = quantized(method, rows[chosen], storage, moments)
         assert_same(some, Blocks(*[None if part is None else part[chosen] for part in whole]))
 
 
@@ -211,13 +215,15 @@ def test_bits_do_not_depend_on_threads(method):
     from threadpoolctl import threadpool_limits
 
     rows, moments = matrix_of(256, 384), moments_of(384)
-    spec = QuantSpec(4, 64, zero="float")
+    storage = Storage(bits=4, block=64, zero="float")
     found: list[Blocks] = []
     for limit in (1, 2):
         second_moments._HELD.clear()
         with threadpool_limits(limit, "blas"):
-            found.append(quantized(method, rows, spec, moments))
-    threads = [threading.Thread(target=lambda: found.append(quantized(method, rows, spec, moments))) for _ in range(3)]
+            found.append(quantized(method, rows, storage, moments))
+    threads = [
+        threading.Thread(target=lambda: found.append(quantized(method, rows, storage, moments))) for _ in range(3)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -309,15 +315,15 @@ def seen(size: int, tokens: int, seed: int) -> np.ndarray:
 
 
 def test_few_tokens_do_not_make_it_worse_than_rounding():
-    rows, spec = matrix_of(64, 256), QuantSpec(4, 32, zero="float")
+    rows, storage = matrix_of(64, 256), Storage(bits=4, block=32, zero="float")
     other = seen(256, 20000, 1)
     truth = other.T @ other / len(other)
-    plain = loss(rows, quantized("rtn", rows, spec, None), truth).sum()
+    plain = loss(rows, quantized("rtn", rows, storage, None), truth).sum()
     ratios = {}
     for tokens in (300, 2000, 20000):
         some = seen(256, tokens, 2)
         given = Moments(f"{tokens}", tokens, (some.T @ some / tokens).astype(f32), *[np.zeros(256, f32)] * 3)
-        found = quantized("gptq", rows, spec, given)
+        found = quantized("gptq", rows, storage, given)
         ratios[tokens] = loss(rows, found, truth).sum() / plain
         expected = loss(rows, found, second_moments.expected(given).second).sum()
         assert 0.7 < expected / loss(rows, found, truth).sum() < 1.3
@@ -340,15 +346,15 @@ def test_dead_and_huge_features():
     second[7] *= 3e4
     second[:, 7] *= 3e4
     rows = matrix_of(16, 96)
-    spec = QuantSpec(4, 32, zero="float")
+    storage = Storage(bits=4, block=32, zero="float")
     given = Moments("dead", 10**6, second, moments.mean, moments.low, moments.high)
-    found = quantized("gptq", rows, spec, given)
-    plain = quantized("rtn", rows, spec, None)
+    found = quantized("gptq", rows, storage, given)
+    plain = quantized("rtn", rows, storage, None)
     assert loss(rows, found, second).sum() < 0.3 * loss(rows, plain, second).sum()
     step = np.abs(found.scale[:, 0])
     assert (np.abs(dequantize(found)[:, 5] - rows[:, 5]) <= 0.51 * step).mean() > 0.9
     nothing = Moments("nothing", 10**6, np.zeros_like(second), moments.mean, moments.low, moments.high)
-    close = quantized("gptq", rows, spec, nothing)
+    close = quantized("gptq", rows, storage, nothing)
     assert np.square(dequantize(close) - rows).sum() <= np.square(dequantize(plain) - rows).sum()
 
 
@@ -357,12 +363,14 @@ def test_damaged_statistics_are_refused(change, text):
     moments = moments_of(32)
     moments.second[4, 4] = change
     with pytest.raises(LadingError, match=text) as caught:
-        quantized("gptq", matrix_of(2, 32), QuantSpec(4, 32), Moments("bad", 1, *list(vars(moments).values())[2:]))
+        quantized(
+            "gptq", matrix_of(2, 32), Storage(bits=4, block=32), Moments("bad", 1, *list(vars(moments).values())[2:])
+        )
     assert caught.value.code == "Q443"
 
 
-def group_of(rows: np.ndarray, spec: QuantSpec, factor: second_moments.Factor) -> tuple[Group, Form, Numbers]:
-    form = Form(spec)
+def group_of(rows: np.ndarray, storage: Storage, factor: second_moments.Factor) -> tuple[Group, Form, Numbers]:
+    form = Form(storage)
     numbers = search(rows, form, factor.pivots, Scratch())
     return Group(rows, numbers, form, factor, Scratch()), form, numbers
 
@@ -372,7 +380,7 @@ def test_feedback_is_the_textbook_algorithm(symmetric, zero):
     """Frantar et al.: after each feature the rest of the row moves by a row of the Cholesky factor of the inverse."""
     rows = matrix_of(24, 160)
     factor = second_moments.factorize(second_moments.damped(moments_of(160).second, 10**6))
-    group, form, numbers = group_of(rows, QuantSpec(4, 32, symmetric, zero), factor)
+    group, form, numbers = group_of(rows, Storage(bits=4, block=32, symmetric=symmetric, zero=zero), factor)
     group.run(1, 0)
     order = factor.order
     inverse = np.linalg.inv(factor.hessian.astype(np.float64)[np.ix_(order, order)])
@@ -393,10 +401,10 @@ def test_feedback_is_the_textbook_algorithm(symmetric, zero):
 def test_no_sweep_raises_the_error_of_a_row(symmetric, zero, bits, block):
     rows = matrix_of(40, 320)
     factor = second_moments.factorize(second_moments.damped(moments_of(320).second, 10**6))
-    spec = QuantSpec(bits, block, symmetric, zero)
+    storage = Storage(bits=bits, block=block, symmetric=symmetric, zero=zero)
     losses = []
     for sweeps in range(4):
-        group, form, _ = group_of(rows, spec, factor)
+        group, form, _ = group_of(rows, storage, factor)
         group.run(1, sweeps)
         columns = [None if part is None else part[:, group.tiles.places].T for part in group.numbers]
         found = form.blocks(group.codes[:, group.tiles.places].T, Numbers(*columns))
@@ -408,7 +416,7 @@ def test_no_sweep_raises_the_error_of_a_row(symmetric, zero, bits, block):
 
 def test_gptq_cannot_be_called_without_statistics():
     with pytest.raises(ValueError, match="second moments"):
-        METHODS["gptq"].quantize(matrix_of(1, 32), QuantSpec(4, 32), Scratch(), None)
+        METHODS["gptq"].quantize(matrix_of(1, 32), Storage(bits=4, block=32), Scratch(), None)
 
 
 # --- the lazy recipe --------------------------------------------------------------------------------------------------
@@ -420,8 +428,8 @@ def saved(size: int, key: str = "saved") -> Moments:
     return moments
 
 
-def weight(rows: np.ndarray, method: str, moments: str = "", **spec) -> QuantizedWeight:
-    return QuantizedWeight(InlineTensor(rows), QuantSpec(spec.pop("bits", 4), method=method, moments=moments, **spec))
+def weight(rows: np.ndarray, method: str, moments: str = "", **how) -> QuantizedWeight:
+    return QuantizedWeight(InlineTensor(rows), Storage(**{"bits": 4, "block": 64, **how}, method=method), moments)
 
 
 @pytest.mark.parametrize("method", SEARCHES)
@@ -429,12 +437,12 @@ def weight(rows: np.ndarray, method: str, moments: str = "", **spec) -> Quantize
 def test_a_weight_reads_the_result_of_its_method(method, symmetric, zero):
     rows, moments = matrix_of(70, 96), saved(96)
     made = weight(rows, method, "saved", block=32, symmetric=symmetric, zero=zero)
-    expected = quantized(method, rows, made.spec, moments)
+    expected = quantized(method, rows, made.storage, moments)
     assert_same(made.rows(0, 70), expected)
     assert_same(made.rows(3, 9), Blocks(*[None if part is None else part[3:9] for part in expected]))
     assert made.dequantized().load().tobytes() == dequantize(expected).tobytes()
     again = pickle.loads(pickle.dumps(made.codes)).quantized
-    assert again.spec == made.spec and again.spec.moments == "saved"
+    assert again.storage == made.storage and again.moments == "saved"
     assert_same(again.rows(0, 70), expected)
 
 
@@ -442,8 +450,8 @@ def test_recipes_name_statistics_only_when_there_are_some():
     rows = matrix_of(2, 32)
     assert "moments" not in weight(rows, "clip", block=32).codes.recipe()[2]
     assert weight(rows, "clip", "saved", block=32).codes.recipe()[2]["moments"] == "saved"
-    plain = shared_quantized(InlineTensor(rows), QuantSpec(4, 32, method="clip"))
-    assert shared_quantized(InlineTensor(rows), QuantSpec(4, 32, method="clip", moments="saved")) is not plain
+    plain = shared_quantized(InlineTensor(rows), Storage(bits=4, block=32, method="clip"))
+    assert shared_quantized(InlineTensor(rows), Storage(bits=4, block=32, method="clip"), "saved") is not plain
 
 
 class Counting(QuantMethod):
@@ -459,11 +467,11 @@ class Counting(QuantMethod):
         self.moments: list[Moments | None] = []
         self.lock = threading.Lock()
 
-    def quantize(self, rows, spec, scratch, moments):
+    def quantize(self, rows, storage, scratch, moments):
         with self.lock:
             self.rows += len(rows)
             self.moments.append(moments)
-        return METHODS["rtn"].quantize(rows, spec, scratch, None)
+        return METHODS["rtn"].quantize(rows, storage, scratch, None)
 
 
 @pytest.fixture
@@ -503,6 +511,33 @@ def test_threads_that_ask_at_once_wait_for_one(counting):
     assert counting.rows == 64 and len(found) == 4
     for other in found[1:]:
         assert_same(other, found[0])
+
+
+@pytest.mark.parametrize("method", ["hqq", "gptq"])
+def test_results_kept_ahead_are_those_of_reading_on_every_executor(method, processes, cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(quant_cache, "CHUNK_WEIGHTS", 96 * 10)
+    rows, entries = matrix_of(70, 96), []
+    expected = quantized(method, rows, Storage(bits=4, block=32, method=method), moments_of(96, key="saved"))
+    with ThreadPoolExecutor(3) as threads:
+        for number, executor in enumerate((None, SERIAL, threads, processes)):
+            monkeypatch.setenv("LADING_CACHE", str(tmp_path / str(number)))
+            saved(96)
+            made = weight(rows, method, "saved", block=32)
+            if executor is not None:
+                keep_all([made.codes, made.scale, InlineTensor(rows)], executor)
+            found = {item.name: item.size for item in default_store().entries()}
+            assert any(name.startswith("quantized/") for name in found) == (executor is not None)
+            assert_same(made.rows(0, 70), expected)
+            again = weight(rows, method, "saved", block=32)
+            assert_same(again.rows(3, 9), Blocks(*[None if part is None else part[3:9] for part in expected]))
+            entries.append({item.name: default_store().find(item.name).read() for item in default_store().entries()})
+    assert len(entries[0]) == 2 and all(item == entries[0] for item in entries)
+
+
+def test_what_is_not_slow_is_not_kept_ahead(cache):
+    made = weight(matrix_of(70, 96), "rtn", block=32)
+    keep_all([made.codes, made.dequantized()], SERIAL)
+    assert not default_store().entries()
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "other"])
@@ -566,7 +601,7 @@ def test_a_method_says_what_it_needs():
         name = "silent-for-test"
         accepts = frozenset()
 
-        def quantize(self, rows, spec, scratch, moments):
+        def quantize(self, rows, storage, scratch, moments):
             raise NotImplementedError
 
     with pytest.raises(ValueError, match="lacks the attribute 'needs'"):
@@ -587,9 +622,9 @@ def test_methods_of_others_are_used_by_name():
         name = "ternary-for-test"
         accepts = frozenset({F32})
 
-        def quantize(self, rows, spec, scratch, moments):
+        def quantize(self, rows, storage, scratch, moments):
             assert moments is None
-            size = np.abs(rows).reshape(*rows.shape[:1], spec.blocks(rows.shape[1]), -1)
+            size = np.abs(rows).reshape(*rows.shape[:1], storage.blocks(rows.shape[1]), -1)
             scale = size.mean(axis=2)
             codes = np.clip(np.rint(rows / np.repeat(scale, size.shape[2], axis=1)), -1, 1)
             return Blocks(codes.astype(np.int8), scale, None)

@@ -512,16 +512,16 @@ def test_stage_planned_wants_a_plan_that_fits():
     graph = linear()
     graph.set_fact("dynamic-inputs", discovered("x"))
     assert codes(verify(graph, "planned")) == {"I134"}
-    graph.set_fact("precision-plan", PrecisionPlan({"w": Storage(8)}))
+    graph.set_fact("precision-plan", PrecisionPlan({"w": Storage(bits=8)}))
     assert verify(graph, "planned") == []
-    graph.set_fact("precision-plan", PrecisionPlan({"v": Storage(8)}))
+    graph.set_fact("precision-plan", PrecisionPlan({"v": Storage(bits=8)}))
     assert codes(verify(graph, "planned")) == {"I191"}
 
 
 @pytest.mark.parametrize(
     ("plan", "rows", "clean"),
-    [({}, 64, False), ({}, 8, True), ({"w": Storage(8)}, 64, False), ({"w": Storage(16)}, 64, False),
-     ({"w": Storage(32)}, 64, True)],
+    [({}, 64, False), ({}, 8, True), ({"w": Storage(bits=8)}, 64, False), ({"w": Storage(bits=16)}, 64, False),
+     ({"w": Storage(bits=32)}, 64, True)],
 )  # fmt: skip
 def test_quantized_leaves_no_large_float_weight_that_is_not_planned_so(plan, rows, clean):
     graph = linear(rows)

@@ -18,6 +18,7 @@ from frontends.checkpoint.load import load
 from frontends.text import calibration_text
 from frontends.text.calibration_text import load_calibration, shortfall
 from ir.base.diag import LadingError
+from ir.base.store import default_store, folder_store
 from ir.base.types import F32, TensorType
 from ir.evaluate.evaluator import Evaluator
 from ir.evaluate.token_feeds import window_feeds
@@ -306,15 +307,27 @@ def test_a_bookmark_that_does_not_fit_is_not_used(
         assert steps.done == [0]
     # Statistics that went missing lie before the bookmark, so the run begins at the beginning, and computes only them.
     bookmark.write_bytes(whole)
-    kept = sorted((cache / "moments").iterdir())
     steps.stop = None
     graph, _ = calibrated(checkpoint, SMALL)
-    first = MomentStore().path(graph.facts[Calibration.name].keys["model.layers.0.self_attn.q_proj.weight"])
-    assert first in kept
-    first.unlink()
+    key = graph.facts[Calibration.name].keys["model.layers.0.self_attn.q_proj.weight"]
+    default_store().remove(f"moments/{key}")
     steps.done.clear()
     assert calibrated(checkpoint, SMALL)[1]["computed"] == 1
     assert steps.done == [0]
+
+
+def test_damaged_statistics_are_computed_again_and_that_is_told(checkpoint: Path, cache: Path) -> None:
+    calibrated(checkpoint, SMALL)
+    first, *others = sorted((cache / "moments").iterdir())
+    data = bytearray(first.read_bytes())
+    data[300] ^= 1
+    first.write_bytes(data)
+    graph = load(checkpoint)
+    store = folder_store(cache)
+    report = PassManager(load_pipeline(SMALL)).run(graph, PassContext(TEXT, store=store))
+    assert report.passes[-1].counts == {"weights": 22, "computed": 1, "cached": len(others)}
+    assert [(item.code, item.where) for item in report.all_diagnostics()] == [("Q444", str(first))]
+    assert first.read_bytes() != bytes(data) and store.find(f"moments/{first.stem}") is not None
 
 
 CHILD = """

@@ -475,7 +475,7 @@ def test_dce_keeps_what_a_plan_speaks_of_only_while_it_is_read():
     graph = Graph("g")
     x, w = graph.add_input("x", T), const(graph, "w", np.ones((4, 4)))
     graph.set_outputs([graph.add("MatMul", [x, w], types=[T]).output])
-    graph.set_fact("precision-plan", PrecisionPlan({"w": Storage(8)}))
+    graph.set_fact("precision-plan", PrecisionPlan({"w": Storage(bits=8)}))
     PassManager("canonicalize", [VerifyEach()]).run(graph)
     assert list(graph.consts) == ["w"]
 

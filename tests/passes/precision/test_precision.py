@@ -84,7 +84,7 @@ def test_four_bit_embedding_of_an_odd_vocabulary_is_raised(untied):
     _, plan = planned(untied, logits_bits=4)
     assert plan.storage["lm_head.weight"].bits == 4
     assert plan.storage["model.embed_tokens.weight"].bits == 8
-    assert "odd vocabulary" in plan.storage["model.embed_tokens.weight"].rule
+    assert "odd vocabulary" in plan.rules["model.embed_tokens.weight"]
 
 
 @pytest.mark.parametrize(("asked", "stored"), [(2, 4), (3, 4), (5, 8), (6, 8), (7, 8), (16, 16), (32, 32)])
@@ -118,7 +118,7 @@ def test_first_matching_rule_wins(tied, tmp_path):
     assert plan.storage["lm_head.weight"].bits == 16
     assert plan.storage["model.layers.1.mlp.up_proj.weight"].bits == 4
     assert not plan.tied
-    assert str(path) in first.rule
+    assert str(path) in plan.rules["model.layers.0.self_attn.q_proj.weight"]
 
 
 def test_bounds_of_rules_and_floors_move_the_width_of_the_policy(tied, tmp_path):

@@ -280,6 +280,8 @@ def test_without_a_checkpoint_a_model_is_compared_with_what_it_stores(made, tmp_
     (cell,) = json.loads((tmp_path / "m.json").read_text())["cells"]
     found = {name: check["ok"] for name, check in cell["checks"].items()}
     assert found == {**dict.fromkeys(CHECKS, True), "tokenizer": None, "chat": None}
+    assert cell["status"] == "as stored" and SYMBOLS["as stored"] in output and SYMBOLS["right"] not in output
+    assert "0 of 1 cells right, 1 as stored" in output
     assert 0 < cell["error"] < 1e-3 and cell["checks"]["greedy"]["equal"] == 24
     (record,) = read(good).verified
     assert (record.reference, record.settings.memory) == ("decoded weights", "normal")

@@ -258,64 +258,7 @@ def test_repaired_own_models_have_complete_contracts(name, tmp_path):
     if RUNS:
         (record,) = new.verified
         assert (record.reference, record.prompt_tokens, record.release) == ("decoded weights", 32, HERE)
-        assert done.error == record.max_abs_error < 1e-3 and done.from_original == 0.0
-
-
-@pytest.mark.skipif(not RUNS, reason="needs an installed MNN with a language-model runtime")
-def test_a_result_with_other_logits_is_not_written(tmp_path, monkeypatch):
-    import tools.repair.command as tool
-
-    stored = tool._stored_logits
-    monkeypatch.setattr(tool, "_stored_logits", lambda graph, ids: stored(graph, ids) + 0.1)
-    with pytest.raises(LadingError, match="stored weights give") as caught:
-        repair(DATA / "official-unfused-int4", tmp_path / "out", verify="quick")
-    assert caught.value.code == "U952" and list(tmp_path.iterdir()) == []
-    monkeypatch.undo()
-    ran = tool._logits
-    monkeypatch.setattr(
-        tool, "_logits", lambda folder, ids, version: ran(folder, ids, version) + 0.1 * (folder == DATA / NAME)
-    )
-    if examine(DATA / NAME, [RELEASES[HERE]]).healthy:
-        with pytest.raises(LadingError, match="original gives"):
-            repair(DATA / NAME, tmp_path / "out", verify="quick")
-
-
-@pytest.mark.skipif(not RUNS, reason="needs an installed MNN with a language-model runtime")
-def test_an_original_that_cannot_be_compared_is_told(tmp_path, monkeypatch):
-    import tools.repair.command as tool
-
-    folder = copied(tmp_path)
-    edit(folder / "llm_config.json", attention_mask="int")
-    done = repair(folder, tmp_path / "a", verify="quick")
-    assert done.before == [] and done.not_compared == "it is broken on this release"
-    if not examine(DATA / NAME, [RELEASES[HERE]]).healthy:
-        return
-    ran = tool._logits
-
-    def fails(folder, ids, version):
-        if folder == DATA / NAME:
-            raise LadingError("B667", "the process crashed")
-        return ran(folder, ids, version)
-
-    monkeypatch.setattr(tool, "_logits", fails)
-    words = run(DATA / NAME, "-o", tmp_path / "b").stdout
-    assert (
-        "off the stored weights; not compared with the original: it was found healthy, but the process crashed" in words
-    )
-    assert len(read(tmp_path / "b").verified) == 1
-
-
-def test_a_release_that_is_not_installed_cannot_verify(tmp_path, monkeypatch):
-    monkeypatch.setattr("backends.mnn.target.environments.installed_version", lambda: "3.5.0")
-    out = tmp_path / "out"
-    result = run(DATA / NAME, "-o", out, "--target", "3.6.1", "--verify", "quick")
-    assert result.exit_code == 1 and "error[U953]" in result.stderr and not out.exists()
-    result = run(DATA / NAME, "-o", out, "--target", "3.6.1")
-    assert "not run: the installed MNN 3.5.0 is no release of the target" in " ".join(result.stdout.split())
-    assert read(out).verified == ()
-    monkeypatch.setattr("backends.mnn.target.environments.installed_version", lambda: None)
-    assert "not run: MNN is not installed" in run(DATA / NAME, "-o", out, "--force").stdout
-    assert "not run: verification is off" in run(DATA / NAME, "-o", out, "--force", "--verify", "none").stdout
+        assert done.outcome.error == record.max_abs_error < 1e-3 and done.outcome.from_original == 0.0
 
 
 # ---- the newest release ----

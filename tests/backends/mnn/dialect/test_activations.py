@@ -23,7 +23,7 @@ from ir.verify.stages import verify as check
 from passes.framework.context import PassContext
 from passes.framework.load import load as load_pipeline
 from passes.framework.manager import PassManager
-from passes.framework.registry import Registry
+from passes.framework.registry import built_in_registry
 from tests.support.checkpoints import make_checkpoint
 from tests.support.runs import compiled, each_release, interpreters, logits_of, pieces, run_actions
 from tools.compile.job import EXAMPLE
@@ -198,7 +198,7 @@ def test_options_reach_the_operator(shallow):
 
 
 def test_the_pass_is_lossy_and_leaves_no_model_to_write():
-    cls = Registry().pass_class("simulate-activations")
+    cls = built_in_registry().pass_class("simulate-activations")
     assert cls.lossy and "mnn" in cls.breaks
 
 
@@ -396,12 +396,12 @@ def test_no_prediction_where_nothing_is_quantized(shallow, tmp_path):
 @pytest.mark.parametrize(
     ("storage", "wanted"),
     [
-        ([Storage(32)], ("normal", "high", 0)),
-        ([Storage(16), Storage(32)], ("normal", "low", 0)),
-        ([Storage(8), Storage(16)], ("low", "low", 2)),
-        ([Storage(8, 64), Storage(6, 32)], ("low", "low", 2)),
-        ([Storage(8, 64), Storage(4, 32)], ("low", "low", 0)),
-        ([Storage(8, 12)], ("low", "low", 0)),
+        ([Storage(bits=32)], ("normal", "high", 0)),
+        ([Storage(bits=16), Storage(bits=32)], ("normal", "low", 0)),
+        ([Storage(bits=8), Storage(bits=16)], ("low", "low", 2)),
+        ([Storage(bits=8, block=64), Storage(bits=6, block=32)], ("low", "low", 2)),
+        ([Storage(bits=8, block=64), Storage(bits=4, block=32)], ("low", "low", 0)),
+        ([Storage(bits=8, block=12)], ("low", "low", 0)),
     ],
 )
 def test_settings_follow_what_is_stored(storage, wanted):

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from backends.mnn.doctor.examine import examine, run_and_compare
+from backends.mnn.doctor.examine import REFERENCE, examine, run_and_compare
 from backends.mnn.run import native
 from backends.mnn.target.releases import PROFILES, RELEASES
 from tests.support.checkpoints import make_checkpoint
 from tests.support.paths import DATA
-from tests.support.runs import compiled, interpreters
+from tests.support.runs import compiled, interpreters, logits_of, pieces, run_actions
 from tools.doctor import main, releases_of
 
 ALL = tuple(PROFILES.values())
@@ -26,6 +26,8 @@ MEASURED = {
     "official-default-int8": {"3.6.1"},
     "official-unfused-int4": {"3.6.0", "3.6.1"},
     "official-unfused-int8-fp32scales": {"3.6.0", "3.6.1"},
+    "official-qwen3-int8": {"3.6.1"},
+    "exports/qwen2-tied-fp16": {"3.6.1"},
 }
 """Releases on which each official model was seen to give the logits of its checkpoint."""
 
@@ -416,6 +418,29 @@ def test_bad_requests(tmp_path, sound):
 # ---- against reality ----
 
 
+def went_well(report, version: str) -> bool:
+    """A run agreed with the reference, or is the reference."""
+    return report.runs[version] == REFERENCE or report.runs[version].startswith("agrees with")
+
+
+def test_half_floats_need_no_quant_scale(checkpoint, tmp_path):
+    """Measured: the logits are the same in every bit without it."""
+    folder = compiled(checkpoint, tmp_path / "model", "fp16")
+    (folder / "contract.json").unlink()
+    rebuild(folder, lambda net: None)  # the converter spells floats with six decimals
+    with_scale = run_logits(folder)
+    rebuild(folder, lambda net: [op["main"]["quanParameter"].pop("quantScale") for op in ops(net, "Convolution")])
+    assert healthy_on(folder) == set(RELEASES)
+    without = run_logits(folder)
+    assert without.keys() == with_scale.keys()
+    assert all(np.array_equal(without[version], rows) for version, rows in with_scale.items())
+
+
+def run_logits(folder: Path) -> dict[str, np.ndarray]:
+    """Logits of a prefill on every release that is there."""
+    return {version: logits_of(run_actions(folder, version, [pieces(range(4, 20))])[0]) for version in interpreters()}
+
+
 @pytest.mark.parametrize("name", MEASURED)
 def test_verdicts_on_official_models_hold_on_every_release_that_is_there(name):
     report = examine(DATA / name, PORTABLE)
@@ -423,13 +448,17 @@ def test_verdicts_on_official_models_hold_on_every_release_that_is_there(name):
     run_and_compare(report, here)
     assert [item.code for item in report.findings if item.code == "B735"] == []
     for version in here:
-        assert report.runs[version].startswith("right") is (version in MEASURED[name]), report.runs
+        assert went_well(report, version) is (version in MEASURED[name]), report.runs
 
 
 def test_verdicts_on_an_own_model_hold(sound):
     report = examine(sound, PORTABLE)
     run_and_compare(report, interpreters())
-    assert report.healthy and all(report.runs[version].startswith("right") for version in interpreters())
+    assert report.healthy and all(went_well(report, version) for version in interpreters())
+    newest = max(interpreters())
+    assert report.runs[newest] == REFERENCE
+    others = [report.runs[version] for version in interpreters() if version != newest]
+    assert all(text.startswith(f"agrees with {newest}: logits differ by") for text in others)
 
 
 def test_a_verdict_that_reality_contradicts_is_a_finding(sound, tmp_path):
@@ -498,9 +527,8 @@ def test_positions_that_are_read_as_fed_need_the_axes_that_a_release_feeds(name,
     assert warned == ([("3.4.0",)] if name == "two-axes" else [])
     run_and_compare(report, interpreters())
     assert [item.message for item in report.findings if item.code == "B735"] == []
-    # Where no release that is right can be run, there is nothing to compare the others with.
-    proven = right if right & set(interpreters()) else set()
-    assert {version for version in interpreters() if report.runs[version].startswith("right")} == proven
+    for version in interpreters():
+        assert went_well(report, version) is (version in right) or not right & set(interpreters()), report.runs
 
 
 def with_experts(shape, kind="Reshape"):

@@ -80,7 +80,7 @@ class Linears:
         self.path, self.names = folder / MODEL, [value.name for value in graph.outputs]
         layout = plan_layout(graph)
         with ThreadPoolExecutor(1) as pool:
-            fill(folder / WEIGHTS, layout.nbytes, weight_jobs(layout), pool)
+            fill(folder / WEIGHTS, layout.nbytes, weight_jobs(layout, folder / WEIGHTS), pool)
         native.json_to_mnn(build_net(graph, layout), self.path)
         made = np.random.default_rng(1)
         self.feeds = {
@@ -115,7 +115,10 @@ class Linears:
 def sound(tmp_path_factory):
     """Every width and form, in blocks of usual sizes, of the unit, and one block per row of any length."""
     storages = {
-        f"w{bits}.{'s' if symmetric else 'a'}.{block}.{columns}": (columns, Storage(bits, block, symmetric))
+        f"w{bits}.{'s' if symmetric else 'a'}.{block}.{columns}": (
+            columns,
+            Storage(bits=bits, block=block, symmetric=symmetric),
+        )
         for bits, symmetric, (block, columns) in product(
             PROFILES["3.0.0"].widths, (False, True), ((32, 128), (64, 128), (128, 256), (0, 128), (4, 116), (0, 118))
         )
@@ -126,7 +129,7 @@ def sound(tmp_path_factory):
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory):
     """Blocks that are no multiple of the unit, of 8-bit codes with zeros."""
-    storages = {f"b{block}": (120, Storage(8, block)) for block in (2, 6, 30)}
+    storages = {f"b{block}": (120, Storage(bits=8, block=block)) for block in (2, 6, 30)}
     return Linears(tmp_path_factory.mktemp("broken"), storages)
 
 
@@ -170,11 +173,10 @@ def test_embedding_rows_of_each_width_are_read_right(tied, version):
 
 
 def matrix(bits: int, columns: int, block: int, symmetric: bool = False) -> Matrix:
-    quantized = SimpleNamespace(spec=SimpleNamespace(symmetric=symmetric, scale="f32"))
-    weight = SimpleNamespace(
-        name="w", rows=OUT, columns=columns, block=block or columns, bits=bits, quantized=quantized
-    )
-    return Matrix(weight, 0, 22, columns * bits * OUT // 8, 0, None, 0)
+    storage = Storage(bits=bits, block=block, symmetric=symmetric)
+    weight = SimpleNamespace(name="w", rows=OUT, columns=columns, block=block or columns, bits=bits, storage=storage)
+    size = columns * bits * OUT // 8
+    return Matrix(weight=weight, offset=0, header_bytes=22, code_bytes=size, alpha_bytes=0, bias=None, bias_bytes=0)
 
 
 def refusal(name: str, *form) -> str:

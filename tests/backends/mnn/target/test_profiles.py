@@ -16,12 +16,13 @@ from backends.mnn.target.environments import LLM_RELEASES
 from backends.mnn.target.releases import FIELDS, HISTORIES, PROFILES, RELEASES, VERSIONS, matching, target
 from backends.mnn.write.weight_layout import Layout, Matrix
 from ir.base.diag import LadingError
+from ir.quant.storage import Storage
 from tests.support.checkpoints import make_checkpoint
 from tests.support.paths import ROOT
 from tests.support.runs import compiled, torch_logits, torch_model
 from tools.compile.job import Request, compile_model
 
-RUNNER = ROOT / "backends" / "mnn" / "module_runner.py"
+RUNNER = ROOT / "backends" / "mnn" / "run" / "module_runner.py"
 OLD = ["input_ids", "attention_mask", "position_ids"]
 IDS = list(range(3, 14))
 
@@ -177,9 +178,9 @@ def test_embedding_rows_that_a_release_misreads_are_refused(checkpoint, tmp_path
 
 @pytest.mark.parametrize(("rows", "targets"), [(320, ()), (321, ("3.4.0", "3.4.1"))])
 def test_odd_vocabularies_at_four_bits_are_refused_where_they_are_misread(rows, targets):
-    spec = SimpleNamespace(bits=4, symmetric=False)
-    weight = SimpleNamespace(name="w", rows=rows, columns=64, block=32, bits=4, quantized=SimpleNamespace(spec=spec))
-    layout = Layout(embedding=Matrix(weight, 0, 22, 32 * rows, 16 * rows, None, 0))
+    weight = SimpleNamespace(name="w", rows=rows, columns=64, block=32, bits=4, storage=Storage(bits=4, block=32))
+    sizes = {"offset": 0, "header_bytes": 22, "code_bytes": 32 * rows, "alpha_bytes": 16 * rows, "bias_bytes": 0}
+    layout = Layout(embedding=Matrix(weight=weight, bias=None, **sizes))
     refused = []
     for version in RELEASES:
         try:

@@ -10,6 +10,7 @@ from backends.mnn.verify import measure as m
 from backends.mnn.verify.measure import FloatReference, Speed, graph_digest, measure
 from frontends.checkpoint.load import load
 from ir.base.diag import LadingError
+from ir.base.store import FolderStore
 from ir.evaluate.divergence import DistanceMeter, PairedLossMeter, PerplexityMeter, divergences
 from ir.facts.inputs import DynamicInputs
 from passes.framework.context import PassContext
@@ -82,9 +83,9 @@ def test_speeds_are_taken_when_asked_for(folder, reference):
 
 
 def test_logits_are_computed_once_and_kept(source, tmp_path, monkeypatch):
-    first = FloatReference(load(source), WINDOWS, tmp_path / "deep" / "logits").paths()
+    first = FloatReference(load(source), WINDOWS, FolderStore(tmp_path / "deep")).paths()
     monkeypatch.setattr(m, "Evaluator", None)
-    assert FloatReference(load(source), WINDOWS[1:], tmp_path / "deep" / "logits").paths() == first[1:]
+    assert FloatReference(load(source), WINDOWS[1:], FolderStore(tmp_path / "deep")).paths() == first[1:]
 
 
 def test_a_limit_on_logits_changes_no_number(source, reference, monkeypatch):
@@ -112,7 +113,7 @@ def test_other_weights_have_another_digest(source, tmp_path):
 def test_logits_that_cannot_be_kept_are_an_error(source, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(LadingError) as caught:
-        FloatReference(load(source), WINDOWS, tmp_path / "file").paths()
+        FloatReference(load(source), WINDOWS, FolderStore(tmp_path / "file")).paths()
     assert caught.value.code == "Q470"
 
 

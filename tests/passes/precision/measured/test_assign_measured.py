@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from frontends.checkpoint.load import load
 from ir.base.diag import LadingError
+from ir.base.store import default_store, folder_store
 from ir.facts.precision import PrecisionPlan
 from ir.facts.sensitivity import Sensitivity
 from ir.quant.statistics.moments import CalibrationText
@@ -236,7 +238,9 @@ def test_elements_of_a_tied_checkpoint_count_once(calibrated):
 
 
 def grid(widths=(2, 3, 4, 5, 6, 7, 8), blocks=(32, 64, 128, 0)):
-    return tuple(Storage(b, k, s, method="gptq") for b in widths for k in blocks for s in (False, True))
+    return tuple(
+        Storage(bits=b, block=k, symmetric=s, method="gptq") for b in widths for k in blocks for s in (False, True)
+    )
 
 
 def law(storage):
@@ -246,7 +250,7 @@ def law(storage):
 
 
 def test_a_filled_grid_is_near_the_whole_one():
-    storages = (*grid(), Storage(16))
+    storages = (*grid(), Storage(bits=16))
     lines = curves.lines_of(storages)
     assert len(lines) < len(storages) / 2
     measured = {s: curves.Error(law(s), 2 * law(s)) for s in lines}
@@ -258,7 +262,7 @@ def test_a_filled_grid_is_near_the_whole_one():
 
 
 def test_a_curve_follows_the_example_of_its_shape():
-    storages = (*grid(), Storage(4, 64, method="rtn"), Storage(16))
+    storages = (*grid(), Storage(bits=4, block=64, method="rtn"), Storage(bits=16))
     example = {s: curves.Error(law(s), law(s)) for s in storages}
     points = curves.points_of(storages)
     assert len(points) == 4
@@ -276,7 +280,11 @@ def test_errors_between_widths_follow_the_number_of_steps():
 
 def wanted_of(graph, role="layer", storages=None):
     keys = graph.facts["calibration"].keys
-    storages = storages or (Storage(3, 32, method="gptq"), Storage(8, 0, True, method="gptq"), Storage(16))
+    storages = storages or (
+        Storage(bits=3, block=32, method="gptq"),
+        Storage(bits=8, block=0, symmetric=True, method="gptq"),
+        Storage(bits=16),
+    )
     return [curves.Wanted(w, keys[w.name], storages) for w in weights_of(graph) if w.role == role]
 
 
@@ -305,14 +313,14 @@ def test_errors_are_those_of_the_whole_weight(calibrated):
 def test_less_is_measured_of_larger_models(calibrated, monkeypatch, full, lines, near):
     """The three depths of measuring, against all candidates measured."""
     graph = calibrated()
-    storages = (*grid((2, 3, 4, 6, 8), (32, 0)), Storage(16))
+    storages = (*grid((2, 3, 4, 6, 8), (32, 0)), Storage(bits=16))
     wanted = [item for item in wanted_of(graph, storages=storages) if "mlp" in item.weight.name]
     exact = curves.error_curves(wanted, lambda done, total: None)
     monkeypatch.setattr(curves, "FULL_STEPS", full)
     monkeypatch.setattr(curves, "LINE_STEPS", lines)
     counts = []
     plain = curves._measure
-    monkeypatch.setattr(curves, "recall", lambda key: None)
+    monkeypatch.setattr(curves, "recall", lambda store, key: None)
     monkeypatch.setattr(curves, "_measure", lambda *args: counts.append(len(args[-1])) or plain(*args))
     found = curves.error_curves(wanted, lambda done, total: None)
     assert sorted(set(counts)) == ([21] if full else [13] if lines else [3, 13])
@@ -333,7 +341,7 @@ def test_a_sample_of_rows_is_spread_and_stays_the_same():
 @pytest.mark.mnn
 def test_curves_are_read_from_disk_the_second_time(calibrated, monkeypatch):
     graph = calibrated()
-    wanted = wanted_of(graph, storages=(Storage(5, 32, method="gptq"),))
+    wanted = wanted_of(graph, storages=(Storage(bits=5, block=32, method="gptq"),))
     first = curves.error_curves(wanted, lambda done, total: None)
     monkeypatch.setattr(curves, "_measure", None)
     assert curves.error_curves(wanted, lambda done, total: None) == first
@@ -341,14 +349,15 @@ def test_curves_are_read_from_disk_the_second_time(calibrated, monkeypatch):
 
 def test_a_damaged_measurement_is_made_again_and_a_full_disk_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("LADING_CACHE", str(tmp_path))
-    measurements.keep("a", [1])
-    assert measurements.recall("a") == [1]
-    measurements.path_of("a").write_text("[1")
-    assert measurements.recall("a") is None
+    store = default_store()
+    measurements.keep(store, "a", [1])
+    assert measurements.recall(store, "a") == [1]
+    (tmp_path / "measurements" / "a.kept").write_text("[1")
+    assert measurements.recall(store, "a") is None
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LADING_CACHE", str(tmp_path / "file"))
     with pytest.raises(LadingError) as error:
-        measurements.keep("a", [1])
+        measurements.keep(default_store(), "a", [1])
     assert error.value.code == "Q455"
 
 
@@ -356,17 +365,17 @@ def test_a_damaged_measurement_is_made_again_and_a_full_disk_is_told(tmp_path, m
 
 
 def test_loss_is_proportional_to_the_error_and_right_at_the_probes():
-    storages = [Storage(bits, 64) for bits in (3, 4, 5)]
+    storages = [Storage(bits=bits, block=64) for bits in (3, 4, 5)]
     curve = {s: curves.Error(e, 0.0) for s, e in zip(storages, (16.0, 4.0, 1.0), strict=True)}
     one = WeightLoss(curve, [Probe(storages[0], 0.08)])
     assert [one.of(s) for s in storages] == pytest.approx([0.08, 0.02, 0.005])
     two = WeightLoss(curve, [Probe(storages[0], 0.08), Probe(storages[2], 0.02)])
     assert [two.of(s) for s in storages] == pytest.approx([0.08, 0.04, 0.02])
-    assert two.of(Storage(32)) == 0.0
+    assert two.of(Storage(bits=32)) == 0.0
 
 
 def test_embedding_rows_cost_what_their_width_was_measured_to():
-    storages = [Storage(4, 64), Storage(4, 32), Storage(8, 64), Storage(16)]
+    storages = [Storage(bits=4, block=64), Storage(bits=4, block=32), Storage(bits=8, block=64), Storage(bits=16)]
     curve = {s: curves.Error(0.0, e) for s, e in zip(storages, (8.0, 6.0, 0.04, 0.0004), strict=True)}
     model = RowsLoss(curve, [Probe(storages[0], 0.01), Probe(storages[2], 0.0002)])
     assert [model.of(s) for s in storages] == pytest.approx([0.01, 0.0075, 0.0002, 0.000002])
@@ -556,6 +565,23 @@ def test_a_fresh_cache_gives_the_same_plan(calibrated, tied, text, tmp_path, mon
 
 
 @pytest.mark.mnn
+def test_the_plan_and_what_is_kept_do_not_depend_on_the_executor(tied, text, processes, tmp_path, monkeypatch):
+    options = "budget=5bpw widths=[3,4,6] blocks=[32] rounds=1 method=gptq"
+    pipeline = f"{BEFORE},assign-precision{{{options}}},insert-qdq"
+    found = []
+    with ThreadPoolExecutor(3) as threads:
+        for number, executor in enumerate((None, threads, processes)):
+            monkeypatch.setenv("LADING_CACHE", str(tmp_path / "unused"))
+            graph, store = load(tied), folder_store(tmp_path / str(number))
+            PassManager(pipeline).run(graph, PassContext(text, executor=executor, store=store))
+            kept = {item.name: store.find(item.name).read() for item in store.entries()}
+            found.append((graph.facts[PrecisionPlan.name], graph.facts[Sensitivity.name], print_graph(graph), kept))
+    assert {name.partition("/")[0] for name in found[0][3]} == {"measurements", "moments", "quantized"}
+    assert found[1] == found[0] and found[2] == found[0]
+    assert not (tmp_path / "unused").exists()
+
+
+@pytest.mark.mnn
 def test_a_second_budget_measures_only_new_plans(calibrated, text, monkeypatch):
     assigned(calibrated(), text, f"budget=5bpw {FEW} rounds=0")
     monkeypatch.setattr(curves, "_measure", None)
@@ -607,12 +633,12 @@ def test_a_plan_written_to_a_file_is_read_back_to_the_same_storages(calibrated, 
     PassManager(f'assign-precision{{plan="{path}"}}').run(again, given=("typed", "signature"))
     reread = again.facts[PrecisionPlan.name]
     assert reread.tied == plan.tied and list(reread.storage) == list(plan.storage)
-    assert all(reread.storage[name].same_bytes(storage) for name, storage in plan.storage.items())
+    assert reread.storage == plan.storage
 
 
 def test_names_with_pattern_signs_are_matched_exactly(tmp_path):
     names = ["a*b[0]?.weight", "re:x", "plain", 'quote"and\\slash']
-    plan = PrecisionPlan({name: Storage(4, 32) for name in names})
+    plan = PrecisionPlan({name: Storage(bits=4, block=32) for name in names})
     path = tmp_path / "plan.toml"
     path.write_text(plan_text(plan))
     rules = load_rules(path)
@@ -633,10 +659,10 @@ def test_methods_are_given_statistics_by_insert_qdq(calibrated, text):
     PassManager(run).run(graph, given=("typed", "signature"))
     keys = graph.facts["calibration"].keys
     head = storage_of(graph.value("lm_head.weight"), matmul=True).quantized
-    assert head.spec.moments == keys["lm_head.weight"]
+    assert head.moments == keys["lm_head.weight"]
     assert storage_of(graph.tables["embedding"]).quantized is head
     down = storage_of(graph.value("model.layers.0.mlp.down_proj.weight"), matmul=True).quantized
-    assert down.spec.method == "gptq" and down.spec.moments == keys["model.layers.0.mlp.down_proj.weight"]
+    assert down.storage.method == "gptq" and down.moments == keys["model.layers.0.mlp.down_proj.weight"]
 
 
 @pytest.mark.mnn
@@ -644,7 +670,7 @@ def test_rows_on_their_own_take_a_method_that_needs_no_inputs(calibrated):
     graph = calibrated()
     PassManager("assign-precision{method=gptq logits-bits=6},insert-qdq").run(graph, given=("typed", "signature"))
     table = storage_of(graph.tables["embedding"]).quantized
-    assert (table.spec.method, table.spec.moments, table.spec.bits) == ("clip", "", 8)
+    assert (table.storage.method, table.moments, table.storage.bits) == ("clip", "", 8)
 
 
 @pytest.mark.mnn

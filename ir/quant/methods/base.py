@@ -1,4 +1,4 @@
-"""What a quantized weight is, and what a method of quantization promises: the words that all methods share.
+"""What a method of quantization is given and what it promises: the words that all methods share.
 
 A row of input features is cut into blocks; each block has a scale, and a zero when asymmetric. Codes are signed,
 ``-2^(bits-1)`` to ``2^(bits-1)-1``. Rows never depend on each other, so pieces and threads cannot change a byte.
@@ -7,79 +7,17 @@ A row of input features is cut into blocks; each block has a scale, and a zero w
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
 
-from ir.base.diag import LadingError
 from ir.base.plugins import rows_of
 from ir.base.tables import Table
 from ir.base.types import DType
 from ir.quant.statistics.moments import Moments
+from ir.quant.storage import Storage
 
 Needs = Literal["nothing", "diagonal", "second-moments"]
-
-
-@dataclass(frozen=True, slots=True)
-class QuantSpec:
-    """How a weight matrix is quantized.
-
-    Attributes:
-        bits: width of a code, 2 to 8.
-        block: input features that share a scale; 0 for one block per row. It must divide the row length.
-        symmetric: without a zero, ``w = q * scale``; the scale may be negative.
-        zero: ``int`` for an integer zero point, ``w = (q - zero) * scale``; ``float`` for the real value of code 0,
-            ``w = q * scale + zero``. Ignored when symmetric.
-        method: key of `METHODS`.
-        scale: storage of scale and real zero; with ``f16`` they are rounded to half precision before codes are chosen.
-        moments: key of the statistics of the input features in the `MomentStore`; empty for none.
-    """
-
-    bits: int = 4
-    block: int = 64
-    symmetric: bool = False
-    zero: Literal["int", "float"] = "int"
-    method: str = "rtn"
-    scale: Literal["f32", "f16"] = "f32"
-    moments: str = ""
-
-    def __post_init__(self) -> None:
-        if self.bits not in range(2, 9) or self.block < 0:
-            raise LadingError("Q400", f"bits={self.bits} block={self.block}: bits are 2 to 8, blocks not negative")
-        if self.zero not in ("int", "float") or self.scale not in ("f32", "f16"):
-            raise LadingError("Q400", f"zero={self.zero} scale={self.scale}: zero is int or float, scale is f32 or f16")
-
-    @property
-    def low(self) -> int:
-        """Smallest code."""
-        return -(1 << (self.bits - 1))
-
-    @property
-    def high(self) -> int:
-        """Largest code."""
-        return (1 << (self.bits - 1)) - 1
-
-    def blocks(self, length: int) -> int:
-        """Blocks in a row of `length` input features.
-
-        Raises:
-            LadingError: Q401 when the block does not divide the row.
-        """
-        block = self.block or max(1, length)
-        if length % block:
-            usable = fit_block(length, block)
-            hint = f"use block={usable}" if usable else "use block=0, one scale per row"
-            raise LadingError("Q401", f"block {block} does not divide the {length} input features", hint=hint)
-        return length // block
-
-
-def fit_block(length: int, wanted: int) -> int:
-    """Largest usable block up to `wanted`: a multiple of 32 that divides, else 16, 8 or 4, else 0 (a whole row)."""
-    for block in (*range(wanted // 32 * 32, 0, -32), 16, 8, 4):
-        if block <= wanted and length and length % block == 0:
-            return block
-    return 0
 
 
 class Blocks(NamedTuple):
@@ -169,7 +107,7 @@ class QuantMethod(Protocol):
     slow: bool = False
     version: int = 1
 
-    def quantize(self, rows: np.ndarray, spec: QuantSpec, scratch: Scratch, moments: Moments | None) -> Blocks:
+    def quantize(self, rows: np.ndarray, storage: Storage, scratch: Scratch, moments: Moments | None) -> Blocks:
         """Quantize rows ``[n, length]``, any rows of a weight, whose length is a multiple of the block.
 
         Raises:

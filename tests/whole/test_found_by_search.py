@@ -1,0 +1,318 @@
+"""Inputs that `python -m tools.fuzz` once found a fault with; each stands for the kind of fault."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+from onnx import TensorProto, helper
+
+from backends.contract import check_feed
+from backends.contract import read as read_contract
+from backends.mnn.read.decoded_weights import MnnModel
+from backends.onnx.write import to_model
+from ir.base.diag import LadingError
+from ir.base.types import F32, TensorType
+from ir.evaluate.random_feeds import sample_feeds
+from ir.graph.graph import Graph
+from ir.infer.engine import infer_types
+from ir.quant.storage import fit_block
+from ir.text.parser import parse
+from ir.verify.stages import verify
+from tools.compile.job import Request, compile_model
+from tools.inspect.summary import summarize
+from tools.matrix.random_checkpoints import make_checkpoint
+from tools.repair.command import repair
+
+
+def read(text: str) -> Graph:
+    return parse('lading 1\ngraph g {\n  opset "" 24\n' + text + "\n}")
+
+
+def code_of(action) -> str:
+    with pytest.raises(LadingError) as caught:
+        action()
+    return caught.value.code
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory) -> Path:
+    """A small model directory."""
+    made = tmp_path_factory.mktemp("searched")
+    sizes = {"vocab_size": 272, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    make_checkpoint(made / "checkpoint", "qwen2", **sizes, tie_word_embeddings=True)
+    compile_model(Request(str(made / "checkpoint"), made / "model", verify="none"))
+    return made / "model"
+
+
+@pytest.fixture
+def model(compiled, tmp_path) -> Path:
+    """A model directory to damage."""
+    return Path(shutil.copytree(compiled, tmp_path / "model"))
+
+
+def change(path: Path, **values) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+# ---- graphs ----
+
+
+@pytest.mark.parametrize("value", ["18446744073709551616", "[1, 18446744073709551616]", '[-0.0, b"x"]', '"\\u{d800}"'])
+def test_attributes_that_onnx_cannot_hold(value):
+    graph = read("input %x: f32[2]\n%y = test.Foreign(%x) {k = " + value + "}\noutput %y")
+    assert code_of(lambda: to_model(graph)) == "T232"
+
+
+def test_texts_that_onnx_cannot_hold():
+    graph = read("input %x: f32[2]\n%y: f32[2] = Neg(%x)\noutput %y")
+    graph.metadata["note"] = "\ud800"
+    assert code_of(lambda: to_model(graph)) == "T232"
+    del graph.metadata["note"]
+    graph.rename(graph.outputs[0], "\ud800")
+    assert code_of(lambda: to_model(graph)) == "T232"
+
+
+def test_a_cast_to_no_element_type():
+    graph = read("input %x: f32[2]\n%y = mnn.Cast(%x) {to = 4294967296}\noutput %y")
+    assert [problem.code for problem in infer_types(graph)] == ["T212"]
+
+
+def test_attributes_that_onnx_cannot_hold_are_reported_by_inference_and_verifier():
+    text = "input %x: f32[1, 2, 4, 4]\n%y = AveragePool(%x) {kernel_shape = [1, 9223372036854775808]}\noutput %y"
+    assert [problem.code for problem in infer_types(read(text))] == ["T212"]
+    assert "T212" in {problem.code for problem in verify(read(text))}
+
+
+@pytest.mark.parametrize("op", ["RandomNormal", "EyeLike", "Bernoulli", "HannWindow", "CastLike", "Cast", "ArgMax"])
+@pytest.mark.parametrize("number", [0, 30, 200, 2**40])
+def test_element_types_that_do_not_exist(op, number):
+    key = {"HannWindow": "output_datatype", "Cast": "to"}.get(op, "dtype")
+    operands, more = ("", ", shape = [2]") if op == "RandomNormal" else ("%x", "")
+    graph = read(f"input %x: f32[2, 2]\n%y = {op}({operands}) {{{key} = {number}{more}}}\noutput %y")
+    infer_types(graph)
+    verify(graph)
+
+
+@pytest.mark.parametrize("equation", ["ii.", "i-j", "_", "ij>", "i1,ij", "ij->ij->i", "i..j"])
+def test_equations_for_which_onnx_never_ends(equation):
+    text = f'input %x: f32[2, 2]\ninput %z: f32[2, 2]\n%y = Einsum(%x, %z) {{equation = "{equation}"}}\noutput %y'
+    assert [problem.code for problem in infer_types(read(text))] == ["T212"]
+
+
+@pytest.mark.parametrize("equation, shape", [("ij, jk -> ik", (2, 2)), ("...i,ij->...j", (2, 2)), ("ij,ij", ())])
+def test_equations_that_are_right(equation, shape):
+    text = f'input %x: f32[2, 2]\ninput %z: f32[2, 2]\n%y = Einsum(%x, %z) {{equation = "{equation}"}}\noutput %y'
+    graph = read(text)
+    assert infer_types(graph) == [] and graph.outputs[0].shape == shape
+
+
+def test_a_constant_that_is_no_tensor():
+    graph = read('%y = Constant() {sparse_value = "x"}\noutput %y')
+    infer_types(graph)
+    assert graph.outputs[0].type is None
+
+
+def test_an_input_too_large_to_be_made_up():
+    graph = Graph("large")
+    graph.set_outputs([graph.add_input("x", TensorType(F32, (1 << 31, 4)))])
+    assert code_of(lambda: sample_feeds(graph)) == "T227"
+
+
+def test_a_table_without_rows():
+    graph = read("const @t: f32[0, 2] = []\ninput %i: i64[3]\n%y: f32[3, 2] = Gather(@t, %i) {axis = 0}\noutput %y")
+    assert sample_feeds(graph)["i"].tolist() == [0, 0, 0]
+
+
+def test_a_node_without_outputs_where_inputs_meet():
+    graph = read("input %x: f32[2]\ninput %z: f32[2]\n() = test.Sink(%x, %z)\n%y: f32[2] = Neg(%x)\noutput %y")
+    assert summarize(graph).nodes == 2
+
+
+def test_the_doctor_meets_an_input_that_is_no_tensor(tmp_path):
+    from tools.doctor import diagnose, releases_of
+
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [2])
+    node = helper.make_node("Neg", ["x"], ["y"])
+    proto = helper.make_model(helper.make_graph([node], "g", [value], [helper.make_empty_tensor_value_info("y")]))
+    for code in (0, 999):
+        proto.graph.input[0].type.tensor_type.elem_type = code
+        onnx.save(proto, str(tmp_path / "m.onnx"))
+        assert code_of(lambda: diagnose(tmp_path / "m.onnx", releases_of("all"))) == "U950"
+
+
+def test_a_graph_with_a_branch_that_gives_nothing_is_compared():
+    from tools.diff.match import Differ
+
+    text = "const @c: bool[] = [true]\n() = If(@c) {then_branch = graph a {}, else_branch = graph b {}}\noutput @c"
+    assert not Differ().run(read(text), read(text)).changes
+
+
+def test_a_dimension_without_a_name():
+    graph = read('dim "" = 1..8\ninput %x: f32["", 4]\n%y: f32["", 4] = Neg(%x)\noutput %y')
+    assert infer_types(graph) == [] and graph.outputs[0].type == graph.inputs[0].type
+    fixed = read('dim "" = 1..8\ninput %x: f32[3, 4]\n%y: f32["", 4] = Neg(%x)\noutput %y')
+    assert infer_types(fixed) == []
+    free = read('dim "" = 1..8\ninput %x: f32["", 4]\n%y: f32[3, 4] = Neg(%x)\noutput %y')
+    assert infer_types(free) == []
+
+
+def test_a_size_of_too_many_digits():
+    assert code_of(lambda: read("input %x: f32[" + "9" * 5000 + "]\noutput %x")) == "I104"
+
+
+# ---- commands ----
+
+
+def test_what_the_system_refuses(tmp_path):
+    from tools.main import main
+
+    result = CliRunner().invoke(main, ["doctor", str(tmp_path / ("a" * 3000))])
+    assert result.exit_code == 1 and "error[U902]: the system refused: File name too long" in result.stderr
+
+
+def test_too_little_memory(capsys):
+    from tools.shared.cli import guarded
+
+    def action() -> int:
+        raise MemoryError("no room for 64 GiB")
+
+    assert guarded(action, as_json=False) == 1
+    assert "error[U908]: there is not enough memory: no room" in capsys.readouterr().err
+
+
+# ---- weights and contracts ----
+
+
+def test_a_block_beyond_the_row_takes_no_memory():
+    assert fit_block(96, 1 << 60) == 96 and fit_block(24, 1 << 60) == 8 and fit_block(7, 1 << 60) == 0
+
+
+@pytest.mark.parametrize("shape", ["xy", (1.5,), (None, 2), 3, [[1]]])
+def test_shapes_that_are_no_sizes(compiled, shape):
+    contract = read_contract(compiled)
+    feed = {item.name: ((1,), item.dtype) for item in contract.signature.inputs}
+    feed["input_ids"] = (shape, "float32")
+    with pytest.raises(LadingError) as caught:
+        check_feed(contract, feed)
+    assert "C831" in {item.code for item in caught.value.diagnostics}
+
+
+@pytest.mark.parametrize("pattern", ["[" * 100_000, "re:(", "re:" + "(" * 1900, "re:a{99999999999999999999}"])
+def test_patterns_that_cannot_be_matched_with(tmp_path, pattern):
+    from passes.precision.assign_precision import AssignPrecision
+    from passes.precision.plan_file import load_rules
+
+    (tmp_path / "plan.json").write_text(json.dumps({"rule": [{"match": pattern, "bits": 4}]}))
+    assert code_of(lambda: load_rules(tmp_path / "plan.json")) == "Q411"
+    assert code_of(lambda: AssignPrecision(keep=(pattern,)).prepare()) == "Q411"
+
+
+def test_a_number_of_too_many_digits_in_a_pipeline_file(tmp_path):
+    from passes.framework.load import load
+
+    (tmp_path / "p.toml").write_text(f'[[pass]]\nname = "fold"\noptions = {{ max-bytes = {"9" * 5000} }}\n')
+    assert code_of(lambda: load(str(tmp_path / "p.toml"))) == "P309"
+
+
+# ---- numbers that no float can hold ----
+
+
+@pytest.mark.parametrize(
+    "file, key, code",
+    [
+        ("config.json", "rope_theta", "F530"),
+        ("generation_config.json", "temperature", "U904"),
+        ("tokenizer_config.json", "model_max_length", "B641"),
+    ],
+)
+def test_a_checkpoint_with_a_huge_number(compiled, tmp_path, file, key, code):
+    checkpoint = Path(shutil.copytree(compiled.parent / "checkpoint", tmp_path / "checkpoint"))
+    change(checkpoint / file, **{key: 10**400})
+    assert code_of(lambda: compile_model(Request(str(checkpoint), tmp_path / "out" / "model", verify="none"))) == code
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_directory_with_a_huge_number(model, tmp_path):
+    change(model / "llm_config.json", attn_scale=10**400)
+    assert code_of(lambda: MnnModel(model)) == "B680"
+    assert code_of(lambda: repair(model, tmp_path / "model2")) == "B741"
+
+
+def test_half_a_character_in_calibration_text(compiled, tmp_path):
+    from frontends.text.calibration_text import load_calibration
+
+    (tmp_path / "text.jsonl").write_text('{"text": "ka lo \\ud800 mi"}\n')
+    assert code_of(lambda: load_calibration(tmp_path / "text.jsonl", compiled.parent / "checkpoint")) == "Q432"
+
+
+def test_a_tokenizer_at_which_the_library_panics(compiled, monkeypatch):
+    import tokenizers
+
+    from frontends.text.calibration_text import load_calibration
+
+    class Panic(BaseException):
+        pass
+
+    class Tokenizer:
+        @staticmethod
+        def from_file(path: str) -> None:
+            raise Panic("range end index out of range")
+
+    monkeypatch.setattr(tokenizers, "Tokenizer", Tokenizer)
+    assert code_of(lambda: load_calibration(None, compiled.parent / "checkpoint")) == "Q435"
+
+
+def test_a_token_with_a_huge_id(compiled, tmp_path):
+    from backends.mnn.tokenizer.spec import load_tokenizer
+
+    checkpoint = Path(shutil.copytree(compiled.parent / "checkpoint", tmp_path / "checkpoint"))
+    data = json.loads((checkpoint / "tokenizer.json").read_text())
+    merge = data["model"]["merges"][0]
+    data["model"]["vocab"][merge[0] if isinstance(merge, list) else merge.split(" ")[0]] = 2**53 + 1
+    (checkpoint / "tokenizer.json").write_text(json.dumps(data))
+    assert code_of(lambda: load_tokenizer(checkpoint)) == "B649"
+
+
+# ---- model directories ----
+
+
+@pytest.mark.parametrize("value", [["x"], 3, None, {}, "a" * 3000, "\x00"])
+def test_names_that_no_file_can_have(model, value):
+    from tools.doctor import diagnose, releases_of
+
+    for key in ("llm_weight", "llm_model", "llm_config", "embedding_file", "tokenizer_file"):
+        change(model / "config.json", **{key: value})
+        diagnose(model, releases_of("all"))
+    assert code_of(lambda: MnnModel(model)) == "B680"
+
+
+def test_a_graph_without_operators(model, monkeypatch):
+    monkeypatch.setattr("backends.mnn.read.decoded_weights.mnn_to_json", lambda path: b"{}")
+    assert code_of(lambda: MnnModel(model).linears) == "B680"
+
+
+def test_weights_that_are_not_as_the_graph_says(model):
+    found = MnnModel(model)
+    name, item = next(iter(found.linears.items()))
+    found.linears[name] = type(item)(**{**vars(item), "alpha_bytes": 3})
+    assert code_of(lambda: found.decode(name)) == "B682"
+    assert code_of(lambda: found.decode("no such weight")) == "B682"
+    found.llm_config["hidden_size"] = "x"
+    assert code_of(lambda: found.embedding_rows(np.array([0]))) == "B680"
+
+
+def test_half_a_character_in_a_configuration(model, tmp_path):
+    from tools.doctor import main
+
+    change(model / "llm_config.json", note="\ud800")
+    assert code_of(lambda: repair(model, tmp_path / "out" / "model")) == "B741"
+    assert not (tmp_path / "out").exists()
+    change(model / "config.json", **{"\ud800": 1})
+    result = CliRunner().invoke(main, [str(model), "--json"])
+    assert result.exit_code == 1 and "surrogates not allowed" in json.dumps(json.loads(result.stdout))

@@ -1,0 +1,6 @@
+"""``python -m tools.fuzz``."""
+
+from tools.fuzz.command import main
+
+if __name__ == "__main__":
+    main()

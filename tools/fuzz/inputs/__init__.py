@@ -1,0 +1,1 @@
+"""Inputs made from a seed: random graphs, sample files, and what damages them."""

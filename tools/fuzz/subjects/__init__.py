@@ -1,0 +1,1 @@
+"""What is searched: each target makes an input and exercises a part of the product."""

@@ -77,6 +77,12 @@ def pytest_configure(config):
     code_record.watch()
 
 
+def pytest_itemcollected(item):
+    """A case whose operator is one of MNN bears its mark."""
+    if "[mnn." in item.name:
+        item.add_marker("mnn")
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(session, config, items):
     """Check the recorded codes after all other tests, and only where all of them run, in one process."""

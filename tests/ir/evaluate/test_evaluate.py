@@ -36,19 +36,19 @@ def test_sliding_window_mask(dtype: type) -> None:
 @pytest.mark.parametrize(
     ("op", "shapes", "attrs"),
     [
-        pytest.param("mnn.Attention", [(1, 5, 4, 8), (1, 5, 2, 8), (1, 5, 2, 8), ()], {}, marks=pytest.mark.mnn),
+        ("mnn.Attention", [(1, 5, 4, 8), (1, 5, 2, 8), (1, 5, 2, 8), ()], {}),
         pytest.param(
             "mnn.Attention", [(1, 5, 4, 8), (1, 5, 2, 8), (1, 5, 2, 8), (1, 1, 5, 5)], {}, marks=pytest.mark.mnn
         ),
-        pytest.param("mnn.LayerNorm", [(2, 3, 4), (4,), (4,)], {"rms": 1}, marks=pytest.mark.mnn),
-        pytest.param("mnn.LayerNorm", [(2, 3, 4), (3, 4), (3, 4)], {"rms": 0, "axis": (-2, -1)}, marks=pytest.mark.mnn),
-        pytest.param("mnn.Unary", [(2, 3)], {"kind": "GELU"}, marks=pytest.mark.mnn),
-        pytest.param("mnn.Unary", [(2, 3)], {"kind": "GELU_STANDARD"}, marks=pytest.mark.mnn),
-        pytest.param("mnn.Unary", [(2, 3)], {"kind": "HARDSWISH"}, marks=pytest.mark.mnn),
-        pytest.param("mnn.Reduction", [(2, 3)], {"kind": "SUM", "axes": (1,), "keep_dims": 1}, marks=pytest.mark.mnn),
-        pytest.param("mnn.Reduction", [(2, 3)], {"kind": "MEAN", "axes": (1,), "keep_dims": 0}, marks=pytest.mark.mnn),
-        pytest.param("mnn.Convolution", [(2, 3, 1, 1), (3, 4), (4,)], {}, marks=pytest.mark.mnn),
-        pytest.param("mnn.Squeeze", [(1, 3)], {"axes": (0,)}, marks=pytest.mark.mnn),
+        ("mnn.LayerNorm", [(2, 3, 4), (4,), (4,)], {"rms": 1}),
+        ("mnn.LayerNorm", [(2, 3, 4), (3, 4), (3, 4)], {"rms": 0, "axis": (-2, -1)}),
+        ("mnn.Unary", [(2, 3)], {"kind": "GELU"}),
+        ("mnn.Unary", [(2, 3)], {"kind": "GELU_STANDARD"}),
+        ("mnn.Unary", [(2, 3)], {"kind": "HARDSWISH"}),
+        ("mnn.Reduction", [(2, 3)], {"kind": "SUM", "axes": (1,), "keep_dims": 1}),
+        ("mnn.Reduction", [(2, 3)], {"kind": "MEAN", "axes": (1,), "keep_dims": 0}),
+        ("mnn.Convolution", [(2, 3, 1, 1), (3, 4), (4,)], {}),
+        ("mnn.Squeeze", [(1, 3)], {"axes": (0,)}),
         ("lading.AffineDequantize", [(4, 6), (2, 6), (2, 6)], {"axis": 0, "block_size": 2}),
     ],
 )

@@ -33,6 +33,8 @@ from passes.precision.assign_precision import weights_of
 from tests.support.checkpoints import make_checkpoint
 from tests.support.paths import EXAMPLE
 
+pytestmark = pytest.mark.mnn  # what a runtime feeds, and its pipelines, come with one
+
 
 def prepared(folder: Path, pipeline: str) -> Graph:
     graph = load(folder)

@@ -282,7 +282,6 @@ def feeds_of(graph: Graph) -> dict[str, np.ndarray]:
     return feeds
 
 
-@pytest.mark.mnn
 @pytest.mark.parametrize(
     ("op", "inputs", "attrs", "expected"), TABLE, ids=[f"{i}-{row[0]}" for i, row in enumerate(TABLE)]
 )

@@ -36,8 +36,8 @@ Property tests draw the same examples in every run: the hypothesis profile below
 from __future__ import annotations
 
 import difflib
-import re
 import multiprocessing
+import re
 from concurrent.futures import ProcessPoolExecutor
 from tempfile import TemporaryDirectory
 
@@ -80,7 +80,7 @@ def pytest_configure(config):
 
 def pytest_itemcollected(item):
     """A case whose operator is one of MNN bears its mark."""
-    if re.search(r"[[-]mnn\.", item.name):
+    if re.search(r"[\[-]mnn\.", item.name):
         item.add_marker("mnn")
 
 

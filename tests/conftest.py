@@ -37,6 +37,7 @@ from __future__ import annotations
 
 import difflib
 import multiprocessing
+import re
 from concurrent.futures import ProcessPoolExecutor
 from tempfile import TemporaryDirectory
 
@@ -75,6 +76,12 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     """Record the codes that are raised from now on."""
     code_record.watch()
+
+
+def pytest_itemcollected(item):
+    """A case whose operator is one of MNN bears its mark."""
+    if re.search(r"[\[-]mnn\.", item.name):
+        item.add_marker("mnn")
 
 
 @pytest.hookimpl(trylast=True)

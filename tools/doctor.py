@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ir.base.diag import LadingError
+from ir.base.types import TensorType
 from tools.shared.cli import EXIT_FAILED, JSON_OPTION, QUIET_OPTION, Screen, command
 
 if TYPE_CHECKING:
@@ -70,29 +71,25 @@ def diagnose(path: Path, releases: Sequence[Release]) -> Report:
 
 def _onnx_signature(path: Path) -> tuple[dict[str, tuple[str, list[Any]]], list[str]]:
     """Element type and shape of each input that is not a weight, and the names of the outputs."""
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    from ir.base.types import dtype_of_onnx
+    from ir.onnx.keys import DEFAULT
+    from tools.shared.formats import ONNX, Formats
 
     try:
-        graph = onnx.load(str(path), load_external_data=False).graph
-    except (DecodeError, OSError) as error:
-        raise LadingError("U950", f"not a readable ONNX model: {error}", where=str(path)) from error
-    stored = {item.name for item in graph.initializer}
-    inputs = {}
-    for item in graph.input:
-        if item.name not in stored:
-            kind = item.type.tensor_type
-            shape = [dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?" for dim in kind.shape.dim]
-            try:
-                inputs[item.name] = (dtype_of_onnx(kind.elem_type).name, shape)
-            except KeyError:
-                message = f"the input {item.name!r} is no tensor of a known element type ({kind.elem_type})"
-                raise LadingError("U950", message, where=str(path)) from None
-    if not graph.node:
+        graph = Formats().read(str(path), ONNX, free_inputs=True)
+    except LadingError as error:
+        problem = error.diagnostics[0].message
+        raise LadingError("U950", f"not a readable ONNX model: {problem}", where=str(path)) from error
+    if not len(graph.nodes):
         raise LadingError("U950", "the file holds no ONNX operators", where=str(path))
-    return inputs, [item.name for item in graph.output]
+    inputs = {}
+    for value in graph.inputs:
+        if not isinstance(value.type, TensorType):
+            message = f"the input {value.name!r} is no tensor of a known element type"
+            raise LadingError("U950", message, where=str(path))
+        if DEFAULT + value.name not in graph.tables:
+            shape = [getattr(dim, "name", dim if dim is not None else "?") for dim in value.type.shape or ()]
+            inputs[value.name] = (value.dtype.name, shape)
+    return inputs, [value.name for value in graph.outputs]
 
 
 def _run(report: Report) -> None:

@@ -10,7 +10,6 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from ir.base.diag import LadingError
@@ -136,7 +135,8 @@ def lift(
     """The graph of a model.
 
     Args:
-        source: a model as for `run`, the path of an ONNX file, or the folder or hub name of a checkpoint.
+        source: a model as for `run`, or whatever a frontend recognises: the path of an ONNX file, the folder or hub
+            name of a checkpoint, and others.
         free: what to do about ONNX tensors that are used but never produced: an error, or free inputs of the graph.
         base: folder of external data, where it is not that of the ONNX file.
 
@@ -150,10 +150,10 @@ def lift(
         from frontends.onnx.graphsurgeon import from_graphsurgeon
 
         return from_graphsurgeon(source, free=free, base=base)  # type: ignore[arg-type]
-    if kind == "path" and _is_checkpoint(source):  # type: ignore[arg-type]
-        from frontends.checkpoint.load import load as load_checkpoint
+    if kind == "path":
+        from tools.shared.formats import ONNX, Formats
 
-        return load_checkpoint(source)  # type: ignore[arg-type]
+        return Formats().read(os.fspath(source), otherwise=ONNX, free_inputs=free == "input", base=base)  # type: ignore
     from frontends.onnx.load import load
 
     return load(source, free=free, base=base)  # type: ignore[arg-type]
@@ -191,11 +191,6 @@ def _kind(model: object) -> str:
         f"a {type(model).__module__}.{type(model).__name__} is not a model",
         hint="give an onnx.ModelProto, its bytes, an onnx_graphsurgeon.Graph or an ir.Graph",
     )
-
-
-def _is_checkpoint(source: str | os.PathLike[str]) -> bool:
-    path = Path(source)
-    return path.is_dir() or (not path.exists() and not path.suffix and len(path.parts) == 2)
 
 
 __all__ = ["Outcome", "Steps", "apply_in_place", "lift", "lower", "run"]

@@ -75,7 +75,7 @@ class Target(Record):
     releases: Annotated[
         tuple[Release, ...],
         Limits(unique=True, length=1, sort=version_key),
-        "MNN releases that are promised to load the model and to give the same logits",
+        "releases of the runtime that are promised to load the model and to give the same numbers",
     ]
 
 
@@ -380,18 +380,21 @@ class Tokenizer(Record):
 class Verification(Record):
     """One real run of the finished files. Never filled by anything else."""
 
-    release: Annotated[Release, "MNN release that ran"]
+    release: Annotated[Release, "release of the runtime that ran"]
     platform: Annotated[Name, "operating system and processor"]
-    settings: Annotated[RunSettings, "how it was configured"]
+    settings: Annotated[RunSettings | None, "how it was configured; null for a runtime without such settings"]
     reference: Annotated[
         Literal["float", "decoded weights", "runtime model"],
         "compared with the original weights in float, with the stored weights decoded to float, or with these times "
         "activations quantized as the runtime quantizes them under these settings",
     ]
-    prompt_tokens: Annotated[Positive, "tokens of the prompt"]
-    max_abs_error: Annotated[Size, "largest absolute difference of a logit"]
-    kl: Annotated[float, "mean Kullback-Leibler divergence per position, in nats, reference first"]
-    top1: Annotated[Fraction, "share of the positions whose most likely token agrees"]
+    prompt_tokens: Annotated[Positive | None, "tokens of the prompt; null for a model that reads no tokens"]
+    max_abs_error: Annotated[Size, "largest absolute difference of a logit, or of whatever else comes out"]
+    kl: Annotated[
+        float | None,
+        "mean Kullback-Leibler divergence per position, in nats, reference first; null where no logits come out",
+    ]
+    top1: Annotated[Fraction | None, "share of the positions whose most likely token agrees; null likewise"]
     perplexity: Annotated[Size | None, "perplexity on the evaluation text; null without one"] = None
     perplexity_reference: Annotated[Size | None, "the same for the reference"] = None
     kl_predicted: Annotated[

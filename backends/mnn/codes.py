@@ -103,6 +103,12 @@ CODES: dict[str, str] = {
     "B738": "The tokenizer has more ids than the model has rows, or so few that it belongs to another model.",
     "B741": "Only a model directory whose configuration can be read can be repaired.",
     "B742": "A file that a repaired model needs, the tokenizer or the embedding rows, is missing from the original.",
+    "B743": "The model is an MNN model already. The command repair writes such a model again for other releases.",
+    "B744": (
+        "No tokenizer belongs to the model, so the directory runs on token ids only. Its tokenizer file holds a token "
+        "for each id, because the engine loads no model without one."
+    ),
+    "V702": "The installed MNN gives other numbers than the stored weights or the original model give.",
     "F642": "A weight of the MNN model lies beyond the end of the weight file. The file is cut off or of another model.",
     "F643": "A weight or constant of the MNN model is in a form that is not read back.",
     "F644": "The MNN model holds an operator, or a form of one, that cannot be brought back into the IR.",

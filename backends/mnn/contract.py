@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import backends.contract as c
-from backends.mnn.target.releases import Target
+from backends import described
+from backends.backend import Made
+from backends.mnn.card import completed
+from backends.mnn.target.releases import MnnTarget
 from backends.mnn.write import configs
 from backends.mnn.write.llm_folder import Emission
 from backends.mnn.write.weight_layout import Matrix
-from ir.base.diag import Diagnostic
 from ir.base.types import Dim
-from ir.facts.calibration import Calibration
 from ir.facts.inputs import DynamicInputs
+from ir.facts.model_card import ModelCard
 from ir.facts.precision import PrecisionPlan
 from ir.graph.graph import Graph, Value
 from ir.quant.storage import Storage
@@ -24,24 +25,14 @@ if TYPE_CHECKING:
     from backends.mnn.verify.logits import Measurement
 
 
-def compiler_version() -> str:
-    """Version of the installed package; ``0+source`` when run from a source tree that is not installed."""
-    try:
-        return version("lading")
-    except PackageNotFoundError:
-        return "0+source"
-
-
 def make_contract(
     graph: Graph,
     emission: Emission,
     *,
-    target: Target,
-    pipeline: str,
-    passes: Sequence[tuple[str, Mapping[str, int]]],
+    target: MnnTarget,
+    made: Made,
     errors: Mapping[str, tuple[float, float]],
     measurements: Sequence[Measurement],
-    warnings: Sequence[Diagnostic],
     executor: Executor,
 ) -> c.Contract:
     """The contract of what was just emitted.
@@ -50,69 +41,31 @@ def make_contract(
         graph: the graph that was emitted.
         emission: what was written.
         target: the releases promised.
-        pipeline: canonical text of the pipeline.
-        passes: name and counts of each pass that ran.
+        made: how the graph came to be.
         errors: relative RMS and largest absolute error by weight, where measured.
         measurements: real runs.
-        warnings: what to warn the user of.
         executor: digests files in parallel.
     """
-    meta = graph.metadata
+    card = completed(graph)
     entries = executor.map(
         lambda item: c.FileEntry.of(emission.folder, item[0], item[1]), sorted(emission.roles.items())
     )
     return c.Contract(
-        compiler=c.Compiler(name="lading", version=compiler_version()),
+        compiler=described.compiler(),
         target=c.Target(profile=target.name, releases=target.versions),
-        model=_model(meta),
-        sources=tuple(_sources(meta["sources"])),
-        config_digest=meta["sources"].get("config.json", {}).get("sha256"),
-        signature=_signature(graph, target),
+        model=described.model(card),
+        sources=described.sources(card.sources),
+        config_digest=card.config_digest,
+        signature=_signature(graph, emission, target, card),
         files=tuple(entries),
         weights=tuple(_weights(graph, emission, errors)),
-        pipeline=c.Pipeline(
-            text=pipeline, passes=tuple(c.PassCounts(name=name, counts=dict(counts)) for name, counts in passes)
-        ),
-        calibration=_calibration(graph),
+        pipeline=described.pipeline(made),
+        calibration=described.calibration(graph),
         runtime=_runtime(graph, emission, target, measurements),
         tokenizer=_tokenizer(emission, target),
         verified=tuple(_verification(item) for item in measurements),
-        warnings=tuple(
-            c.Notice(code=item.code, message=item.message, where=item.where, hint=item.hint) for item in warnings
-        ),
+        warnings=described.notices(made),
     )
-
-
-def _sources(rows: Mapping[str, Mapping[str, Any]]) -> list[c.Source]:
-    """Files with the digest of their header or content; a row with another digest stands elsewhere in the contract."""
-    kinds: tuple[tuple[str, Literal["header", "content"]], ...] = (
-        ("header_sha256", "header"),
-        ("content_sha256", "content"),
-    )
-    return [
-        c.Source(file=name, bytes=row["bytes"], digest=row[key], digest_of=kind)
-        for name, row in rows.items()
-        for key, kind in kinds
-        if key in row
-    ]
-
-
-_FIGURES = {
-    "family": "family",
-    "layers": "num_layers",
-    "hidden": "hidden_size",
-    "heads": "heads",
-    "kv_heads": "kv_heads",
-    "head_dim": "head_dim",
-    "vocab": "vocab_size",
-    "max_position": "context",
-    "parameters": "parameters",
-}
-"""Field of `c.Model` -> key of the graph's metadata; one that was not read is null."""
-
-
-def _model(meta: Mapping[str, Any]) -> c.Model:
-    return c.Model(name=meta["name"], **{name: meta.get(key) for name, key in _FIGURES.items()})
 
 
 _DIM_MEANING = {
@@ -123,15 +76,15 @@ _DIM_MEANING = {
 }
 
 
-def _signature(graph: Graph, target: Target) -> c.Signature:
+def _signature(graph: Graph, emission: Emission, target: MnnTarget, card: ModelCard) -> c.Signature:
     fact: DynamicInputs = graph.facts[DynamicInputs.name]
     found = {item.input: item for item in fact.discoveries}
-    inputs = tuple(_input(value, found[value.name], graph) for value in graph.inputs)
+    inputs = tuple(_input(value, found[value.name], emission, card.context) for value in graph.inputs)
     outputs = tuple(
         c.Output(
             name=value.name,
             dtype=value.dtype.name,
-            shapes=(c.ShapeForm(shape=_shape(value)),),
+            shapes=(c.ShapeForm(shape=described.shape(value)),),
             meaning="unnormalised scores of the next token",
         )
         for value in graph.outputs
@@ -140,15 +93,15 @@ def _signature(graph: Graph, target: Target) -> c.Signature:
         axis for port in (*inputs, *outputs) for form in port.shapes for axis in form.shape if isinstance(axis, str)
     }
     used |= {"past"}
-    meta = graph.metadata
-    limit = meta.get("context")
+    limit = card.context
     dims = {name: _dimension(name, graph.dims.get(name), limit) for name in sorted(used)}
     if "kv" in dims:
         dims["kv"] = c.Dimension(low=1, high=limit, sum_of=("past", "seq"), meaning=_DIM_MEANING["kv"])
     state = None
     if fact.keeps_cache:
-        per_token = 2 * meta["num_layers"] * meta["kv_heads"] * meta["head_dim"] * 4
-        state = c.KVCache(layers=meta["num_layers"], dtype="f32", bytes_per_token=per_token, past="past")
+        layers = card.layers or 0
+        per_token = 2 * layers * (card.kv_heads or 0) * (card.head_dim or 0) * 4
+        state = c.KVCache(layers=layers, dtype="f32", bytes_per_token=per_token, past="past")
     return c.Signature(inputs=inputs, outputs=outputs, dims=dims, state=state)
 
 
@@ -158,8 +111,8 @@ def _dimension(name: str, dim: Dim | None, limit: int | None) -> c.Dimension:
     return c.Dimension(low=low, high=high, meaning=_DIM_MEANING.get(name, name))
 
 
-def _input(value: Value, found: Any, graph: Graph) -> c.Input:
-    own = _shape(value)
+def _input(value: Value, found: Any, emission: Emission, context: int | None) -> c.Input:
+    own = described.shape(value)
     shapes = [own]
     for shape in found.shapes:
         concrete = tuple(own[shape.index(axis)] if axis == "hidden" else axis for axis in shape)
@@ -167,12 +120,10 @@ def _input(value: Value, found: Any, graph: Graph) -> c.Input:
             shapes.append(concrete)
     limits = None
     if value.dtype.is_integer and (found.low is not None or found.high is not None):
-        context = graph.metadata.get("context")
         high = found.high if found.kind != "positions" else context - 1 if context is not None else None
         limits = c.ValueRange(min=found.low, max=high)
-    own_input = value.name in graph.metadata.get("declared_inputs", ())
-    by = graph.metadata.get("declared_by", "discover-inputs")
-    discovery = c.Discovery(by=by, kind=found.why, reason=found.reason, node=found.node or None)
+    own_input = value.name in emission.declared
+    discovery = c.Discovery(by=emission.declared_by, kind=found.why, reason=found.reason, node=found.node or None)
     return c.Input(
         name=value.name,
         dtype=value.dtype.name,
@@ -184,20 +135,16 @@ def _input(value: Value, found: Any, graph: Graph) -> c.Input:
     )
 
 
-def _shape(value: Value) -> tuple[int | str, ...]:
-    return tuple(dim if isinstance(dim, int) else dim.name for dim in value.shape)
-
-
 def _weights(graph: Graph, emission: Emission, errors: Mapping[str, tuple[float, float]]) -> list[c.WeightEntry]:
     layout = emission.layout
-    entries = [_entry(matrix, errors) for matrix in layout.matrices.values()]
+    entries = [weight_entry(matrix, errors) for matrix in layout.matrices.values()]
     table = graph.tables.get("embedding")
     if table is None:
         return entries
     name = table.name
     if layout.embedding_file is not None:
         weight = layout.embedding_file
-        made = "cast" if weight.columns == graph.metadata["hidden_size"] else "split"
+        made = "cast" if weight.columns == completed(graph).hidden_size else "split"
         storage = c.Storage.of(weight.storage, "rows-bf16", floats=made)
         size = 2 * weight.rows * weight.columns
         shape = (weight.rows, weight.columns)
@@ -207,7 +154,7 @@ def _weights(graph: Graph, emission: Emission, errors: Mapping[str, tuple[float,
     elif layout.embedding is not None:
         matrix = layout.embedding
         owner = next((item.name for item in entries if item.offset == matrix.offset), None)
-        entry = _entry(matrix, errors)
+        entry = weight_entry(matrix, errors)
         entries.append(
             c.WeightEntry(
                 name=name,
@@ -223,12 +170,15 @@ def _weights(graph: Graph, emission: Emission, errors: Mapping[str, tuple[float,
     return entries
 
 
-def _entry(matrix: Matrix, errors: Mapping[str, tuple[float, float]]) -> c.WeightEntry:
+def weight_entry(
+    matrix: Matrix, errors: Mapping[str, tuple[float, float]], file: str = configs.WEIGHTS
+) -> c.WeightEntry:
+    """The entry of a matrix in a weight file; `errors` are those that were measured, by weight."""
     weight = matrix.weight
     measured = errors.get(weight.name)
     return c.WeightEntry(
         name=weight.name,
-        file=configs.WEIGHTS,
+        file=file,
         offset=matrix.offset,
         bytes=matrix.bias_offset - matrix.offset,
         shape=(weight.rows, weight.columns),
@@ -237,32 +187,19 @@ def _entry(matrix: Matrix, errors: Mapping[str, tuple[float, float]]) -> c.Weigh
     )
 
 
-def _calibration(graph: Graph) -> c.Calibration | None:
-    fact: Calibration | None = graph.facts.get(Calibration.name)
-    if fact is None:
-        return None
-    plan: PrecisionPlan = graph.facts[PrecisionPlan.name]
-    if plan.outcome is None:
-        return c.Calibration(tokens=fact.tokens, digest=fact.digest)
-    found = plan.outcome
-    return c.Calibration(
-        tokens=fact.tokens, digest=fact.digest, limit=found.limit, kl_predicted=found.predicted, kl=found.measured
-    )
-
-
-def _runtime(graph: Graph, emission: Emission, target: Target, measurements: Sequence[Measurement]) -> c.Runtime:
+def _runtime(graph: Graph, emission: Emission, target: MnnTarget, measurements: Sequence[Measurement]) -> c.Runtime:
     storage = _planned(graph, emission)
     integer = any(item.bits <= 8 for item in storage)
     keys = {
         "attention_mask": "the default, int, is computed wrongly when tokens follow a history",
         "hidden_size": "width of an embedding row",
     }
-    if emission.layout.embedding is not None or graph.metadata.get("copied_table"):
+    if emission.layout.embedding is not None or emission.copied_table:
         keys["tie_embeddings"] = "where the embedding rows lie; without it they are uninitialised memory"
     settings = emission.settings
     return c.Runtime(
         requires=c.Requirements(min_release=target.versions[0], memory=settings.memory if integer else None, keys=keys),
-        settings=settings.as_run() | {"backend_type": graph.metadata.get("backend_type", "cpu")},
+        settings=settings.as_run() | {"backend_type": emission.backend_type},
         choices=tuple(_choices(measurements, configs.recommend(storage))),
     )
 
@@ -321,9 +258,11 @@ def _run_settings(item: Measurement) -> c.RunSettings:
     )
 
 
-def _tokenizer(emission: Emission, target: Target) -> c.Tokenizer:
+def _tokenizer(emission: Emission, target: MnnTarget) -> c.Tokenizer | None:
     written = emission.tokenizer
     assert written is not None
+    if not written.kind:
+        return None
     files, inexact = [], []
     for name, reasons, exact in (
         (written.exact, written.exact_reasons, True),
@@ -360,4 +299,4 @@ def _verification(item: Measurement) -> c.Verification:
     )
 
 
-__all__ = ["compiler_version", "make_contract"]
+__all__ = ["make_contract", "weight_entry"]

@@ -20,6 +20,7 @@ PLUGIN = Plugin(
         "fp16": "default{bits=16 logits-bits=16}",
         "int8": "default{bits=8 logits-bits=8}",
         "int4": "default{bits=4 logits-bits=4}",
+        "mnn": "canonicalize,assign-precision{bits=32 logits-bits=32},insert-qdq,legalize-mnn,cse,dce",
     },
     dialects={"mnn": "backends.mnn.dialect.table:DEFINITIONS"},
     stages={"mnn": "backends.mnn.lower.stage:STAGE"},
@@ -29,5 +30,7 @@ PLUGIN = Plugin(
         "mnn-llm-3.0": "backends.mnn.target.signatures:LLM_3_0",
     },
     targets={"mnn-llm": "backends.mnn.target.releases:target"},
+    frontends={"mnn": "backends.mnn.read.frontend:MnnFile"},
+    backends={"mnn": "backends.mnn.module_backend:MnnModule", "mnn-llm": "backends.mnn.backend:MnnLlm"},
     codes={"mnn": "backends.mnn.codes:CODES"},
 )

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from frontends.families.llama import FAMILIES, LINEARS, Factors, Family
+from frontends.families.llama import LINEARS, Factors, Family
+from frontends.families.table import FAMILIES
 from frontends.modules.rope import MAX_LENGTH, Rope, read_rope, shown, unread_keys
 from ir.base.diag import Diagnostic, LadingError, suggest
 from ir.base.json_numbers import whole

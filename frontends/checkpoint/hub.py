@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from frontends.containers.formats import Safetensors, format_of
 from ir.base.diag import LadingError
 
 DOWNLOAD = ("*.safetensors", "*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken", "*.md", "LICENSE*", "NOTICE*")
@@ -73,7 +74,7 @@ def resolve(
 
 
 def check_folder(folder: Path, repository: str = "") -> Path:
-    """Return a folder that has a configuration and safetensors files; F502 or F503 when it has not.
+    """Return a folder that has a configuration and weights that are read; F502 or F503 when it has not.
 
     `repository` is the hub name that the folder is a copy of, if it is one.
     """
@@ -81,7 +82,7 @@ def check_folder(folder: Path, repository: str = "") -> Path:
         names = os.listdir(folder)
     except OSError as error:
         raise LadingError("F500", f"the folder cannot be read: {error.strerror}", str(folder)) from error
-    if not any(name.endswith(".safetensors") for name in names):
+    if not any(name.endswith(".safetensors") for name in names) and isinstance(format_of(folder), Safetensors):
         message = f"the folder has no .safetensors files{_instead(names)}"
         advice = _advice(names)
         if repository:

@@ -6,19 +6,27 @@ missing, left over, misshapen or stored in an unreadable type is reported by nam
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from frontends.checkpoint.config_file import ModelConfig, read_config
 from frontends.checkpoint.hub import resolve
 from frontends.checkpoint.match_tensors import Layout, make_layout
-from frontends.families.llama import FAMILIES, Family
+from frontends.containers.formats import open_weights
+from frontends.families.llama import Family
+from frontends.families.table import FAMILIES
 from frontends.modules.decoder import build_decoder
 from ir.base.diag import Diagnostic, LadingError, suggest
+from ir.base.json_numbers import whole
+from ir.facts.model_card import ModelCard, RopeCard
 from ir.graph.graph import Graph
 from ir.tensor.base import Tensor
 
@@ -41,9 +49,7 @@ def load(
 
     Constants are recipes over the files, so the files must stay in place as long as the graph is used.
 
-    ``graph.metadata`` holds plain JSON values: ``family``, ``model_type``, ``name``, the sizes of the model, ``tied``,
-    ``windows`` (one entry per layer, null without), ``rope``, ``dtypes`` (stored types), ``sources`` (digest of the
-    configuration, digest of the header and size of each weight file) and ``warnings``.
+    What is known besides the graph is its `ir.facts.model_card.ModelCard`.
 
     Args:
         model: folder or hub name ``owner/name``.
@@ -54,19 +60,39 @@ def load(
         LadingError: F500 to F509 for the place, F510 to F529 for the files, F530 to F541 for the configuration, F550 to
             F554 for the tensors.
     """
-    from frontends.containers.safetensors import open_checkpoint
-
     folder = resolve(model, revision=revision, cache_dir=cache_dir, offline=offline)
     config = read_config(folder / "config.json", families)
-    checkpoint = open_checkpoint(folder)
-    graph = build(config, checkpoint.tensors, str(folder))
+    stored = open_weights(folder)
+    graph = build(config, stored.tensors, str(folder))
     local = os.path.isdir(os.path.expanduser(model))
-    graph.metadata["name"] = folder.resolve().name if local else os.fspath(model)
-    weights = {
-        source.name: {"bytes": source.nbytes, "header_sha256": source.header_digest} for source in checkpoint.sources()
-    }
-    graph.metadata["sources"] = {"config.json": {"sha256": config.digest}, **weights}
+    card = replace(
+        ModelCard.of(graph),
+        title=folder.resolve().name if local else os.fspath(model),
+        sources=dict(stored.files),
+        config_digest=config.digest,
+        folder=str(folder),
+        sampling=_sampling(folder),
+    )
+    graph.set_fact(card.name, card)
     return graph
+
+
+def _sampling(folder: Path) -> Mapping[str, Any]:
+    """The checkpoint's sampling defaults; empty when it has none.
+
+    Raises:
+        LadingError: U904 a file that is not a JSON object.
+    """
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return {}
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"), parse_int=whole)
+    except (ValueError, RecursionError, OSError) as error:
+        raise LadingError("U904", f"cannot be read as JSON: {error}", where=str(path)) from error
+    if not isinstance(data, dict):
+        raise LadingError("U904", "is not a JSON object", where=str(path))
+    return data
 
 
 def build(config: ModelConfig, tensors: Mapping[str, Tensor], where: str) -> Graph:
@@ -75,7 +101,8 @@ def build(config: ModelConfig, tensors: Mapping[str, Tensor], where: str) -> Gra
     layout = _tie(config, layout, tensors)
     _match(config, layout, tensors, where)
     graph = build_decoder(config, layout, tensors, "decoder")
-    graph.metadata.update(_metadata(config, layout, tensors))
+    card = _card(config, layout, tensors)
+    graph.set_fact(card.name, card)
     return graph
 
 
@@ -184,34 +211,34 @@ def _rest(code: str, what: str, count: int, where: str) -> list[Diagnostic]:
 # ---- description ----
 
 
-def _metadata(config: ModelConfig, layout: Layout, tensors: Mapping[str, Tensor]) -> dict[str, object]:
+def _card(config: ModelConfig, layout: Layout, tensors: Mapping[str, Tensor]) -> ModelCard:
     from frontends.modules.rope import table
 
     frequencies = table(config.rope)
-    return {
-        "family": config.family.model_type,
-        "model_type": config.family.model_type,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_layers": len(config.layers),
-        "heads": config.heads,
-        "kv_heads": config.kv_heads,
-        "head_dim": config.head_dim,
-        "vocab_size": config.vocab_size,
-        "max_position": config.max_position,
-        "context": config.context,
-        "parameters": sum(math.prod(shape) for shape in layout.shapes.values()),
-        "tied": layout.head is None,
-        "windows": [layer.window for layer in config.layers],
-        "rope": {
-            "kind": config.rope.kind,
-            "theta": config.rope.theta,
-            "width": config.rotary_dim,
-            "factor": config.rope.factor,
-            "attention_factor": frequencies.attention_factor,
-            "steady": frequencies.variant.limit if frequencies.variant is not None else None,
-            "layers": [layer.rope for layer in config.layers],
-        },
-        "dtypes": sorted({tensors[name].type.dtype.name for name in layout.shapes}),
-        "warnings": [item.as_dict() for item in config.warnings],
-    }
+    return ModelCard(
+        family=config.family.model_type,
+        model_type=config.family.model_type,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        layers=len(config.layers),
+        heads=config.heads,
+        kv_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        vocab_size=config.vocab_size,
+        max_position=config.max_position,
+        context=config.context,
+        parameters=sum(math.prod(shape) for shape in layout.shapes.values()),
+        tied=layout.head is None,
+        windows=tuple(layer.window for layer in config.layers),
+        rope=RopeCard(
+            kind=config.rope.kind,
+            theta=config.rope.theta,
+            width=config.rotary_dim,
+            factor=config.rope.factor,
+            attention_factor=frequencies.attention_factor,
+            steady=frequencies.variant.limit if frequencies.variant is not None else None,
+            layers=tuple(layer.rope for layer in config.layers),
+        ),
+        dtypes=tuple(sorted({tensors[name].type.dtype.name for name in layout.shapes})),
+        warnings=tuple(config.warnings),
+    )

@@ -174,6 +174,3 @@ ROWS: tuple[Family, ...] = (
         windows="all",
     ),
 )
-
-FAMILIES: dict[str, Family] = {row.model_type: row for row in ROWS}
-"""The rows by ``model_type``."""

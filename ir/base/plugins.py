@@ -12,7 +12,7 @@ both packages.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
 from importlib.util import find_spec
@@ -53,7 +53,7 @@ class Plugin:
         targets: functions from the text of ``--target`` to an `ir.target.target.Target`, by backend.
         quantizers: quantization methods; see `ir.quant.methods.base`.
         families: model families; see `frontends.families.table`.
-        formats: storage formats of checkpoints; see `frontends.encodings.table`.
+        formats: storage formats of checkpoints; see `frontends.containers.formats`.
         frontends, backends: readers and writers of models; see `tools.shared.formats`.
         codes: help texts of diagnostic codes, a mapping for each area.
     """
@@ -105,16 +105,17 @@ def loaded() -> tuple[Loaded, ...]:
     from importlib.metadata import entry_points
 
     disabled = {name.strip() for name in os.environ.get(DISABLE_VARIABLE, "").split(",")}
-    found = [item for item in (*_of_tree(), *of_entry_points(entry_points(group=GROUP))) if item.name not in disabled]
-    return tuple(found)
+    published = [entry for entry in entry_points(group=GROUP) if entry.name not in disabled]
+    return (*_of_tree(disabled), *of_entry_points(published))
 
 
-def _of_tree() -> Iterator[Loaded]:
+def _of_tree(disabled: Collection[str]) -> Iterator[Loaded]:
     spec = find_spec(RUNTIMES)
     for place in spec.submodule_search_locations or () if spec is not None else ():
         for path in sorted(Path(place).glob("*/plugin.py")):
             name = path.parent.name
-            yield Loaded(name, BUILT_IN, imported(f"{RUNTIMES}.{name}.plugin:PLUGIN"))
+            if name not in disabled:
+                yield Loaded(name, BUILT_IN, imported(f"{RUNTIMES}.{name}.plugin:PLUGIN"))
 
 
 def of_entry_points(entries: Iterable[Any]) -> Iterator[Loaded]:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ir.base.diag import LadingError
-from ir.base.types import DType, dtype_of_onnx
+from ir.base.types import DType, dtype_of_numpy, dtype_of_onnx
 from ir.onnx.export import onnx_bytes, onnx_dtype
 from ir.quant.weight import quantized_of
 from ir.tensor.base import Tensor
@@ -42,6 +43,40 @@ def _failures() -> tuple[type[Exception], ...]:
     names = ["EPFail", "EngineError", "Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "ModelLoadCanceled"]
     names += ["NoModel", "NoSuchFile", "NotFound", "NotImplemented", "RuntimeException"]
     return (*(getattr(state, name) for name in names if hasattr(state, name)), RuntimeError, ValueError)
+
+
+def run_file(path: Path, feeds: Sequence[Mapping[str, np.ndarray]], *, optimized: bool) -> list[dict[str, np.ndarray]]:
+    """What a model file gives for feeds, with its own data files.
+
+    Args:
+        path: the file.
+        feeds: inputs by name.
+        optimized: run it as an application does by default, which fuses operators and rounds what is multiplied by
+            stored integers; else compute what the file says.
+
+    Raises:
+        LadingError: T220 with onnxruntime's message.
+    """
+    runtime = _library()
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4
+    if not optimized:
+        options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        names = [item.name for item in session.get_outputs()]
+        wanted = {item.name for item in session.get_inputs()}
+        found = []
+        for feed in feeds:
+            given = {
+                name: ort_value(array, dtype_of_numpy(array.dtype)) for name, array in feed.items() if name in wanted
+            }
+            values = session.run_with_ort_values(names, given)
+            found.append({name: numpy_value(value) for name, value in zip(names, values, strict=True)})
+    except _failures() as error:
+        raise _refused(error, str(path)) from error
+    return found
 
 
 class Session:
@@ -211,4 +246,7 @@ def _cast_session(code: int) -> Session:
     return Session(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=11), 1)
 
 
-__all__ = ["Session", "constant_values", "give_memory_back", "load_constant", "numpy_value", "ort_value", "stored_form"]
+__all__ = [
+    "Session", "constant_values", "give_memory_back", "load_constant", "numpy_value", "ort_value", "run_file",
+    "stored_form",
+]  # fmt: skip

@@ -56,6 +56,7 @@ FACTS: Table[type[Fact]] = Table(
         "precision-plan": "ir.facts.precision:PrecisionPlan",
         "sensitivity": "ir.facts.sensitivity:Sensitivity",
         "calibration": "ir.facts.calibration:Calibration",
+        "model-card": "ir.facts.model_card:ModelCard",
     },
     rows_of("facts"),
 )

@@ -46,7 +46,7 @@ class AssignPrecision(Pass):
     """
 
     name = "assign-precision"
-    requires = ("signature",)
+    requires = ("typed",)
     establishes = ("precision-plan",)
 
     bits: Literal[2, 3, 4, 5, 6, 7, 8, 16, 32] = option(4, help="width of the layers' weights")

@@ -23,11 +23,14 @@ RAISED: set[str] = set()
 
 def watch() -> None:
     """Record codes from now on."""
-    from backends.mnn.doctor.findings import Finding
     from ir.base.diag import Diagnostic
+    from ir.base.plugins import loaded
 
-    for cls in (Diagnostic, Finding):
-        _watch(cls)
+    _watch(Diagnostic)
+    if any(item.name == "mnn" for item in loaded()):
+        from backends.mnn.doctor.findings import Finding
+
+        _watch(Finding)
 
 
 def _watch(cls: type) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import calibrated, quality, train_checkpoints
+from ir.facts.model_card import ModelCard
 from tests.support.paths import EXAMPLE
 
 EXPORTER = ["--mnn-checkout", "MNN", "--torch-python", "python"]
@@ -227,7 +228,7 @@ def test_training_lowers_the_loss_and_repeats(tmp_path):
     assert values[0] == values[1] < 250
     assert weights[0] == weights[1]
     graph = load(tmp_path / "a" / "llama")
-    assert graph.metadata["context"] == 2048
+    assert ModelCard.of(graph).context == 2048
     assert (tmp_path / "a" / "llama" / "evaluation.txt").read_text().startswith("def function_")
 
 

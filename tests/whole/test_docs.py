@@ -13,10 +13,12 @@ from pathlib import Path
 import click
 import pytest
 
+from backends.bars import KL_BARS
 from backends.contract import read
+from backends.mnn.backend import QUICK_SAMPLE
 from backends.mnn.target.releases import RELEASES
-from backends.mnn.verify.logits import EXACT_BAR, KL_BARS, LEVELS, WINDOW
-from frontends.families.llama import FAMILIES
+from backends.mnn.verify.logits import EXACT_BAR, LEVELS, WINDOW
+from frontends.families.table import FAMILIES
 from frontends.modules.rope import KINDS
 from ir.base.plugins import Plugin
 from ir.text.parser import parse
@@ -25,7 +27,7 @@ from passes.framework.load import parse as parse_pipeline
 from passes.framework.manager import PassManager
 from passes.framework.registry import Registry, default_registry
 from tests.support.paths import ROOT
-from tools.compile.job import EXAMPLE, QUICK_SAMPLE, Request, compile_model
+from tools.compile.job import EXAMPLE, Request, compile_model
 from tools.docs import PAGES
 from tools.main import main
 

@@ -1,4 +1,4 @@
-"""``python -m tools.compile``: compile a checkpoint into an MNN model directory with its contract."""
+"""``python -m tools.compile``: compile a model into a directory that runs, with its contract."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ if TYPE_CHECKING:
 @command("compile")
 @click.argument("model", required=False)
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder to write; default build/<model name>.")
-@click.option("--passes", "pipeline", default="default", show_default=True, metavar="PIPELINE",
-              help="Name or text of a pipeline, or path of a TOML file.")  # fmt: skip
-@click.option("--target", default="portable", show_default=True, help="'portable', an MNN release, or '>=3.5,<3.6.1'.")
+@click.option("--to", metavar="BACKEND", help="What to compile for: mnn-llm, onnx or another backend; "
+              "default what suits the model.")  # fmt: skip
+@click.option("--passes", "pipeline", metavar="PIPELINE",
+              help="Name or text of a pipeline, or path of a TOML file; default the backend's own.")  # fmt: skip
+@click.option("--target", help="What it must run on; for MNN 'portable', which is the default, a release, or "
+              "'>=3.5,<3.6.1'.")  # fmt: skip
 @click.option("--verify", type=click.Choice(["none", "quick", "full"]), default="quick", show_default=True,
-              help="How much to read back and run on the installed MNN.")  # fmt: skip
+              help="How much to read back and run on the installed runtime.")  # fmt: skip
 @click.option("--text", type=click.Path(path_type=Path), help="File whose perplexity is measured; the example has one.")
 @click.option("--calibration", type=click.Path(path_type=Path), metavar="FILE",
               help="Text or JSONL of chats to measure with; default a sample that comes with the package.")  # fmt: skip
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
               help="Write the precision chosen for each weight as a file that plan= reads.")  # fmt: skip
 @click.option("--kl-bar", type=float, help="Divergence above which verification fails; default by width.")
 @click.option("--revision", help="Revision of a model on the Hugging Face Hub.")
+@click.option("--tokenizer", type=click.Path(path_type=Path, file_okay=False, exists=True), metavar="DIR",
+              help="Folder with the tokenizer; default that of the model.")  # fmt: skip
 @click.option(
     "--memory",
     type=click.Choice(["low", "normal", "high"]),
@@ -44,7 +49,7 @@ if TYPE_CHECKING:
     type=click.Choice(["low", "normal", "high"]),
     help="Runtime setting to write; default low unless all is fp32.",
 )
-@click.option("--threads", type=click.IntRange(1), default=4, show_default=True, help="Runtime threads to write.")
+@click.option("--threads", type=click.IntRange(1), help="Runtime threads to write; default 4.")
 @click.option("--workers", type=click.IntRange(1), help="Threads of the compiler; default one per processor.")
 @click.option("--guard", is_flag=True, help="Also write check_inputs.py and lading_guard.h, which check inputs.")
 @click.option("--force", is_flag=True, help="Replace a folder written before.")
@@ -61,25 +66,24 @@ if TYPE_CHECKING:
 def main(
     model: str | None,
     out: Path | None,
-    pipeline: str,
+    pipeline: str | None,
     list_passes: bool,
     print_pipeline: bool,
     as_json: bool,
     quiet: bool,
     **options: Any,
 ) -> int:
-    """Compile MODEL, a Hugging Face checkpoint folder or hub name, into an MNN model directory that runs.
+    """Compile MODEL into a directory that runs, with its contract.
 
-    Without MODEL the example checkpoint of the source tree is compiled.
+    MODEL is a Hugging Face checkpoint folder or hub name, an .onnx file, a .lading text, or whatever a plugin reads.
+    Language models become MNN model directories, other graphs ONNX models, unless --to says otherwise. Without MODEL
+    the example checkpoint of the source tree is compiled.
     """
     screen = Screen(as_json, quiet)
     if list_passes:
         return _list_passes(screen)
     if print_pipeline:
-        from passes.framework.load import load
-
-        screen.data({"pipeline": str(load(pipeline))}, str(load(pipeline)))
-        return 0
+        return _print_pipeline(screen, pipeline, options["to"])
     return _compile(screen, model, out, pipeline, options)
 
 
@@ -100,19 +104,34 @@ def _list_passes(screen: Screen) -> int:
     return 0
 
 
+def _print_pipeline(screen: Screen, pipeline: str | None, to: str | None) -> int:
+    from passes.framework.load import load
+    from tools.shared.formats import CHECKPOINT, Formats
+
+    formats = Formats()
+    if pipeline is None:
+        name = to or formats.emitter_of_frontend(CHECKPOINT)
+        pipeline = formats.emitter(name).passes if name is not None else "canonicalize"
+    text = str(load(pipeline, formats.registry))
+    screen.data({"pipeline": text}, text)
+    return 0
+
+
 def _default(option: OptionSpec) -> str:
     return "" if option.required else f" = {option.write(option.default).partition('=')[2] or 'true'}"
 
 
-def _compile(screen: Screen, model: str | None, out: Path | None, pipeline: str, options: dict[str, Any]) -> int:
+def _compile(screen: Screen, model: str | None, out: Path | None, pipeline: str | None, options: dict[str, Any]) -> int:
     from tools.compile.job import Request, compile_model, example_checkpoint
 
     if model is None:
         example = example_checkpoint()
         model = str(example)
-        options["text"] = options["text"] or example / "evaluation.txt"
+        if options["to"] in (None, "mnn-llm"):
+            options["text"] = options["text"] or example / "evaluation.txt"
         options["calibration"] = options["calibration"] or example / "calibration.txt"
-    name = Path(model).expanduser().resolve().name if Path(model).expanduser().is_dir() else model.replace("/", "--")
+    path = Path(model).expanduser()
+    name = path.resolve().name if path.is_dir() else path.stem if path.is_file() else model.replace("/", "--")
     instruments = _instruments(options)
     watch = {key: options.pop(key) for key in ("dump_ir", "verify_each", "check_numbers", "timing")}
     request = Request(model, out or Path("build") / name, pipeline, instruments=instruments, **options)

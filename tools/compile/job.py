@@ -1,45 +1,41 @@
-"""The main job as a function: checkpoint in, verified MNN model directory and contract out."""
+"""The main job as a function: a model in, what a backend makes of it out, verified and with its contract.
+
+Frontend and backend come from the tables of formats; nothing here knows what either of them reads or writes.
+"""
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ir.base.diag import Diagnostic, LadingError
-from ir.base.json_numbers import whole
 from tools.shared.interrupts import held_interrupts
 
 if TYPE_CHECKING:
+    from backends.backend import Backend, Compilation, Figures, Order, Origin
     from backends.contract import Contract
-    from backends.mnn.tokenizer.write_files import TokenizerJob
-    from backends.mnn.verify.logits import Verification
-    from backends.mnn.verify.written_weights import WeightError
-    from backends.mnn.write.llm_folder import Emission, Settings
+    from ir.facts.model_card import SourceFile
     from ir.graph.graph import Fact, Graph
     from passes.framework.base import Pass
     from passes.framework.context import PassContext
     from passes.framework.manager import Instrument, Report
     from passes.framework.pipeline import Pipeline, Repeat
+    from tools.shared.formats import Formats
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "tiny-qwen2.5"
 """Where the example checkpoint lies in a source tree."""
 
-QUICK_SAMPLE = 1 << 20
-"""Elements per matrix that a quick read-back decodes."""
+CALIBRATION_NATIVE = ("onnxruntime", "tokenizers")
+"""Packages with native code that measuring passes need."""
 
-PROMPTS = (
-    "import os\nimport sys\n\n\ndef ",
-    "class TestCase(unittest.TestCase):\n    def setUp(self):\n        ",
-    "The capital of France is",
-    "人工智能正在改变我们的生活,",
-)
-"""Texts that verification continues."""
+BACKEND_OPTIONS = ("text", "kl_bar", "tokenizer", "memory", "precision", "threads")
+"""Fields of a request that only some backends understand."""
 
 
 @dataclass
@@ -47,10 +43,11 @@ class Request:
     """What to compile, and how.
 
     Attributes:
-        model: checkpoint folder or hub name.
+        model: whatever a frontend recognises: a checkpoint folder, a hub name, a file.
         out: directory to write.
-        pipeline: pipeline text, name, or path of a TOML file.
-        target: ``portable``, an MNN release, or version clauses such as ``>=3.4,<3.6``.
+        pipeline: pipeline text, name, or path of a TOML file; None for the backend's own.
+        to: the backend; None lets the model choose.
+        target: what the result must run on, in the backend's words; None for its usual target.
         verify: ``none``, ``quick`` or ``full``.
         text: file whose perplexity is measured, or None.
         force: replace a directory written before.
@@ -60,8 +57,9 @@ class Request:
             per weight (``4.5bpw``), bytes of the weight file (``300MB``), KL divergence from the float model.
         kl_bar: largest KL divergence that verification lets pass; None takes the one for the narrowest width.
         save_plan: file to write the precision plan to, readable and fit for ``plan=``.
+        tokenizer: folder with the tokenizer; None for that of the model.
         memory, precision: runtime settings to write; None chooses by the stored widths.
-        threads: runtime threads to write.
+        threads: runtime threads to write; None for the usual number.
         guard: also write the modules that check inputs in an application.
         workers: threads of this process; None takes one per processor.
         instruments: watch the passes.
@@ -69,8 +67,9 @@ class Request:
 
     model: str
     out: Path
-    pipeline: str = "default"
-    target: str = "portable"
+    pipeline: str | None = None
+    to: str | None = None
+    target: str | None = None
     verify: Literal["none", "quick", "full"] = "quick"
     text: Path | None = None
     force: bool = False
@@ -81,9 +80,10 @@ class Request:
     max_kl: float | None = None
     kl_bar: float | None = None
     save_plan: Path | None = None
+    tokenizer: Path | None = None
     memory: str | None = None
     precision: str | None = None
-    threads: int = 4
+    threads: int | None = None
     guard: bool = False
     workers: int | None = None
     instruments: Sequence[Instrument] = ()
@@ -95,22 +95,28 @@ class Result:
 
     Attributes:
         out: the directory.
+        runtime: what runs it, for people.
         contract: its contract.
         report: what the passes did.
-        emission: what was written.
-        verification: what was measured, or None.
+        emission: what was written, in the backend's own terms.
+        verification: what was measured, in the backend's own terms, or None.
         sample: prompt and greedy continuation as text, or None.
+        lines: what else the backend tells people: a word and a text each.
+        figures: what was measured, for people, or None.
         facts: what the passes decided, by name: ``precision-plan``, ``sensitivity``, ``calibration`` and others.
         seconds: wall time by phase.
         warnings: what the user should know.
     """
 
     out: Path
+    runtime: str
     contract: Contract
     report: Report
-    emission: Emission
-    verification: Verification | None
+    emission: Any
+    verification: Any
     sample: tuple[str, str] | None
+    lines: Sequence[tuple[str, str]] = ()
+    figures: Figures | None = None
     facts: Mapping[str, Fact] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[Diagnostic] = field(default_factory=list)
@@ -146,40 +152,53 @@ def example_checkpoint() -> Path:
 
 
 def compile_model(request: Request, listener: Listener | None = None) -> Result:
-    """Compile a checkpoint; the output directory appears complete or not at all.
+    """Compile a model; the output directory appears complete or not at all.
 
     Raises:
-        LadingError: whatever is wrong with the request, the checkpoint, the machine or the result.
+        LadingError: whatever is wrong with the request, the model, the machine or the result.
     """
     from ir.base.store import default_store
-    from passes.framework.load import load as load_pipeline
+    from tools.shared.formats import Formats
 
-    pipeline = _measured(load_pipeline(request.pipeline), request)
-    _check(request)
     workers = request.workers or os.cpu_count() or 1
-    store = default_store()
-    with store.holding(), ThreadPoolExecutor(workers) as pool, ThreadPoolExecutor(1) as side:
-        job = _Job(request, listener or Listener(), pipeline, pool, side)
-        return job.run()
+    with default_store().holding(), ThreadPoolExecutor(workers) as pool, ThreadPoolExecutor(1) as side:
+        return _Job(request, listener or Listener(), Formats(), pool, side).run()
+
+
+def pipeline_of(request: Request, formats: Formats, backend: Backend) -> Pipeline:
+    """The pipeline that a request runs: its own or the backend's, with the limits of the request."""
+    from passes.framework.load import load
+
+    return _measured(load(request.pipeline or backend.passes, formats.registry), request)
 
 
 def _check(request: Request) -> None:
     """Refuse now what can be refused before work starts."""
-    from backends.mnn.target.environments import installed_version
-    from backends.mnn.target.releases import target
     from backends.staging import check_target
 
-    target(request.target)
     check_target(request.out, request.force)
     for text in (request.text, request.calibration):
         if text is not None and not text.is_file():
             raise LadingError("U903", "no such text file", where=str(text))
-    if request.verify != "none" and installed_version() is None:
-        raise LadingError(
-            "U906",
-            "verification needs the MNN runtime, which is not installed",
-            hint="pip install MNN, or --verify none",
-        )
+
+
+def _options(request: Request, name: str, formats: Formats, calibrated: bool) -> dict[str, Any]:
+    """The options that only some backends understand, as far as they are given.
+
+    Raises:
+        LadingError: U915 one that the chosen backend does not understand.
+    """
+    known = formats.emitter(name).options
+    given = {key: value for key in BACKEND_OPTIONS if (value := getattr(request, key)) is not None}
+    for key in given:
+        # Text to calibrate with is read by means of the tokenizer, whatever the backend.
+        if key in known or (key == "tokenizer" and calibrated):
+            continue
+        option = f"--{key.replace('_', '-')}"
+        others = [other for other in formats.emitters() if key in formats.emitter(other).options]
+        hint = f"leave it out, or choose --to {' or '.join(others)}" if others else "leave it out"
+        raise LadingError("U915", f"the backend {name!r} has no use for {option}", hint=hint)
+    return {key: value for key, value in given.items() if key in known}
 
 
 def _measured(pipeline: Pipeline, request: Request) -> Pipeline:
@@ -188,8 +207,6 @@ def _measured(pipeline: Pipeline, request: Request) -> Pipeline:
     Raises:
         LadingError: U907 more than one limit, or nothing in the pipeline that could keep one.
     """
-    from dataclasses import replace
-
     from passes.precision.assign_precision import AssignPrecision
 
     limits = {"budget": request.budget, "max_size": request.max_size, "max_kl": request.max_kl}
@@ -242,183 +259,159 @@ class _Clock:
 class _Job:
     """One compilation: what its steps share."""
 
-    def __init__(
-        self, request: Request, listener: Listener, pipeline: Pipeline, pool: Executor, side: Executor
-    ) -> None:
-        from backends.mnn.target.releases import target
-
+    def __init__(self, request: Request, listener: Listener, formats: Formats, pool: Executor, side: Executor) -> None:
         self.request = request
         self.listener = listener
-        self.pipeline = pipeline
+        self.formats = formats
         self.pool = pool
         self.side = side
-        self.target = target(request.target)
         self.clock = _Clock()
         self.warnings: list[Diagnostic] = []
 
     def run(self) -> Result:
-        from backends.mnn.tokenizer.write_files import TokenizerJob
-        from backends.mnn.write.llm_folder import tokenizer_request
         from backends.staging import staged_directory
-        from frontends.checkpoint.hub import resolve
+        from ir.base.store import default_store
 
-        self.listener.phase("reading the checkpoint")
-        request = self.request
-        folder = resolve(request.model, revision=request.revision)
-        with staged_directory(request.out, force=request.force) as staging:
-            compare = request.verify != "none"
-            job = tokenizer_request(folder, staging, self.target, compare=compare, lines=request.text)
-            with TokenizerJob(job) as tokenizer:
-                graph, report = self._lower(folder)
-                emission = self._emit(graph, staging, folder, tokenizer)
-            verification, errors = self._verify(graph, emission, folder)
-            contract = self._contract(graph, emission, report, verification, errors)
-        sample = _sample(folder, verification)
-        seconds = {**self.clock.seconds, "total": self.clock.total()}
-        facts = dict(graph.facts)
-        return Result(request.out, contract, report, emission, verification, sample, facts, seconds, self.warnings)
+        request, formats = self.request, self.formats
+        _check(request)
+        self.listener.phase("reading the model")
+        origin, name, graph = self._opened()
+        backend = formats.emitter(name)
+        target = backend.target(request.target)
+        pipeline = pipeline_of(request, formats, backend)
+        calibrated = _calibrates(pipeline)
+        options = _options(request, name, formats, calibrated)
+        compilation = backend.begin(self._order(origin, target, options))
+        with staged_directory(request.out, force=request.force) as staging, compilation.working(staging):
+            if graph is None:
+                graph = self._read(origin, compilation, calibrated)
+            original, report = self._lower(graph, origin, compilation, pipeline, calibrated)
+            compilation.emit(graph)
+            if original is not None:
+                compilation.verify(graph, original)
+            self.warnings += [*default_store().take_warnings(), *compilation.warnings]
+            contract = self._contract(graph, compilation, report, staging)
+        return Result(
+            request.out,
+            backend.runtime,
+            contract,
+            report,
+            compilation.emission,
+            compilation.verification,
+            compilation.sample(),
+            compilation.lines(),
+            compilation.figures(),
+            dict(graph.facts),
+            {**self.clock.seconds, "total": self.clock.total()},
+            self.warnings,
+        )
 
-    def _import_native(self, calibrated: bool) -> None:
-        """Import what later phases need of native modules now, while interrupts wait."""
-        if self.request.verify != "none" or calibrated:
-            import onnxruntime
-            import tokenizers
+    def _opened(self) -> tuple[Origin, str, Graph | None]:
+        """The model, the backend that it is compiled for, and the graph where it had to be read to choose."""
+        request, formats = self.request, self.formats
+        if request.to is not None:
+            formats.emitter(request.to)
+        origin = formats.locate(request.model, revision=request.revision)
+        name = request.to or formats.emitter_of_frontend(origin.frontend)
+        if name is not None:
+            return origin, name, None
+        graph = self._load(origin)
+        return origin, formats.emitter_of(graph), graph
 
-            assert onnxruntime and tokenizers
+    def _order(self, origin: Origin, target: Any, options: Mapping[str, Any]) -> Order:
+        from backends.backend import Order
 
-    def _lower(self, folder: Path) -> tuple[Graph, Report]:
-        """The checkpoint as a graph that MNN can hold."""
+        return Order(
+            origin,
+            target,
+            options,
+            self.request.verify,
+            self.pool,
+            self.side,
+            self.listener.phase,
+            self.listener.weights,
+            self.clock.lap,
+        )
+
+    def _load(self, origin: Origin) -> Graph:
+        from ir.facts.model_card import ModelCard
+
+        graph = self.formats.read(str(origin.path), origin.frontend)
+        card = ModelCard.of(graph)
+        self.warnings += card.warnings
+        sources = card.sources or _own_source(origin)
+        graph.set_fact(card.name, replace(card, title=origin.title, sources=sources, warnings=()))
+        return graph
+
+    def _read(self, origin: Origin, compilation: Compilation, calibrated: bool) -> Graph:
+        """The graph of the model; native modules that later phases need are imported now, while interrupts wait."""
+        with held_interrupts():
+            verified = compilation.native if self.request.verify != "none" else ()
+            for package in dict.fromkeys((*verified, *(CALIBRATION_NATIVE if calibrated else ()))):
+                import_module(package)
+            return self._load(origin)
+
+    def _lower(
+        self, graph: Graph, origin: Origin, compilation: Compilation, pipeline: Pipeline, calibrated: bool
+    ) -> tuple[Graph | None, Report]:
+        """Run the passes; returns the model as it was before them, where it is wanted, and what they did."""
         from contextlib import nullcontext
 
-        from frontends.checkpoint.load import load
+        from ir.graph.copy import copied
         from passes.framework.manager import PassManager
 
-        calibrated = _calibrates(self.pipeline)
-        with held_interrupts():
-            self._import_native(calibrated)
-            graph = load(folder)
-        graph.metadata["name"] = _model_name(self.request.model)
-        self.warnings += [Diagnostic(**item) for item in graph.metadata.pop("warnings", ())]
-        context = self._context(folder, calibrated)
+        original = copied(graph) if self.request.verify != "none" else None
+        context = self._context(compilation.order, calibrated)
         self.clock.lap("read")
         self.listener.phase("running the passes")
         # A pipeline without calibration is over sooner than anybody could wait for it; the others can be stopped.
         with nullcontext() if calibrated else held_interrupts():
-            report = PassManager(self.pipeline, self.request.instruments).run(graph, context)
-        _require_lowered(graph, report)
+            report = PassManager(pipeline, self.request.instruments, registry=self.formats.registry).run(graph, context)
+        compilation.check(graph, report.pipeline)
         self.warnings += report.all_diagnostics()
         self.clock.lap("passes")
         if self.request.save_plan is not None:
             _save_plan(graph, self.request.save_plan)
-        return graph, report
+        return original, report
 
-    def _context(self, folder: Path, calibrated: bool) -> PassContext:
+    def _context(self, order: Order, calibrated: bool) -> PassContext:
         """What passes are given besides the graph."""
         from passes.framework.context import PassContext
 
         if not calibrated:
-            return PassContext(self.target, executor=self.pool)
+            return PassContext(order.target, executor=self.pool)
         from frontends.text.calibration_text import load_calibration
 
-        text = load_calibration(self.request.calibration, folder)
-        return PassContext(self.target, text, progress=self.listener.step, executor=self.pool)
+        text = load_calibration(self.request.calibration, self.request.tokenizer or order.origin.folder)
+        return PassContext(order.target, text, progress=self.listener.step, executor=self.pool)
 
-    def _emit(self, graph: Graph, staging: Path, folder: Path, tokenizer: TokenizerJob) -> Emission:
-        from backends.mnn.write.llm_folder import emit
-        from ir.base.store import default_store
-
-        self.listener.phase("writing the weights")
-        emission = emit(
-            graph,
-            staging,
-            tokenizer=tokenizer.result,
-            sampling=_generation_config(folder),
-            target=self.target,
-            settings=self._settings(graph),
-            executor=self.pool,
-            side=self.side,
-            progress=self.listener.weights,
-        )
-        self.warnings += default_store().take_warnings()
-        self.clock.lap("write")
-        return emission
-
-    def _settings(self, graph: Graph) -> Settings:
-        """What suits the stored widths, unless the request says otherwise."""
-        from backends.mnn.write.configs import recommend
-        from backends.mnn.write.llm_folder import Settings
-        from ir.facts.precision import PrecisionPlan
-
-        best = recommend(graph.facts[PrecisionPlan.name].storage.values())
-        memory = self.request.memory or best.memory
-        option = best.dynamic_option if memory == "low" else 0
-        return Settings(self.request.precision or best.precision, memory, self.request.threads, option)
-
-    def _verify(
-        self, graph: Graph, emission: Emission, folder: Path
-    ) -> tuple[Verification | None, dict[str, WeightError]]:
-        if self.request.verify == "none":
-            return None, {}
-        from backends.mnn.target.environments import installed_version
-        from backends.mnn.verify.logits import LEVELS, Subject, verify
-        from backends.mnn.verify.written_weights import read_back
-        from frontends.checkpoint.load import load
-
-        self.listener.phase("reading back what was written")
-        sample = QUICK_SAMPLE if self.request.verify == "quick" else None
-        errors = read_back(graph, emission.layout, emission.folder, self.pool, sample=sample)
-        self.clock.lap("read back")
-        encode = _encoder(folder)
-        text = encode(self.request.text.read_text(encoding="utf-8", errors="replace")) if self.request.text else []
-        subject = Subject(
-            emission.folder,
-            load(folder),
-            graph,
-            [ids for ids in map(encode, PROMPTS) if ids],
-            text,
-            emission.settings.as_run(),
-        )
-        verification = verify(
-            subject,
-            LEVELS[self.request.verify],
-            version=installed_version() or "unknown",
-            max_kl=self.request.kl_bar,
-            progress=self.listener.phase,
-        )
-        verification.require()
-        self.clock.lap("verify")
-        return verification, errors
-
-    def _contract(
-        self,
-        graph: Graph,
-        emission: Emission,
-        report: Report,
-        verification: Verification | None,
-        errors: Mapping[str, WeightError],
-    ) -> Contract:
+    def _contract(self, graph: Graph, compilation: Compilation, report: Report, folder: Path) -> Contract:
+        from backends.backend import Made
         from backends.contract import write
-        from backends.mnn.contract import make_contract
 
         self.listener.phase("writing the contract")
-        contract = make_contract(
-            graph,
-            emission,
-            target=self.target,
-            pipeline=report.pipeline,
-            passes=[(item.name, item.counts) for item in report.passes],
-            errors={name: (item.rms_relative, item.max_abs) for name, item in errors.items()},
-            measurements=verification.measurements if verification is not None else [],
-            warnings=self.warnings,
-            executor=self.pool,
-        )
+        passes = [(item.name, item.counts) for item in report.passes]
+        contract = compilation.contract(graph, Made(report.pipeline, passes, self.warnings))
         if self.request.guard:
             from backends.guard.write import add_guard
 
-            contract = add_guard(contract, emission.folder)
-        write(contract, emission.folder)
+            contract = add_guard(contract, folder)
+        write(contract, folder)
         self.clock.lap("contract")
         return contract
+
+
+def _own_source(origin: Origin) -> dict[str, SourceFile]:
+    """A model in one file is its own source."""
+    from hashlib import file_digest
+
+    from ir.facts.model_card import SourceFile
+
+    if not origin.path.is_file():
+        return {}
+    with origin.path.open("rb") as file:
+        digest = file_digest(file, "sha256").hexdigest()
+    return {origin.path.name: SourceFile(origin.path.stat().st_size, digest)}
 
 
 def _save_plan(graph: Graph, path: Path) -> None:
@@ -427,57 +420,3 @@ def _save_plan(graph: Graph, path: Path) -> None:
     from passes.precision.plan_file import write_plan
 
     write_plan(graph.facts[PrecisionPlan.name], path, graph.facts.get(Sensitivity.name))
-
-
-def _sample(folder: Path, verification: Verification | None) -> tuple[str, str] | None:
-    """The first prompt and what the runtime made of it."""
-    if verification is None or not verification.sample:
-        return None
-    from frontends.text.tokenizer import open_tokenizer
-
-    text = open_tokenizer(folder).decode(verification.sample, skip_special_tokens=True)
-    return PROMPTS[0], text
-
-
-def _encoder(folder: Path) -> Callable[[str], list[int]]:
-    from frontends.text.tokenizer import open_tokenizer
-
-    tokenizer = open_tokenizer(folder)
-    return lambda text: tokenizer.encode(text).ids
-
-
-def _generation_config(folder: Path) -> Mapping[str, Any]:
-    """The checkpoint's sampling defaults; empty when it has none.
-
-    Raises:
-        LadingError: U904 a file that is not a JSON object.
-    """
-    path = folder / "generation_config.json"
-    if not path.is_file():
-        return {}
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"), parse_int=whole)
-    except (ValueError, RecursionError, OSError) as error:
-        raise LadingError("U904", f"cannot be read as JSON: {error}", where=str(path)) from error
-    if not isinstance(data, dict):
-        raise LadingError("U904", "is not a JSON object", where=str(path))
-    return data
-
-
-def _model_name(model: str) -> str:
-    return Path(model).resolve().name if os.path.isdir(os.path.expanduser(model)) else model
-
-
-def _require_lowered(graph: Graph, report: Report) -> None:
-    """The pipeline must end in the form that the backend writes."""
-    from ir.verify.stages import INVARIANTS
-
-    problems = INVARIANTS["mnn"](graph)
-    if problems:
-        first = problems[0]
-        raise LadingError(
-            "U905",
-            f"this pipeline does not end in a graph that MNN can hold: {first.message}",
-            where=f"pipeline {report.pipeline}\n{first.where}",
-            hint="end it with legalize-mnn, as the pipeline 'default' does",
-        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -14,7 +15,7 @@ from rich.text import Text
 from tools.shared.cli import megabytes
 
 if TYPE_CHECKING:
-    from backends.mnn.verify.logits import Measurement
+    from backends.backend import Figures
     from tools.compile.job import Result
 
 
@@ -27,59 +28,84 @@ def result_data(result: Result) -> dict[str, Any]:
         "bits_per_weight": bits_per_weight(result),
         "seconds": {key: round(value, 3) for key, value in result.seconds.items()},
         "passes": [item.as_dict() for item in result.report.passes],
-        "plan": asdict(plan) if (plan := result.facts["precision-plan"].outcome) is not None else None,
+        "plan": asdict(plan) if (plan := _outcome(result)) is not None else None,
         "verified": [item.to_json() for item in result.contract.verified],
         "sample": {"prompt": result.sample[0], "continuation": result.sample[1]} if result.sample else None,
         "warnings": [item.as_dict() for item in result.warnings],
     }
 
 
-def bits_per_weight(result: Result) -> float:
-    """Stored bits of all matrices, scales and zeros included, per weight; matrices stored once count once."""
+def bits_per_weight(result: Result) -> float | None:
+    """Stored bits of all weights, scales and zeros included, per weight; weights stored once count once. None without
+    weights."""
     own = [item for item in result.contract.weights if item.shared_with is None]
-    weights = sum(item.shape[0] * item.shape[1] for item in own)
-    return 8 * sum(item.bytes for item in own) / weights
+    weights = sum(prod(item.shape) for item in own)
+    return 8 * sum(item.bytes for item in own) / weights if weights else None
+
+
+def _outcome(result: Result) -> Any:
+    """What was measured of the precision plan; None where there is none or it was not measured."""
+    plan = result.facts.get("precision-plan")
+    return plan.outcome if plan is not None else None
 
 
 def show_result(console: Console, result: Result, *, timing: bool = False) -> None:
     """Print the summary."""
     console.print(_summary(result))
-    if result.verification is not None:
-        console.print(_measurements(result))
+    if result.figures is not None:
+        console.print(Text(f"\n{result.figures.title}", style="italic"))
+        console.print(_measurements(result.figures))
     if timing:
         console.print(_timing(result))
     if result.sample is not None:
         prompt, continuation = result.sample
         text = Text.assemble((prompt, "dim"), continuation)
-        console.print(Panel(text, title="MNN continues the first prompt", title_align="left", border_style="dim"))
+        console.print(
+            Panel(text, title=f"{result.runtime} continues the first prompt", title_align="left", border_style="dim")
+        )
     for item in result.warnings:
         console.print(Text(str(item), style="yellow"))
     console.print(Text.assemble("written to ", (str(result.out), "bold")))
 
 
 def _summary(result: Result) -> Group:
-    contract, layout = result.contract, result.emission.layout
-    title = Text.assemble((contract.model.name, "bold"), f" for MNN {_span(contract.target.releases)}")
+    contract = result.contract
+    title = Text.assemble((contract.model.name, "bold"), f" for {result.runtime} {_span(contract.target.releases)}")
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column("", style="cyan")
     table.add_column("", overflow="fold")
     size = sum(item.bytes for item in contract.files)
-    model = contract.model
-    table.add_row("model", f"{model.family}, {model.layers} layers, {model.parameters:,} weights")
+    table.add_row("model", _model(result))
     table.add_row("passes", Text(result.report.pipeline.replace(",", ", ")))
-    table.add_row("stored as", _storages(result))
-    plan = result.facts["precision-plan"].outcome
+    if contract.weights:
+        table.add_row("stored as", _storages(result))
+    plan = _outcome(result)
     if plan is not None:
         kept = f"{plan.limit}: KL {plan.measured:.2g} on {plan.positions:,} held-out tokens, {plan.predicted:.2g} predicted"
         table.add_row("measured", Text(kept))
-    table.add_row("size", f"{megabytes(size)}, {bits_per_weight(result):.2f} bits per weight")
+    bits = bits_per_weight(result)
+    table.add_row("size", megabytes(size) + (f", {bits:.2f} bits per weight" if bits is not None else ""))
     inputs = [f"{item.name} {item.dtype}{item.shapes[0]}" for item in contract.signature.inputs]
     table.add_row("inputs", Text("\n".join(inputs)))
-    table.add_row("tokenizer", _tokenizer(result))
-    rate = sum(m.weight.rows * m.weight.columns for m in layout.matrices.values()) / max(result.seconds["write"], 1e-9)
-    steps = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in result.seconds.items() if name != "total")
-    table.add_row("time", f"{result.seconds['total']:.2f} s ({steps}); {rate / 1e6:,.0f} M weights/s written")
+    for word, text in result.lines:
+        table.add_row(word, text)
+    table.add_row("time", _time(result))
     return Group(title, table)
+
+
+def _model(result: Result) -> str:
+    model = result.contract.model
+    known = [model.family or "", f"{model.layers} layers" if model.layers else ""]
+    known.append(f"{model.parameters:,} weights" if model.parameters else "")
+    return ", ".join(filter(None, known)) or model.name
+
+
+def _time(result: Result) -> str:
+    steps = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in result.seconds.items() if name != "total")
+    weights = sum(prod(item.shape) for item in result.contract.weights)
+    seconds = result.seconds.get("write", 0.0)
+    rate = f"; {weights / seconds / 1e6:,.0f} M weights/s written" if weights and seconds else ""
+    return f"{result.seconds['total']:.2f} s ({steps}){rate}"
 
 
 def _storages(result: Result) -> str:
@@ -92,58 +118,13 @@ def _storages(result: Result) -> str:
     return "; ".join(f"{count} x {kind}" for kind, count in kinds.items())
 
 
-def _tokenizer(result: Result) -> str:
-    tokenizer = result.contract.tokenizer
-    if tokenizer is None:
-        return "none"
-    lines = []
-    for item in tokenizer.files:
-        inexact = next((row for row in tokenizer.inexact if set(row.releases) == set(item.releases)), None)
-        note = "exact" if inexact is None else "exact but for rare characters"
-        if item.file.endswith(".txt") and inexact is not None:
-            note = "approximate"
-            if inexact.of:
-                note = f"other ids for {inexact.differing} of {inexact.of} test strings"
-        lines.append(f"{item.file} for {_span(item.releases or result.contract.target.releases)}: {note}")
-    return "\n".join(lines)
-
-
-def _measurements(result: Result) -> Table:
-    release = result.verification.measurements[0].release
-    table = Table(
-        title=f"\nrun on MNN {release}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
-    )
-    for name in ("memory", "against", "rows", "max error", "KL", "top-1", "greedy", "perplexity"):
-        table.add_column(name, justify="left" if name in ("memory", "against") else "right", no_wrap=True)
-    rows: list[tuple[str, ...]] = []
-    for item in result.verification.measurements:
-        distance = item.distance
-        row = (
-            item.settings["memory"],
-            _AGAINST[item.reference],
-            str(distance.positions),
-            f"{distance.max_abs:.1e}",
-            f"{distance.kl:.1e}",
-            f"{distance.top1:.1%}",
-            _greedy(item),
-            "" if item.perplexity is None else f"{item.perplexity:.2f} ({item.perplexity_reference:.2f})",
-        )
-        # Without stored integers the shipped settings are those of exact arithmetic.
-        if row not in rows:
-            rows.append(row)
-            table.add_row(*row)
+def _measurements(figures: Figures) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in figures.columns:
+        table.add_column(name, justify="left" if name in figures.left else "right", no_wrap=True)
+    for row in figures.rows:
+        table.add_row(*row)
     return table
-
-
-_AGAINST = {"float": "float model", "decoded weights": "its weights", "runtime model": "prediction"}
-"""What a measurement compares with, in two words."""
-
-
-def _greedy(item: Measurement) -> str:
-    """Decoded tokens that the reference would have chosen too; left out where quantization made texts part ways."""
-    if item.reference != "decoded weights" and item.decode_equal < item.decode_tokens:
-        return ""
-    return f"{item.decode_equal}/{item.decode_tokens}"
 
 
 def _timing(result: Result) -> Table:

@@ -126,10 +126,11 @@ def make_job(model: str | None, specs: Any, options: Mapping[str, Any]) -> Job:
     Raises:
         LadingError: what is wrong with the checkpoint, the target, the texts or the limits, and U906 without a runtime.
     """
+    from backends.mnn.backend import PROMPTS
     from backends.mnn.target.environments import installed_version
     from backends.mnn.target.releases import target as find_target
     from frontends.checkpoint.hub import resolve
-    from tools.compile.job import EXAMPLE, PROMPTS, example_checkpoint
+    from tools.compile.job import EXAMPLE, example_checkpoint
 
     rule = Rule(parse_size(options["budget_size"]) if options["budget_size"] else None, options["max_kl"])
     find_target(options["target"])
@@ -168,12 +169,11 @@ def _file_name(model: str) -> str:
 def _text(folder: Path, options: Mapping[str, Any]) -> Text:
     """The text that is named, else the example's own, else the packaged sample's held-out part."""
     from frontends.checkpoint.load import load
+    from ir.facts.model_card import ModelCard
     from tools.compile.job import EXAMPLE
     from tools.ladder.text import read_text, sample_text
 
-    metadata = load(folder).metadata
-    steady = metadata["rope"]["steady"]
-    width = min(options["window"], metadata["context"], *([] if steady is None else [steady]))
+    width = min(options["window"], ModelCard.of(load(folder)).steady_context or options["window"])
     if options["text"] is not None:
         return read_text(options["text"], "file", folder, options["windows"], width)
     own = folder / "evaluation.txt"

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from backends.mnn.run.native import ModelRun
     from ir.evaluate.divergence import Distance
     from ir.evaluate.evaluator import Evaluator
+    from ir.facts.model_card import ModelCard
     from ir.graph.graph import Graph
 
 FORMAT = 2
@@ -100,12 +101,19 @@ class Source:
 
         return load(self.folder)
 
+    @property
+    def card(self) -> ModelCard:
+        """What is known of the model."""
+        from ir.facts.model_card import ModelCard
+
+        return ModelCard.of(self.graph)
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 (hex) of everything that the references are made from: configuration, weights, tokenizer,
         template."""
         texts = (path.name for kind in ("*.json", "*.jinja") for path in self.folder.glob(kind))
-        names = {*self.graph.metadata["sources"], *texts}
+        names = {*self.card.sources, *texts}
         return digest_of(self.folder, names)
 
     @cached_property
@@ -113,16 +121,15 @@ class Source:
         """Sample token ids within the context: half of them text, half from all over the vocabulary."""
         from backends.mnn.tokenizer.write_files import SAMPLES
 
-        count = min(TOKENS, self.graph.metadata["context"])
+        count = min(TOKENS, self.card.context or TOKENS)
         text = [token for ids in self._encode(SAMPLES) for token in ids][: count // 2]
         rng = np.random.default_rng(5)
-        return text + [int(token) for token in rng.integers(0, self.graph.metadata["vocab_size"], count - len(text))]
+        return text + [int(token) for token in rng.integers(0, self.card.vocab_size, count - len(text))]
 
     @cached_property
     def steady(self) -> int:
         """Sequences up to this length have the same logits however they are cut into calls."""
-        limit = self.graph.metadata["rope"].get("steady")
-        return len(self.ids) if limit is None else min(limit, len(self.ids))
+        return min(len(self.ids), self.card.steady_context or len(self.ids))
 
     @cached_property
     def token_ids(self) -> list[list[int]]:
@@ -201,9 +208,9 @@ class Artefact:
     @cached_property
     def narrowest(self) -> int:
         """Fewest bits of a stored weight; embedding rows that are stored as half floats without loss count as 32."""
-        dtypes = self.source.graph.metadata["dtypes"]
+        dtypes = self.source.card.dtypes
         return min(
-            32 if item.layout == "rows-bf16" and (item.method == "split" or dtypes == ["bf16"]) else item.bits
+            32 if item.layout == "rows-bf16" and (item.method == "split" or dtypes == ("bf16",)) else item.bits
             for item in (weight.storage for weight in self.contract.weights)
         )
 
@@ -228,7 +235,7 @@ class Artefact:
         evaluator, model = self._stored
         numbers = np.array(list(ids))
         feeds = evaluator.graph.facts["dynamic-inputs"].feeds(evaluator.graph, numbers)
-        hidden = self.source.graph.metadata["hidden_size"]
+        hidden = self.source.card.hidden_size
         # An embedding that must stay exact comes as several rows, whose sum it is.
         parts = model.embedding_rows(numbers).reshape(len(numbers), -1, hidden)
         feeds["input_ids"] = np.add.reduce(parts, axis=1, keepdims=True)
@@ -363,7 +370,7 @@ class _Judge:
         return {**_check(ok, note), "form": form, "differing": differing, "of": len(got)}
 
     def _tokens_in_range(self, got: Sequence[Sequence[int]]) -> dict[str, Any]:
-        size = self.artefact.source.graph.metadata["vocab_size"]
+        size = self.artefact.source.card.vocab_size
         wild = sum(any(not 0 <= token < size for token in ids) for ids in got)
         note = (
             f"{wild} of {len(got)} texts get ids outside the vocabulary"
@@ -381,7 +388,7 @@ class _Judge:
 
     def _shipped(self) -> dict[str, Any]:
         """The settings that are written into the configuration: the numbers must be near the float model's."""
-        from backends.mnn.verify.logits import KL_BARS
+        from backends.bars import KL_BARS
 
         assert self.shipped is not None
         result = self.shipped.results[0]

@@ -86,7 +86,7 @@ def run_matrix(matrix: Matrix, rows: Iterator[Row], job: Job) -> None:
 
 
 def _submit(matrix: Matrix, row: Row, job: Job, pool: ThreadPoolExecutor) -> Iterator[Any]:
-    from backends.mnn.contract import compiler_version
+    from backends.described import compiler_version
     from tools.matrix.cell import FORMAT, this_platform
 
     matrix.rows.append(row)

@@ -69,7 +69,7 @@ def show_matrix(console: Console, matrix: Matrix) -> None:
 
 def matrix_data(matrix: Matrix) -> dict[str, Any]:
     """All results as JSON-able data."""
-    from backends.mnn.contract import compiler_version
+    from backends.described import compiler_version
     from tools.matrix.cell import this_platform
 
     cells = [
@@ -104,7 +104,7 @@ def markdown_page(matrix: Matrix, made: str) -> str:
         matrix: what was run.
         made: date of the run.
     """
-    from backends.mnn.contract import compiler_version
+    from backends.described import compiler_version
     from backends.mnn.verify.logits import EXACT_BAR
     from tools.matrix.cell import this_platform
 

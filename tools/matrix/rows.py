@@ -200,7 +200,7 @@ def _checkpoint(model: Path, source: Path, contract: Contract) -> Source:
     from tools.matrix.cell import Source
 
     checkpoint = Source(source)
-    if checkpoint.graph.metadata["sources"]["config.json"]["sha256"] != contract.config_digest:
+    if checkpoint.card.config_digest != contract.config_digest:
         raise LadingError("U974", f"{model} was not compiled from {source}", where=str(source / "config.json"))
     return checkpoint
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,7 @@ class FolderSource(Source):
         from backends.mnn.read.model_folder import Subject
         from backends.mnn.target.releases import target
         from backends.mnn.write.rewritten_folder import describe, require_readable
+        from ir.facts.model_card import ModelCard
         from tools.repair.command import lifted
 
         subject = Subject(self.folder)
@@ -48,20 +50,21 @@ class FolderSource(Source):
         graph, _ = lifted(subject, target("portable"))
         with ThreadPoolExecutor(1) as pool:
             describe(graph, subject, pool)
-        graph.metadata |= {"context": graph.metadata["context"] or LONGEST, "rope": {}, "dtypes": []}
+        card = ModelCard.of(graph)
+        graph.set_fact(card.name, replace(card, context=card.context or LONGEST))
         return graph
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 (hex) of the files that are read."""
-        return digest_of(self.folder, self.graph.metadata["sources"])
+        return digest_of(self.folder, self.card.sources)
 
     @cached_property
     def ids(self) -> list[int]:
         """Token ids from all over the vocabulary, within the context."""
         rng = np.random.default_rng(5)
-        count = min(TOKENS, self.graph.metadata["context"])
-        return [int(token) for token in rng.integers(0, self.graph.metadata["vocab_size"], count)]
+        count = min(TOKENS, self.card.context or TOKENS)
+        return [int(token) for token in rng.integers(0, self.card.vocab_size, count)]
 
     @cached_property
     def _evaluator(self) -> Evaluator:

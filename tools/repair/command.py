@@ -210,6 +210,7 @@ def _write_contract(
     guard: bool,
     pool: ThreadPoolExecutor,
 ) -> None:
+    from backends.backend import Made
     from backends.contract import write
     from backends.guard.write import add_guard
     from backends.mnn.contract import make_contract
@@ -218,11 +219,9 @@ def _write_contract(
         graph,
         emission,
         target=chosen,
-        pipeline=report.pipeline,
-        passes=[(item.name, item.counts) for item in report.passes],
+        made=Made(report.pipeline, [(item.name, item.counts) for item in report.passes]),
         errors={},
         measurements=measured,
-        warnings=(),
         executor=pool,
     )
     if guard:

@@ -139,8 +139,10 @@ def _not_run(found: Outcome, runs: Runs, level: Verify) -> Outcome:
 def _sample(graph: Graph) -> list[int]:
     import numpy as np
 
-    count = min(TOKENS, graph.metadata["context"] or TOKENS)
-    return [int(token) for token in np.random.default_rng(3).integers(0, graph.metadata["vocab_size"], count)]
+    from ir.facts.model_card import ModelCard
+
+    count = min(TOKENS, ModelCard.of(graph).context or TOKENS)
+    return [int(token) for token in np.random.default_rng(3).integers(0, ModelCard.of(graph).vocab_size, count)]
 
 
 def _compare_with_stored(

@@ -1,65 +1,32 @@
-"""Opening and writing graphs of any format, built in or from plugins: by suffix, or by the name of a frontend or
-backend.
+"""The one way in and out for graphs of every format, built in or from plugins: by what a frontend recognises, by
+suffix, or by name.
 
-A *frontend* is any object with ``suffixes`` (such as ``(".edges",)``) and ``load(path) -> Graph``; a *backend* has
-``suffixes`` and ``write(graph, path)``. Modules will do. Plugins list theirs in the tables ``frontends`` and
-``backends`` of `passes.framework.registry.Plugin`.
+Rows of the tables ``frontends`` and ``backends`` are described in `frontends.frontend` and `backends.backend`.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from backends.backend import Backend, Origin, emits
+from frontends.frontend import FRONTENDS, STANDARD, Frontend
 from ir.base.diag import LadingError, suggest
 from ir.graph.graph import Graph
 from passes.framework.registry import BUILT_IN, Registry, default_registry
 
-STANDARD = "-"
-"""Standard input or output in place of a file."""
 TEXT, ONNX, CHECKPOINT = "lading", "onnx", "checkpoint"
 
 
-class Frontend(Protocol):
-    """Reads one format."""
+class TextFile(Backend):
+    """The text form of the IR."""
 
-    suffixes: tuple[str, ...]
-
-    def load(self, path: str) -> Graph:
-        """The graph of a file or folder; LadingError for what is wrong with it."""
-
-
-class Backend(Protocol):
-    """Writes one format."""
-
-    suffixes: tuple[str, ...]
-
-    def write(self, graph: Graph, path: Path) -> None:
-        """Write a graph; LadingError when that is not possible."""
-
-
-class _Text:
     suffixes = (".lading",)
 
-    @staticmethod
-    def load(path: str) -> Graph:
-        """Read the text form, ``-`` from standard input; relative paths in it are relative to its folder."""
-        from ir.text.parser import parse
-
-        if path == STANDARD:
-            return parse(sys.stdin.read(), source="standard input")
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-            raise LadingError("U910", f"cannot read the graph: {reason}", path) from None
-        return parse(text, base=Path(path).parent, source=path)
-
-    @staticmethod
-    def write(graph: Graph, path: Path) -> None:
+    def write(self, graph: Graph, path: Path) -> None:
         """Write the text form, large inline constants to a ``.bin`` file beside it."""
         from passes.framework.instruments import write_graph
 
@@ -69,42 +36,8 @@ class _Text:
             raise LadingError("P364", str(error), str(path), "write to another name") from None
 
 
-class _Onnx:
-    suffixes = (".onnx",)
-
-    @staticmethod
-    def load(path: str, free_inputs: bool = False) -> Graph:
-        """Read an ONNX model; tensors that nothing produces are errors, or inputs when asked."""
-        from frontends.onnx.load import load
-
-        return load(path, free="input" if free_inputs else "error")
-
-    @staticmethod
-    def write(graph: Graph, path: Path) -> None:
-        """Write an ONNX model, large constants to a ``.data`` file where one file cannot hold them."""
-        from concurrent.futures import ThreadPoolExecutor
-
-        from backends.onnx.write import write
-        from ir.quant.weight import keep_all
-
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            keep_all((value.const for value in graph.consts.values() if value.const is not None), pool)
-        write(graph, path)
-
-
-class _Checkpoint:
-    suffixes = ()
-
-    @staticmethod
-    def load(path: str) -> Graph:
-        """Read a Hugging Face checkpoint: a folder or a hub name."""
-        from frontends.checkpoint.load import load
-
-        return load(path)
-
-
-FRONTENDS: dict[str, Any] = {TEXT: _Text, ONNX: _Onnx, CHECKPOINT: _Checkpoint}
-BACKENDS: dict[str, Any] = {TEXT: _Text, ONNX: _Onnx}
+BACKENDS: dict[str, Any] = {TEXT: TextFile()}
+"""Backends that need no runtime."""
 
 
 class Formats:
@@ -128,11 +61,11 @@ class Formats:
                 raise LadingError("P331", message, package, f"rename it in {package}")
         return {**built_in, **added}
 
-    def frontend(self, name: str) -> Frontend:
+    def frontend(self, name: str) -> Any:
         """The frontend of a name; LadingError U911 when there is none, U912 when it is malformed."""
         return self._named("frontends", name, "load")
 
-    def backend(self, name: str) -> Backend:
+    def backend(self, name: str) -> Any:
         """The backend of a name; LadingError U911 when there is none, U912 when it is malformed."""
         return self._named("backends", name, "write")
 
@@ -147,42 +80,47 @@ class Formats:
             return found
         package = self.registry.package(name, table)
         if isinstance(found, str):
-            found = known[name] = self.registry.imported(found, package)
+            found = self.registry.imported(found, package)
+            found = known[name] = found() if isinstance(found, type) else found
         if not callable(getattr(found, method, None)) or not isinstance(getattr(found, "suffixes", None), tuple):
             message = f"the {what} {name!r} is malformed: it needs {method}() and a tuple of suffixes"
             raise LadingError("U912", message, package, f"update or uninstall {package}")
         return found
 
-    def _of_suffix(self, table: str, suffix: str) -> list[str]:
-        named = self.frontend if table == "frontends" else self.backend
-        return [name for name in getattr(self, table) if suffix in named(name).suffixes]
-
     # ---- choosing ----
 
-    def frontend_for(self, source: str) -> str:
-        """Name of the frontend of a file, folder or hub name; LadingError U911 or U913 when that is not clear."""
-        path = Path(source).expanduser()
-        suffix = path.suffix.lower()
-        if source == STANDARD:
-            return TEXT
-        found = self._of_suffix("frontends", suffix) if suffix else []
-        if len(found) == 1 and not path.is_dir():
+    def frontend_for(self, source: str, otherwise: str = "") -> str:
+        """Name of the frontend of a file, folder or hub name.
+
+        A frontend of a plugin comes before that of checkpoints, which takes every folder.
+
+        Args:
+            source: a path, ``-``, or a hub name.
+            otherwise: the frontend of what no frontend recognises.
+
+        Raises:
+            LadingError: U910, U911 or U913 when that is not clear.
+        """
+        found = [name for name in self.frontends if _recognises(self.frontend(name), source)]
+        found = [name for name in found if name != CHECKPOINT] or found
+        if len(found) == 1:
             return found[0]
-        if len(found) > 1:
+        if found:
             raise self._several("frontends", source, found, "--from")
-        if path.is_dir() or (not path.exists() and source.count("/") == 1 and not source.startswith((".", "/", "~"))):
-            return CHECKPOINT
+        if otherwise:
+            return otherwise
+        path = Path(source).expanduser()
         if not path.exists():
             raise LadingError("U910", "there is no such file or folder", source)
         hint = f"name the frontend with --from; there are {', '.join(sorted(self.frontends))}"
-        raise LadingError("U911", f"no frontend reads files that end in {suffix!r}", source, hint)
+        raise LadingError("U911", f"no frontend reads files that end in {path.suffix.lower()!r}", source, hint)
 
     def backend_for(self, target: str) -> str:
         """Name of the backend of a file name; text for standard output; LadingError U911 or U913 otherwise."""
         if target == STANDARD:
             return TEXT
         suffix = Path(target).suffix.lower()
-        found = self._of_suffix("backends", suffix) if suffix else []
+        found = [name for name in self.backends if suffix and suffix in self.backend(name).suffixes]
         if not found:
             hint = f"name the backend with --to; there are {', '.join(sorted(self.backends))}"
             raise LadingError("U911", f"no backend writes files that end in {suffix!r}", target, hint)
@@ -196,25 +134,77 @@ class Formats:
         message = f"several {table} take {Path(where).suffix!r} files: {', '.join(owners)}"
         return LadingError("U913", message, where, f"choose with {option}")
 
+    # ---- what compile emits to ----
+
+    def emitter(self, name: str) -> Backend:
+        """The backend of a name that ``compile`` can emit to; LadingError U911 or U912 when there is none."""
+        found = self.backend(name)
+        if emits(found):
+            return found
+        hint = f"compile emits to {', '.join(self.emitters())}; other formats are written by lading opt"
+        raise LadingError("U911", f"compile cannot emit to the backend {name!r}", hint=hint)
+
+    def emitters(self) -> list[str]:
+        """Names of the backends that ``compile`` can emit to."""
+        return [name for name in sorted(self.backends) if emits(self.backend(name))]
+
+    def emitter_of_frontend(self, frontend: str) -> str | None:
+        """The backend that models of a frontend are compiled for; None where the model itself decides."""
+        return self._first(lambda backend: frontend in backend.frontends)
+
+    def emitter_of(self, graph: Graph) -> str:
+        """The backend that a graph is compiled for; LadingError U911 when no backend takes it."""
+        found = self._first(lambda backend: backend.accepts(graph))
+        if found is None:
+            hint = f"choose with --to; there are {', '.join(self.emitters())}"
+            raise LadingError("U911", "no backend takes a model like this one", graph.name, hint)
+        return found
+
+    def _first(self, fits: Callable[[Backend], bool]) -> str | None:
+        return next((name for name in self.emitters() if fits(self.backend(name))), None)
+
     # ---- doing ----
 
-    def read(self, source: str, name: str | None = None, *, free_inputs: bool = False) -> Graph:
+    def locate(self, source: str, name: str | None = None, **options: Any) -> Origin:
+        """Where the model of a source lies, brought to this machine where it is not there yet.
+
+        Args:
+            source: a path or a hub name.
+            name: the frontend; None chooses by what recognises it, and checkpoints are looked for in what nothing does.
+            options: as in `read`.
+        """
+        chosen = name or self.frontend_for(source, otherwise=CHECKPOINT)
+        frontend = self.frontend(chosen)
+        path = frontend.locate(source, **self._options(chosen, options)) if hasattr(frontend, "locate") else None
+        path = path or Path(source).expanduser()
+        title = path.resolve().name if path.is_dir() else path.stem
+        return Origin(source, chosen, path, title if os.path.exists(os.path.expanduser(source)) else source)
+
+    def read(self, source: str, name: str | None = None, *, otherwise: str = "", **options: Any) -> Graph:
         """The graph of a source: a path, ``-``, or a hub name.
 
         Args:
             source: where the graph is.
-            name: the frontend; None chooses by suffix.
-            free_inputs: let tensors of an ONNX model that nothing produces be inputs; no other format has such.
+            name: the frontend; None chooses by what recognises the source.
+            otherwise: the frontend of what none recognises.
+            options: what some frontends understand; others have nothing that it could change. ``free_inputs``: let
+                tensors of an ONNX model that nothing produces be inputs; ``base``: folder of its external data;
+                ``revision``: state of a hub repository.
         """
-        chosen = name or self.frontend_for(source)
+        chosen = name or self.frontend_for(source, otherwise)
         if source == STANDARD and chosen != TEXT:
             raise LadingError("U914", f"the frontend {chosen!r} cannot read standard input", hint="give a file")
         path = source if source == STANDARD else os.path.expanduser(source)
-        graph = _Onnx.load(path, free_inputs) if chosen == ONNX else self.frontend(chosen).load(path)
+        graph = self.frontend(chosen).load(path, **self._options(chosen, options))
         if not isinstance(graph, Graph):
             package = self.registry.package(chosen, "frontends")
             raise LadingError("U912", f"the frontend {chosen!r} did not return an ir.graph.graph.Graph", package)
         return graph
+
+    def _options(self, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Those options that a frontend understands."""
+        known = getattr(self.frontend(name), "options", ())
+        return {key: value for key, value in options.items() if key in known}
 
     def write(self, graph: Graph, target: str, name: str | None = None) -> None:
         """Write a graph to a path, or as text to ``-``.
@@ -234,6 +224,14 @@ class Formats:
         from ir.text.printer import print_graph
 
         sys.stdout.write(print_graph(graph))
+
+
+def _recognises(frontend: Any, source: str) -> bool:
+    own = getattr(frontend, "recognises", None)
+    if own is not None:
+        return bool(own(source))
+    path = Path(source).expanduser()
+    return path.suffix.lower() in frontend.suffixes and not path.is_dir()
 
 
 __all__ = ["BACKENDS", "CHECKPOINT", "FRONTENDS", "ONNX", "STANDARD", "TEXT", "Backend", "Formats", "Frontend"]

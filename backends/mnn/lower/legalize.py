@@ -44,7 +44,7 @@ class LegalizeMnn(Pass):
     """
 
     name = "legalize-mnn"
-    requires = ("signature", "quantized")
+    requires = ("quantized",)
     establishes = ("mnn",)
 
     def run(self, graph: Graph, ctx: PassContext) -> Mapping[str, int]:
@@ -181,7 +181,11 @@ def _attention(node: Node, low: Lowering) -> None:
     v4 = low.reshape(v, (one, seq, kv_heads, v.shape[-1] // kv_heads))
     mask = node.input(3)
     if mask is None:
-        mask = low.graph.value(low.graph.facts[DynamicInputs.name].find("attention-mask").input)
+        fact: DynamicInputs | None = low.graph.facts.get(DynamicInputs.name)
+        fed = fact.find("attention-mask") if fact is not None else None
+        if fed is None:
+            raise _no_form(node, "MNN's attention needs a mask that the runtime feeds; discover-inputs declares it")
+        mask = low.graph.value(fed.input)
     low.replace(node.output, low.add("Attention", [q4, k4, v4, mask], node.output.type))
 
 

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from backends.bars import KL_BARS
 from backends.mnn.lower.simulated import integer_weight, simulated
 from backends.mnn.run.native import EXACT_CONFIG, run_model
 from backends.mnn.write.configs import config_for
@@ -26,6 +27,7 @@ from ir.base.diag import Diagnostic, LadingError
 from ir.evaluate.divergence import Distance, DistanceMeter, PairedLoss, PairedLossMeter, PerplexityMeter
 from ir.evaluate.evaluator import Evaluator
 from ir.facts.inputs import DynamicInputs
+from ir.facts.model_card import ModelCard
 from ir.facts.precision import PrecisionPlan
 from ir.graph.graph import Graph
 
@@ -35,15 +37,15 @@ MEMORY_LIMIT = 256 << 20
 LOGITS_LIMIT = 256 << 20
 """Bytes of one set of logits of the perplexity text that is held at once; there are up to five sets."""
 
+LONGEST = 2048
+"""Tokens of a sequence of a model that does not say how long its sequences may be."""
+
 WINDOW = 256
 """Tokens per window of the perplexity text; each window starts from an empty cache."""
 
 EXACT_BAR = 1e-3
 """Largest allowed logit error, per unit of the larger of 1 and a tenth of the largest logit, against decoded
 weights."""
-
-KL_BARS = {32: 1e-5, 16: 1e-3, 8: 0.02, 7: 0.04, 6: 0.08, 5: 0.2, 4: 0.6, 3: 3.0, 2: float("inf")}
-"""Largest allowed mean KL divergence from the float model, by the narrowest width of a layer."""
 
 ACTIVATION_BAR = 0.15
 """Largest allowed difference of measured and predicted activation loss, relative to the predicted one; besides, five
@@ -252,7 +254,7 @@ class _Work:
         width = min(WINDOW, self.context)
         cuts = range(0, len(subject.text) - width + 1, width)
         windows = [list(subject.text[cut : cut + width]) for cut in cuts][: level.windows]
-        step = max(1, LOGITS_LIMIT // (4 * subject.original.metadata["vocab_size"] * width))
+        step = max(1, LOGITS_LIMIT // (4 * subject.original.outputs[0].shape[-1] * width))
         self.window_groups = [windows[start : start + step] for start in range(0, len(windows), step)]
         self.first_windows = self.window_groups[0] if windows else []
         self.option = int(subject.settings.get("dynamic_option", 0))
@@ -452,8 +454,7 @@ def _steady_context(graph: Graph) -> int:
     Ropes whose frequencies change with the length leave cached keys as they were rotated, so beyond that length
     decoding through the cache and reading at once differ by design.
     """
-    context, steady = graph.metadata["context"], graph.metadata["rope"]["steady"]
-    return context if steady is None else min(context, steady)
+    return ModelCard.of(graph).steady_context or LONGEST
 
 
 def _logits(graph: Graph, feeds: Sequence[Mapping[str, np.ndarray]]) -> list[np.ndarray]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from backends.mnn.card import completed
 from backends.mnn.target.releases import RELEASES
 from backends.mnn.write.weight_layout import Layout, Matrix
 from ir.facts.inputs import DynamicInputs
@@ -124,18 +125,19 @@ def model_config(graph: Graph, layout: Layout, template: Mapping[str, str]) -> d
         template: ``chat_template``, ``bos`` and ``eos`` as far as the checkpoint has them.
     """
     fact: DynamicInputs = graph.facts[DynamicInputs.name]
-    meta = graph.metadata
+    card = completed(graph)
     rows = graph.value(fact.find("embedding-rows").input)  # type: ignore[union-attr]
     config: dict[str, Any] = {
-        "model_type": meta["model_type"],
+        "model_type": card.model_type,
         # The width of an embedding row, which is a multiple of the model's when the rows come in exact parts.
         "hidden_size": rows.shape[-1],
-        "layer_nums": meta["num_layers"],
+        "layer_nums": card.layers,
         "attention_mask": "float",
         "attention_type": "full",
         "is_mrope": False,
-        "max_position_embeddings": meta["max_position"],
+        "max_position_embeddings": card.max_position,
     }
+    config = {key: value for key, value in config.items() if value is not None}
     windows = [window for window in fact.windows if window]
     if windows:
         config |= {"attention_type": "mix", "sliding_window": windows[0]}

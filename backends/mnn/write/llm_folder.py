@@ -55,6 +55,10 @@ class Emission:
         settings: runtime settings written into the configuration.
         tokenizer: what was written of the tokenizer.
         seconds: time by step.
+        declared: inputs that the original declared itself.
+        declared_by: who found the others.
+        copied_table: embedding rows were copied as they were.
+        backend_type: backend written into the configuration.
     """
 
     folder: Path
@@ -63,6 +67,10 @@ class Emission:
     settings: Settings
     tokenizer: TokenizerFiles | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    declared: tuple[str, ...] = ()
+    declared_by: str = "discover-inputs"
+    copied_table: bool = False
+    backend_type: str = "cpu"
 
 
 def emit(

@@ -10,6 +10,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
+from backends.mnn.card import ATTENTION, sizes
 from backends.mnn.doctor.files import tie_numbers
 from backends.mnn.lower.fit import check_storage, fit
 from backends.mnn.read.model_folder import Subject
@@ -25,6 +26,7 @@ from backends.mnn.write.net_json import build_net
 from backends.mnn.write.weight_file import embedding_jobs, fill, weight_jobs
 from backends.mnn.write.weight_layout import Layout, plan_layout
 from ir.base.diag import LadingError
+from ir.facts.model_card import ModelCard, SourceFile
 from ir.graph.graph import Graph
 
 _CAMEL = {
@@ -39,9 +41,6 @@ _DEFAULTS = {"memory": "low", "precision": "low", "thread_num": 4, "backend_type
 _LEVELS = ("low", "normal", "high")
 _TEXT_KINDS = {0: "sentencepiece", 1: "tiktoken", 2: "bert", 3: "bpe"}
 """What the types of a text tokenizer are."""
-
-ATTENTION = ("mnn.Attention", "mnn.PackedAttention")
-"""Operators that keep keys and values."""
 
 
 def require_readable(subject: Subject) -> None:
@@ -61,29 +60,20 @@ def require_readable(subject: Subject) -> None:
 
 
 def describe(graph: Graph, subject: Subject, executor: Executor) -> None:
-    """Note in the metadata of a lifted graph what a contract tells of the model; what nobody knows is left out."""
+    """Record on a lifted graph what its directory tells of the model; what nobody knows is left out."""
     llm = subject.llm_config.values
     context, family = llm.get("max_position_embeddings"), llm.get("model_type")
     common = (subject.logits_layer or {}).get("main", {}).get("common", {})
-    attention = [node for node in graph.nodes if node.op in ATTENTION]
-    heads = kv_heads = size = 0
-    shapes = [value.shape for value in attention[0].inputs[:2]] if attention else []
-    if all(shape is not None and len(shape) == 4 for shape in shapes) and shapes:
-        (*_, heads, size), (*_, kv_heads, _) = shapes
-    graph.metadata |= {
-        "name": subject.folder.resolve().name,
-        "family": family if isinstance(family, str) and family else None,
-        "num_layers": len(attention),
-        "hidden_size": common.get("inputCount") or graph.value("input_ids").shape[-1],
-        "heads": heads,
-        "kv_heads": kv_heads,
-        "head_dim": size,
-        "vocab_size": common.get("outputCount") or graph.outputs[0].shape[-1],
-        "context": context if type(context) is int and context > 0 else None,
-        "sources": dict(executor.map(lambda path: _source(path, subject.folder), _read_files(subject))),
-        "declared_inputs": tuple(subject.inputs),
-        "declared_by": "repair",
-    }
+    card = ModelCard(
+        title=subject.folder.resolve().name,
+        family=family if isinstance(family, str) and family else None,
+        hidden_size=common.get("inputCount") or graph.value("input_ids").shape[-1],
+        **sizes(graph),
+        vocab_size=common.get("outputCount") or graph.outputs[0].shape[-1],
+        context=context if type(context) is int and context > 0 else None,
+        sources=dict(executor.map(lambda path: _source(path, subject.folder), _read_files(subject))),
+    )
+    graph.set_fact(card.name, card)
 
 
 def _read_files(subject: Subject) -> list[Path]:
@@ -100,19 +90,19 @@ def _read_files(subject: Subject) -> list[Path]:
     return sorted(path for path in paths | set(_others(subject)) if path.is_file())
 
 
-def _source(path: Path, folder: Path) -> tuple[str, dict[str, Any]]:
+def _source(path: Path, folder: Path) -> tuple[str, SourceFile]:
     whole, root = path.resolve(), folder.resolve()
     name = whole.relative_to(root).as_posix() if whole.is_relative_to(root) else whole.name
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return name, {"bytes": path.stat().st_size, "content_sha256": digest}
+    return name, SourceFile(path.stat().st_size, digest)
 
 
 def rewrite(graph: Graph, subject: Subject, folder: Path, target: MnnTarget, executor: Executor) -> Emission:
     """Write the directory of a lifted graph.
 
     Args:
-        graph: an MNN-legal graph with the metadata of `describe`; its table ``embedding``, if any, holds the embedding
+        graph: an MNN-legal graph with the card of `describe`; its table ``embedding``, if any, holds the embedding
             rows.
         subject: the model it was lifted from.
         folder: an existing empty directory.
@@ -127,6 +117,7 @@ def rewrite(graph: Graph, subject: Subject, folder: Path, target: MnnTarget, exe
     check_storage(layout, target)
     net = build_net(graph, layout)
     emission = Emission(folder, layout, {configs.MODEL: "model", configs.WEIGHTS: "weights"}, Settings())
+    emission.declared, emission.declared_by = tuple(subject.inputs), "repair"
     path = folder / configs.WEIGHTS
     fill(path, layout.nbytes, weight_jobs(layout, path), executor)
     if layout.embedding_file is not None:
@@ -135,7 +126,7 @@ def rewrite(graph: Graph, subject: Subject, folder: Path, target: MnnTarget, exe
         fill(path, 2 * table.rows * table.columns, embedding_jobs(table, path), executor)
         emission.roles[configs.EMBEDDING] = "embedding"
     json_to_mnn(net, folder / configs.MODEL)
-    _copy_others(graph, subject, emission)
+    _copy_others(subject, emission)
     emission.tokenizer = _tokenizers(subject, folder, target)
     names = (emission.tokenizer.exact, emission.tokenizer.text)
     emission.roles |= dict.fromkeys(filter(None, names), "tokenizer")
@@ -150,7 +141,7 @@ def _others(subject: Subject) -> list[Path]:
     return [path for path in sorted(subject.folder.iterdir()) if path.is_file() and path.name in named - skip]
 
 
-def _copy_others(graph: Graph, subject: Subject, emission: Emission) -> None:
+def _copy_others(subject: Subject, emission: Emission) -> None:
     """Copy quantized embedding rows of their own, and what else the configuration names."""
     for path in _others(subject):
         shutil.copy(path, emission.folder / path.name)
@@ -162,7 +153,7 @@ def _copy_others(graph: Graph, subject: Subject, emission: Emission) -> None:
         raise LadingError("B742", f"there are no embedding rows: {source.name} is missing", where=str(subject.folder))
     shutil.copy(source, emission.folder / configs.EMBEDDING)
     emission.roles[configs.EMBEDDING] = "embedding"
-    graph.metadata["copied_table"] = True
+    emission.copied_table = True
 
 
 def _tokenizers(subject: Subject, folder: Path, target: MnnTarget) -> TokenizerFiles:
@@ -222,7 +213,7 @@ def _write_configs(graph: Graph, subject: Subject, emission: Emission) -> None:
         config["tokenizer_file"] = tokenizer_file
         write_json(emission, name, config | _sampling(config), "config")
     write_json(emission, configs.LLM_CONFIG, llm, "llm_config")
-    graph.metadata["backend_type"] = settings["backend_type"]
+    emission.backend_type = settings["backend_type"]
     emission.settings = Settings(
         settings["precision"], settings["memory"], settings["thread_num"], settings.get("dynamic_option", 0)
     )

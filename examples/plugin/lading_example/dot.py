@@ -9,8 +9,8 @@ from ir.base.diag import LadingError
 from ir.graph.graph import Graph
 
 
-class Backend:
-    """What Lading needs: suffixes and write."""
+class DotFile:
+    """What ``lading opt`` needs: suffixes and write."""
 
     suffixes = (".dot",)
 

@@ -21,8 +21,8 @@ from ir.tensor.inline import InlineTensor
 from lading_example.low_rank import low_rank
 
 
-class Frontend:
-    """What Lading needs: suffixes and load."""
+class MlpFile:
+    """What Lading needs: suffixes and load. `frontends.frontend.Frontend` has more, with defaults."""
 
     suffixes = (".mlp",)
 

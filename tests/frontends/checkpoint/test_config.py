@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from frontends.checkpoint.config_file import MAX_CONFIG_BYTES, ModelConfig, parse_config, read_config, resolve
-from frontends.families.llama import FAMILIES
+from frontends.families.table import FAMILIES
 from frontends.modules.rope import table
 from ir.base.diag import LadingError
 from tests.support.checkpoints import BASE

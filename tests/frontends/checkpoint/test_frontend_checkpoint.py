@@ -13,7 +13,10 @@ from frontends.checkpoint.load import load
 from ir.base.diag import LadingError
 from ir.base.types import TensorType
 from ir.evaluate.evaluator import evaluate
+from ir.facts.model_card import ModelCard
 from ir.graph.graph import Graph
+from ir.text.parser import parse
+from ir.text.printer import print_graph
 from tests.support.checkpoints import (
     BASE,
     FAMILIES,
@@ -43,7 +46,7 @@ def logits(graph: Graph, ids: np.ndarray) -> np.ndarray:
 def assert_same_logits(folder: Path, *lengths: int) -> Graph:
     graph = load(folder)
     for length in lengths:
-        ids = token_ids(length, graph.metadata["vocab_size"])
+        ids = token_ids(length, ModelCard.of(graph).vocab_size)
         expected = reference_logits(folder, ids)
         assert 10 < np.abs(expected).max() < 60
         np.testing.assert_allclose(logits(graph, ids), expected, rtol=0, atol=TOLERANCE)
@@ -57,13 +60,13 @@ def assert_same_logits(folder: Path, *lengths: int) -> Graph:
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_families(tmp_path: Path, family: str, tied: bool) -> None:
     graph = assert_same_logits(make_checkpoint(tmp_path, family, tie_word_embeddings=tied), 1, 7, 60)
-    assert graph.metadata["tied"] is tied
+    assert ModelCard.of(graph).tied is tied
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "f16", "f32", "f64"])
 def test_stored_types(tmp_path: Path, dtype: str) -> None:
     graph = assert_same_logits(make_checkpoint(tmp_path, "qwen2", dtype=dtype, seed=1), 20)
-    assert graph.metadata["dtypes"] == [dtype]
+    assert ModelCard.of(graph).dtypes == (dtype,)
 
 
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -170,7 +173,7 @@ WINDOWS: dict[str, tuple[str, dict[str, Any], list[int | None]]] = {
 def test_windows(tmp_path: Path, title: str) -> None:
     family, config, windows = WINDOWS[title]
     graph = assert_same_logits(make_checkpoint(tmp_path, family, **config), 9, 10, 17, 60)
-    assert graph.metadata["windows"] == windows
+    assert list(ModelCard.of(graph).windows) == windows
     masks = [node for node in graph.nodes if node.op == "lading.SlidingWindowMask"]
     assert len(masks) == 1, "layers with the same window share the mask"
 
@@ -244,20 +247,23 @@ def test_module_names_mean_module_outputs(tmp_path: Path) -> None:
         np.testing.assert_allclose(array, seen[name], rtol=0, atol=1e-3 if name == "lm_head" else 1e-4, err_msg=name)
 
 
-def test_metadata_is_plain_and_complete(tmp_path: Path) -> None:
+def test_the_card_is_complete_and_survives_the_text_form(tmp_path: Path) -> None:
     rope = {"type": "linear", "factor": 2, "unheard_of": 1}
     folder = make_checkpoint(tmp_path / "some-model", "qwen2", shards=2, rope_scaling=rope)
-    metadata = load(folder).metadata
-    assert json.loads(json.dumps(metadata)) == metadata
-    assert metadata["name"] == "some-model"
-    assert metadata["rope"]["kind"] == "linear"
-    assert [item["code"] for item in metadata["warnings"]] == ["F560"]
-    assert sorted(metadata["sources"]) == [
-        "config.json",
-        "model-00001-of-00002.safetensors",
-        "model-00002-of-00002.safetensors",
-    ]
-    assert metadata["sources"]["model-00001-of-00002.safetensors"]["bytes"] > 0
+    graph = load(folder)
+    card = ModelCard.of(graph)
+    assert ModelCard.from_data(json.loads(json.dumps(card.to_data()))) == card
+    assert ModelCard.of(parse(print_graph(graph))) == card
+    assert card.title == "some-model" and card.folder == str(folder)
+    assert card.rope.kind == "linear"
+    assert [item.code for item in card.warnings] == ["F560"]
+    assert sorted(card.sources) == ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    assert card.sources["model-00001-of-00002.safetensors"].bytes > 0 and len(card.config_digest) == 64
+    assert graph.metadata == {}
+
+
+def test_a_graph_of_nobody_has_an_empty_card() -> None:
+    assert ModelCard.of(Graph("nobody")) == ModelCard(title="nobody")
 
 
 def test_loading_reads_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,17 +328,17 @@ def test_stored_head_of_a_tied_model(tmp_path: Path) -> None:
     """Equal copies are one matrix, different ones are two, whatever the configuration says."""
     same = make_checkpoint(tmp_path / "same", "llama", dtype="f32", tie_word_embeddings=True)
     rewrite(same, lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"].copy()}))
-    assert assert_same_logits(same, 12).metadata["tied"] is True
+    assert ModelCard.of(assert_same_logits(same, 12)).tied is True
 
     other = make_checkpoint(tmp_path / "other", "llama", dtype="f32", tie_word_embeddings=True)
     rewrite(other, lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"][::-1]}))
-    assert assert_same_logits(other, 12).metadata["tied"] is False
+    assert ModelCard.of(assert_same_logits(other, 12)).tied is False
 
 
 def test_only_the_head_of_a_tied_model_is_stored(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path, "llama", dtype="f32", tie_word_embeddings=True)
     rewrite(folder, lambda tensors: tensors.update({"lm_head.weight": tensors.pop("model.embed_tokens.weight")}))
-    assert assert_same_logits(folder, 12).metadata["tied"] is True
+    assert ModelCard.of(assert_same_logits(folder, 12)).tied is True
 
 
 def test_needless_tensors_are_left_out(tmp_path: Path) -> None:

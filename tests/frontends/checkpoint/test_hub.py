@@ -10,6 +10,7 @@ import pytest
 from frontends.checkpoint import hub
 from frontends.checkpoint.load import load
 from ir.base.diag import LadingError
+from ir.facts.model_card import ModelCard
 from tests.support.checkpoints import make_checkpoint
 
 
@@ -67,7 +68,7 @@ def test_cached_repository_is_used_without_a_network(tmp_path: Path) -> None:
     (repository / "refs" / "main").write_text(commit)
     make_checkpoint(repository / "snapshots" / commit, "llama")
     graph = load("owner/name", cache_dir=tmp_path, offline=True)
-    assert graph.metadata["name"] == "owner/name"
+    assert ModelCard.of(graph).title == "owner/name"
     assert hub.resolve("owner/name", cache_dir=tmp_path, offline=True, revision=commit).name == commit
 
 

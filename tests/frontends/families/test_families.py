@@ -16,7 +16,8 @@ import pytest
 
 from frontends.checkpoint.config_file import ROPE_RULES, WINDOW_RULES, resolve
 from frontends.checkpoint.load import load
-from frontends.families.llama import FAMILIES, ROWS, Family, Names
+from frontends.families.llama import ROWS, Family, Names
+from frontends.families.table import FAMILIES
 from ir.base.diag import LadingError
 from ir.evaluate.evaluator import evaluate
 from tests.support.checkpoints import BASE, hot_tensor, hot_tensors, make_checkpoint, write_weights

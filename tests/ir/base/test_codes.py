@@ -50,6 +50,7 @@ def test_every_code_is_raised_somewhere():
     assert sorted(set(known_codes()) - set(raised())) == []
 
 
+@pytest.mark.mnn
 def test_every_code_in_the_source_is_in_the_table():
     assert {code: files for code, files in raised().items() if code not in known_codes()} == {}
 
@@ -60,6 +61,7 @@ def test_every_code_is_raised_by_a_test():
     assert missing == [], f"raised by no test that ran (skipped tests may raise them): {missing}"
 
 
+@pytest.mark.mnn
 def test_every_code_named_in_the_manual_is_in_the_table():
     pages = [*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")]
     areas = "".join(AREAS)

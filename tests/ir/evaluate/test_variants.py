@@ -19,6 +19,7 @@ from ir.evaluate.evaluator import Evaluator
 from ir.evaluate.onnxruntime_session import Session
 from ir.evaluate.replaced_weights import Divergence, divergences
 from ir.evaluate.token_feeds import window_feeds
+from ir.facts.model_card import ModelCard
 from ir.graph.graph import Graph
 from ir.quant.storage import Storage
 from ir.quant.weight import QuantizedWeight
@@ -31,6 +32,8 @@ from passes.framework.manager import PassManager
 from passes.precision.assign_precision import weights_of
 from tests.support.checkpoints import make_checkpoint
 from tests.support.paths import EXAMPLE
+
+pytestmark = pytest.mark.mnn  # what a runtime feeds, and its pipelines, come with one
 
 
 def prepared(folder: Path, pipeline: str) -> Graph:
@@ -103,7 +106,7 @@ def test_each_variant_equals_its_edited_graph(untied: Path, pipeline: str, which
     graph = prepared(EXAMPLE if which == "example" else untied, pipeline)
     whole = quantized(graph)
     names = list(whole)
-    texts = windows(graph.metadata["vocab_size"])
+    texts = windows(ModelCard.of(graph).vocab_size)
     chosen = [
         {},
         {names[0]: whole[names[0]]},
@@ -123,7 +126,7 @@ def test_each_variant_equals_its_edited_graph(untied: Path, pipeline: str, which
 def test_small_pieces_of_the_vocabulary_and_of_positions(untied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     graph = prepared(untied, "infer-types,discover-inputs")
     whole = quantized(graph)
-    texts = windows(graph.metadata["vocab_size"])
+    texts = windows(ModelCard.of(graph).vocab_size)
     (wanted,) = divergences(graph, texts, [whole])
     monkeypatch.setattr(variants, "LEAST_PIECE", 7)
     monkeypatch.setattr(variants, "PIECE_BYTES", 1)
@@ -136,7 +139,7 @@ def test_small_pieces_of_the_vocabulary_and_of_positions(untied: Path, monkeypat
 def test_a_table_that_is_replaced_is_what_the_runtime_feeds(untied: Path) -> None:
     graph = prepared(untied, "infer-types,discover-inputs")
     table = graph.tables["embedding"]
-    texts = windows(graph.metadata["vocab_size"])
+    texts = windows(ModelCard.of(graph).vocab_size)
     variant = {table.name: quantized(graph, 3)[table.name]}
     (found,) = divergences(graph, texts, [variant])
     raw = prepared(untied, "infer-types")

@@ -710,6 +710,7 @@ def node_of(op: str, inputs: str, attrs: dict | None = None, outputs: int = 1) -
     return build(op, inputs, attrs or {}, outputs)[1]
 
 
+@pytest.mark.mnn
 @pytest.mark.parametrize(
     ("node", "code", "text"),
     [
@@ -731,6 +732,7 @@ def test_checks_of_nodes(node: tuple, code: str, text: str) -> None:
     assert text in str(found)
 
 
+@pytest.mark.mnn
 def test_good_nodes_have_no_problems() -> None:
     for op, inputs, attrs, expected in TABLE:
         _, node = build(op, inputs, attrs, 2 if op == "Split" else len(split_types(expected or "x")))
@@ -760,6 +762,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry_module, "OPERATORS", copy)
 
 
+@pytest.mark.mnn
 def test_a_name_claimed_twice_names_both_packages(registry: None) -> None:
     row = OpDef("acme.Scale", package="acme", attrs={"by": AttrDef("by", "float", 2.0)})
     register(row)
@@ -789,6 +792,7 @@ def test_registered_operators_are_inferred_and_run(registry: None) -> None:
     assert evaluate(m.graph, {"x": np.array([3], np.float32)})[found.name].tolist() == [9.0]
 
 
+@pytest.mark.mnn
 def test_traits() -> None:
     assert opdef(node_of("Add", "f32[2] f32[2]")).traits == {"pure", "constant_foldable", "elementwise", "commutative"}
     assert lookup("RandomNormal").traits == {"random"}
@@ -798,6 +802,7 @@ def test_traits() -> None:
     assert lookup("NoSuchOp") is None
 
 
+@pytest.mark.mnn
 def test_attributes_have_defaults() -> None:
     assert attribute(node_of("Softmax", "f32[2]"), "axis") == -1
     assert attribute(node_of("Softmax", "f32[2]", {"axis": 0}), "axis") == 0

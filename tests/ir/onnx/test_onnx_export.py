@@ -117,6 +117,7 @@ def mnn_layer() -> Graph:
     return graph
 
 
+@pytest.mark.mnn
 def test_own_operators_become_functions() -> None:
     model = checked(mnn_layer())
     functions = [(item.domain, item.name, item.overload) for item in model.functions]
@@ -132,6 +133,7 @@ def test_own_operators_become_functions() -> None:
     assert not plain.functions
 
 
+@pytest.mark.mnn
 def test_a_definition_without_types_is_refused() -> None:
     graph = Graph("g")
     x = graph.add_input("x", TensorType(F32))

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backends.mnn.write.packing import pack_alpha, pack_codes, packed_bytes, quantize_pack, row_alignment
 from ir.base.diag import LadingError
 from ir.base.types import DTYPES, F32, TensorType
 from ir.quant import weight as module
@@ -29,6 +28,14 @@ from ir.tensor.files import FileTensor
 from ir.tensor.inline import InlineTensor, bytes_of
 from ir.tensor.rearranged import transposed
 from ir.tensor.recipes import RECIPES
+
+
+def packing():
+    """How MNN stores codes; needed by tests with the mark alone."""
+    from backends.mnn.write import packing as found
+
+    return found
+
 
 f32 = np.float32
 SOURCES = {"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16}
@@ -191,20 +198,21 @@ def test_half_precision_scales_are_rounded_before_the_codes_are_chosen():
 # --- independence of pieces and threads -------------------------------------------------------------------------------
 
 
+@pytest.mark.mnn
 @pytest.mark.parametrize(("symmetric", "zero"), MODES, ids=["symmetric", "int", "float"])
 def test_pieces_and_threads_do_not_change_a_byte(monkeypatch, symmetric, zero):
     matrix = gaussian((64, 192), ml_dtypes.bfloat16)
     quantized = weight(matrix, bits=3, block=48, symmetric=symmetric, zero=zero)
     whole = quantized.rows(0, 64)
-    packed, alpha = quantize_pack(quantized, 0, 64)
+    packed, alpha = packing().quantize_pack(quantized, 0, 64)
     monkeypatch.setattr(module, "PIECE_WEIGHTS", 1000)
     assert_equal(quantized.rows(0, 64), whole)
     assert_equal(quantized.rows(13, 14), Blocks(*[None if part is None else part[13:14] for part in whole]))
-    step = row_alignment(3, 192) * 4
+    step = packing().row_alignment(3, 192) * 4
     found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def work(start: int) -> None:
-        found[start] = quantize_pack(quantized, start, start + step)
+        found[start] = packing().quantize_pack(quantized, start, start + step)
 
     threads = [threading.Thread(target=work, args=(start,)) for start in range(0, 64, step)]
     for thread in threads:
@@ -225,11 +233,12 @@ def test_inputs_need_not_be_contiguous_or_aligned():
     assert_equal(weight(odd, bits=4, block=32).rows(0, 40), expected)
 
 
+@pytest.mark.mnn
 def test_empty_matrices():
     for shape in ((0, 64), (4, 0)):
         quantized = weight(np.zeros(shape, f32), bits=4, block=0)
         assert quantized.rows(0, shape[0]).codes.shape == shape
-        assert quantize_pack(quantized, 0, shape[0])[0].size == 0
+        assert packing().quantize_pack(quantized, 0, shape[0])[0].size == 0
 
 
 # --- the lazy recipe --------------------------------------------------------------------------------------------------
@@ -418,61 +427,67 @@ def unpacked(data: bytes, bits: int, count: int) -> list[int]:
     return [int(text[place * bits : (place + 1) * bits], 2) - 2 ** (bits - 1) for place in range(count)]
 
 
+@pytest.mark.mnn
 @given(st.integers(2, 8), st.integers(0, 70), st.integers(0, 10**6))
 def test_codes_are_one_stream_of_bits(bits, count, seed):
     codes = np.random.default_rng(seed).integers(-(2 ** (bits - 1)), 2 ** (bits - 1), count).astype(np.int8)
-    packed = pack_codes(codes, bits)
-    assert packed.size == packed_bytes(count, bits) == -(-count * bits // 8)
+    packed = packing().pack_codes(codes, bits)
+    assert packed.size == packing().packed_bytes(count, bits) == -(-count * bits // 8)
     assert unpacked(packed.tobytes(), bits, count) == codes.tolist()
     unused = packed.size * 8 - count * bits
     assert unused == 0 or packed[-1] & ((1 << unused) - 1) == 0
 
 
+@pytest.mark.mnn
 def test_four_bit_codes_start_with_the_high_nibble():
-    assert pack_codes(np.array([[-8, 7], [0, -1]], np.int8), 4).tobytes() == b"\x0f\x87"
-    assert pack_codes(np.array([-128, 127], np.int8), 8).tobytes() == b"\x00\xff"
-    assert pack_codes(np.array([3, -4, 0], np.int8), 3).tobytes() == b"\xe2\x00"
+    assert packing().pack_codes(np.array([[-8, 7], [0, -1]], np.int8), 4).tobytes() == b"\x0f\x87"
+    assert packing().pack_codes(np.array([-128, 127], np.int8), 8).tobytes() == b"\x00\xff"
+    assert packing().pack_codes(np.array([3, -4, 0], np.int8), 3).tobytes() == b"\xe2\x00"
 
 
+@pytest.mark.mnn
 def test_packing_writes_into_a_given_buffer_only_if_it_fits():
     out = np.empty(4, np.uint8)
-    assert pack_codes(np.zeros(8, np.int8), 4, out) is out
+    assert packing().pack_codes(np.zeros(8, np.int8), 4, out) is out
     for wrong in (np.empty(5, np.uint8), np.empty(4, np.int8)):
         with pytest.raises(ValueError, match="need uint8"):
-            pack_codes(np.zeros(8, np.int8), 4, wrong)
+            packing().pack_codes(np.zeros(8, np.int8), 4, wrong)
     with pytest.raises(ValueError, match="need uint8"):
-        quantize_pack(weight(gaussian((2, 64))), 0, 2, np.empty(5, np.uint8))
+        packing().quantize_pack(weight(gaussian((2, 64))), 0, 2, np.empty(5, np.uint8))
 
 
+@pytest.mark.mnn
 @given(st.integers(2, 8), st.integers(1, 200))
 def test_aligned_rows_fill_whole_bytes(bits, features):
-    rows = row_alignment(bits, features)
+    rows = packing().row_alignment(bits, features)
     assert rows * bits * features % 8 == 0
     assert all(fewer * bits * features % 8 for fewer in range(1, rows))
 
 
+@pytest.mark.mnn
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_quantize_pack_equals_its_parts(monkeypatch, bits):
     monkeypatch.setattr(module, "PIECE_WEIGHTS", 64)
     quantized = weight(gaussian((19, 15)), bits=bits, block=5)
     codes, scale, zero = quantized.rows(0, 19)
-    packed, alpha = quantize_pack(quantized, 0, 19)
+    packed, alpha = packing().quantize_pack(quantized, 0, 19)
     assert unpacked(packed.tobytes(), bits, codes.size) == codes.reshape(-1).tolist()
     assert alpha.shape == (19, 3, 2) and alpha.dtype == f32
     assert np.array_equal(alpha[..., 1], scale)
     assert np.array_equal(alpha[..., 0], -(zero.astype(f32) * scale))
-    low = row_alignment(bits, 15)
-    part, _ = quantize_pack(quantized, low, 19)
+    low = packing().row_alignment(bits, 15)
+    part, _ = packing().quantize_pack(quantized, low, 19)
     assert part.tobytes() == packed.tobytes()[low * 15 * bits // 8 :]
 
 
+@pytest.mark.mnn
 def test_alpha_layouts():
     scale = np.array([[0.5, 2.0]], f32)
-    assert pack_alpha(scale, None).tolist() == [[0.5, 2.0]]
-    assert pack_alpha(scale, np.array([[-3, 4]], np.int8)).tolist() == [[[1.5, 0.5], [-8.0, 2.0]]]
-    assert pack_alpha(scale, np.array([[0.25, -1]], f32)).tolist() == [[[0.25, 0.5], [-1.0, 2.0]]]
-    assert pack_alpha(scale, None, half=True).dtype == np.float16
-    assert code_of(lambda: pack_alpha(scale * f32(1e5), None, half=True)) == "Q403"
+    assert packing().pack_alpha(scale, None).tolist() == [[0.5, 2.0]]
+    assert packing().pack_alpha(scale, np.array([[-3, 4]], np.int8)).tolist() == [[[1.5, 0.5], [-8.0, 2.0]]]
+    assert packing().pack_alpha(scale, np.array([[0.25, -1]], f32)).tolist() == [[[0.25, 0.5], [-1.0, 2.0]]]
+    assert packing().pack_alpha(scale, None, half=True).dtype == np.float16
+    assert code_of(lambda: packing().pack_alpha(scale * f32(1e5), None, half=True)) == "Q403"
     symmetric = weight(gaussian((3, 64)), bits=8, block=32, symmetric=True)
-    _, alpha = quantize_pack(symmetric, 0, 3, half=True)
+    _, alpha = packing().quantize_pack(symmetric, 0, 3, half=True)
     assert alpha.shape == (3, 2) and alpha.dtype == np.float16

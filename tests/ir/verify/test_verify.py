@@ -491,6 +491,7 @@ def discovered(*names: str) -> RawFact:
     return RawFact("dynamic-inputs", {"discoveries": [{"input": name} for name in names]})
 
 
+@pytest.mark.mnn
 def test_stage_float_has_no_quantization_and_no_target_operators():
     graph = sound()
     assert verify(graph, "float") == []
@@ -536,6 +537,7 @@ def test_quantized_without_a_plan_allows_no_large_float_weight():
     assert codes(INVARIANTS["quantized"](linear())) == {"I131"}
 
 
+@pytest.mark.mnn
 def test_mnn_allows_target_operators_and_stored_weights_only():
     graph = read("""
       const @codes: i8[2, 2] = [1, 2, 3, 4]
@@ -560,6 +562,7 @@ def test_every_stage_is_made_of_known_invariants():
         verify(sound(), "quantised")
 
 
+@pytest.mark.mnn
 def test_the_first_matching_row_decides(monkeypatch):
     rows = (Allow("mnn.Neg"), Forbid("mnn.*", lambda one: bool(one.name), "I132", "no names"))
     monkeypatch.setattr("ir.verify.stages.STAGES", {"float": Stage(rules=rows)})

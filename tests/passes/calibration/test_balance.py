@@ -23,6 +23,8 @@ from passes.framework.manager import PassManager
 from passes.framework.registry import default_registry
 from tests.support.checkpoints import BASE, FAMILIES, hot_tensors, make_checkpoint, write_weights
 
+pytestmark = pytest.mark.mnn  # what a runtime feeds, and its pipelines, come with one
+
 IDS = np.random.default_rng(0).integers(0, BASE["vocab_size"], 160).astype(np.int32)
 TEXT = CalibrationText((IDS[:96],), (IDS[96:],))
 GIVEN = "infer-types,discover-inputs,calibrate"

@@ -66,6 +66,7 @@ DISCOVERED = "infer-types,discover-inputs,calibrate"
 # ---- numbers ----
 
 
+@pytest.mark.mnn
 @pytest.mark.parametrize("pipeline", [RAW, DISCOVERED, "infer-types,discover-inputs,calibrate{memory=1 threads=1}"])
 def test_statistics_are_those_of_the_values_before_the_weights(checkpoint: Path, pipeline: str) -> None:
     graph, counts = calibrated(checkpoint, pipeline)
@@ -87,6 +88,7 @@ def test_statistics_are_those_of_the_values_before_the_weights(checkpoint: Path,
         np.testing.assert_allclose(found.high, x.max(0), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.mnn
 def test_weights_that_read_one_value_share_statistics(checkpoint: Path) -> None:
     graph, counts = calibrated(checkpoint, DISCOVERED)
     keys = graph.facts[Calibration.name].keys
@@ -97,6 +99,7 @@ def test_weights_that_read_one_value_share_statistics(checkpoint: Path) -> None:
     assert counts["computed"] == len(set(keys.values())) == 4 * 3 + 1
 
 
+@pytest.mark.mnn
 def test_the_logits_are_not_computed(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
     constants = Evaluator._constants
@@ -197,6 +200,7 @@ class Steps:
 SMALL = "infer-types,discover-inputs,calibrate{memory=1}"
 
 
+@pytest.mark.mnn
 def test_a_second_run_evaluates_nothing(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = Steps(monkeypatch)
     first, counts = calibrated(checkpoint, SMALL)
@@ -208,11 +212,13 @@ def test_a_second_run_evaluates_nothing(checkpoint: Path, monkeypatch: pytest.Mo
     assert first.facts[Calibration.name] == second.facts[Calibration.name]
 
 
+@pytest.mark.mnn
 def test_the_memory_option_does_not_change_keys(checkpoint: Path) -> None:
     _, counts = calibrated(checkpoint, DISCOVERED)
     assert calibrated(checkpoint, SMALL)[1]["cached"] == counts["computed"]
 
 
+@pytest.mark.mnn
 def test_keys_follow_the_text_and_what_is_below(checkpoint: Path, tmp_path: Path) -> None:
     graph, _ = calibrated(checkpoint, DISCOVERED)
     keys = graph.facts[Calibration.name].keys
@@ -235,6 +241,7 @@ def test_keys_follow_the_text_and_what_is_below(checkpoint: Path, tmp_path: Path
     assert calibrated(checkpoint, DISCOVERED, held_out)[1]["computed"] == 0
 
 
+@pytest.mark.mnn
 def test_a_checkpoint_written_again_in_its_place_is_another_one(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "model", "llama")
     _, counts = calibrated(folder, DISCOVERED)
@@ -244,6 +251,7 @@ def test_a_checkpoint_written_again_in_its_place_is_another_one(tmp_path: Path) 
     assert calibrated(folder, DISCOVERED)[1] == counts
 
 
+@pytest.mark.mnn
 def test_names_do_not_matter(checkpoint: Path) -> None:
     calibrated(checkpoint, DISCOVERED)
     graph = load(checkpoint)
@@ -254,6 +262,7 @@ def test_names_do_not_matter(checkpoint: Path) -> None:
     assert "head" in graph.facts[Calibration.name].keys
 
 
+@pytest.mark.mnn
 @pytest.mark.parametrize("pipeline", [SMALL, "infer-types,calibrate{memory=1}"])
 def test_a_stopped_run_goes_on_where_it_was(
     checkpoint: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, pipeline: str
@@ -278,6 +287,7 @@ def test_a_stopped_run_goes_on_where_it_was(
         np.testing.assert_array_equal(MomentStore().load(key).second, stopped[name].second)
 
 
+@pytest.mark.mnn
 def test_a_bookmark_that_does_not_fit_is_not_used(
     checkpoint: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -342,6 +352,7 @@ print(sorted(calibrated(Path(sys.argv[1]), SMALL)[1].items()))
 """
 
 
+@pytest.mark.mnn
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_a_killed_process_loses_one_segment_at_most(checkpoint: Path, cache: Path) -> None:
     def child(last: int) -> tuple[int, list[str]]:

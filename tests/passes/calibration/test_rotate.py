@@ -22,6 +22,8 @@ from passes.framework.context import PassContext
 from passes.framework.manager import PassManager
 from tests.support.checkpoints import BASE, FAMILIES, make_checkpoint
 
+pytestmark = pytest.mark.mnn  # what a runtime feeds, and its pipelines, come with one
+
 IDS = np.random.default_rng(0).integers(0, BASE["vocab_size"], 48).astype(np.int64)
 STAGES = ("infer-types", "infer-types,discover-inputs", "infer-types,discover-inputs{place=earliest}")
 WIDTHS = {"hidden_size": 96, "head_dim": 24}

@@ -16,7 +16,6 @@ from passes.canonicalize.join_linears import JoinLinears
 from passes.framework.context import PassContext
 from passes.framework.manager import PassManager
 from tests.support.checkpoints import make_checkpoint
-from tests.support.runs import compiled, each_release, logits_of, pieces, run_actions, torch_logits, torch_model
 
 IDS = np.random.default_rng(4).integers(3, 320, 24)
 BAR = 1e-3
@@ -40,6 +39,7 @@ def logits(graph) -> np.ndarray:
     return evaluate(graph, graph.facts[DynamicInputs.name].feeds(graph, IDS))["logits"]
 
 
+@pytest.mark.mnn
 def test_numbers_stay_and_products_get_fewer(source):
     plain = graph_of(source, "infer-types,discover-inputs")
     joined = graph_of(source, "infer-types,join-linears,discover-inputs")
@@ -69,6 +69,7 @@ def test_a_second_run_finds_nothing(source):
     assert graph.version == version
 
 
+@pytest.mark.mnn
 def test_a_missing_bias_counts_as_zeros(tmp_path):
     graph = graph_of(make_checkpoint(tmp_path / "model", "llama"), "infer-types")
     query = next(node for node in graph.nodes if node.op == "MatMul")
@@ -90,6 +91,7 @@ def np_tensor(array):
     return InlineTensor(np.asarray(array, np.float32))
 
 
+@pytest.mark.mnn
 @pytest.mark.parametrize("pipeline", ["int4", "int8{symmetric}", "default{bits=3 block=32}"])
 def test_rows_keep_their_codes(source, pipeline):
     apart = decoded(graph_of(source, pipeline))
@@ -111,8 +113,11 @@ def decoded(graph) -> dict[str, np.ndarray]:
     return found
 
 
+@pytest.mark.mnn
 @pytest.mark.parametrize("target", ["portable", "3.6.1"])
 def test_joined_models_give_the_logits_of_torch(source, tmp_path, target):
+    from tests.support.runs import compiled, each_release, logits_of, pieces, run_actions, torch_logits, torch_model
+
     folder = compiled(source, tmp_path / "out", "infer-types,join-linears,fp32", target=target)
     wanted = torch_logits(torch_model(source), IDS)
     for param in each_release():

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 
+from backends.contract import check_files, read
 from ir.base.diag import LadingError
 from ir.base.plugins import TABLES, Plugin
 from ir.graph.graph import Graph
@@ -118,6 +119,94 @@ def test_its_backend_by_suffix_and_by_name(tool, tmp_path):
         assert result.returncode == 0, result.stderr
         text = (tmp_path / out).read_text()
         assert text.startswith('digraph "net" {') and '[label="example.SquaredRelu"]' in text
+
+
+def test_compile_emits_to_its_runtime(tool, tmp_path):
+    result = tool("tools.compile", "net.mlp", "-o", "out", "--guard")
+    assert result.returncode == 0, result.stderr
+    assert "net for the toy runtime 1.0.0" in result.stdout and "run on the toy runtime" in result.stdout
+    contract = read(tmp_path / "out")
+    assert check_files(contract, tmp_path / "out") == []
+    assert contract.target.profile == "toy" and [item.reference for item in contract.verified] == ["float"]
+    assert [(item.name, item.storage.method) for item in contract.weights] == [
+        ("layer0.weight", "ceiling"),
+        ("layer1.weight", "ceiling"),
+    ]
+    assert contract.signature.inputs[0].meaning == "a row of features for each example"
+    x = np.array([[1.0, 2.0], [-3.0, 0.5]], np.float32)
+    script = (
+        f"import numpy as np, pathlib; from lading_example.toy.run import run; x = np.array({x.tolist()}, np.float32)"
+    )
+    (tmp_path / "use.py").write_text(f"{script}\nprint(run(pathlib.Path('out/model.toy'), x).tolist())")
+    got = np.array(json.loads(tool("use").stdout), np.float32)
+    np.testing.assert_allclose(got, reference(x), rtol=0.02, atol=0.05)
+
+
+def test_its_target_has_limits_of_its_own(tool, tmp_path):
+    for text, code, part in (("11cells", "B950", "need 12 cells"), ("much", "B951", "no target of the toy runtime")):
+        result = tool("tools.compile", "net.mlp", "--to", "toy", "--target", text, "-o", "out")
+        assert result.returncode == 1 and f"error[{code}]" in result.stderr and part in result.stderr
+    assert tool("tools.compile", "net.mlp", "--target", "12cells", "-o", "out").returncode == 0
+
+
+def test_what_its_runtime_cannot_run_is_refused(tool, tmp_path):
+    result = tool("tools.compile", "net.mlp", "--passes", "squared-relu", "-o", "out")
+    assert result.returncode == 1 and "MatMul is not allowed at stage toy" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_numbers_that_are_wrong_are_refused(tool, tmp_path):
+    coarse = "squared-relu,assign-precision{bits=2 logits-bits=2 block=0 symmetric method=ceiling},insert-qdq,lower-to-toy,dce"
+    result = tool("tools.compile", "net.mlp", "--passes", coarse, "-o", "out")
+    assert result.returncode == 1 and "error[V950]" in result.stderr and not (tmp_path / "out").exists()
+
+
+def test_its_model_goes_to_onnx_when_asked(tool, tmp_path):
+    result = tool("tools.compile", "net.mlp", "--to", "onnx", "--passes", "squared-relu", "-o", "out")
+    assert result.returncode == 0, result.stderr
+    x = np.array([[1.0, 2.0]], np.float32)
+    np.testing.assert_allclose(evaluated(tmp_path / "out" / "model.onnx", x), reference(x), rtol=1e-6)
+
+
+def test_options_that_its_backend_does_not_know_are_refused(tool):
+    result = tool("tools.compile", "net.mlp", "--threads", "2", "-o", "out")
+    expect_code(result.stderr, "U915")
+
+
+def test_its_fact_its_stage_and_its_invariant_hold_after_its_pass(tool, tmp_path):
+    pipeline = "squared-relu,lower-to-toy,dce"
+    assert tool("tools.opt", "net.mlp", "--passes", pipeline, "--verify-each", "-o", "net.lading").returncode == 0
+    text = (tmp_path / "net.lading").read_text()
+    assert 'fact toy-layers {"count": 2}' in text and text.count("toy.Dense") == 2
+    (tmp_path / "check.py").write_text(
+        "import sys; from ir.text.parser import parse; from ir.verify.stages import verify\n"
+        "print(verify(parse(open('net.lading').read()), 'toy'), "
+        "len(verify(parse(open('net.lading').read().replace('toy-layers {\"count\": 2}', 'toy-layers {\"count\": 3}')))))"
+    )
+    assert tool("check").stdout.strip() == "[] 1"
+
+
+def test_its_family_and_its_format_make_a_checkpoint(tool, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "example"}')
+    rng = np.random.default_rng(1)
+    shapes = {"model.embed_tokens": (256, 64), "lm_head": (256, 64), "model.norm": (64,)}
+    for layer in range(2):
+        name = f"model.layers.{layer}."
+        shapes |= {f"{name}self_attn.{part}_proj": (64, 64) for part in "qkvo"}
+        shapes |= {
+            f"{name}mlp.gate_proj": (128, 64),
+            f"{name}mlp.up_proj": (128, 64),
+            f"{name}mlp.down_proj": (64, 128),
+        }
+        shapes |= {f"{name}pre_norm": (64,), f"{name}post_norm": (64,)}
+    tensors = {f"{name}.weight": rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    np.savez(folder / "weights.npz", **tensors)
+    result = tool("tools.compile", "model", "--to", "onnx", "--passes", "onnx-fp32", "-o", "out")
+    assert result.returncode == 0, result.stderr
+    contract = read(tmp_path / "out")
+    assert contract.model.family == "example" and [item.file for item in contract.sources] == ["weights.npz"]
 
 
 def test_other_tools_read_its_format(tool):

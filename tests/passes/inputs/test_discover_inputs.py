@@ -17,6 +17,8 @@ from ir.tensor.inline import InlineTensor
 from passes.framework.manager import PassManager
 from tests.support.checkpoints import make_checkpoint
 
+pytestmark = pytest.mark.mnn  # what a runtime feeds, and its pipelines, come with one
+
 PIPELINE = "infer-types,discover-inputs"
 
 

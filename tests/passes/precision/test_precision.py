@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backends.mnn.target.sizes import exact_rows_bytes, fixed_bytes, weight_bytes
-from backends.mnn.write.weight_layout import plan_layout
 from frontends.checkpoint.load import load
 from ir.base.diag import LadingError
 from ir.facts.precision import PrecisionPlan
@@ -22,6 +20,8 @@ from passes.precision.assign_precision import AssignPrecision
 from passes.precision.plan_file import load_rules
 from passes.precision.planned_weights import weights_of
 from tests.support.checkpoints import make_checkpoint
+
+pytestmark = pytest.mark.mnn  # what a runtime feeds, and its pipelines, come with one
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +163,7 @@ def test_an_embedding_method_that_needs_inputs_is_refused(tied):
     assert error.value.code == "Q413"
 
 
+@pytest.mark.mnn
 @pytest.mark.parametrize(
     "options",
     [
@@ -178,6 +179,9 @@ def test_an_embedding_method_that_needs_inputs_is_refused(tied):
 )
 @pytest.mark.parametrize("family", ["tied", "untied", "qwen3"])
 def test_sizes_are_known_before_anything_is_stored(family, options, request, tmp_path):
+    from backends.mnn.target.sizes import exact_rows_bytes, fixed_bytes, weight_bytes
+    from backends.mnn.write.weight_layout import plan_layout
+
     folder = make_checkpoint(tmp_path, family) if family == "qwen3" else request.getfixturevalue(family)
     graph = load(folder)
     PassManager(f"infer-types,discover-inputs,assign-precision{{{options}}}").run(graph)

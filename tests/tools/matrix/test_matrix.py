@@ -16,7 +16,7 @@ from click.testing import CliRunner
 import tools.matrix.cell
 from backends.contract import read, write
 from backends.mnn.target.environments import FOLDER_VARIABLE, LLM_RELEASES, installed_version
-from frontends.families.llama import FAMILIES
+from frontends.families.table import FAMILIES
 from ir.base.diag import LadingError
 from tests.support.checkpoints import make_checkpoint
 from tools.matrix import command as tool
@@ -299,7 +299,7 @@ def test_without_a_checkpoint_wrong_numbers_are_found(made, tmp_path):
 def test_without_a_checkpoint_ids_outside_the_vocabulary_are_wrong(made):
     folder = model_of(made, "int8")[0]
     artefact = FolderArtefact("own", "int8", folder, FolderSource(folder), read(folder))
-    size = artefact.source.graph.metadata["vocab_size"]
+    size = artefact.source.card.vocab_size
     judge = _Judge(artefact, HERE, None, None)
     assert judge._tokenizer({"ids": [[0, size - 1], []]})["ok"] is None
     assert judge._tokenizer({"ids": [[0, size]]}) == {

@@ -149,6 +149,7 @@ def items_of(graph, **options):
     return make_items(weights_of(graph), made.preferences(default_target(), made.prepare()))
 
 
+@pytest.mark.mnn
 def test_every_weight_is_in_one_item_and_no_storage_comes_twice(calibrated):
     graph = calibrated()
     items = items_of(graph)
@@ -158,6 +159,7 @@ def test_every_weight_is_in_one_item_and_no_storage_comes_twice(calibrated):
         assert len(set(keys)) == len(keys)
 
 
+@pytest.mark.mnn
 def test_a_tied_vocabulary_is_stored_once_or_each_in_its_own_way(calibrated):
     item = next(item for item in items_of(calibrated()) if len(item.weights) == 2)
     assert [weight.role for weight in item.weights] == ["embedding", "logits"]
@@ -171,6 +173,7 @@ def test_a_tied_vocabulary_is_stored_once_or_each_in_its_own_way(calibrated):
     assert both.bytes > max(choice.bytes for choice in tied if choice.storages[1].bits == 8)
 
 
+@pytest.mark.mnn
 def test_layers_tied_together_share_their_storage(calibrated):
     items = items_of(calibrated(), tie=("qkv", "gate-up"))
     sizes = sorted(len(item.weights) for item in items)
@@ -180,6 +183,7 @@ def test_layers_tied_together_share_their_storage(calibrated):
     assert all(len({(s.bits, s.block, s.symmetric) for s in choice.storages}) == 1 for choice in group.choices)
 
 
+@pytest.mark.mnn
 def test_rules_and_floors_narrow_the_candidates(calibrated, tmp_path):
     graph = calibrated()
     path = tmp_path / "plan.toml"
@@ -206,6 +210,7 @@ def test_rules_and_floors_narrow_the_candidates(calibrated, tmp_path):
     assert min(s.bits for s in found["model.embed_tokens.weight"]) == 8
 
 
+@pytest.mark.mnn
 def test_rules_that_leave_nothing_are_an_error(calibrated, tmp_path):
     path = tmp_path / "plan.toml"
     path.write_text('[[rule]]\nmatch = "*q_proj*"\nmin_bits = 5\nmax_bits = 5\n')
@@ -214,6 +219,7 @@ def test_rules_that_leave_nothing_are_an_error(calibrated, tmp_path):
     assert error.value.code == "Q454" and "q_proj" in str(error.value)
 
 
+@pytest.mark.mnn
 def test_ties_that_no_storage_serves_are_an_error(calibrated, tmp_path):
     path = tmp_path / "plan.toml"
     path.write_text('[[rule]]\nmatch = "*q_proj*"\nbits = 5\n[[rule]]\nmatch = "*k_proj*"\nbits = 4\n')
@@ -222,6 +228,7 @@ def test_ties_that_no_storage_serves_are_an_error(calibrated, tmp_path):
     assert error.value.code == "Q454"
 
 
+@pytest.mark.mnn
 def test_elements_of_a_tied_checkpoint_count_once(calibrated):
     weights = weights_of(calibrated())
     assert planned_elements(weights) == sum(w.elements for w in weights if w.role != "embedding")
@@ -281,6 +288,7 @@ def wanted_of(graph, role="layer", storages=None):
     return [curves.Wanted(w, keys[w.name], storages) for w in weights_of(graph) if w.role == role]
 
 
+@pytest.mark.mnn
 def test_errors_are_those_of_the_whole_weight(calibrated):
     from ir.quant.statistics.moments import MomentStore
 
@@ -300,6 +308,7 @@ def test_errors_are_those_of_the_whole_weight(calibrated):
             assert error.rows == pytest.approx((gap**2).sum(), rel=1e-3)
 
 
+@pytest.mark.mnn
 @pytest.mark.parametrize(("full", "lines", "near"), [(10**9, 0, 1e-9), (0, 10**9, 0.2), (0, 0, 0.5)])
 def test_less_is_measured_of_larger_models(calibrated, monkeypatch, full, lines, near):
     """The three depths of measuring, against all candidates measured."""
@@ -329,6 +338,7 @@ def test_a_sample_of_rows_is_spread_and_stays_the_same():
     assert len(curves._sample(SimpleNamespace(rows=20, columns=64, role="layer"), 1)) == 20
 
 
+@pytest.mark.mnn
 def test_curves_are_read_from_disk_the_second_time(calibrated, monkeypatch):
     graph = calibrated()
     wanted = wanted_of(graph, storages=(Storage(bits=5, block=32, method="gptq"),))
@@ -473,6 +483,7 @@ def test_shares_of_many_items_are_measured_by_layer_and_kind(monkeypatch):
     assert work.factors[2] > 1.2 * work.factors[0]
 
 
+@pytest.mark.mnn
 def test_uniform_plans_of_large_models_compete_only_where_they_might_win(calibrated, monkeypatch):
     graph = calibrated()
     options = AssignPrecision(budget="5bpw", widths=(4, 8), blocks=(32,))
@@ -496,6 +507,7 @@ def test_uniform_plans_of_large_models_compete_only_where_they_might_win(calibra
 # ---- whole runs ----
 
 
+@pytest.mark.mnn
 def test_nothing_is_measured_without_statistics_or_text(tied, text, calibrated):
     graph = load(tied)
     PassManager("infer-types,discover-inputs").run(graph)
@@ -508,6 +520,7 @@ def test_nothing_is_measured_without_statistics_or_text(tied, text, calibrated):
         assert error.value.code == "Q453"
 
 
+@pytest.mark.mnn
 @pytest.mark.parametrize("limit", ["budget=5bpw", "budget=4.6bpw scale=f16", "max-size=90kB"])
 def test_a_plan_keeps_its_limit_in_what_the_backend_writes(calibrated, text, limit):
     from backends.mnn.write.weight_layout import plan_layout
@@ -530,6 +543,7 @@ def test_a_plan_keeps_its_limit_in_what_the_backend_writes(calibrated, text, lim
     assert plan_layout(graph).nbytes == outcome.bytes
 
 
+@pytest.mark.mnn
 def test_max_kl_gives_a_smaller_model_for_a_larger_divergence(calibrated, text):
     small, _ = assigned(calibrated(), text, f"max-kl=0.05 {FEW}")
     large, _ = assigned(calibrated(), text, f"max-kl=0.005 {FEW}")
@@ -537,6 +551,7 @@ def test_max_kl_gives_a_smaller_model_for_a_larger_divergence(calibrated, text):
     assert small.outcome.bytes < large.outcome.bytes
 
 
+@pytest.mark.mnn
 def test_a_fresh_cache_gives_the_same_plan(calibrated, tied, text, tmp_path, monkeypatch):
     options = "budget=5bpw widths=[4,6] blocks=[32] forms=[symmetric] rounds=1"
     graph = calibrated()
@@ -549,6 +564,7 @@ def test_a_fresh_cache_gives_the_same_plan(calibrated, tied, text, tmp_path, mon
     assert assigned(other, text, options) == first
 
 
+@pytest.mark.mnn
 def test_the_plan_and_what_is_kept_do_not_depend_on_the_executor(tied, text, processes, tmp_path, monkeypatch):
     options = "budget=5bpw widths=[3,4,6] blocks=[32] rounds=1 method=gptq"
     pipeline = f"{BEFORE},assign-precision{{{options}}},insert-qdq"
@@ -565,6 +581,7 @@ def test_the_plan_and_what_is_kept_do_not_depend_on_the_executor(tied, text, pro
     assert not (tmp_path / "unused").exists()
 
 
+@pytest.mark.mnn
 def test_a_second_budget_measures_only_new_plans(calibrated, text, monkeypatch):
     assigned(calibrated(), text, f"budget=5bpw {FEW} rounds=0")
     monkeypatch.setattr(curves, "_measure", None)
@@ -582,6 +599,7 @@ def test_a_second_budget_measures_only_new_plans(calibrated, text, monkeypatch):
     assert [what for what, _ in asked] == ["measuring single weights", "measuring whole plans"]
 
 
+@pytest.mark.mnn
 def test_every_weight_is_in_the_record_with_its_curve(calibrated, text):
     graph = calibrated()
     plan, sensitivity = assigned(graph, text, f"budget=6bpw {FEW} rounds=1 keep=[*.0.*o_proj*]")
@@ -601,6 +619,7 @@ def test_every_weight_is_in_the_record_with_its_curve(calibrated, text):
     assert losses[3] > losses[4] > losses[6] > losses[8] > 0
 
 
+@pytest.mark.mnn
 def test_a_plan_written_to_a_file_is_read_back_to_the_same_storages(calibrated, text, tmp_path):
     graph = calibrated()
     plan, sensitivity = assigned(graph, text, f"budget=6bpw {FEW} rounds=0 keep=[*.0.*o_proj*]")
@@ -633,6 +652,7 @@ def test_a_plan_that_cannot_be_written_is_told(tmp_path):
     assert error.value.code == "Q457"
 
 
+@pytest.mark.mnn
 def test_methods_are_given_statistics_by_insert_qdq(calibrated, text):
     graph = calibrated()
     run = "assign-precision{method=gptq},insert-qdq"
@@ -645,6 +665,7 @@ def test_methods_are_given_statistics_by_insert_qdq(calibrated, text):
     assert down.storage.method == "gptq" and down.moments == keys["model.layers.0.mlp.down_proj.weight"]
 
 
+@pytest.mark.mnn
 def test_rows_on_their_own_take_a_method_that_needs_no_inputs(calibrated):
     graph = calibrated()
     PassManager("assign-precision{method=gptq logits-bits=6},insert-qdq").run(graph, given=("typed", "signature"))
@@ -652,6 +673,7 @@ def test_rows_on_their_own_take_a_method_that_needs_no_inputs(calibrated):
     assert (table.storage.method, table.moments, table.storage.bits) == ("clip", "", 8)
 
 
+@pytest.mark.mnn
 def test_a_method_without_its_statistics_is_refused(tied):
     graph = load(tied)
     with pytest.raises(LadingError, match="calibrate") as error:

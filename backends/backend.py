@@ -1,0 +1,209 @@
+"""What a backend is: it writes graphs in one format, and may be something that ``compile`` emits to.
+
+A row of the table ``backends`` is any object with ``suffixes`` and ``write(graph, path)``, which is what commands need
+that write a graph to one file. A backend that ``compile`` can emit to is a `Backend` that overrides `begin`: it owns
+its targets, its default pipeline, what is written, how that is verified, and what the contract says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ir.base.diag import Diagnostic, LadingError
+from ir.target.target import Target
+
+if TYPE_CHECKING:
+    from backends.contract import Contract
+    from ir.graph.graph import Graph
+
+Verify = Literal["none", "quick", "full"]
+
+
+def _silent(*_: Any) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model comes from.
+
+    Attributes:
+        model: as the user named it.
+        frontend: name of the frontend that reads it.
+        path: its file or folder on this machine.
+        title: what to call it.
+    """
+
+    model: str
+    frontend: str
+    path: Path
+    title: str
+
+    @property
+    def folder(self) -> Path:
+        """The folder that its files lie in."""
+        return self.path if self.path.is_dir() else self.path.parent
+
+
+@dataclass(frozen=True)
+class Order:
+    """One compilation as it is asked of a backend.
+
+    Attributes:
+        origin: the model.
+        target: what the result must run on.
+        options: the options that the backend understands and that were given, by name.
+        verify: how much to read back and run.
+        pool: runs jobs in parallel.
+        side: runs one job beside them.
+        say: told that a phase begins.
+        weights: told how many weights of all are written.
+        lap: told that a phase is over.
+    """
+
+    origin: Origin
+    target: Target
+    options: Mapping[str, Any]
+    verify: Verify
+    pool: Executor
+    side: Executor
+    say: Callable[[str], None] = _silent
+    weights: Callable[[int, int], None] = _silent
+    lap: Callable[[str], None] = _silent
+
+
+@dataclass(frozen=True)
+class Made:
+    """How a graph came to be, for its contract.
+
+    Attributes:
+        pipeline: canonical text of the pipeline.
+        passes: name and counts of each pass that ran.
+        warnings: what to warn the user of.
+    """
+
+    pipeline: str
+    passes: Sequence[tuple[str, Mapping[str, int]]] = ()
+    warnings: Sequence[Diagnostic] = ()
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Measurements as a table for people; columns of `left` are words."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]] = ()
+    left: Sequence[str] = ()
+
+
+class Compilation:
+    """One compilation by a backend, from before the model is read until its contract is made.
+
+    The steps are called in the order of the methods below; what a step finds is kept for the next.
+
+    Attributes:
+        order: what is asked for.
+        folder: where the result is written, while `working`.
+        emission: what was written, in the backend's own terms.
+        verification: what was measured, in the backend's own terms; None when nothing was.
+        warnings: what the user should know.
+    """
+
+    native: tuple[str, ...] = ()
+    """Packages with native code to import before work starts when the result is verified, while interrupts wait."""
+
+    def __init__(self, order: Order) -> None:
+        self.order = order
+        self.folder = Path()
+        self.emission: Any = None
+        self.verification: Any = None
+        self.warnings: list[Diagnostic] = []
+
+    @contextmanager
+    def working(self, folder: Path) -> Iterator[None]:
+        """Work into an empty folder; whatever runs beside the compiler begins and ends with this."""
+        self.folder = folder
+        yield
+
+    def check(self, graph: Graph, pipeline: str) -> None:
+        """Require that a pipeline ended in a graph that can be written; LadingError when it did not."""
+
+    def emit(self, graph: Graph) -> None:
+        """Write the graph into the folder; decide nothing and do not change what it computes."""
+        raise NotImplementedError
+
+    def verify(self, graph: Graph, original: Graph) -> None:
+        """Run what was written and compare; LadingError when it is below the bar.
+
+        Args:
+            graph: what was emitted.
+            original: the model as it was read, before any pass.
+        """
+
+    def contract(self, graph: Graph, made: Made) -> Contract:
+        """What the result expects, consists of, and was tested with."""
+        raise NotImplementedError
+
+    # ---- for people ----
+
+    def lines(self) -> Sequence[tuple[str, str]]:
+        """Further rows of the summary: a word and a text each."""
+        return ()
+
+    def figures(self) -> Figures | None:
+        """What was measured, as a table."""
+        return None
+
+    def sample(self) -> tuple[str, str] | None:
+        """A prompt and how the result continues it."""
+        return None
+
+
+class Backend:
+    """Writes one format; every method has a default, so that a small backend is a few lines.
+
+    Attributes:
+        suffixes: endings of the files that `write` writes.
+        runtime: what runs the result, for people; empty for backends that ``compile`` cannot emit to.
+        passes: the pipeline that ``compile`` runs when none is named.
+        options: the options of ``compile`` that this backend understands besides those for all.
+        frontends: names of frontends whose models are compiled for this backend when none is named.
+    """
+
+    suffixes: tuple[str, ...] = ()
+    runtime: str = ""
+    passes: str = "canonicalize"
+    options: frozenset[str] = frozenset()
+    frontends: tuple[str, ...] = ()
+
+    def write(self, graph: Graph, path: Path) -> None:
+        """Write a graph to one file; LadingError when that is not possible."""
+        raise LadingError("U916", "this backend writes no single files", str(path), "use compile --to")
+
+    def accepts(self, graph: Graph) -> bool:
+        """True when a model of any frontend is compiled for this backend when none is named."""
+        return False
+
+    def target(self, text: str | None) -> Target:
+        """What ``--target`` means; the usual target without text. LadingError for text that means nothing."""
+        if text is not None:
+            raise LadingError("U917", f"there is no target {text!r}: {self.runtime} has only one", hint="leave it out")
+        return Target()
+
+    def begin(self, order: Order) -> Compilation:
+        """Begin a compilation; LadingError for what can be refused before work starts."""
+        raise NotImplementedError
+
+
+def emits(backend: Any) -> bool:
+    """True for backends that ``compile`` can emit to."""
+    return isinstance(backend, Backend) and type(backend).begin is not Backend.begin
+
+
+__all__ = ["Backend", "Compilation", "Figures", "Made", "Order", "Origin", "Verify", "emits"]

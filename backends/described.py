@@ -1,0 +1,113 @@
+"""The parts of a contract that follow from the graph, its model card and its passes, whatever the backend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+
+import backends.contract as c
+from backends.backend import Made
+from ir.base.types import Dim, TensorType
+from ir.facts.calibration import Calibration
+from ir.facts.model_card import ModelCard, SourceFile
+from ir.facts.precision import PrecisionPlan
+from ir.graph.graph import Graph, Value
+
+
+def compiler_version() -> str:
+    """Version of the installed package; ``0+source`` when run from a source tree that is not installed."""
+    try:
+        return version("lading")
+    except PackageNotFoundError:
+        return "0+source"
+
+
+def compiler() -> c.Compiler:
+    """This program."""
+    return c.Compiler(name="lading", version=compiler_version())
+
+
+def model(card: ModelCard) -> c.Model:
+    """The figures of a model; those that are not known are null."""
+    return c.Model(
+        name=card.title or "model",
+        family=card.family,
+        layers=card.layers,
+        hidden=card.hidden_size,
+        heads=card.heads,
+        kv_heads=card.kv_heads,
+        head_dim=card.head_dim,
+        vocab=card.vocab_size,
+        max_position=card.context,
+        parameters=card.parameters,
+    )
+
+
+def sources(rows: Mapping[str, SourceFile]) -> tuple[c.Source, ...]:
+    """The files that a model was read from."""
+    return tuple(
+        c.Source(file=name, bytes=row.bytes, digest=row.digest, digest_of=row.digest_of) for name, row in rows.items()
+    )
+
+
+def pipeline(made: Made) -> c.Pipeline:
+    """The passes that made the graph."""
+    rows = tuple(c.PassCounts(name=name, counts=dict(counts)) for name, counts in made.passes)
+    return c.Pipeline(text=made.pipeline, passes=rows)
+
+
+def notices(made: Made) -> tuple[c.Notice, ...]:
+    """The warnings."""
+    return tuple(
+        c.Notice(code=item.code, message=item.message, where=item.where, hint=item.hint) for item in made.warnings
+    )
+
+
+def calibration(graph: Graph) -> c.Calibration | None:
+    """The text that passes looked at, and what it promised; None when none did."""
+    fact: Calibration | None = graph.facts.get(Calibration.name)
+    if fact is None:
+        return None
+    plan: PrecisionPlan = graph.facts[PrecisionPlan.name]
+    if plan.outcome is None:
+        return c.Calibration(tokens=fact.tokens, digest=fact.digest)
+    found = plan.outcome
+    return c.Calibration(
+        tokens=fact.tokens, digest=fact.digest, limit=found.limit, kl_predicted=found.predicted, kl=found.measured
+    )
+
+
+def shape(value: Value) -> tuple[int | str, ...]:
+    """The axes of a value as a contract has them; sizes that nobody knows are named after their place."""
+    assert isinstance(value.type, TensorType) and value.type.shape is not None, value
+    return tuple(
+        dim if isinstance(dim, int) else dim.name if isinstance(dim, Dim) else f"{value.name}.{place}"
+        for place, dim in enumerate(value.type.shape)
+    )
+
+
+def signature(graph: Graph) -> c.Signature:
+    """The inputs and outputs of a graph as they are, for runtimes that feed what the model asks for."""
+    values = (*graph.inputs, *graph.outputs)
+    dims = {axis: _dimension(graph.dims.get(axis), axis) for value in values for axis in shape(value)
+            if isinstance(axis, str)}  # fmt: skip
+
+    def port(value: Value) -> dict[str, object]:
+        return {"name": value.name, "dtype": value.dtype.name, "shapes": (c.ShapeForm(shape=shape(value)),)}
+
+    return c.Signature(
+        inputs=tuple(c.Input(**port(value), meaning="as in the source model") for value in graph.inputs),
+        outputs=tuple(c.Output(**port(value), meaning="as in the source model") for value in graph.outputs),
+        dims=dict(sorted(dims.items())),
+    )
+
+
+def _dimension(dim: Dim | None, name: str) -> c.Dimension:
+    if dim is None:
+        return c.Dimension(low=0, meaning=name)
+    return c.Dimension(low=dim.low, high=dim.high, multiple_of=dim.multiple_of, meaning=name)
+
+
+__all__ = [
+    "calibration", "compiler", "compiler_version", "model", "notices", "pipeline", "shape", "signature", "sources",
+]  # fmt: skip

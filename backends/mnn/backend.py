@@ -1,0 +1,275 @@
+"""MNN as something to compile for: a directory for its language-model engine.
+
+Everything that only such a directory has is here: the tokenizer in MNN's forms, the prompts that verification
+continues, sampling settings, the runtime's own configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from backends.backend import Backend, Compilation, Figures, Made, Order
+from backends.mnn.target.releases import MnnTarget, target
+from ir.base.diag import Diagnostic, LadingError
+from ir.facts.model_card import ModelCard
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from backends.contract import Contract
+    from backends.mnn.tokenizer.write_files import TokenizerFiles
+    from backends.mnn.verify.written_weights import WeightError
+    from backends.mnn.write.llm_folder import Emission, Settings
+    from ir.graph.graph import Graph
+
+QUICK_SAMPLE = 1 << 20
+"""Elements per matrix that a quick read-back decodes."""
+
+PROMPTS = (
+    "import os\nimport sys\n\n\ndef ",
+    "class TestCase(unittest.TestCase):\n    def setUp(self):\n        ",
+    "The capital of France is",
+    "人工智能正在改变我们的生活,",
+)
+"""Texts that verification continues."""
+
+PROMPT_TOKENS = 24
+"""Length of the prompts of random ids that verification continues where no tokenizer is known."""
+
+THREADS = 4
+"""Runtime threads that are written when nobody says."""
+
+
+class MnnLlm(Backend):
+    """A model directory for MNN's engine for language models."""
+
+    runtime = "MNN"
+    passes = "default"
+    options = frozenset({"memory", "precision", "threads", "tokenizer", "text", "kl_bar"})
+    frontends = ("checkpoint", "mnn")
+
+    def accepts(self, graph: Graph) -> bool:
+        """True for graphs from token ids to the logits of the whole sequence."""
+        from passes.inputs import embedding_rows, token_ids
+
+        try:
+            embedding_rows.find(graph, token_ids.find(graph).value)
+        except LadingError:
+            return False
+        shape = graph.outputs[0].shape if len(graph.inputs) == len(graph.outputs) == 1 else None
+        return shape is not None and len(shape) == 3
+
+    def target(self, text: str | None) -> MnnTarget:
+        """``portable``, a release, or clauses such as ``>=3.4,<3.6``."""
+        return target() if text is None else target(text)
+
+    def begin(self, order: Order) -> Compilation:
+        """Begin to compile.
+
+        Raises:
+            LadingError: U906 the result is to be run and MNN is not installed, B743 the model is an MNN model already.
+        """
+        from backends.mnn.target.environments import installed_version
+
+        if order.origin.frontend == "mnn":
+            hint = f"lading repair {order.origin.model} -o OUT writes it again so that other releases run it"
+            raise LadingError("B743", "this is an MNN model already", order.origin.model, hint)
+        if order.verify != "none" and installed_version() is None:
+            raise LadingError(
+                "U906",
+                "verification needs the MNN runtime, which is not installed",
+                hint="pip install MNN, or --verify none",
+            )
+        return LlmCompilation(order)
+
+
+class LlmCompilation(Compilation):
+    """One model directory in the making."""
+
+    native = ("onnxruntime", "tokenizers")
+    emission: Emission
+
+    def __init__(self, order: Order) -> None:
+        super().__init__(order)
+        assert isinstance(order.target, MnnTarget)
+        self.target = order.target
+        self.errors: dict[str, WeightError] = {}
+        self._written: Callable[[], TokenizerFiles] | None = None
+
+    # ---- the tokenizer ----
+
+    @cached_property
+    def tokenizer(self) -> Path | None:
+        """The folder with the tokenizer: the one that is named, else that of the model; None when it has none."""
+        named: Path | None = self.order.options.get("tokenizer")
+        if named is not None or self.order.origin.frontend == "checkpoint":
+            return named or self.order.origin.folder
+        beside = self.order.origin.folder
+        return beside if (beside / "tokenizer.json").is_file() else None
+
+    @contextmanager
+    def working(self, folder: Path) -> Iterator[None]:
+        """The tokenizer is written beside everything else."""
+        from backends.mnn.tokenizer.write_files import TokenizerJob
+        from backends.mnn.write.llm_folder import tokenizer_request
+
+        self.folder = folder
+        if self.tokenizer is None:
+            yield
+            return
+        compare = self.order.verify != "none"
+        lines = self.order.options.get("text")
+        job = tokenizer_request(self.tokenizer, folder, self.target, compare=compare, lines=lines)
+        with TokenizerJob(job) as running:
+            self._written = running.result
+            yield
+
+    def _tokenizer_files(self, graph: Graph) -> Callable[[], TokenizerFiles]:
+        """What waits for the tokenizer; where there is none, what writes one that the engine can load."""
+        if self._written is not None:
+            return self._written
+        from backends.mnn.tokenizer.placeholder import write_placeholder
+
+        self.warnings.append(
+            Diagnostic(
+                "B744",
+                "no tokenizer is named, so the model runs on token ids only; the tokenizer file holds a token for each id",
+                self.order.origin.model,
+                "name the folder of the tokenizer with --tokenizer",
+                "warning",
+            )
+        )
+        rows = graph.outputs[0].shape[-1]
+        return lambda: write_placeholder(self.folder, self.target, rows)
+
+    @cached_property
+    def _opened(self) -> Tokenizer:
+        from frontends.text.tokenizer import open_tokenizer
+
+        assert self.tokenizer is not None
+        return open_tokenizer(self.tokenizer)
+
+    def _encode(self, text: str) -> list[int]:
+        return self._opened.encode(text).ids
+
+    def _prompts(self, graph: Graph) -> list[list[int]]:
+        if self.tokenizer is not None:
+            return [ids for ids in map(self._encode, PROMPTS) if ids]
+        import numpy as np
+
+        rng = np.random.default_rng(3)
+        rows = int(graph.outputs[0].shape[-1])  # type: ignore[arg-type,index]
+        return [[int(number) for number in rng.integers(0, rows, PROMPT_TOKENS)] for _ in PROMPTS]
+
+    # ---- the steps ----
+
+    def check(self, graph: Graph, pipeline: str) -> None:
+        """The pipeline must end in the form that is written; LadingError U905 when it does not."""
+        from backends.mnn.lower.stage import problems
+        from ir.verify.stages import signature
+
+        found = problems(graph) or signature(graph)
+        if found:
+            first = found[0]
+            raise LadingError(
+                "U905",
+                f"this pipeline does not end in a graph that MNN can hold: {first.message}",
+                where=f"pipeline {pipeline}\n{first.where}",
+                hint="begin it with discover-inputs and end it with legalize-mnn, as the pipeline 'default' does",
+            )
+
+    def emit(self, graph: Graph) -> None:
+        """Write model, weights, tokenizer and configuration."""
+        from backends.mnn.write.llm_folder import emit
+
+        self.order.say("writing the weights")
+        self.emission = emit(
+            graph,
+            self.folder,
+            tokenizer=self._tokenizer_files(graph),
+            sampling=ModelCard.of(graph).sampling,
+            target=self.target,
+            settings=self._settings(graph),
+            executor=self.order.pool,
+            side=self.order.side,
+            progress=self.order.weights,
+        )
+        self.order.lap("write")
+
+    def _settings(self, graph: Graph) -> Settings:
+        """What suits the stored widths, unless the user says otherwise."""
+        from backends.mnn.write.configs import recommend
+        from backends.mnn.write.llm_folder import Settings
+        from ir.facts.precision import PrecisionPlan
+
+        given = self.order.options
+        best = recommend(graph.facts[PrecisionPlan.name].storage.values())
+        memory = given.get("memory") or best.memory
+        option = best.dynamic_option if memory == "low" else 0
+        return Settings(given.get("precision") or best.precision, memory, given.get("threads") or THREADS, option)
+
+    def verify(self, graph: Graph, original: Graph) -> None:
+        """Decode what was written, run it on the installed MNN, and compare."""
+        from backends.mnn.target.environments import installed_version
+        from backends.mnn.verify.logits import LEVELS, Subject, verify
+        from backends.mnn.verify.written_weights import read_back
+
+        order, emission = self.order, self.emission
+        order.say("reading back what was written")
+        sample = QUICK_SAMPLE if order.verify == "quick" else None
+        self.errors = read_back(graph, emission.layout, emission.folder, order.pool, sample=sample)
+        order.lap("read back")
+        text = order.options.get("text")
+        words = self._encode(text.read_text(encoding="utf-8", errors="replace")) if text else []
+        settings = emission.settings.as_run()
+        subject = Subject(emission.folder, original, graph, self._prompts(graph), words, settings)
+        self.verification = verify(
+            subject,
+            LEVELS[order.verify],
+            version=installed_version() or "unknown",
+            max_kl=order.options.get("kl_bar"),
+            progress=order.say,
+        )
+        self.verification.require()
+        order.lap("verify")
+
+    def contract(self, graph: Graph, made: Made) -> Contract:
+        """What the directory promises."""
+        from backends.mnn.contract import make_contract
+
+        return make_contract(
+            graph,
+            self.emission,
+            target=self.target,
+            made=made,
+            errors={name: (item.rms_relative, item.max_abs) for name, item in self.errors.items()},
+            measurements=self.verification.measurements if self.verification is not None else [],
+            executor=self.order.pool,
+        )
+
+    # ---- for people ----
+
+    def lines(self) -> list[tuple[str, str]]:
+        """The tokenizer files and what reads them."""
+        from backends.mnn.summary import tokenizer_text
+
+        return [("tokenizer", tokenizer_text(self.emission.tokenizer, self.target))]
+
+    def figures(self) -> Figures | None:
+        """The measurements."""
+        from backends.mnn.summary import figures
+
+        return figures(self.verification.measurements) if self.verification is not None else None
+
+    def sample(self) -> tuple[str, str] | None:
+        """The first prompt and what the runtime made of it."""
+        if self.verification is None or not self.verification.sample or self.tokenizer is None:
+            return None
+        return PROMPTS[0], self._opened.decode(self.verification.sample, skip_special_tokens=True)
+
+
+__all__ = ["PROMPTS", "QUICK_SAMPLE", "LlmCompilation", "MnnLlm"]

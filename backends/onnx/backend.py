@@ -1,0 +1,121 @@
+"""ONNX as something to compile for: a model with its weights stored as the plan says, run by onnxruntime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from backends.backend import Backend, Compilation, Figures, Made, Order
+from backends.onnx.target import OnnxTarget, target
+from ir.base.diag import LadingError
+
+if TYPE_CHECKING:
+    from backends.contract import Contract
+    from backends.onnx.verify import Verification
+    from ir.graph.graph import Graph
+
+MODEL = "model.onnx"
+DATA = MODEL + ".data"
+"""Where the weights are when they are not in the model itself."""
+
+LARGE = 64 << 20
+"""Bytes of constants from which they get a file of their own."""
+
+
+class OnnxBackend(Backend):
+    """ONNX files, and folders with an ONNX model and its contract."""
+
+    suffixes = (".onnx",)
+    runtime = "onnxruntime"
+    passes = "onnx"
+    options = frozenset({"kl_bar"})
+
+    def write(self, graph: Graph, path: Path) -> None:
+        """Write an ONNX model, large constants to a ``.data`` file where one file cannot hold them."""
+        import os
+        from concurrent.futures import ThreadPoolExecutor
+
+        from backends.onnx.write import write
+        from ir.quant.weight import keep_all
+
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            keep_all((value.const for value in graph.consts.values() if value.const is not None), pool)
+        write(graph, path)
+
+    def accepts(self, graph: Graph) -> bool:
+        """Every graph can be written."""
+        return True
+
+    def target(self, text: str | None) -> OnnxTarget:
+        """The installed onnxruntime."""
+        return target(text)
+
+    def begin(self, order: Order) -> Compilation:
+        """Begin to compile."""
+        return OnnxCompilation(order)
+
+
+class OnnxCompilation(Compilation):
+    """One ONNX model in the making; `emission` holds the role of each file by name."""
+
+    native = ("onnxruntime",)
+    verification: Verification | None
+
+    def check(self, graph: Graph, pipeline: str) -> None:
+        """The graph must still take the inputs of its source; LadingError B751 when it does not."""
+        from ir.facts.inputs import DynamicInputs
+
+        if DynamicInputs.name in graph.facts and self.order.origin.frontend != "mnn":
+            message = "the pipeline prepared the graph for a runtime that feeds it in its own way"
+            raise LadingError("B751", message, f"pipeline {pipeline}", "use --passes onnx, onnx-int4 or onnx-fp32")
+
+    def emit(self, graph: Graph) -> None:
+        """Write the model."""
+        from backends.onnx.write import write
+        from ir.onnx.export import all_constants
+        from ir.quant.weight import keep_all
+
+        self.order.say("writing the model")
+        constants = [value for value in all_constants(graph) if value.const is not None]
+        total = sum(value.type.nbytes or 0 for value in constants)  # type: ignore[union-attr]
+        keep_all((value.const for value in constants if value.const is not None), self.order.pool)
+        write(graph, self.folder / MODEL, external=0 if total > LARGE else None)
+        self.emission = {MODEL: "model"}
+        if (self.folder / DATA).is_file():
+            self.emission[DATA] = "weights"
+        self.order.weights(len(constants), len(constants))
+        self.order.lap("write")
+
+    def verify(self, graph: Graph, original: Graph) -> None:
+        """Run the file, and compare with what the graph means and with the original."""
+        from backends.onnx.verify import FEEDS, verify
+
+        origin = self.order.origin
+        self.order.say("running on onnxruntime")
+        self.verification = verify(
+            self.folder / MODEL,
+            graph,
+            original,
+            source=origin.path if origin.frontend == "onnx" else None,
+            feeds=FEEDS[self.order.verify],
+            max_kl=self.order.options.get("kl_bar"),
+        )
+        self.verification.require()
+        self.order.lap("verify")
+
+    def contract(self, graph: Graph, made: Made) -> Contract:
+        """What the model promises."""
+        from backends.onnx.contract import make_contract
+
+        assert isinstance(self.order.target, OnnxTarget)
+        found = self.verification.measurements if self.verification is not None else ()
+        return make_contract(graph, self.folder, self.emission, self.order.target, made, found)
+
+    def figures(self) -> Figures | None:
+        """The measurements."""
+        from backends.onnx.verify import figures
+
+        return figures(self.verification.measurements) if self.verification is not None else None
+
+
+__all__ = ["DATA", "MODEL", "OnnxBackend", "OnnxCompilation"]

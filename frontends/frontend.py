@@ -1,0 +1,117 @@
+"""What a frontend is, and the three of the source tree: the text form, ONNX files, and checkpoints.
+
+A row of the table ``frontends`` is any object with ``suffixes`` and ``load(path)``; a module will do. `Frontend` has
+defaults for what else may be asked of one.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ir.base.diag import LadingError
+
+if TYPE_CHECKING:
+    from ir.graph.graph import Graph
+
+STANDARD = "-"
+"""Standard input in place of a file."""
+
+
+class Frontend:
+    """Reads one format.
+
+    Attributes:
+        suffixes: endings of the files that it reads, such as ``(".edges",)``.
+        options: keyword arguments that `locate` and `load` take: ``revision``, ``free_inputs``, ``base``.
+    """
+
+    suffixes: tuple[str, ...] = ()
+    options: frozenset[str] = frozenset()
+
+    def recognises(self, source: str) -> bool:
+        """True when a path or name is something that this frontend reads; by default, a file with its suffix."""
+        path = Path(source).expanduser()
+        return path.suffix.lower() in self.suffixes and not path.is_dir()
+
+    def locate(self, source: str, **options: Any) -> Path:
+        """The file or folder that `load` reads, brought to this machine where it is not there yet."""
+        return Path(source).expanduser()
+
+    def load(self, path: str, **options: Any) -> Graph:
+        """The graph of a file or folder; LadingError for what is wrong with it."""
+        raise NotImplementedError
+
+
+class TextForm(Frontend):
+    """The text form of the IR."""
+
+    suffixes = (".lading",)
+
+    def recognises(self, source: str) -> bool:
+        """Files of that suffix, and ``-`` for standard input."""
+        return source == STANDARD or super().recognises(source)
+
+    def load(self, path: str, **options: Any) -> Graph:
+        """Read the text form, ``-`` from standard input; relative paths in it are relative to its folder."""
+        from ir.text.parser import parse
+
+        if path == STANDARD:
+            return parse(sys.stdin.read(), source="standard input")
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+            raise LadingError("U910", f"cannot read the graph: {reason}", path) from None
+        return parse(text, base=Path(path).parent, source=path)
+
+
+class OnnxFile(Frontend):
+    """An ONNX model with its external data."""
+
+    suffixes = (".onnx",)
+    options = frozenset({"free_inputs", "base"})
+
+    def load(self, path: str, *, free_inputs: bool = False, base: str | os.PathLike[str] | None = None) -> Graph:
+        """Read an ONNX model.
+
+        Args:
+            path: the file.
+            free_inputs: let tensors that nothing produces be inputs; else they are errors.
+            base: folder of external data; None for that of the file.
+        """
+        from frontends.onnx.load import load
+
+        return load(path, free="input" if free_inputs else "error", base=base)
+
+
+class CheckpointFolder(Frontend):
+    """A Hugging Face checkpoint: a folder, or the name of a repository on the hub."""
+
+    options = frozenset({"revision"})
+
+    def recognises(self, source: str) -> bool:
+        """Every folder, and names ``owner/name`` that are no path."""
+        path = Path(source).expanduser()
+        named = source.count("/") == 1 and not source.startswith((".", "/", "~"))
+        return path.is_dir() or (named and not path.exists())
+
+    def locate(self, source: str, *, revision: str | None = None) -> Path:
+        """The folder, downloaded where it has to be; errors F500 to F509."""
+        from frontends.checkpoint.hub import resolve
+
+        return resolve(source, revision=revision)
+
+    def load(self, path: str, *, revision: str | None = None) -> Graph:
+        """Read a checkpoint: a folder or a hub name."""
+        from frontends.checkpoint.load import load
+
+        return load(path, revision=revision)
+
+
+FRONTENDS: dict[str, Frontend] = {"lading": TextForm(), "onnx": OnnxFile(), "checkpoint": CheckpointFolder()}
+"""Frontends of the source tree that need no runtime."""
+
+__all__ = ["FRONTENDS", "STANDARD", "CheckpointFolder", "Frontend", "OnnxFile", "TextForm"]

@@ -12,8 +12,8 @@ from click.testing import CliRunner
 
 import tools.repair.run as tool
 from backends.contract import read
+from backends.mnn.dialect import norm
 from backends.mnn.read.model_folder import Subject
-from backends.mnn.read.stored_tensors import WeightFile
 from backends.mnn.target.environments import interpreters
 from backends.mnn.target.releases import target
 from ir.base.diag import LadingError
@@ -108,8 +108,8 @@ def test_a_release_outside_the_target_is_named_and_kept_out_of_the_contract(tmp_
 @pytest.mark.parametrize("target", ["portable", OLDER])
 def test_a_misread_original_is_not_delivered(tmp_path, monkeypatch, target):
     """A gain that is lost while reading: the stored weights agree with the result, the original does not."""
-    vectors = WeightFile.vectors
-    monkeypatch.setattr(WeightFile, "vectors", lambda self, op, size, alone=False: vectors(self, op, size))
+    whole = norm.gain_and_shift
+    monkeypatch.setattr(norm, "gain_and_shift", lambda weights, op, size, alone=False: whole(weights, op, size))
     result = run(QWEN3, "-o", tmp_path / "a", "--target", target)
     assert (
         result.exit_code == 1 and "error[U952]" in result.stderr and "the original gives on MNN 3.6.1" in result.stderr

@@ -5,11 +5,23 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
 from functools import cache
 from reprlib import repr as short_repr
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, NamedTuple, Self, Union, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    NamedTuple,
+    Self,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from ir.base.diag import Diagnostic, LadingError, suggest
 
@@ -216,7 +228,7 @@ def codec_of(hint: Any, limits: Limits = _FREE) -> Codec:
 def record_codec(cls: type[Record]) -> Codec:
     """The codec of a dataclass: an object with exactly its fields."""
     hints = get_type_hints(cls, include_extras=True)
-    codecs = {item.name: codec_of(hints[item.name]) for item in fields(cls)}  # type: ignore[arg-type]
+    codecs = {item.name: codec_of(hints[item.name]) for item in fields(cls)}
 
     def read(value: Any, at: str, problems: list[Diagnostic]) -> Any:
         if not isinstance(value, dict):
@@ -250,7 +262,7 @@ def escape(key: str) -> str:
 def _plain(value: Any) -> Any:
     """A field value as JSON data."""
     if isinstance(value, Record):
-        return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}  # type: ignore[arg-type]
+        return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
     if isinstance(value, Mapping):
@@ -261,8 +273,12 @@ def _plain(value: Any) -> Any:
 class Record:
     """Base of the records: strict reading, plain writing, and a fixed order of what has none."""
 
+    if TYPE_CHECKING:
+        # Every record is a dataclass.
+        __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
     def __post_init__(self) -> None:
-        for name, key in _orders(type(self)):
+        for name, key in _orders(type(self)):  # type: ignore[arg-type]
             object.__setattr__(self, name, tuple(sorted(getattr(self, name), key=key)))
 
     def to_json(self) -> dict[str, Any]:
@@ -277,7 +293,7 @@ class Record:
             LadingError: with every problem found; `where` of each is ``#`` and the JSON pointer of the place.
         """
         problems: list[Diagnostic] = []
-        result = record_codec(cls).read(data, "#", problems)
+        result = record_codec(cls).read(data, "#", problems)  # type: ignore[arg-type]
         if problems:
             raise LadingError.of(problems)
         return result

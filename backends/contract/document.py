@@ -54,9 +54,9 @@ def dumps(contract: Contract) -> str:
     ValueError when `read` would refuse it, which is a mistake of the program that built the contract.
     """
     checked, problems = decode(contract.to_json())
-    if problems:
+    if problems or checked is None:
         raise ValueError("\n".join(str(problem) for problem in problems))
-    return _layout(checked.to_json(), 0) + "\n"  # type: ignore[union-attr]
+    return _layout(checked.to_json(), 0) + "\n"
 
 
 _ENCODE = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
@@ -114,9 +114,9 @@ def read(path: str | os.PathLike[str]) -> Contract:
     except (ValueError, RecursionError) as error:
         raise LadingError("C800", f"this is not a JSON file: {error}", where=str(place)) from error
     contract, problems = decode(data)
-    if problems:
+    if problems or contract is None:
         raise LadingError.of([Diagnostic(p.code, p.message, f"{place}{p.where}", p.hint) for p in problems])
-    return contract  # type: ignore[return-value]
+    return contract
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -186,7 +186,7 @@ def _fit_form(
     problems = []
     for axis, want in enumerate(form):
         size = shape[axis]
-        if type(want) is int:
+        if isinstance(want, int):
             if size != want:
                 message = f"input {name!r} has size {size} on axis {axis}, not {want}"
                 problems.append(Diagnostic("C829", message, hint=f"its form is {_shown(form)}"))
@@ -247,14 +247,18 @@ def _ranges(signature: Signature, bound: _Bound) -> list[Diagnostic]:
 
 def _value_problems(spec: Input, item: Any) -> list[Diagnostic]:
     real = "f" in spec.dtype
-    if not isinstance(item, np.ndarray | np.generic) or item.size == 0 or not (real or spec.values):
+    if not isinstance(item, np.ndarray | np.generic) or item.size == 0:
         return []
     array = np.asarray(item)
-    good = np.isfinite(array) if real else _in_range(array, spec.values)  # type: ignore[arg-type]
+    if real:
+        good, code, rule = np.isfinite(array), "C828", "it must be finite"
+    elif spec.values:
+        good, code, rule = _in_range(array, spec.values), "C827", f"allowed is {_span(spec.values)}"
+    else:
+        return []
     if good.all():
         return []
     place = np.argwhere(~good)[0].tolist()
-    code, rule = ("C828", "it must be finite") if real else ("C827", f"allowed is {_span(spec.values)}")  # type: ignore
     at = f" at {place}" if place else ""
     count = int((~good).sum())
     more = f" (and {count - 1} more)" if count > 1 else ""

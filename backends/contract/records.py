@@ -10,14 +10,14 @@ from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
 from reprlib import repr as short_repr
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal
 
 from backends.contract.codec import SCALARS, Limits, Record, record_codec, version_key, whole
 from backends.contract.cross_checks import disagreements
 from ir.base.diag import Diagnostic, LadingError
 from ir.quant import storage as quant_storage
 
-CONTRACT_VERSION = "1.0"
+CONTRACT_VERSION: Final = "1.0"
 DTYPES = {
     "bool": "bool",
     "i8": "int8",
@@ -220,10 +220,10 @@ class FileEntry(Record):
     ]
 
     @classmethod
-    def of(cls, folder: str | os.PathLike[str], path: str, role: str) -> FileEntry:
+    def of(cls, folder: str | os.PathLike[str], path: str, role: Any) -> FileEntry:
         """The entry of a file that exists; OSError when it cannot be read."""
         full = Path(folder, path)
-        return cls(path=path, bytes=full.stat().st_size, sha256=sha256_of(full), role=role)  # type: ignore[arg-type]
+        return cls(path=path, bytes=full.stat().st_size, sha256=sha256_of(full), role=role)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -448,7 +448,7 @@ class Contract(Record):
     warnings: Annotated[tuple[Notice, ...], "what the compiler warned of"] = ()
 
     @classmethod
-    def from_json(cls, data: Any) -> Self:
+    def from_json(cls, data: Any) -> Contract:
         """The contract of parsed JSON, references between its parts checked.
 
         Raises:
@@ -456,9 +456,9 @@ class Contract(Record):
         """
 
         result, problems = decode(data)
-        if problems:
+        if problems or result is None:
             raise LadingError.of(problems)
-        return result  # type: ignore[return-value]
+        return result
 
 
 def decode(data: Any) -> tuple[Contract | None, list[Diagnostic]]:

@@ -54,11 +54,10 @@ class MnnLlm(Backend):
 
     def accepts(self, graph: Graph) -> bool:
         """True for graphs from token ids to the logits of the whole sequence."""
-        from passes.inputs.finders import embedding_gather, token_input
+        from passes.inputs import embedding_rows, token_ids
 
         try:
-            ids = token_input(graph)
-            embedding_gather(graph, ids)
+            embedding_rows.find(graph, token_ids.find(graph).value)
         except LadingError:
             return False
         shape = graph.outputs[0].shape if len(graph.inputs) == len(graph.outputs) == 1 else None

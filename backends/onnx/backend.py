@@ -29,17 +29,12 @@ class OnnxBackend(Backend):
     runtime = "onnxruntime"
     passes = "onnx"
     options = frozenset({"kl_bar"})
+    stores_weights = True
 
     def write(self, graph: Graph, path: Path) -> None:
         """Write an ONNX model, large constants to a ``.data`` file where one file cannot hold them."""
-        import os
-        from concurrent.futures import ThreadPoolExecutor
-
         from backends.onnx.write import write
-        from ir.quant.weight import keep_all
 
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            keep_all((value.const for value in graph.consts.values() if value.const is not None), pool)
         write(graph, path)
 
     def accepts(self, graph: Graph) -> bool:

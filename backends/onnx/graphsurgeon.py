@@ -148,7 +148,7 @@ def _make_lazy_class() -> type:
             stored = dtype_of_onnx(onnx_dtype(source.type.dtype, opset))
             self.source = source
             self.opset = opset
-            self.shape = list(source.type.shape)  # type: ignore[arg-type]
+            self.shape = list(source.shape)
             self.dtype = stored.numpy if stored.kind != "s" else np.dtype(object)
             self.nbytes = source.nbytes
 

@@ -120,7 +120,7 @@ def _layout(graph: Graph, external: bool | int | None, target: Path) -> dict[Val
     if external is not None and external is not False:
         return layout_external(graph, external)
     opset = opsets_of(graph).get("", OPSET)
-    total = sum(stored_bytes(v.const, opset) for v in all_constants(graph) if v.const.type.dtype.kind != "s")  # type: ignore
+    total = sum(stored_bytes(v.tensor, opset) for v in all_constants(graph) if v.tensor.type.dtype.kind != "s")
     if total + ROOM <= LARGEST:
         return {}
     if external is False:
@@ -133,7 +133,7 @@ def _write_data(graph: Graph, layout: Layout, path: Path) -> None:
     opset = opsets_of(graph).get("", OPSET)
     with open(path, "wb") as file:
         for value, (offset, _) in layout.items():
-            write_constant(file, value.const, offset, opset)  # type: ignore[arg-type]
+            write_constant(file, value.tensor, offset, opset)
 
 
 def _move_constants(graph: Graph, layout: Layout, replaced: Sequence[Path]) -> dict[Value, Tensor]:
@@ -142,7 +142,7 @@ def _move_constants(graph: Graph, layout: Layout, replaced: Sequence[Path]) -> d
     opset = opsets_of(graph).get("", OPSET)
     found: dict[Value, Tensor] = {}
     for value in all_constants(graph):
-        tensor: Tensor = value.const  # type: ignore[assignment]
+        tensor = value.tensor
         if isinstance(tensor, InlineTensor):
             continue
         if not any(os.path.realpath(source.path) in paths for source in find_source(tensor)):
@@ -304,12 +304,12 @@ class _Writer(Exporter):
 
     def constant(self, proto: onnx.TensorProto, value: Value, name: str) -> None:
         """Write an initializer: a reference to another file, the message it came as, or its bytes."""
-        tensor: Tensor = value.const  # type: ignore[assignment]
+        tensor = value.tensor
         if not self.data and value.graph is self.graph:
             proto.data_type = onnx_dtype(tensor.type.dtype, self.opsets.get("", OPSET))
-            proto.dims.extend(tensor.type.shape)  # type: ignore[arg-type]
+            proto.dims.extend(tensor.shape)
         elif value in self.layout:
-            proto.CopyFrom(external_constants(self.layout, self.location)(value))  # type: ignore[arg-type]
+            proto.CopyFrom(external_constants(self.layout, self.location)(value))
         elif isinstance(tensor, ProtoTensor):
             proto.CopyFrom(tensor.proto)
         else:
@@ -374,7 +374,7 @@ class _Writer(Exporter):
         for name, value in node._attrs.items():
             if name in refs:
                 kind = attribute_kind(node, name, value)
-                proto.attribute.add(name=name, type=kind, ref_attr_name=refs[name])  # type: ignore[arg-type]
+                proto.attribute.add(name=name, type=kind, ref_attr_name=refs[name])
             elif not self.plain_attribute(proto, node, name, value):
                 self.attribute(proto.attribute.add(), node, name, value)
 
@@ -396,9 +396,9 @@ class _Writer(Exporter):
         if sort is tuple:
             if not value or not all(type(item) is int for item in value):
                 return False
-            proto.attribute.add(name=name, type=kind).ints.extend(value)  # type: ignore[arg-type]
+            proto.attribute.add(name=name, type=kind).ints.extend(value)
             return True
-        made = proto.attribute.add(name=name, type=kind)  # type: ignore[arg-type]
+        made = proto.attribute.add(name=name, type=kind)
         setattr(made, field_name, value.encode() if sort is str else value)
         return True
 

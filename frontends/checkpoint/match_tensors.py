@@ -82,8 +82,8 @@ def make_layout(config: ModelConfig, stored: Collection[str], where: str) -> Lay
     prefix = _find_prefix(config, stored, where)
     embed = f"{prefix}{names.embed}.weight"
     head: str | None = _find_head(config, stored, where)
-    if config.tied and embed not in stored and head in stored:
-        embed, head = head, None  # type: ignore[assignment]
+    if config.tied and head is not None and embed not in stored and head in stored:
+        embed, head = head, None
     elif config.tied and head not in stored:
         head = None
     norm = f"{prefix}{names.norm}"

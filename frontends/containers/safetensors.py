@@ -15,7 +15,7 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from ir.base.diag import LadingError, suggest
 from ir.base.types import DTYPES, TensorType
@@ -275,8 +275,11 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) == len(pairs):
         return found
     seen: set[str] = set()
-    name = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-    raise _Repeated(f"{name!r} is defined twice")
+    for name, _ in pairs:
+        if name in seen:
+            raise _Repeated(f"{name!r} is defined twice")
+        seen.add(name)
+    return found
 
 
 def _no_constant(word: str) -> None:
@@ -331,7 +334,7 @@ class _Entry:
         return cls(name, TensorType(DTYPES[dtype], tuple(shape)), begin, end)
 
 
-def _is_sizes(value: Any) -> bool:
+def _is_sizes(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(item) is int and 0 <= item <= SIZE_LIMIT for item in value)
 
 
@@ -353,5 +356,5 @@ def _check_cover(path: str, entries: list[_Entry], available: int) -> None:
 def _digest(file: CheckpointFile) -> str:
     state = hashlib.sha256()
     for start in range(0, file.nbytes, PIECE_BYTES):
-        state.update(FILES.read(file.path, start, min(PIECE_BYTES, file.nbytes - start)))
+        state.update(FILES.read(file.path, start, min(PIECE_BYTES, file.nbytes - start)).data)
     return state.hexdigest()

@@ -16,7 +16,7 @@ implementation.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -78,9 +78,9 @@ class _Decoder:
     def _add(
         self,
         op: str,
-        inputs: list[Value | None],
+        inputs: Sequence[Value | None],
         name: str,
-        shape: Shape,
+        shape: Shape | None,
         attrs: Mapping[str, object] | None = None,
         dtype: DType = F32,
         loc: str = "",
@@ -282,7 +282,7 @@ class _Decoder:
     def _head(self, hidden: Value, embedding: Value) -> Value:
         key = self.layout.head
         name = self.config.family.names.head if key is None else key.removesuffix(".weight")
-        tensor = embedding.const if key is None else cast(self.tensors[key], F32)
+        tensor = embedding.tensor if key is None else cast(self.tensors[key], F32)
         weight = self.graph.add_const(f"{name}.weight", transposed(tensor))
         scale, shape = self.config.logit_scale, self._rows(self.config.vocab_size)
         logits = self._add("MatMul", [hidden, weight], "logits" if scale == 1.0 else name, shape, loc=weight.loc)

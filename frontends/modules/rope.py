@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -146,7 +147,7 @@ def _linear(rope: Rope) -> RopeTable:
 def _dynamic(rope: Rope) -> RopeTable:
     """NTK-aware scaling whose base grows with the length (reviewed in section 3 of arXiv:2309.00071)."""
     exponents = (np.arange(0, rope.width, 2) / (rope.width - 2)).astype(np.float32)
-    slope = float(rope.factor) / rope.max_position  # type: ignore[arg-type]
+    slope = float(rope.factor or 1.0) / rope.max_position
     return RopeTable(np.float32(1.0) / _powers(rope), variant=Stretch(rope.max_position, slope, exponents))
 
 
@@ -271,12 +272,12 @@ def read_rope(record: Mapping[str, object], width: int, max_position: int, where
     missing = [key for key in KINDS[kind].needs if key not in record]
     if missing:
         raise LadingError("F541", f"a rope of kind {kind!r} needs {', '.join(missing)}", where)
-    fields: dict[str, object] = {"theta": _number(record, "rope_theta", where), "original": max_position}
+    fields: dict[str, Any] = {"theta": _number(record, "rope_theta", where), "original": max_position}
     unset = {**_UNSET, "factor": (None,)} if kind in ("yarn", "longrope") else _UNSET
     for key in KINDS[kind].needs + KINDS[kind].reads:
         if key in record and record[key] not in unset.get(key, ()):
             fields["original" if key == _ORIGINAL else key] = _READERS.get(key, _number)(record, key, where)
-    rope = Rope(kind=kind, width=width, max_position=max_position, **fields)  # type: ignore[arg-type]
+    rope = Rope(kind=kind, width=width, max_position=max_position, **fields)
     _check(rope, where)
     return rope
 

@@ -207,13 +207,13 @@ def _element_type(dtype: Any) -> int:
         raise LadingError("F620", f"ONNX has no element type for {dtype!r}", "the graph-surgeon graph") from error
 
 
-def _reference_type(kind: Any) -> int:
+def _reference_type(kind: Any) -> Any:
     from onnx_graphsurgeon.util import misc
 
     return misc.convert_to_onnx_attr_type(kind)
 
 
-def _declared(node: Any, name: str) -> int:
+def _declared(node: Any, name: str) -> Any:
     """Attribute type of an empty list, as the operator declares it; integers when it does not."""
     from ir.ops.registry import schema_of
 

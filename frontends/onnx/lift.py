@@ -401,7 +401,7 @@ class Lift:
             node.metadata = pairs(proto.metadata_props)
             loc = node.metadata.pop(LOCATION, "")
             if loc:
-                node.graph.set_loc(node, loc)  # type: ignore[union-attr]
+                node.home.set_loc(node, loc)
         if proto.doc_string:
             node.metadata[DOC] = text(proto.doc_string, self.where(proto))
         if "" in names:

@@ -61,7 +61,7 @@ def load(
         raise ValueError(f"free is 'error' or 'input', not {free!r}")
     folder = Path(base) if base is not None else None
     if isinstance(source, Message):
-        return lift_message(source, Place(folder), free)  # type: ignore[arg-type]
+        return lift_message(source, Place(folder), free)
     if isinstance(source, bytes | bytearray | memoryview):
         data = memoryview(source).cast("B")
         return lift_message(_parse(data, "the model"), Place(folder, data=data), free)

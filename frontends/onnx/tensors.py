@@ -166,7 +166,7 @@ def _view(data: memoryview, offset: int, type_: TensorType, where: str) -> Tenso
     from ir.tensor.inline import array_of
 
     array = array_of(np.frombuffer(data[offset:end], np.uint8), type_.dtype, type_.size or 0)
-    return InlineTensor(array.reshape(type_.shape), type_.dtype)  # type: ignore[arg-type]
+    return InlineTensor(array.reshape(type_.sizes or ()), type_.dtype)
 
 
 def _number(entries: dict[str, str], key: str, default: int, where: str) -> int:
@@ -200,7 +200,7 @@ def dense(proto: onnx.SparseTensorProto, place: Place, name: str) -> Tensor:
 
 
 def _flat_indices(values: Tensor, indices: Tensor, shape: tuple[int, ...], place: Place, name: str) -> np.ndarray:
-    count = values.type.size
+    count = values.type.size or 0
     linear, by_axis = (count,), (count, len(shape))
     if values.type.rank != 1 or indices.type.dtype.name != "i64" or indices.type.shape not in (linear, by_axis):
         message = f"indices {indices.type} do not address the {count} values of a tensor {list(shape)}"

@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import inf
+from typing import Any
 
 from ir.graph.graph import Graph, Node, Value
 from ir.graph.view import Flow, Vertex, cached, flow
@@ -381,11 +382,12 @@ def minimum_cut(
     except NetworkXUnbounded:
         return inf, []
     left = _residual_side(residual)
-    cut = [view.items[n] for n in on if 2 * n in left and 2 * n + 1 not in left]
-    return sum(cost(value) for value in cut), cut  # type: ignore[arg-type,return-value]
+    items = (view.items[n] for n in on if 2 * n in left and 2 * n + 1 not in left)
+    cut = [item for item in items if isinstance(item, Value)]
+    return sum(map(cost, cut)), cut
 
 
-def _residual_side(residual) -> set:
+def _residual_side(residual: Any) -> set:
     left, waiting = {"source"}, ["source"]
     while waiting:
         for other, edge in residual[waiting.pop()].items():
@@ -414,7 +416,8 @@ def regions(graph: Graph, predicate: Callable[[Node], bool]) -> list[list[Node]]
             continue
         group[node] = node
         for pred in view.preds[view.index[node]]:
-            producer = view.items[pred].producer  # type: ignore[union-attr]
+            item = view.items[pred]
+            producer = item.producer if isinstance(item, Value) else None
             if producer is not None and producer in group:
                 one, two = leader(node), leader(producer)
                 group[one] = two

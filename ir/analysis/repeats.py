@@ -90,13 +90,13 @@ def chains(graph: Graph) -> Iterator[list[Value]]:
     targets = [value for value in exits(graph) if value.producer in deep]
     if not targets:
         return
-    target = max(targets, key=lambda value: deep[value.producer])  # type: ignore[index]
+    target = max(targets, key=lambda value: _depth(deep, value))
     tree = post_dominators(graph, [target])
     data = reachable(graph, entries(graph))
     inner = [item for item in flow(graph).items if isinstance(item, Value) and item in data and item in tree]
     least = SHORTEST * max(map(tree.depth, inner), default=0)
     long = [value for value in inner if tree.depth(value) >= least]
-    starts = nsmallest(MAX_STARTS, long, key=lambda value: (deep.get(value.producer, -1), -tree.depth(value)))
+    starts = nsmallest(MAX_STARTS, long, key=lambda value: (_depth(deep, value), -tree.depth(value)))
     reach = _reach(graph, tree, starts)
     seen: set[Value] = set()
     for start in sorted(starts, key=lambda value: (-reach[value], -tree.depth(value))):
@@ -184,8 +184,9 @@ def _pieces(graph: Graph, cuts: Sequence[Value]) -> list[list[Node]]:
         if number in piece_of or after[number] or item in ahead or not isinstance(item, Node):
             continue
         readers = {piece_of.get(view.index[user]) for value in item.outputs for user in _local(value, graph)}
-        if len(readers) == 1 and None not in readers:
-            piece_of[number] = readers.pop()  # type: ignore[assignment]
+        piece = readers.pop() if len(readers) == 1 else None
+        if piece is not None:
+            piece_of[number] = piece
     pieces: list[list[Node]] = [[] for _ in range(len(cuts) - 1)]
     for number in sorted(piece_of):
         item = view.items[number]
@@ -194,12 +195,17 @@ def _pieces(graph: Graph, cuts: Sequence[Value]) -> list[list[Node]]:
     return pieces
 
 
+def _depth(deep: dict[Node, int], value: Value) -> int:
+    """The depth of the node that makes a value; -1 for what no node of the graph makes."""
+    return deep.get(value.producer, -1) if value.producer is not None else -1
+
+
 def _local(value: Value, graph: Graph) -> set[Node]:
     """The nodes of `graph` that read a value, subgraphs counting as the node that holds them."""
     found = set()
     for user in value.users:
-        while user.graph is not graph:
-            user = user.graph.owner  # type: ignore[union-attr,assignment]
+        while user.home is not graph and user.home.owner is not None:
+            user = user.home.owner
         found.add(user)
     return found
 

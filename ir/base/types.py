@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 
 import ml_dtypes
 import numpy as np
@@ -160,6 +161,11 @@ class TensorType:
         return self.shape is not None and all(isinstance(dim, int) for dim in self.shape)
 
     @property
+    def sizes(self) -> tuple[int, ...] | None:
+        """The shape of a static type, else None."""
+        return self.shape if self.is_static else None  # type: ignore[return-value]
+
+    @property
     def rank(self) -> int | None:
         """Number of dimensions, or None when unknown."""
         return None if self.shape is None else len(self.shape)
@@ -167,12 +173,8 @@ class TensorType:
     @property
     def size(self) -> int | None:
         """Number of elements of a static type, else None."""
-        if not self.is_static:
-            return None
-        total = 1
-        for dim in self.shape:  # type: ignore[union-attr]
-            total *= dim  # type: ignore[operator]
-        return total
+        sizes = self.sizes
+        return None if sizes is None else prod(sizes)
 
     @property
     def nbytes(self) -> int | None:

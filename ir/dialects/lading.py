@@ -5,7 +5,7 @@ from __future__ import annotations
 from ir.base.types import BOOL, TensorType, ValueType
 from ir.graph.graph import Node, Value
 from ir.infer.inference import Inference
-from ir.infer.numeric import axis_of, check_blocks, tensor
+from ir.infer.numeric import check_blocks, part_axis, tensor, typed
 from ir.infer.rule_table import TypeMismatch
 from ir.ops.meaning import Body
 from ir.ops.registry import AttrDef, OpDef
@@ -14,7 +14,7 @@ from ir.ops.registry import AttrDef, OpDef
 def _window_type(run: Inference, node: Node) -> ValueType | None:
     positions = tensor(node.inputs[0])
     if positions is None or positions.shape is None:
-        return TensorType(BOOL, (1, 1, None, None))  # type: ignore[arg-type]
+        return typed(BOOL, (1, 1, None, None))
     length = run.table.product(positions.shape)
     return TensorType(BOOL, (1, 1, length, length))
 
@@ -36,21 +36,21 @@ def _affine_type(run: Inference, node: Node) -> ValueType | None:
         raise TypeMismatch(f"scale {scale} and zero {zero} differ")
     axis = node._attrs.get("axis", 1)
     check_blocks(node, codes, scale, axis)
-    if not node._attrs.get("block_size", 0) and scale.rank == 1 and codes.rank is not None:
-        size, scales = codes.shape[axis_of(axis, codes.rank)], scale.shape[0]  # type: ignore[index]
+    if not node._attrs.get("block_size", 0) and scale.shape and len(scale.shape) == 1 and codes.shape is not None:
+        size, scales = codes.shape[part_axis(axis, len(codes.shape))], scale.shape[0]
         if type(size) is int and type(scales) is int and scales not in (1, size):
             raise TypeMismatch(f"{scales} scales for {size} codes along axis {axis}")
     return TensorType(scale.dtype, codes.shape)
 
 
 def _affine(body: Body) -> list[Value]:
-    codes, scale, zero = body.inputs
+    codes, scale, zero = (body.operand(index) for index in range(3))
     axis, block = body.attr("axis"), body.attr("block_size")
     if block and body.opset >= 21:
         scaled = body.op("DequantizeLinear", codes, scale, axis=axis, block_size=block)
         zero = _spread(body, zero, scaled, axis, block)
     elif block:
-        numbers = body.op("Cast", codes, to=body.inputs[1].dtype.onnx)  # type: ignore[union-attr]
+        numbers = body.op("Cast", codes, to=scale.dtype.onnx)
         scaled = body.op("Mul", numbers, _spread(body, scale, numbers, axis, block))
         zero = _spread(body, zero, numbers, axis, block)
     else:
@@ -85,6 +85,7 @@ DEFINITIONS = (
         attrs={"axis": AttrDef("axis", "int", 1), "block_size": AttrDef("block_size", "int", 0)},
         infer=_affine_type,
         define=_affine,
+        role="storage",
         doc="codes * scale + zero, blocked as ONNX DequantizeLinear is, with a real-valued zero of the scale's shape.",
     ),
 )

@@ -22,7 +22,7 @@ def plain_norm(body: Body, x: Value, axes: int, epsilon: float, rms: bool) -> Va
 
 def plain_attention(body: Body, q: Value, k: Value, v: Value, mask: Value | None) -> Value:
     """Attention over ``[1, heads, S, D]``; no mask means causal. An ONNX operator since opset 23."""
-    kinds = body.inputs[0].dtype  # type: ignore[union-attr]
+    kinds = body.operand(0).dtype
     shape = body.op("Shape", k)
     heads, length, size = (body.op("Gather", shape, body.ints(axis)) for axis in (1, 2, 3))
     # Query heads that share a key head lie one after the other.
@@ -35,7 +35,7 @@ def plain_attention(body: Body, q: Value, k: Value, v: Value, mask: Value | None
     if mask is None:
         steps = body.op("Range", body.int(0), body.op("Squeeze", length, body.ints(0)), body.int(1))
         past = body.op("LessOrEqual", steps, body.op("Unsqueeze", steps, body.ints(1)))
-        low = body.like(float(np.finfo(np.float16 if kinds.bits == 16 else np.float32).min), body.inputs[0])
+        low = body.like(float(np.finfo(np.float16 if kinds.bits == 16 else np.float32).min), body.operand(0))
         scores = body.op("Where", past, scores, low)
     else:
         scores = body.op("Add", scores, mask)

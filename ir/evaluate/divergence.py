@@ -130,8 +130,8 @@ def combine(windows: list[dict[str, np.ndarray]]) -> Divergence:
     )
     count = len(kl)
     error = float(kl.std(ddof=1) / np.sqrt(count)) if count > 1 else float("nan")
-    mean = [float(part.mean()) if len(part) else float("nan") for part in (nll, reference)]
-    return Divergence(float(kl.mean()), error, float(same.mean()), *mean, count)
+    mean, base = (float(part.mean()) if len(part) else float("nan") for part in (nll, reference))
+    return Divergence(float(kl.mean()), error, float(same.mean()), mean, base, count)
 
 
 # ---- logits held whole ----

@@ -257,12 +257,12 @@ class Evaluator:
 
     def _constants(self, segment: Segment, hold: bool = True) -> dict[Value, Any]:
         """The constants that are fed to a segment; without a memory limit they are held for later."""
-        tensors = {value: value.const for value in segment.consts}
+        tensors = {value: value.tensor for value in segment.consts}
         missing = dict.fromkeys(tensor for tensor in tensors.values() if tensor not in self._held)
-        loaded = {**self._held, **constant_values(missing)}  # type: ignore[arg-type]
+        loaded = {**self._held, **constant_values(missing)}
         if hold and self.memory_limit is None:
             self._held = loaded
-        return {value: loaded[tensor] for value, tensor in tensors.items()}  # type: ignore[index]
+        return {value: loaded[tensor] for value, tensor in tensors.items()}
 
     def _open(self, segment: Segment, fed: Mapping[Value, Any]) -> Session:
         """Load the model of a segment, its inputs declared as the values that are really fed."""
@@ -271,7 +271,7 @@ class Evaluator:
             segment.nodes,
             [value for value in fed if value.const is None],
             segment.outputs,
-            constants=lambda value: None if value in fed else tensor_proto(value.const, value.name),  # type: ignore
+            constants=lambda value: None if value in fed else tensor_proto(value.tensor, value.name),
             types={value: _declared(value, item) for value, item in fed.items()},
         )
         first, last = segment.nodes[0], segment.nodes[-1]
@@ -283,7 +283,7 @@ class Evaluator:
         weight = pieces.large_weight(node)
         by_tensor: dict[Tensor | None, list[Track]] = {}
         for track in tracks:
-            by_tensor.setdefault(track.replaced.get(weight), []).append(track)  # type: ignore[arg-type]
+            by_tensor.setdefault(track.replaced.get(weight), []).append(track)
         for tensor, group in by_tensor.items():
             states = [(track, number) for track in group for number in range(len(track.states))]
             operands = [
@@ -380,7 +380,7 @@ def _array(value: Value, state: Mapping[Value, Any]) -> np.ndarray:
 def _carried(value: Value, state: Mapping[Value, Any]) -> Any:
     """The ``OrtValue`` of a value; arrays are wrapped anew, since a wrapper does not keep its array alive."""
     found = state[value]
-    return ort_value(found, value.type.dtype) if isinstance(found, np.ndarray) else found  # type: ignore[union-attr]
+    return ort_value(found, value.dtype) if isinstance(found, np.ndarray) else found
 
 
 def _declared(value: Value, carried: Any) -> Any:
@@ -420,7 +420,7 @@ def check_feed(value: Value, array: np.ndarray, sizes: dict[str, tuple[int, str]
     if type_.shape is None:
         return
     fits = len(type_.shape) == array.ndim and all(
-        dim == size if type(dim) is int else dim.accepts(size)  # type: ignore[union-attr]
+        dim == size if isinstance(dim, int) else dim.accepts(size)
         for dim, size in zip(type_.shape, array.shape, strict=True)
     )
     if not fits:

@@ -43,21 +43,21 @@ def slab_of(value: Value, axis: int) -> Slab | None:
         return _stored(value.const, axis)
     node = value.producer
     source = node.inputs[0] if node is not None and node.inputs else None
-    if source is None:
+    if node is None or source is None:
         return None
-    if node.op == "Transpose" and tuple(node._attrs.get("perm", (1, 0))) == (1, 0):  # type: ignore[union-attr]
-        inner = slab_of(source, 1 - axis)
-        return None if inner is None else Slab(axis, lambda start, stop: inner.read(start, stop).T)
+    if node.op == "Transpose" and tuple(node._attrs.get("perm", (1, 0))) == (1, 0):
+        whole = slab_of(source, 1 - axis)
+        return None if whole is None else Slab(axis, lambda start, stop: whole.read(start, stop).T)
     inner = slab_of(source, axis)
     if inner is None:
         return None
-    if node.op == "Identity":  # type: ignore[union-attr]
+    if node.op == "Identity":
         return inner
-    if has_trait(node, "conversion"):  # type: ignore[arg-type]
-        to = dtype_of_onnx(node._attrs["to"]).numpy  # type: ignore[union-attr]
+    if has_trait(node, "conversion"):
+        to = dtype_of_onnx(node._attrs["to"]).numpy
         return Slab(axis, lambda start, stop: inner.read(start, stop).astype(to))
-    if node.op in DEQUANTIZE and all(item is None or item.const is not None for item in node.inputs):  # type: ignore
-        return _dequantized(node, inner, source.shape[1 - axis])  # type: ignore[arg-type,index]
+    if node.op in DEQUANTIZE and all(item is None or item.const is not None for item in node.inputs):
+        return _dequantized(node, inner, source.sizes[1 - axis])
     return None
 
 
@@ -81,7 +81,7 @@ def _dequantized(node: Node, codes: Slab, extent: int) -> Slab | None:
     scale, zero = parts
     if scale is None or (zero is None and node.input(2) is not None):
         return None
-    kind = node.inputs[1].dtype.numpy  # type: ignore[union-attr]
+    kind = node.operand(1).dtype.numpy
     asked = node._attrs.get("output_dtype", 0)
     wanted = dtype_of_onnx(asked).numpy if asked else kind
 
@@ -101,8 +101,8 @@ def _dequantized(node: Node, codes: Slab, extent: int) -> Slab | None:
 
 def _shared_recipe(node: Node) -> QuantizedWeight | None:
     """The recipe of which all constants of a dequantization are parts."""
-    recipes = {id(quantized_of(stored_form(v.const))): v for v in node.inputs if v is not None}  # type: ignore[arg-type]
-    return quantized_of(stored_form(node.inputs[0].const)) if len(recipes) == 1 else None  # type: ignore
+    recipes = {id(quantized_of(stored_form(v.tensor))): v for v in node.inputs if v is not None}
+    return quantized_of(stored_form(node.operand(0).tensor)) if len(recipes) == 1 else None
 
 
 def _requantized(node: Node, recipe: QuantizedWeight, axis: int, block: int) -> Slab:
@@ -112,11 +112,11 @@ def _requantized(node: Node, recipe: QuantizedWeight, axis: int, block: int) -> 
     def read(start: int, stop: int) -> np.ndarray:
         part = recipe.rows(start, stop)
         scale = np.repeat(part.scale, block, 1)
-        if zeros and node.op == "lading.AffineDequantize":
-            numbers = part.codes * scale + np.repeat(part.zero, block, 1)  # type: ignore[arg-type]
-        elif zeros:
-            zero = np.repeat(part.zero.astype(np.int16), block, 1)  # type: ignore[union-attr]
-            numbers = (part.codes - zero).astype(np.float32) * scale
+        zero = part.zero if zeros else None
+        if zero is not None and node.op == "lading.AffineDequantize":
+            numbers = part.codes * scale + np.repeat(zero, block, 1)
+        elif zero is not None:
+            numbers = (part.codes - np.repeat(zero.astype(np.int16), block, 1)).astype(np.float32) * scale
         else:
             numbers = part.codes * scale
         return numbers.T if axis else numbers
@@ -149,10 +149,10 @@ class _Spread:
         """The reader of a constant operand; None when there is none or it cannot be read in ranges."""
         if value is None:
             return None
-        if value.type.rank == 2:  # type: ignore[union-attr]
+        if value.rank == 2:
             source = slab_of(value, along)
             return None if source is None else cls(source, None, axis, block, along, extent)
-        whole = load_constant(value.const).reshape(-1)  # type: ignore[arg-type]
+        whole = load_constant(value.tensor).reshape(-1)
         return cls(None, whole, axis, block, along, extent)
 
     def read(self, start: int, stop: int) -> np.ndarray:
@@ -218,14 +218,18 @@ def run(
         contents: what to take for a constant weight instead of what it holds.
     """
     weight = large_weight(node)
+    rows, columns = weight.sizes
+    shape = (rows, columns)
     if node.op == "Gather":
         slab = slab_of(weight, 0) if contents is None else _table_slab(contents)
-        return _gather(slab, weight.shape, [given[1] for given in operands], budget)  # type: ignore[misc,arg-type]
-    matrices = [_matrix(node, given[0]) for given in operands]  # type: ignore[arg-type]
+        assert slab is not None
+        return _gather(slab, shape, [_given(item, 1) for item in operands], budget)
+    matrices = [_matrix(node, _given(item, 0)) for item in operands]
     joined = np.concatenate(matrices) if len(matrices) > 1 else matrices[0]
     flipped = node.op == "Gemm" and bool(attribute(node, "transB"))
     slab = _product_slab(node, weight) if contents is None else _stored(contents, 1) or _stored(contents, 0)
-    product = _product(joined, slab, weight.shape, flipped, budget)  # type: ignore[arg-type]
+    assert slab is not None
+    product = _product(joined, slab, shape, flipped, budget)
     results, start = [], 0
     for given, matrix in zip(operands, matrices, strict=True):
         part = product[start : start + len(matrix)]
@@ -244,10 +248,16 @@ def _matrix(node: Node, x: np.ndarray) -> np.ndarray:
     return wide if wide.dtype in (np.float32, np.float64) else wide.astype(np.float32)
 
 
+def _given(operands: list[np.ndarray | None], index: int) -> np.ndarray:
+    """An operand other than the weight."""
+    found = operands[index]
+    assert found is not None
+    return found
+
+
 def _finish(node: Node, product: np.ndarray, given: list[np.ndarray | None]) -> np.ndarray:
     """Bring rows of a product into the shape and type of the node's result."""
-    x = given[0]
-    assert x is not None
+    x = _given(given, 0)
     bias = given[2] if len(given) > 2 else None
     if node.op == "Gemm":
         product = product * np.float32(attribute(node, "alpha"))

@@ -40,8 +40,8 @@ def _library() -> Any:
 def _failures() -> tuple[type[Exception], ...]:
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-    names = ("EPFail", "EngineError", "Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "ModelLoadCanceled")
-    names += ("NoModel", "NoSuchFile", "NotFound", "NotImplemented", "RuntimeException")
+    names = ["EPFail", "EngineError", "Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "ModelLoadCanceled"]
+    names += ["NoModel", "NoSuchFile", "NotFound", "NotImplemented", "RuntimeException"]
     return (*(getattr(state, name) for name in names if hasattr(state, name)), RuntimeError, ValueError)
 
 
@@ -203,7 +203,7 @@ def load_constant(tensor: Tensor) -> np.ndarray:
     stored = stored_form(tensor)
     if stored is tensor:
         return tensor.load()
-    out = np.empty(tensor.type.shape, tensor.type.dtype.numpy)  # type: ignore[arg-type]
+    out = np.empty(tensor.shape, tensor.type.dtype.numpy)
     for start, stop, rows in stored.pieces():
         out[:, start:stop] = rows.T
     return out

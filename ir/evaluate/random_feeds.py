@@ -43,7 +43,7 @@ def sample_feeds(graph: Graph, sizes: Mapping[str, int] | None = None, seed: int
         rows = fact.find("embedding-rows")
         if rows is not None:
             length = shapes[graph.value(rows.input)][0]
-            return fact.feeds(graph, rng.integers(0, table.shape[0], length))  # type: ignore[union-attr,index]
+            return fact.feeds(graph, rng.integers(0, table.sizes[0], length))
     return {value.name: _array(value, shape, rng) for value, shape in shapes.items()}
 
 
@@ -51,7 +51,7 @@ def _shape(value: Value, sizes: Mapping[str, int]) -> tuple[int, ...]:
     type_ = value.type
     if not isinstance(type_, TensorType) or type_.shape is None or type_.dtype.kind not in "fiub":
         raise LadingError("T225", f"no feed can be made for input {value.name!r} of type {type_}", value.graph.name)
-    shape = tuple(dim if type(dim) is int else _size(dim, sizes) for dim in type_.shape)  # type: ignore[arg-type]
+    shape = tuple(dim if isinstance(dim, int) else _size(dim, sizes) for dim in type_.shape)
     if prod(shape) > MOST_ELEMENTS:
         message = f"input {value.name!r} has {prod(shape):,} elements; at most {MOST_ELEMENTS:,} are made up"
         raise LadingError("T227", message, value.graph.name, "give smaller sizes")
@@ -73,7 +73,7 @@ def _size(dim: Dim, sizes: Mapping[str, int]) -> int:
 
 
 def _array(value: Value, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    dtype = value.type.dtype  # type: ignore[union-attr]
+    dtype = value.dtype
     if dtype.is_float:
         return rng.standard_normal(shape).astype(np.float32).astype(dtype.numpy)
     if not dtype.is_integer:

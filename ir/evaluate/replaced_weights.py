@@ -21,7 +21,7 @@ from ir.evaluate.onnxruntime_session import give_memory_back
 from ir.evaluate.segments import Segment
 from ir.evaluate.token_feeds import window_feeds
 from ir.facts.inputs import DynamicInputs
-from ir.graph.graph import Graph, Node, Value
+from ir.graph.graph import Graph, Node
 from ir.quant.weight import keep_all
 from ir.tensor.base import Tensor
 from ir.tensor.elementwise import cast
@@ -89,8 +89,9 @@ def _head(graph: Graph) -> Node | None:
     if node is None or node.op != "MatMul":
         return None
     weight = node.inputs[1]
-    is_matrix = weight is not None and weight.const is not None and len(weight.shape or ()) == 2
-    return node if is_matrix and weight.dtype.is_float else None  # type: ignore[union-attr]
+    if weight is None or weight.const is None or len(weight.shape or ()) != 2:
+        return None
+    return node if weight.dtype.is_float else None
 
 
 class _Comparison:
@@ -113,8 +114,7 @@ class _Comparison:
         self.executor = executor
         self.memory_limit = memory_limit
         self.head = _head(graph)
-        wanted = self.head.inputs[0] if self.head is not None else graph.outputs[0]
-        self.wanted: Value = wanted  # type: ignore[assignment]
+        self.wanted = self.head.operand(0) if self.head is not None else graph.outputs[0]
         self.evaluator = Evaluator(
             graph,
             [self.wanted.name],
@@ -172,21 +172,22 @@ class _Comparison:
 
     def _compare_products(self, base: Track, finals: Sequence[Track], meters: Sequence[_Meters]) -> None:
         """Logits as products with pieces of the logits matrix, each read once."""
-        weight = self.head.inputs[1]  # type: ignore[union-attr]
-        own = [variant.get(weight.name) for variant in self.variants]  # type: ignore[union-attr]
-        heads = dict.fromkeys([weight.const, *(tensor for tensor in own if tensor is not None)])  # type: ignore[union-attr]
+        assert self.head is not None
+        weight = self.head.operand(1)
+        own = [variant.get(weight.name) for variant in self.variants]
+        heads = dict.fromkeys([weight.tensor, *(tensor for tensor in own if tensor is not None)])
         last = [[self._rows(track, place) for place in range(len(meters))] for track in (base, *finals)]
-        width, count = weight.shape  # type: ignore[union-attr,misc]
+        width, count = weight.sizes
         step = max(PIECE_BYTES // (4 * width * len(heads)), LEAST_PIECE)
         for start in range(0, count, step):
             stop = min(start + step, count)
             rows = {tensor: _vocabulary(tensor, start, stop) for tensor in heads}
             for place, meter in enumerate(meters):
-                reference = last[0][place] @ rows[weight.const].T  # type: ignore[union-attr]
+                reference = last[0][place] @ rows[weight.tensor].T
                 versions = (
                     reference
                     if track is base and tensor is None
-                    else last[number + 1][place] @ rows[tensor or weight.const].T  # type: ignore[union-attr]
+                    else last[number + 1][place] @ rows[tensor or weight.tensor].T
                     for number, (track, tensor) in enumerate(zip(finals, own, strict=True))
                 )
                 meter.add(start, reference, versions)

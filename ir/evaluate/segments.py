@@ -120,7 +120,7 @@ def _groups(values: list[Value]) -> Iterator[list[Value]]:
     group: list[Value] = []
     size = 0
     for value in values:
-        more = _computed_bytes([value.producer])  # type: ignore[list-item]
+        more = _computed_bytes([value.producer] if value.producer is not None else [])
         if group and size + more > GROUP_BYTES:
             yield group
             group, size = [], 0
@@ -163,14 +163,14 @@ def _ancestors(graph: Graph, wanted: Iterable[Value]) -> list[Node]:
 
 def _crossing(nodes: list[Node]) -> dict[Node, int]:
     """About how many bytes are live after each node, for sequences of `USUAL_SIZE`."""
-    place = {node: index for index, node in enumerate(nodes)}
+    place: dict[Node | None, int] = {node: index for index, node in enumerate(nodes)}
     change = [0] * (len(nodes) + 1)
     last: dict[Value, int] = {}
     for index, node in enumerate(nodes):
         last.update((value, index) for value in outside_reads(node) if value.producer in place)
     for value, end in last.items():
         size = _usual_bytes(value)
-        change[place[value.producer]] += size  # type: ignore[index]
+        change[place[value.producer]] += size
         change[end] -= size
     return dict(zip(nodes, accumulate(change), strict=False))
 
@@ -381,7 +381,7 @@ def _connect(segments: list[Segment], wanted: list[Value], plan: Plan) -> None:
 def _fed_constants(nodes: list[Node], fed: Set[Value]) -> list[Value]:
     """The constants that are fed; the others are part of the model."""
     consts = dict.fromkeys(value for node in nodes for value in _const_bytes(node))
-    sizes = {value: stored_bytes(value.const) for value in consts if value.const.type.dtype.kind != "s"}  # type: ignore
+    sizes = {value: stored_bytes(value.tensor) for value in consts if value.tensor.type.dtype.kind != "s"}
     large = [value for value, size in sizes.items() if size > INLINE_BYTES or value in fed]
     room = MODEL_BYTES
     for value, size in sizes.items():

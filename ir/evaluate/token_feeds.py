@@ -40,7 +40,7 @@ def window_feeds(
         return feeds
     ids = _ids_input(graph)
     _require_ids(windows, _table_of(ids))
-    shape = (-1,) if ids.type.rank == 1 else (1, -1)  # type: ignore[union-attr]
+    shape = (-1,) if ids.rank == 1 else (1, -1)
     return [{ids.name: np.asarray(window).astype(ids.dtype.numpy).reshape(shape)} for window in windows]
 
 

@@ -110,7 +110,7 @@ class DynamicInputs(Fact):
             elif found.kind == "output-rows":
                 made[value.name] = np.array([index], dtype=np.int32)
             elif found.kind == "attention-mask":
-                made[value.name] = self._mask(value.type.rank, seq)
+                made[value.name] = self._mask(value.rank, seq)
             else:
                 raise KeyError(f"unknown kind {found.kind!r} of input {value.name!r}")
         return made

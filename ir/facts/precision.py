@@ -66,7 +66,7 @@ class PrecisionPlan(Fact):
         storage, rules = {}, {}
         for name, item in data["storage"].items():
             said = dict(item)
-            rules[name] = said.pop("rule")
+            rules[name] = said.pop("rule", "")
             storage[name] = Storage(**said)
         return cls(storage, data["tied"], outcome, rules)
 

@@ -94,7 +94,7 @@ class Keys:
     def __init__(self, leaf: Callable[[Value], Hashable | None]) -> None:
         self._leaf = leaf
         self._numbers: dict[Hashable, int] = {}
-        self._of: dict[Node, int] = {}
+        self._of: dict[Node | None, int] = {}
         self._inner: dict[Value, Hashable] = {}
 
     def add(self, nodes: Iterable[Node]) -> list[int]:
@@ -131,7 +131,7 @@ class Keys:
         found = self._inner.get(value)
         if found is None:
             found = self._leaf(value)
-        return (self._of[value.producer], value.index) if found is None else found  # type: ignore[index]
+        return (self._of[value.producer], value.index) if found is None else found
 
 
 Place = tuple[Any, ...]
@@ -273,7 +273,7 @@ class _Comparison:
         for one in a.consts.values():
             if one in self.forth:
                 continue
-            two = next((v for v in rest if v.type == one.type and same_contents(one.const, v.const)), None)
+            two = next((v for v in rest if v.type == one.type and same_contents(one.tensor, v.tensor)), None)
             if two is None:
                 yield _say(place, f"unread constant @{one.name} has no partner")
                 return
@@ -347,8 +347,8 @@ class _Comparison:
             here = (*place, one, ": ")
             yield from self._nodes(one, two, here)
             for index, (x, y) in enumerate(zip(one.inputs, two.inputs, strict=False)):
-                fresh = x is not None and y is not None and x not in self.forth and y not in self.back
-                if fresh and x.producer is not None and y.producer is not None and x.index == y.index:
+                fresh = x not in self.forth and y not in self.back
+                if x is not None and y is not None and fresh and x.producer and y.producer and x.index == y.index:
                     pairs.append((x.producer, y.producer))
                 else:
                     yield from self._reads(x, y, (*here, "input ", index, " "))

@@ -33,7 +33,7 @@ class RawFact(Fact):
     """A fact of a name that nobody registered, kept as data so that it survives a round trip."""
 
     def __init__(self, name: str, data: Mapping[str, Any]) -> None:
-        self.name = name
+        self.name = name  # type: ignore[misc]
         self.data = dict(data)
 
     def to_data(self) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 from ir.base.diag import Diagnostic
-from ir.base.types import Dim, TensorType, ValueType
+from ir.base.types import Dim, DType, Shape, TensorType, ValueType
 from ir.tensor.base import Tensor
 
 OPSET = 24
@@ -56,7 +56,7 @@ class Fact(ABC):
         name: key in ``Graph.facts`` and in the text form, such as ``precision-plan``.
     """
 
-    name: str
+    name: ClassVar[str]
 
     @abstractmethod
     def to_data(self) -> dict[str, Any]:
@@ -161,14 +161,41 @@ class Value:
         return self in self.graph._pins and any(value is self for value in self.graph.outputs)
 
     @property
-    def dtype(self):
+    def dtype(self) -> DType:
         """Element type; AttributeError when the type is unknown or not a tensor."""
         return self.type.dtype  # type: ignore[union-attr]
 
     @property
-    def shape(self):
+    def shape(self) -> Shape | None:
         """Shape tuple, or None when unknown."""
         return self.type.shape if isinstance(self.type, TensorType) else None
+
+    @property
+    def rank(self) -> int | None:
+        """Number of dimensions, or None when unknown or not a tensor."""
+        return self.type.rank if isinstance(self.type, TensorType) else None
+
+    @property
+    def dims(self) -> Shape:
+        """The shape; GraphError when it is unknown."""
+        if self.shape is None:
+            raise GraphError(f"%{self.name} is {self.type}, not a tensor of a known shape")
+        return self.shape
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The shape in numbers; GraphError when it is not known in numbers."""
+        found = self.type.sizes if isinstance(self.type, TensorType) else None
+        if found is None:
+            raise GraphError(f"%{self.name} is {self.type}, not a tensor of known sizes")
+        return found
+
+    @property
+    def tensor(self) -> Tensor:
+        """The tensor of a constant; GraphError for every other value."""
+        if self.const is None:
+            raise GraphError(f"%{self.name} is not a constant")
+        return self.const
 
     def __repr__(self) -> str:
         return f"{'@' if self.is_const else '%'}{self.name}: {self.type}"
@@ -229,6 +256,20 @@ class Node:
     def input(self, index: int) -> Value | None:
         """Input `index`, or None when it is absent or left out."""
         return self.inputs[index] if index < len(self.inputs) else None
+
+    def operand(self, index: int) -> Value:
+        """Input `index`, which the operator needs; GraphError when it is absent or left out."""
+        value = self.input(index)
+        if value is None:
+            raise GraphError(f"{self!r} has no input {index}")
+        return value
+
+    @property
+    def home(self) -> Graph:
+        """The graph that holds the node; GraphError when the node has been erased."""
+        if self.graph is None:
+            raise GraphError(f"{self!r} has been erased")
+        return self.graph
 
     def __repr__(self) -> str:
         outs = ", ".join(f"%{value.name}" for value in self.outputs)
@@ -313,7 +354,7 @@ class Graph:
         self._first: Node | None = None
         self._last: Node | None = None
         self._count = 0
-        self._region = owner.graph._region if owner is not None else Region()  # type: ignore[union-attr]
+        self._region: Region = owner.home._region if owner is not None else Region()
 
     # ---- reading ----
 
@@ -559,7 +600,7 @@ class Graph:
         if old is value:
             return
         if value is not None:
-            node.graph._require_visible(value)  # type: ignore[union-attr]
+            node.home._require_visible(value)
         if old is not None:
             del old._uses[(node, index)]
         node.inputs = (*node.inputs[:index], value, *node.inputs[index + 1 :])
@@ -571,7 +612,7 @@ class Graph:
         """Replace the whole input list of a node."""
         for value in inputs:
             if value is not None:
-                node.graph._require_visible(value)  # type: ignore[union-attr]
+                node.home._require_visible(value)
         self._unlink(node)
         self._link(node, tuple(inputs))
         self._done("set_inputs", node=node)
@@ -758,6 +799,8 @@ class Graph:
             del pins[value]
 
     def _insert(self, node: Node, before: Node | None, after: Node | None) -> None:
+        previous: Node | None
+        following: Node | None
         if before is not None:
             previous, following = before._prev, before
         elif after is not None:

@@ -52,14 +52,15 @@ def _by_schema(run: Inference, node: Node, schema: Any) -> tuple[ValueType | Non
     from ir.onnx.export import IR_VERSION, read_type
 
     inputs = [value for value in node.inputs if value is not None]
-    if any(value.type is None for value in inputs):
+    types = {value.name: value.type for value in inputs if value.type is not None}
+    if any(value.name not in types for value in inputs):
         return (None,) * len(node.outputs)
     found: dict[str, onnx.TypeProto] = {}
     try:
         found = infer_node_outputs(
             schema,
             _node_proto(run, node),
-            {value.name: _type_proto(value) for value in inputs},
+            {name: _type_proto(type_) for name, type_ in types.items()},
             {value.name: data for value in inputs if (data := _data(run, value)) is not None},
             opset_imports=[onnx.helper.make_opsetid(name, number) for name, number in _opsets(run).items()],
             ir_version=IR_VERSION,
@@ -107,13 +108,13 @@ def _node_proto(run: Inference, node: Node) -> Any:
     return proto
 
 
-def _type_proto(value: Value) -> Any:
+def _type_proto(type_: ValueType) -> Any:
     import onnx
 
     from ir.onnx.export import write_type
 
     proto = onnx.TypeProto()
-    write_type(proto, value.type)  # type: ignore[arg-type]
+    write_type(proto, type_)
     return proto
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from ir.base.types import BOOL, I64, TensorType, ValueType
 from ir.graph.graph import Graph, Node, Value
 from ir.infer.inference import Inference
-from ir.infer.numeric import axis_of, part_axis, tensor
+from ir.infer.numeric import axis_of, part_axis, tensor, typed
 from ir.infer.rule_table import TypeMismatch, rule
+from ir.infer.symbolic import Extent
 
 
 @rule("If")
@@ -29,7 +30,7 @@ def either(a: ValueType | None, b: ValueType | None) -> ValueType | None:
         raise TypeMismatch(f"the alternatives have element types {a.dtype} and {b.dtype}")
     if a.shape is None or b.shape is None or len(a.shape) != len(b.shape):
         return TensorType(a.dtype)
-    return TensorType(a.dtype, tuple(x if x == y else None for x, y in zip(a.shape, b.shape, strict=True)))
+    return typed(a.dtype, tuple(x if x == y else None for x, y in zip(a.shape, b.shape, strict=True)))
 
 
 @rule("Loop")
@@ -91,13 +92,13 @@ def scan(run: Inference, node: Node) -> tuple[ValueType | None, ...]:
     return (*(value.type for value in body.outputs[:states]), *stacked)
 
 
-def _stacked(value: Value, axis: int, length: object = None) -> ValueType | None:
+def _stacked(value: Value, axis: int, length: Extent | None = None) -> ValueType | None:
     """Type of the results of every round of a body put together along a new axis."""
     found = tensor(value)
     if found is None or found.shape is None:
         return None if found is None else TensorType(found.dtype)
     axis = axis_of(axis, len(found.shape) + 1)
-    return TensorType(found.dtype, (*found.shape[:axis], length, *found.shape[axis:]))  # type: ignore[arg-type]
+    return typed(found.dtype, (*found.shape[:axis], length, *found.shape[axis:]))
 
 
 def _declare(value: Value, type_: ValueType | None) -> None:

@@ -40,7 +40,7 @@ def infer_node(node: Node) -> list[ValueType | None]:
     Raises:
         TypeMismatch: the inputs do not fit the operator, or the node breaks its declaration.
     """
-    run = Inference(node.graph, lazy=True)  # type: ignore[arg-type]
+    run = Inference(node.home, lazy=True)
     flaws = Forms(run.root).flaws(node)
     if flaws:
         raise TypeMismatch(flaws[0].message)

@@ -68,9 +68,9 @@ class Inference:
         node = value.producer
         value_rule = value_rule_of(node.op) if node is not None else None
         self.known[value] = None
-        if value_rule is not None and self._depth < FOLLOW_DEPTH and is_sound(node):  # type: ignore[arg-type]
+        if node is not None and value_rule is not None and self._depth < FOLLOW_DEPTH and is_sound(node):
             self._depth += 1
-            self._follow(node, value_rule)  # type: ignore[arg-type]
+            self._follow(node, value_rule)
             self._depth -= 1
         return self.known[value]
 
@@ -169,9 +169,9 @@ class Inference:
         if found is None:
             return recorded if recorded is not None else self._name(self.table.fresh())
         found = self.table.resolve(found)
-        if type(found) is int or found.name[:1] != "?":
+        if isinstance(found, int) or found.name[:1] != "?":
             return found
-        if type(recorded) is int:
+        if isinstance(recorded, int):
             return recorded
         if recorded is not None and self.table.fits(found, recorded):
             return self.table.bind(found, recorded)
@@ -211,7 +211,7 @@ def _constant(value: Value) -> Known | None:
         return None
     if len(type_.shape) > 1 or (type_.size or 0) > KNOWN_LIMIT:
         return None
-    return known_array(value.const.load())  # type: ignore[union-attr]
+    return known_array(value.tensor.load())
 
 
 def conflict(recorded: TensorType, found: TensorType) -> str:
@@ -222,7 +222,7 @@ def conflict(recorded: TensorType, found: TensorType) -> str:
     if len(recorded.shape) != len(found.shape):
         return "the ranks differ"
     for axis, (old, new) in enumerate(zip(recorded.shape, found.shape, strict=True)):
-        if type(new) is int and (old != new if type(old) is int else not old.accepts(new)):  # type: ignore[union-attr]
+        if type(new) is int and (old != new if isinstance(old, int) else not old.accepts(new)):
             return f"axis {axis} differs"
         if type(new) is Dim and type(old) is int and new.name[:1] != "?" and not new.accepts(old):
             return f"axis {axis} differs"
@@ -231,12 +231,12 @@ def conflict(recorded: TensorType, found: TensorType) -> str:
 
 def _without_unknown(found: ValueType) -> ValueType:
     """A sequence, optional or map type whose tensors have shapes only where every dimension is known."""
-    if type(found) is TensorType:
+    if isinstance(found, TensorType):
         whole = found.shape is not None and all(dim is not None for dim in found.shape)
         return found if whole else TensorType(found.dtype)
     if isinstance(found, MapType):
         return MapType(found.key, _without_unknown(found.value))
-    return type(found)(_without_unknown(found.element))  # type: ignore[union-attr]
+    return type(found)(_without_unknown(found.element))
 
 
 def elements_agree(recorded: Any, found: Any) -> bool:
@@ -296,4 +296,4 @@ def _kind(value: Any) -> Any:
 
 def is_sound(node: Node) -> bool:
     """True when a node is as its operator declares it, so that rules may read it without looking twice."""
-    return not Forms(node.graph).flaws(node)  # type: ignore[arg-type]
+    return not Forms(node.home).flaws(node)

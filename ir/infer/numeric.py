@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from ir.base.types import BOOL, DTYPES, I64, DType, TensorType, ValueType, dtype_of_onnx
 from ir.graph.graph import Node, Value
@@ -38,6 +39,11 @@ def tensor(value: Value | None) -> TensorType | None:
     return found if type(found) is TensorType else None
 
 
+def typed(dtype: Any, shape: Shape | None) -> TensorType:
+    """A rule's result, in which a dimension may be None."""
+    return TensorType(dtype, shape)  # type: ignore[arg-type]
+
+
 def axis_of(axis: int, rank: int) -> int:
     """A non-negative axis; TypeMismatch when it is out of range."""
     if not -rank <= axis < max(rank, 1):
@@ -62,13 +68,14 @@ def element_type(code: int) -> DType:
 
 def broadcast(run: Inference, shapes: Sequence[Shape | None]) -> Shape | None:
     """Numpy broadcasting of shapes; None when one is unknown."""
-    if any(shape is None for shape in shapes):
+    known = [shape for shape in shapes if shape is not None]
+    if len(known) < len(shapes):
         return None
-    result: Shape = shapes[0]  # type: ignore[assignment]
-    for shape in shapes[1:]:
+    result = known[0]
+    for shape in known[1:]:
         if shape == result:
             continue
-        short, long = sorted((result, shape), key=len)  # type: ignore[arg-type]
+        short, long = sorted((result, shape), key=len)
         head = len(long) - len(short)
         tail = tuple(_broadcast_dim(run, a, b) for a, b in zip(long[head:], short, strict=True))
         result = (*long[:head], *tail)
@@ -97,7 +104,7 @@ def one_dtype(*types: TensorType | None) -> DType | None:
 
 @rule(*SAME_AS_INPUT)
 def same_as_input(run: Inference, node: Node) -> ValueType | None:
-    return node.inputs[0].type  # type: ignore[union-attr]
+    return node.operand(0).type
 
 
 @rule(*ARITHMETIC)
@@ -110,7 +117,7 @@ def arithmetic(run: Inference, node: Node) -> ValueType | None:
     shape = a.shape
     if shape is b.shape or shape == b.shape:
         return a
-    return TensorType(a.dtype, broadcast(run, (shape, b.shape)))
+    return typed(a.dtype, broadcast(run, (shape, b.shape)))
 
 
 @rule(*COMPARE)
@@ -119,7 +126,7 @@ def compare(run: Inference, node: Node) -> ValueType | None:
     if a is None or b is None:
         return None
     one_dtype(a, b)
-    return TensorType(BOOL, broadcast(run, (a.shape, b.shape)))
+    return typed(BOOL, broadcast(run, (a.shape, b.shape)))
 
 
 @rule("IsNaN", "IsInf")
@@ -131,19 +138,19 @@ def predicate(run: Inference, node: Node) -> ValueType | None:
 @rule("Max", "Mean", "Min", "Sum")
 def variadic(run: Inference, node: Node) -> ValueType | None:
     types = [tensor(value) for value in node.inputs]
-    if any(type_ is None for type_ in types):
+    known = [type_ for type_ in types if type_ is not None]
+    if len(known) < len(types):
         return None
-    dtype = one_dtype(*types)
-    return TensorType(dtype, broadcast(run, [type_.shape for type_ in types]))  # type: ignore[union-attr, arg-type]
+    return typed(one_dtype(*known), broadcast(run, [type_.shape for type_ in known]))
 
 
 @rule("Where")
 def where(run: Inference, node: Node) -> ValueType | None:
     types = [tensor(value) for value in node.inputs]
-    if any(type_ is None for type_ in types):
+    known = [type_ for type_ in types if type_ is not None]
+    if len(known) < len(types):
         return None
-    dtype = one_dtype(*types[1:])
-    return TensorType(dtype, broadcast(run, [type_.shape for type_ in types]))  # type: ignore[union-attr, arg-type]
+    return typed(one_dtype(*known[1:]), broadcast(run, [type_.shape for type_ in known]))
 
 
 @rule("Cast")
@@ -213,7 +220,7 @@ def matmul(run: Inference, node: Node) -> ValueType | None:
     if a is None or b is None:
         return None
     dtype = DTYPES["i32"] if node.op == "MatMulInteger" else one_dtype(a, b)
-    return TensorType(dtype, matmul_shape(run, a.shape, b.shape))  # type: ignore[arg-type]
+    return typed(dtype, matmul_shape(run, a.shape, b.shape))
 
 
 def matmul_shape(run: Inference, a: Shape | None, b: Shape | None) -> Shape | None:
@@ -226,7 +233,7 @@ def matmul_shape(run: Inference, a: Shape | None, b: Shape | None) -> Shape | No
     if type(a[-1]) is int and type(inner) is int and a[-1] != inner:
         raise TypeMismatch(f"the inner dimensions {a[-1]} and {inner} differ")
     batch = a[:-2] if len(b) <= 2 else broadcast(run, (a[:-2], b[:-2]))
-    return (*batch, *a[-2:-1], *(b[-1:] if len(b) > 1 else ()))  # type: ignore[misc]
+    return (*(batch or ()), *a[-2:-1], *(b[-1:] if len(b) > 1 else ()))
 
 
 @rule("Gemm")
@@ -236,14 +243,14 @@ def gemm(run: Inference, node: Node) -> ValueType | None:
         return None
     dtype = one_dtype(a, b)
     if a.shape is None or b.shape is None:
-        return TensorType(dtype, (None, None))  # type: ignore[arg-type]
+        return typed(dtype, (None, None))
     if len(a.shape) != 2 or len(b.shape) != 2:
         raise TypeMismatch("Gemm multiplies matrices of rank 2")
     rows, left = a.shape[::-1] if node._attrs.get("transA") else a.shape
     right, columns = b.shape[::-1] if node._attrs.get("transB") else b.shape
     if type(left) is int and type(right) is int and left != right:
         raise TypeMismatch(f"the inner dimensions {left} and {right} differ")
-    return TensorType(dtype, (rows, columns))  # type: ignore[arg-type]
+    return typed(dtype, (rows, columns))
 
 
 # ---- reductions ----
@@ -261,10 +268,10 @@ def reduce(run: Inference, node: Node) -> ValueType | None:
         count = 0 if keep else run.length_of(node.input(1))
         if count is not None and count > len(x.shape):
             raise TypeMismatch(f"{count} axes of an operand of rank {len(x.shape)}")
-        return TensorType(x.dtype, None if count is None else (None,) * (len(x.shape) - count))  # type: ignore[arg-type]
+        return typed(x.dtype, None if count is None else (None,) * (len(x.shape) - count))
     if not axes and node._attrs.get("noop_with_empty_axes"):
         return x
-    return TensorType(x.dtype, reduced_shape(x.shape, axes, keep))
+    return typed(x.dtype, reduced_shape(x.shape, axes, keep))
 
 
 def reduced_shape(shape: Shape, axes: Sequence[int], keep: int) -> Shape:
@@ -281,7 +288,7 @@ def arg_reduce(run: Inference, node: Node) -> ValueType | None:
     x = tensor(node.inputs[0])
     if x is None or x.shape is None:
         return TensorType(I64)
-    return TensorType(I64, reduced_shape(x.shape, (node._attrs.get("axis", 0),), node._attrs.get("keepdims", 1)))
+    return typed(I64, reduced_shape(x.shape, (node._attrs.get("axis", 0),), node._attrs.get("keepdims", 1)))
 
 
 @rule("TopK")
@@ -348,7 +355,7 @@ def attention(run: Inference, node: Node) -> tuple[ValueType | None, ...]:
     if ranks == {4}:
         q_heads, kv_heads = q.shape[1], k.shape[1]
         key_size, value_size = k.shape[3], v.shape[3]
-        y = (batch, q_heads, length, value_size)
+        y: Shape = (batch, q_heads, length, value_size)
     else:
         if not q_heads or not kv_heads:
             raise TypeMismatch("q_num_heads and kv_num_heads are needed for operands of rank 3")
@@ -362,10 +369,10 @@ def attention(run: Inference, node: Node) -> tuple[ValueType | None, ...]:
     if node.input(4) is not None:
         total = None if past is None or past.shape is None else run.table.add(past.shape[2], new)
     return (
-        TensorType(q.dtype, y),
-        TensorType(k.dtype, (batch, kv_heads, total, key_size)),  # type: ignore[arg-type]
-        TensorType(v.dtype, (batch, kv_heads, total, value_size)),  # type: ignore[arg-type]
-        TensorType(q.dtype, (batch, q_heads, length, total)),  # type: ignore[arg-type]
+        typed(q.dtype, y),
+        typed(k.dtype, (batch, kv_heads, total, key_size)),
+        typed(v.dtype, (batch, kv_heads, total, value_size)),
+        typed(q.dtype, (batch, q_heads, length, total)),
     )
 
 
@@ -379,5 +386,6 @@ __all__ = [
     "part_axis",
     "reduced_shape",
     "tensor",
+    "typed",
     "words",
 ]

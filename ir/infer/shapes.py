@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ir.base.types import DTYPES, F32, I64, Dim, TensorType, ValueType
 from ir.graph.graph import Node
 from ir.infer.inference import Inference
-from ir.infer.numeric import Shape, axis_of, broadcast, one_dtype, part_axis, tensor
+from ir.infer.numeric import Shape, axis_of, broadcast, one_dtype, part_axis, tensor, typed
 from ir.infer.rule_table import KNOWN_LIMIT, Known, TypeMismatch, rule
 from ir.infer.symbolic import Extent
 
 FAR = 2**31 - 1
 """Slice bounds at or beyond this mean the end of an axis."""
-
-
-def typed(dtype: Any, shape: Shape | None) -> TensorType:
-    """A rule's result, in which a dimension may be None."""
-    return TensorType(dtype, shape)  # type: ignore[arg-type]
 
 
 @rule("Shape", "Size", "NonZero")
@@ -69,17 +65,19 @@ def range_(run: Inference, node: Node) -> ValueType | None:
     x = tensor(node.inputs[0])
     if x is None:
         return None
-    bounds = [_scalar(run, node, index) for index in range(3)]
-    if any(bound is None for bound in bounds):
+    start, limit, delta = (_scalar(run, node, index) for index in range(3))
+    if start is None or limit is None or delta is None:
         return typed(x.dtype, (run.table.fresh(),))
-    start, limit, delta = bounds
-    if any(bound != bound for bound in bounds):
+    if any(bound != bound for bound in (start, limit, delta)):
         raise TypeMismatch("a bound is not a number")
-    if all(isinstance(bound, int | float) for bound in bounds):
-        return typed(x.dtype, (max(int(-(-(limit - start) // delta)), 0),))  # type: ignore[operator]
+    if isinstance(start, int | float) and isinstance(limit, int | float) and isinstance(delta, int | float):
+        count = -(-(limit - start) // delta)
+        if count != count:
+            raise TypeMismatch(f"there is no telling how many numbers lie from {start} to {limit}")
+        return typed(x.dtype, (max(int(count), 0),))
     if delta != 1 or isinstance(start, float) or isinstance(limit, float):
         return typed(x.dtype, (run.table.fresh(),))
-    length = run.table.subtract(limit, start)  # type: ignore[arg-type]
+    length = run.table.subtract(limit, start)
     return typed(x.dtype, (length if run.table.nonnegative(length) else run.table.fresh(),))
 
 
@@ -90,7 +88,7 @@ def _scalar(run: Inference, node: Node, index: int) -> Extent | float | None:
             raise TypeMismatch(f"a bound has {len(found.entries)} elements, not 1")
         return found.entries[0]
     value = node.inputs[index]
-    if value is not None and value.const is not None and value.type.size == 1:  # type: ignore[union-attr]
+    if value is not None and value.const is not None and value.const.type.size == 1:
         return float(value.const.load().reshape(()))
     return None
 
@@ -127,21 +125,22 @@ def reshaped(run: Inference, shape: Shape | None, target: Shape, allow_zero: boo
     if len(open_axes) > 1:
         raise TypeMismatch("more than one -1 in the wanted shape")
     rest = [dim for dim in result if dim is not None and not (type(dim) is int and dim == -1)]
-    complete = shape is not None and len(rest) + len(open_axes) == len(result)
+    known = [dim for dim in shape if dim is not None] if shape is not None else []
+    complete = shape is not None and len(known) == len(shape) and len(rest) + len(open_axes) == len(result)
     if open_axes:
-        result[open_axes[0]] = run.table.quotient(shape, rest) if complete and 0 not in rest else None  # type: ignore
+        result[open_axes[0]] = run.table.quotient(known, rest) if complete and 0 not in rest else None
     elif complete:
-        _check_count(shape, result)  # type: ignore[arg-type]
+        _check_count(known, result)
     return tuple(result)
 
 
-def _check_count(shape: Shape, target: list[Extent | None]) -> None:
-    before, after = _count(shape), _count(target)  # type: ignore[arg-type]
+def _check_count(shape: Sequence[Extent | None], target: Sequence[Extent | None]) -> None:
+    before, after = _count(shape), _count(target)
     if before is not None and after is not None and before != after:
         raise TypeMismatch(f"{before} elements cannot be arranged as {after}")
 
 
-def _count(shape: Shape) -> int | None:
+def _count(shape: Sequence[Extent | None]) -> int | None:
     total = 1
     for dim in shape:
         if type(dim) is not int:
@@ -189,7 +188,7 @@ def squeeze(run: Inference, node: Node) -> ValueType | None:
         if not x.is_static:
             return TensorType(x.dtype)
         axes = tuple(axis for axis, dim in enumerate(x.shape) if dim == 1)
-    return TensorType(x.dtype, squeezed_shape(x.shape, axes))
+    return typed(x.dtype, squeezed_shape(x.shape, axes))
 
 
 def squeezed_shape(shape: Shape, axes: tuple[int, ...]) -> Shape:
@@ -209,9 +208,9 @@ def unsqueeze(run: Inference, node: Node) -> ValueType | None:
     axes = run.attribute_or_input(node, "axes", 1)
     if axes is None:
         count = run.length_of(node.input(1))
-        known = count is not None and count <= KNOWN_LIMIT
-        return typed(x.dtype, (None,) * (len(x.shape) + count) if known else None)  # type: ignore[operator]
-    return TensorType(x.dtype, unsqueezed_shape(x.shape, axes))
+        known = (None,) * (len(x.shape) + count) if count is not None and count <= KNOWN_LIMIT else None
+        return typed(x.dtype, known)
+    return typed(x.dtype, unsqueezed_shape(x.shape, axes))
 
 
 def unsqueezed_shape(shape: Shape, axes: tuple[int, ...]) -> Shape:
@@ -229,14 +228,14 @@ def unsqueezed_shape(shape: Shape, axes: tuple[int, ...]) -> Shape:
 
 @rule("Concat")
 def concat(run: Inference, node: Node) -> ValueType | None:
-    types = [tensor(value) for value in node.inputs]
-    if any(type_ is None for type_ in types):
+    types = [type_ for type_ in map(tensor, node.inputs) if type_ is not None]
+    if len(types) < len(node.inputs):
         return None
     dtype = one_dtype(*types)
-    shapes = [type_.shape for type_ in types]  # type: ignore[union-attr]
+    shapes: list[Shape | None] = [type_.shape for type_ in types]
     known = [shape for shape in shapes if shape is not None]
     if not known:
-        return TensorType(dtype)  # type: ignore[arg-type]
+        return typed(dtype, None)
     axis = part_axis(node._attrs.get("axis", 1), len(known[0]))
     return typed(dtype, concat_shape(run, shapes, axis))
 
@@ -248,10 +247,11 @@ def concat_shape(run: Inference, shapes: list[Shape | None], axis: int) -> Shape
     if any(len(shape) != rank for shape in known):
         raise TypeMismatch(f"operands of ranks {sorted({len(shape) for shape in known})} cannot be joined")
     result = [None if index == axis else _agreed([shape[index] for shape in known], index) for index in range(rank)]
-    if len(known) == len(shapes):
+    sizes = [size for shape in known if (size := shape[axis]) is not None]
+    if len(sizes) == len(shapes):
         total: Extent = 0
-        for shape in known:
-            total = run.table.add(total, shape[axis])  # type: ignore[arg-type]
+        for size in sizes:
+            total = run.table.add(total, size)
         result[axis] = total
     return tuple(result)
 
@@ -272,12 +272,12 @@ def split(run: Inference, node: Node) -> tuple[ValueType | None, ...]:
         return (x,) * count
     axis = part_axis(node._attrs.get("axis", 0), len(x.shape))
     return tuple(
-        TensorType(x.dtype, (*x.shape[:axis], part, *x.shape[axis + 1 :])) for part in _parts(run, node, x, axis)
+        typed(x.dtype, (*x.shape[:axis], part, *x.shape[axis + 1 :])) for part in _parts(run, node, x.shape[axis])
     )
 
 
-def _parts(run: Inference, node: Node, x: TensorType, axis: int) -> list[Extent | None]:
-    count, whole = len(node.outputs), x.shape[axis]  # type: ignore[index]
+def _parts(run: Inference, node: Node, whole: Extent) -> list[Extent | None]:
+    count = len(node.outputs)
     given = node.input(1) is not None or "split" in node._attrs
     if given:
         sizes = run.known_of(node.input(1)) if "split" not in node._attrs else Known(1, node._attrs["split"])
@@ -318,9 +318,9 @@ def slice_(run: Inference, node: Node) -> ValueType | None:
         axes = tuple(range(count))
     if axes is None:
         return typed(x.dtype, (None,) * len(x.shape))
-    bounds = [_entries(run, node, index, len(axes)) for index in (1, 2)]
+    starts, ends = (_entries(run, node, index, len(axes)) for index in (1, 2))
     steps = _entries(run, node, 4, len(axes)) if node.input(4) is not None else (1,) * len(axes)
-    return typed(x.dtype, sliced_shape(run, x.shape, *bounds, axes, steps))
+    return typed(x.dtype, sliced_shape(run, x.shape, starts, ends, axes, steps))
 
 
 def _length(run: Inference, node: Node) -> int | None:
@@ -348,7 +348,7 @@ def sliced_shape(run: Inference, shape: Shape, starts: Any, ends: Any, axes: tup
 def _sliced(run: Inference, dim: Extent | None, start: Extent | None, end: Extent | None, step: Any) -> Extent | None:
     if dim is None:
         return None
-    high = dim if type(dim) is int else dim.high
+    high = dim if isinstance(dim, int) else dim.high
     if start is None or end is None or type(step) is not int:
         return run.table.fresh(0, high)
     if step == 0:
@@ -368,10 +368,10 @@ def _sliced(run: Inference, dim: Extent | None, start: Extent | None, end: Exten
 
 def _bound(run: Inference, dim: Extent, bound: Extent) -> Extent | None:
     """A slice bound clamped to ``0..dim``, or None when that depends on unknown sizes."""
-    low = dim if type(dim) is int else dim.low
+    low = dim if isinstance(dim, int) else dim.low
     if bound == dim:
         return dim
-    if type(bound) is int:
+    if isinstance(bound, int):
         if bound >= FAR:
             return dim
         if 0 <= bound <= low:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from math import gcd, prod
+from typing import overload
 
 from ir.base.types import Dim
 
@@ -38,6 +39,12 @@ class SymbolTable:
         """A pending dimension equal to no other."""
         self._serial += 1
         return Dim(f"?{self._serial}", low, high)
+
+    @overload
+    def resolve(self, extent: Dim) -> Dim: ...
+
+    @overload
+    def resolve(self, extent: Extent) -> Extent: ...
 
     def resolve(self, extent: Extent) -> Extent:
         """The extent under its final name, when it has got one."""
@@ -154,7 +161,7 @@ class SymbolTable:
         found = self._interned.get(key)
         if found is None:
             found = self._interned[key] = self.fresh(low, high)
-        return self.resolve(found)  # type: ignore[return-value]
+        return self.resolve(found)
 
     def broadcast(self, a: Extent, b: Extent) -> Extent:
         """Extent of two broadcast axes.
@@ -163,7 +170,7 @@ class SymbolTable:
         """
         if a == b:
             return a
-        if type(a) is int:
+        if isinstance(a, int):
             if a == 1:
                 return b
             if type(b) is int:
@@ -171,7 +178,7 @@ class SymbolTable:
                     return a
                 raise ArithmeticError(f"{a} and {b} do not broadcast")
             return a
-        if type(b) is int:
+        if isinstance(b, int):
             return a if b == 1 else b
         if a.low >= 2:
             return a
@@ -183,9 +190,9 @@ class SymbolTable:
     # ---- polynomials ----
 
     def _polynomial(self, extent: Extent) -> Mapping[Monomial, int]:
-        if type(extent) is int:
+        if isinstance(extent, int):
             return {(): extent} if extent else {}
-        extent = self.resolve(extent)  # type: ignore[assignment]
+        extent = self.resolve(extent)
         known = self._meaning.get(extent.name)
         if known is not None:
             return known
@@ -219,15 +226,18 @@ class SymbolTable:
         return self.resolve(found)
 
     def _range(self, terms: Polynomial) -> tuple[int, int | None, int]:
-        low, high, multiple = 0, 0, 0
+        low: int | None = 0
+        high: int | None = 0
+        multiple = 0
         for term, factor in terms.items():
             dims = [self._dims[name] for name in term]
-            smallest = prod(dim.low for dim in dims)
-            largest = None if any(dim.high is None for dim in dims) else prod(dim.high for dim in dims)  # type: ignore
+            smallest: int | None = prod(dim.low for dim in dims)
+            highs = [dim.high for dim in dims if dim.high is not None]
+            largest = prod(highs) if len(highs) == len(dims) else None
             multiple = gcd(multiple, abs(factor) * prod(dim.multiple_of for dim in dims))
             if factor < 0:
-                smallest, largest = largest, smallest  # type: ignore[assignment]
-            low = None if low is None or smallest is None else low + factor * smallest  # type: ignore[assignment]
+                smallest, largest = largest, smallest
+            low = None if low is None or smallest is None else low + factor * smallest
             high = None if high is None or largest is None else high + factor * largest
         return max(low or 0, 0), high, max(multiple, 1)
 
@@ -246,8 +256,8 @@ class SymbolTable:
         if not bottom or top.keys() != bottom.keys():
             return None
         ratios = {divmod(top[term], bottom[term]) for term in bottom}
-        (ratio, rest) = ratios.pop()
-        return {(): ratio} if not ratios and rest == 0 else None
+        (ratio, remainder) = ratios.pop()
+        return {(): ratio} if not ratios and remainder == 0 else None
 
 
 def _without(term: Monomial, under: Monomial) -> Monomial | None:

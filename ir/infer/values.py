@@ -14,7 +14,7 @@ from ir.infer.symbolic import Extent
 
 
 def _rank(node: Node) -> int:
-    return len(node.outputs[0].shape)
+    return len(node.outputs[0].shape or ())
 
 
 @follows("Shape")
@@ -45,7 +45,23 @@ def _constant(run: Inference, node: Node) -> Known | None:
     return known_array(value.load())
 
 
-@follows("Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze")
+@follows("Cast")
+def _cast(run: Inference, node: Node) -> Known | None:
+    """The elements; of a cast to booleans, what each is as a boolean."""
+    found = run.known_of(node.inputs[0])
+    if found is None or node.outputs[0].dtype.kind != "b":
+        return same_elements(run, node)
+    return Known(_rank(node), tuple(_truth(entry) for entry in found.entries))
+
+
+def _truth(entry: Extent | None) -> int | None:
+    """1 or 0 for an extent that is certainly not, or certainly, zero; else None."""
+    if entry is None or isinstance(entry, int):
+        return None if entry is None else int(entry != 0)
+    return 1 if entry.low > 0 else None
+
+
+@follows("Identity", "Reshape", "Squeeze", "Unsqueeze")
 def same_elements(run: Inference, node: Node) -> Known | None:
     """The elements of the first input."""
     found = run.known_of(node.inputs[0])
@@ -60,9 +76,10 @@ def concat_elements(run: Inference, node: Node) -> Known | None:
         found = run.known_of(value)
         if found is None:
             type_ = tensor(value)
-            if type_ is None or not type_.is_static or type_.size > KNOWN_LIMIT:  # type: ignore[operator]
+            size = type_.size if type_ is not None else None
+            if size is None or size > KNOWN_LIMIT:
                 return None
-            entries.extend([None] * type_.size)  # type: ignore[operator]
+            entries.extend([None] * size)
         else:
             entries.extend(found.entries)
     return Known(1, tuple(entries))
@@ -155,9 +172,9 @@ def _extreme(op: str, a: Extent, b: Extent) -> Extent | None:
     if a == b:
         return a
     for one, other in ((a, b), (b, a)):
-        low = one if type(one) is int else one.low
-        high = other if type(other) is int else other.high
-        if high is not None and low >= high and (type(one) is int or one.name[:1] != "?"):
+        low = one if isinstance(one, int) else one.low
+        high = other if isinstance(other, int) else other.high
+        if high is not None and low >= high and (isinstance(one, int) or one.name[:1] != "?"):
             return one if op == "Max" else other
     return None
 
@@ -187,12 +204,12 @@ def _where(run: Inference, node: Node) -> Known | None:
     if choose is None or a is None or b is None:
         return None
     size = max(len(choose.entries), len(a.entries), len(b.entries))
-    parts = [_spread(found.entries, size) for found in (choose, a, b)]
-    if any(part is None for part in parts):
+    flags, left, right = (_spread(found.entries, size) for found in (choose, a, b))
+    if flags is None or left is None or right is None:
         return None
     picked = (
         (None if x != y else x) if flag is None else (x if flag else y)
-        for flag, x, y in zip(*parts, strict=True)  # type: ignore[arg-type]
+        for flag, x, y in zip(flags, left, right, strict=True)
     )
     return Known(_rank(node), tuple(picked))
 
@@ -213,7 +230,7 @@ def _range(run: Inference, node: Node) -> Known | None:
     bounds = [run.ints_of(value) for value in node.inputs]
     if not all(bounds):
         return None
-    start, limit, step = (bound[0] for bound in bounds)  # type: ignore[index]
+    start, limit, step = (bound[0] for bound in bounds if bound)
     if step == 0 or (limit - start) // step > KNOWN_LIMIT:
         return None
     return Known(1, tuple(range(start, limit, step)))
@@ -221,7 +238,7 @@ def _range(run: Inference, node: Node) -> Known | None:
 
 @follows("Expand")
 def _expand(run: Inference, node: Node) -> Known | None:
-    found, shape = run.known_of(node.inputs[0]), node.outputs[0].shape
+    found, shape = run.known_of(node.inputs[0]), node.outputs[0].shape or ()
     if found is None or len(shape) != 1 or type(shape[0]) is not int or shape[0] > KNOWN_LIMIT:
         return None
     entries = _spread(found.entries, shape[0])
@@ -232,15 +249,16 @@ def _expand(run: Inference, node: Node) -> Known | None:
 def _reduce(run: Inference, node: Node) -> Known | None:
     found = run.known_of(node.inputs[0])
     rank = _rank(node)
-    if found is None or found.rank != 1 or None in found.entries or node.outputs[0].shape not in ((), (1,)):
+    entries = [entry for entry in found.entries if entry is not None] if found is not None else []
+    if found is None or found.rank != 1 or len(entries) < len(found.entries) or node.outputs[0].shape not in ((), (1,)):
         return None
     if len(found.entries) > 1 and node.input(1) is not None and run.ints_of(node.input(1)) is None:
         return None
     if node.op == "ReduceProd":
-        return Known(rank, (run.table.product(found.entries),))  # type: ignore[arg-type]
+        return Known(rank, (run.table.product(entries),))
     total: Extent = 0
-    for entry in found.entries:
-        total = run.table.add(total, entry)  # type: ignore[arg-type]
+    for entry in entries:
+        total = run.table.add(total, entry)
     return Known(rank, (total,))
 
 
@@ -257,7 +275,7 @@ def _not(run: Inference, node: Node) -> Known | None:
     found = run.known_of(node.inputs[0])
     if found is None:
         return None
-    return Known(found.rank, tuple(None if entry is None else 1 - entry for entry in found.entries))  # type: ignore
+    return Known(found.rank, tuple(1 - entry if isinstance(entry, int) else None for entry in found.entries))
 
 
 __all__ = []

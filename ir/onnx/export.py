@@ -147,7 +147,7 @@ class Exporter:
     constants: Constants | None
     define_functions: bool
     types: Mapping[Value, ValueType | None]
-    functions: dict[Hashable, onnx.FunctionProto] = field(default_factory=dict)
+    functions: dict[tuple[Hashable, ...], onnx.FunctionProto] = field(default_factory=dict)
     opsets: dict[str, int] = field(default_factory=dict)
     given: Mapping[str, Graph] = field(default_factory=dict)
 
@@ -169,7 +169,7 @@ class Exporter:
         for value in inputs:
             self.declare(proto.input.add(), value)
         for value in self._read_constants(nodes, outputs, level):
-            initializer = tensor_proto(value.const, value.name, self.opsets[""]) if self.constants is None else None
+            initializer = tensor_proto(value.tensor, value.name, self.opsets[""]) if self.constants is None else None
             if self.constants is not None:
                 initializer = self.constants(value)
             if initializer is None:
@@ -215,7 +215,7 @@ class Exporter:
         for name, value in node._attrs.items():
             if name in refs:
                 kind = attribute_kind(node, name, value)
-                proto.attribute.add(name=name, type=kind, ref_attr_name=refs[name])  # type: ignore[arg-type]
+                proto.attribute.add(name=name, type=kind, ref_attr_name=refs[name])
             else:
                 self.attribute(proto.attribute.add(), node, name, value)
         for key, text in node.metadata.items():
@@ -269,9 +269,9 @@ class Exporter:
         definition = opdef(node)
         if definition is None or definition.define is None:
             return
-        key: Hashable = (node.op, *specialisation(node))
+        key = (node.op, *specialisation(node))
         if key not in self.functions:
-            count = sum(1 for known in self.functions if known[0] == node.op)  # type: ignore[index]
+            count = sum(1 for known in self.functions if known[0] == node.op)
             self._write_function(key, node, self._body(node), f"v{count}" if count else "")
         proto.overload = self.functions[key].overload
 
@@ -307,7 +307,7 @@ class Exporter:
             message = f"{node.op} cannot be defined in ONNX terms: {error}"
             raise LadingError("T230", message, describe(node), hint) from error
 
-    def _write_function(self, key: Hashable, node: Node, body: Graph, overload: str) -> None:
+    def _write_function(self, key: tuple[Hashable, ...], node: Node, body: Graph, overload: str) -> None:
         import onnx
 
         proto = onnx.FunctionProto(name=node.op_type, domain=node.domain, overload=overload)
@@ -328,7 +328,7 @@ class Exporter:
         proto.output.extend(_function_outputs(body))
         for value in self._read_constants(list(body.nodes), body.outputs):
             made = proto.node.add(op_type="Constant", output=[value.name])
-            made.attribute.add(name="value", type=onnx.AttributeProto.TENSOR, t=tensor_proto(value.const, ""))
+            made.attribute.add(name="value", type=onnx.AttributeProto.TENSOR, t=tensor_proto(value.tensor, ""))
         for item in body.nodes:
             self.node(proto.node.add(), item)
         for name, output in zip(_function_outputs(body), body.outputs, strict=True):
@@ -384,7 +384,7 @@ _EMPTY = {"floats": 6, "ints": 7, "strings": 8, "tensors": 9, "graphs": 10, "typ
 """Attribute type of an empty list by its kind."""
 
 
-def attribute_kind(node: Node, name: str, value: Any) -> int:
+def attribute_kind(node: Node, name: str, value: Any) -> Any:
     """Type of an attribute in ``AttributeProto``: as the operator declares it, where the value can be written so."""
     kind, declared = _plain_kind(value), declared_kind(node, name)
     untold = kind == _OTHER or (value == () and not isinstance(value, EmptyList))
@@ -438,7 +438,7 @@ def layout_external(graph: Graph, above: int = SMALL_BYTES) -> dict[Value, tuple
     found: dict[Value, tuple[int, int]] = {}
     offset = 0
     for value in all_constants(graph):
-        size = stored_bytes(value.const, opset) if value.const.type.dtype.kind != "s" else 0  # type: ignore[union-attr]
+        size = stored_bytes(value.tensor, opset) if value.tensor.type.dtype.kind != "s" else 0
         if size > above:
             offset = -(-offset // _ALIGNMENT) * _ALIGNMENT
             found[value] = (offset, size)
@@ -454,10 +454,10 @@ def external_constants(layout: Mapping[Value, tuple[int, int]], location: str) -
 
         opset = opsets_of(value.graph).get("", OPSET)
         if value not in layout:
-            return tensor_proto(value.const, value.name, opset)  # type: ignore[arg-type]
+            return tensor_proto(value.tensor, value.name, opset)
         offset, size = layout[value]
-        proto = onnx.TensorProto(name=value.name, data_type=onnx_dtype(value.const.type.dtype, opset))  # type: ignore
-        proto.dims.extend(value.const.type.shape)  # type: ignore[union-attr]
+        proto = onnx.TensorProto(name=value.name, data_type=onnx_dtype(value.tensor.type.dtype, opset))
+        proto.dims.extend(value.tensor.shape)
         proto.data_location = onnx.TensorProto.EXTERNAL
         for key, text in (("location", location), ("offset", str(offset)), ("length", str(size))):
             proto.external_data.add(key=key, value=text)
@@ -484,7 +484,7 @@ def write_model(graph: Graph, path: str | os.PathLike[str], *, tables: bool = Fa
             if layout:
                 with open(Path(folder) / "data", "wb") as file:
                     for value, (offset, _) in layout.items():
-                        write_constant(file, value.const, offset, opset)  # type: ignore[arg-type]
+                        write_constant(file, value.tensor, offset, opset)
             (Path(folder) / "model").write_bytes(model.SerializeToString())
             if layout:
                 os.replace(Path(folder) / "data", target.parent / location)

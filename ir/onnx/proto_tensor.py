@@ -29,24 +29,24 @@ class ProtoTensor(InlineTensor):
         Tensor.__init__(self, type, "inline")
 
     @cached_property
-    def _array(self) -> np.ndarray:  # type: ignore[override]
+    def _array(self) -> np.ndarray:
         array = _decode(self.proto, self.type)
         array.flags.writeable = False
         return array
 
 
 def _decode(proto: onnx.TensorProto, type: TensorType) -> np.ndarray:
-    dtype, shape = type.dtype, type.shape
+    dtype, shape = type.dtype, type.sizes or ()
     if dtype.kind == "s":
         items = np.empty(len(proto.string_data), object)
         items[:] = [_text(item) for item in proto.string_data]
-        return items.reshape(shape)  # type: ignore[arg-type]
+        return items.reshape(shape)
     if proto.HasField("raw_data"):
-        return array_of(proto.raw_data, dtype, type.size or 0).reshape(shape)  # type: ignore[arg-type]
+        return array_of(proto.raw_data, dtype, type.size or 0).reshape(shape)
     from onnx import numpy_helper
 
     array = numpy_helper.to_array(proto)
-    return np.ascontiguousarray(array.astype(dtype.numpy, copy=False)).reshape(shape)  # type: ignore[arg-type]
+    return np.ascontiguousarray(array.astype(dtype.numpy, copy=False)).reshape(shape)
 
 
 def _text(item: bytes) -> str | bytes:

@@ -46,12 +46,12 @@ def write_type(proto: onnx.TypeProto, type_: ValueType, opset: int = OPSET) -> N
         shape = proto.tensor_type.shape
         shape.SetInParent()
         for dim in type_.shape:
-            if type(dim) is int:
+            if isinstance(dim, int):
                 shape.dim.add(dim_value=dim)
-            elif is_unknown(dim.name):  # type: ignore[union-attr]
+            elif is_unknown(dim.name):
                 shape.dim.add()
             else:
-                shape.dim.add(dim_param=dim.name)  # type: ignore[union-attr]
+                shape.dim.add(dim_param=dim.name)
 
 
 def read_type(
@@ -93,7 +93,7 @@ def tensor_proto(tensor: Tensor, name: str, opset: int = OPSET) -> onnx.TensorPr
     import onnx
 
     proto = onnx.TensorProto(name=name, data_type=onnx_dtype(tensor.type.dtype, opset))
-    proto.dims.extend(tensor.type.shape)  # type: ignore[arg-type]
+    proto.dims.extend(tensor.shape)
     if tensor.type.dtype.kind == "s":
         proto.string_data.extend(_utf8(item) for item in tensor.load().reshape(-1))
     else:
@@ -115,7 +115,7 @@ def onnx_bytes(array: np.ndarray, dtype: DType, opset: int = OPSET) -> bytes:
 
 def stored_bytes(tensor: Tensor, opset: int = OPSET) -> int:
     """Size of `onnx_bytes` of a whole tensor."""
-    return dtype_of_onnx(onnx_dtype(tensor.type.dtype, opset)).nbytes(tensor.type.size)  # type: ignore[arg-type]
+    return dtype_of_onnx(onnx_dtype(tensor.type.dtype, opset)).nbytes(tensor.type.size or 0)
 
 
 def write_constant(file: Any, tensor: Tensor, offset: int, opset: int = OPSET) -> None:
@@ -125,13 +125,13 @@ def write_constant(file: Any, tensor: Tensor, offset: int, opset: int = OPSET) -
     """
     dtype, itemsize = tensor.type.dtype, tensor.type.dtype.numpy.itemsize
     bits = dtype_of_onnx(onnx_dtype(dtype, opset)).bits
-    if tensor.recipe()[0] == "transposed" and tensor.type.shape[1] % 8 == 0:  # type: ignore[index]
-        base, width = transposed(tensor), tensor.type.shape[1]  # type: ignore[index]
+    if tensor.recipe()[0] == "transposed" and tensor.shape[1] % 8 == 0:
+        base, width = transposed(tensor), tensor.shape[1]
         step = max(4 * PIECE_BYTES // max(base.row_size * itemsize, 1) // 8, 1) * 8
-        for low in range(0, width, step):  # type: ignore[arg-type]
-            columns = np.ascontiguousarray(base.rows(low, min(low + step, width)).T)  # type: ignore[type-var]
+        for low in range(0, width, step):
+            columns = np.ascontiguousarray(base.rows(low, min(low + step, width)).T)
             for row, part in enumerate(columns):
-                file.seek(offset + (row * width + low) * bits // 8)  # type: ignore[operator]
+                file.seek(offset + (row * width + low) * bits // 8)
                 file.write(onnx_bytes(part, dtype, opset))
         return
     count = tensor.type.size or 0

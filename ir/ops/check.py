@@ -23,7 +23,7 @@ def check_node(node: Node) -> list[Diagnostic]:
     where = describe(node)
     if definition is None:
         key = f"{node.op}:{node.overload}" if node.overload else node.op
-        body = root_of(node.graph).functions.get(key)  # type: ignore[arg-type]
+        body = root_of(node.home).functions.get(key)
         return [_unknown(node, where)] if body is None else _check_call(node, body, where)
     found: list[Diagnostic] = []
     counts = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,6 +41,13 @@ class Body:
         """An attribute of the node, or its default."""
         return attribute(self.node, name)
 
+    def operand(self, index: builtins.int) -> Value:
+        """Input `index` of the body; ValueError when the node leaves it out."""
+        value = self.inputs[index] if index < len(self.inputs) else None
+        if value is None:
+            raise ValueError(f"{self.node.op} cannot be defined without input {index}")
+        return value
+
     def op(self, op: str, *inputs: Value | None, **attrs: Any) -> Value:
         """Apply an ONNX operator and return its first output."""
         return self.graph.add(op, inputs, attrs).output
@@ -64,7 +72,7 @@ class Body:
         """A scalar of the element type of a value with a recorded type."""
         return self.graph.add_const("number", InlineTensor(np.array(number, value.dtype.numpy), value.dtype))
 
-    def rank(self, index: int) -> int:
+    def rank(self, index: builtins.int) -> builtins.int:
         """Rank of an input; ValueError when it is unknown."""
         rank = rank_of(self.node.input(index))
         if rank is None:

@@ -16,6 +16,7 @@ from ir.base.plugins import rows_of
 from ir.base.tables import Table
 from ir.base.types import TensorType
 from ir.graph.graph import OPSET, Graph, Node, Value
+from ir.ops.roles import ROLE_OF
 
 ANY = 1 << 30
 """Number of inputs or outputs of a variadic operator."""
@@ -82,6 +83,8 @@ class OpDef:
             linear layers; None for other operators.
         channel_axis: axis of the first input that holds the channels of a linear layer.
         rowwise: whether output row i (all axes but the last) needs only row i of the given input; see `is_rowwise`.
+        role: what the operator is to a reader of a picture, a key of `ir.ops.roles.ROLES` or ``math``.
+        label: how a node is called in a picture; None: by the name of its operator.
         package: the import package that registered it.
         doc: what it computes.
     """
@@ -100,6 +103,8 @@ class OpDef:
     weight_input: int | None = None
     channel_axis: int = -1
     rowwise: Callable[[Node, int], bool] | None = None
+    role: str = "math"
+    label: Callable[[Node], str] | None = None
     package: str = "ir"
     doc: str = ""
 
@@ -203,6 +208,7 @@ def _onnx_definition(domain: str, name: str, opset: int) -> OpDef | None:
         traits=_onnx_traits(name),
         rowwise=_onnx_rowwise,
         weight_input=1 if name in ("MatMul", "Gemm") else None,
+        role=ROLE_OF.get(name, "math"),
         package="onnx",
         doc=schema.doc or "",
     )
@@ -258,14 +264,15 @@ def is_rowwise(node: Node, index: int = 0) -> bool:
 
 def _same_rows(node: Node, index: int) -> bool:
     """True when broadcasting keeps the rows of input `index` in place."""
-    result, operand = node.outputs[0].shape, node.inputs[index].shape  # type: ignore[union-attr]
+    result, operand = node.outputs[0].shape, node.operand(index).shape
     if result is None or operand is None:
         return False
     return len(operand) == len(result) and all(a == b for a, b in zip(operand[:-1], result[:-1], strict=True))
 
 
 def _onnx_rowwise(node: Node, index: int) -> bool:
-    x = node.inputs[index].type if node.inputs[index] is not None else None  # type: ignore[union-attr]
+    operand = node.inputs[index]
+    x = operand.type if operand is not None else None
     if not isinstance(x, TensorType) or x.shape is None or not x.shape:
         return False
     last = len(x.shape) - 1
@@ -275,7 +282,7 @@ def _onnx_rowwise(node: Node, index: int) -> bool:
         axis = node._attrs.get("axis", _FIRST_AXIS.get(node.op, -1))
         return axis in (-1, last) and (index == 0 or node.op in ("Concat", "GatherElements"))
     if node.op.startswith("Reduce"):
-        axes = node._attrs.get("axes")
+        axes = node._attrs.get("axes", ())
         given = node.input(1)
         if given is not None and given.const is not None:
             axes = tuple(int(axis) for axis in given.const.load().reshape(-1))

@@ -7,6 +7,7 @@ reads every storage the IR has, such as onnxruntime. Passes get it from `passes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 from ir.base.plugins import rows_of
 from ir.base.tables import Table
@@ -20,25 +21,43 @@ class Target:
 
     Attributes:
         name: as the user names it.
-        signature: the calling convention, a key of `ir.target.signature.SIGNATURES`; empty when there is none.
-        widths: bits of block-quantized weights that are computed right.
         embedding_widths: bits at which rows of an embedding table can be read.
         tied_widths: bits of a logits matrix from which embedding rows can be read too.
-        rows_in_weight_file: False when embedding rows have to be kept exactly, in a file of their own.
-        symmetric: weights without a zero are computed right.
-        f16_scales: scales and zeros may be stored in half precision.
-        block_unit: blocks that are not a whole row have to be a multiple of this.
     """
 
     name: str = "any"
-    signature: str = ""
-    widths: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
-    embedding_widths: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8, 16, 32)
-    tied_widths: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8, 16)
-    rows_in_weight_file: bool = True
-    symmetric: bool = True
-    f16_scales: bool = False
-    block_unit: int = 1
+    embedding_widths: ClassVar[tuple[int, ...]] = (2, 3, 4, 5, 6, 7, 8, 16, 32)
+    tied_widths: ClassVar[tuple[int, ...]] = (2, 3, 4, 5, 6, 7, 8, 16)
+
+    @property
+    def signature(self) -> str:
+        """The calling convention, a key of `ir.target.signature.SIGNATURES`; empty when there is none."""
+        return ""
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Bits of block-quantized weights that are computed right."""
+        return (2, 3, 4, 5, 6, 7, 8)
+
+    @property
+    def rows_in_weight_file(self) -> bool:
+        """False when embedding rows have to be kept exactly, in a file of their own."""
+        return True
+
+    @property
+    def symmetric(self) -> bool:
+        """True when weights without a zero are computed right."""
+        return True
+
+    @property
+    def f16_scales(self) -> bool:
+        """True when scales and zeros may be stored in half precision."""
+        return False
+
+    @property
+    def block_unit(self) -> int:
+        """Blocks that are not a whole row have to be a multiple of this."""
+        return 1
 
     def reads_rows(self, bits: int, rows: int) -> bool:
         """True when rows of an embedding table of `rows` rows can be read at a width."""

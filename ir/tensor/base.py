@@ -37,19 +37,24 @@ class Tensor(ABC):
         return f"<{type(self).__name__} {self.type} {self.loc}>"
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape, which is static."""
+        return self.type.shape  # type: ignore[return-value]
+
+    @property
     def nbytes(self) -> int:
         """Packed size in bytes (sub-byte types packed)."""
-        return self.type.nbytes  # type: ignore[return-value]
+        return self.type.dtype.nbytes(math.prod(self.shape))
 
     @property
     def row_count(self) -> int:
         """Length of axis 0; 1 for rank 0."""
-        return self.type.shape[0] if self.type.shape else 1  # type: ignore[index,return-value]
+        return self.shape[0] if self.shape else 1
 
     @property
     def row_size(self) -> int:
         """Elements of one row."""
-        return math.prod(self.type.shape[1:])  # type: ignore[index,arg-type]
+        return math.prod(self.shape[1:])
 
     @abstractmethod
     def rows(self, start: int, stop: int) -> np.ndarray:
@@ -90,8 +95,8 @@ class Tensor(ABC):
         Raises:
             LadingError: T250 when the rows do not have the declared type.
         """
-        out = np.empty(self.type.shape, self.type.dtype.numpy)  # type: ignore[arg-type]
-        table = out.reshape((self.row_count, *self.type.shape[1:]))  # type: ignore[index]
+        out = np.empty(self.shape, self.type.dtype.numpy)
+        table = out.reshape((self.row_count, *self.shape[1:]))
         for start, stop, rows in self.pieces():
             table[start:stop] = rows
         return out
@@ -118,7 +123,7 @@ class Tensor(ABC):
         return _combine(self.recipe(), Tensor.fingerprint)
 
     def _checked(self, rows: np.ndarray, start: int, stop: int) -> np.ndarray:
-        shape = (stop - start, *self.type.shape[1:])  # type: ignore[index]
+        shape = (stop - start, *self.shape[1:])
         if rows.shape == shape and rows.dtype == self.type.dtype.numpy:
             return rows
         found = f"{rows.dtype}{list(rows.shape)}"

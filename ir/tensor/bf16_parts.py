@@ -13,8 +13,8 @@ class _Bf16Parts(Derived):
     name = "bf16_parts"
 
     def __init__(self, base: Tensor, parts: int) -> None:
-        rows, columns = base.type.shape  # type: ignore[misc]
-        super().__init__(TensorType(BF16, (rows, parts * columns)), base, parts)  # type: ignore[operator]
+        rows, columns = base.shape
+        super().__init__(TensorType(BF16, (rows, parts * columns)), base, parts)
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         self._bounds(start, stop)

@@ -170,7 +170,7 @@ class _Multiplied(Derived):
         self._bounds(start, stop)
         vector = self._recipe[1][1]
         factors = vector.rows(start, stop) if self.axis == 0 else vector.rows(0, vector.row_count)
-        shape = [1] * len(self.type.shape)  # type: ignore[arg-type]
+        shape = [1] * len(self.shape)
         shape[self.axis] = -1
         factors = factors.astype(_working(self.base)).reshape(shape)
         return _compute(np.multiply, self.base.rows(start, stop), factors, self)
@@ -178,8 +178,8 @@ class _Multiplied(Derived):
 
 def multiplied(base: Tensor, vector: Tensor, axis: int) -> Tensor:
     """Row i (axis 0) or column i (axis 1) times element i of a float vector; rounded as in `scaled`."""
-    shape = base.type.shape
-    if axis not in (0, 1) or len(shape) <= axis or vector.type.shape != (shape[axis],):  # type: ignore[arg-type,index]
+    shape = base.shape
+    if axis not in (0, 1) or len(shape) <= axis or vector.shape != (shape[axis],):
         raise refuse("multiplied", f"the vector does not run along axis {axis}", base, vector)
     if not base.type.dtype.is_float or not vector.type.dtype.is_float:
         raise refuse("multiplied", "both must be float tensors", base, vector)

@@ -71,7 +71,7 @@ class Files:
         """
         out = np.empty(count, np.uint8)
         try:
-            done = self._get(path).read_into(memoryview(out), offset)
+            done = self._get(path).read_into(out.data, offset)
         except OSError as error:
             raise LadingError("T252", f"cannot read: {error.strerror or error}", where=path) from error
         if done < count:
@@ -133,7 +133,7 @@ class FileTensor(Tensor):
         """
         self._bounds(start, stop)
         width = self.row_size
-        return self.elements(start * width, stop * width).reshape((stop - start, *self.type.shape[1:]))
+        return self.elements(start * width, stop * width).reshape((stop - start, *self.shape[1:]))
 
     def elements(self, start: int, stop: int) -> np.ndarray:
         """A new vector; errors as for `rows`."""
@@ -155,7 +155,7 @@ class FileTensor(Tensor):
     def _digest(self) -> str:
         state = hashlib.sha256(f"{self.type}\n".encode())
         for start in range(0, self.nbytes, PIECE_BYTES):
-            state.update(FILES.read(self.path, self.offset + start, min(PIECE_BYTES, self.nbytes - start)))
+            state.update(FILES.read(self.path, self.offset + start, min(PIECE_BYTES, self.nbytes - start)).data)
         return state.hexdigest()
 
     @cached_property

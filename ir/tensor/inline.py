@@ -41,7 +41,7 @@ class InlineTensor(Tensor):
     def rows(self, start: int, stop: int) -> np.ndarray:
         """A view of the array."""
         self._bounds(start, stop)
-        return self._array.reshape((self.row_count, *self.type.shape[1:]))[start:stop]  # type: ignore[index]
+        return self._array.reshape((self.row_count, *self.shape[1:]))[start:stop]
 
     def elements(self, start: int, stop: int) -> np.ndarray:
         """A view of the array."""

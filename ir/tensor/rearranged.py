@@ -22,7 +22,7 @@ class _Transposed(Derived):
     name = "transposed"
 
     def __init__(self, base: Tensor) -> None:
-        rows, columns = base.type.shape  # type: ignore[misc]
+        rows, columns = base.shape
         super().__init__(TensorType(base.type.dtype, (columns, rows)), base)
         self._lock = threading.Lock()
         self._slabs: OrderedDict[int, np.ndarray] = OrderedDict()
@@ -67,9 +67,13 @@ class _RowSlice(Derived):
     name = "row_slice"
 
     def __init__(self, base: Tensor, low: int, high: int) -> None:
-        super().__init__(TensorType(base.type.dtype, (high - low, *base.type.shape[1:])), base, low, high)
+        super().__init__(TensorType(base.type.dtype, (high - low, *base.shape[1:])), base, low, high)
         self.low = low
         self.high = high
+
+    def continues(self, other: _RowSlice) -> bool:
+        """True when these rows follow right after the other ones."""
+        return other.base is self.base and other.high == self.low
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         self._bounds(start, stop)
@@ -96,13 +100,13 @@ class _RowConcat(Derived):
 
     def __init__(self, *parts: Tensor) -> None:
         self.starts = np.concatenate([[0], np.cumsum([part.row_count for part in parts])])
-        super().__init__(TensorType(parts[0].type.dtype, (int(self.starts[-1]), *parts[0].type.shape[1:])), *parts)
+        super().__init__(TensorType(parts[0].type.dtype, (int(self.starts[-1]), *parts[0].shape[1:])), *parts)
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         self._bounds(start, stop)
         parts = self._recipe[1]
         first = int(np.searchsorted(self.starts, start, "right")) - 1
-        found = []
+        found: list[np.ndarray] = []
         for index in range(min(first, len(parts) - 1), len(parts)):
             offset = int(self.starts[index])
             low, high = max(start - offset, 0), min(stop - offset, parts[index].row_count)
@@ -121,11 +125,12 @@ def row_concat(parts: Sequence[Tensor] | Tensor, *more: Tensor) -> Tensor:
     first = given[0]
     joined: list[Tensor] = []
     for item in given:
-        if not item.type.shape or (item.type.dtype, item.type.shape[1:]) != (first.type.dtype, first.type.shape[1:]):
+        if not item.shape or (item.type.dtype, item.shape[1:]) != (first.type.dtype, first.shape[1:]):
             raise refuse("row_concat", "element types or row shapes differ", first, item)
         for part in item.recipe()[1] if isinstance(item, _RowConcat) else (item,):
-            if joined and _continues(joined[-1], part):
-                joined[-1] = row_slice(part.base, joined[-1].low, part.high)  # type: ignore[attr-defined]
+            last = joined[-1] if joined else None
+            if isinstance(part, _RowSlice) and isinstance(last, _RowSlice) and part.continues(last):
+                joined[-1] = row_slice(part.base, last.low, part.high)
             elif part.row_count:
                 joined.append(part)
     if len(joined) < 2:
@@ -133,21 +138,16 @@ def row_concat(parts: Sequence[Tensor] | Tensor, *more: Tensor) -> Tensor:
     return _RowConcat(*joined)
 
 
-def _continues(last: Tensor, part: Tensor) -> bool:
-    both = isinstance(last, _RowSlice) and isinstance(part, _RowSlice)
-    return both and last.base is part.base and last.high == part.low  # type: ignore[attr-defined]
-
-
 class _RowGather(Derived):
     name = "row_gather"
 
     def __init__(self, base: Tensor, index: Tensor) -> None:
-        super().__init__(TensorType(base.type.dtype, (index.row_count, *base.type.shape[1:])), base, index)
+        super().__init__(TensorType(base.type.dtype, (index.row_count, *base.shape[1:])), base, index)
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         self._bounds(start, stop)
         index = self._recipe[1][1].load()[start:stop]
-        out = np.empty((stop - start, *self.type.shape[1:]), self.type.dtype.numpy)
+        out = np.empty((stop - start, *self.shape[1:]), self.type.dtype.numpy)
         ends = [*(np.flatnonzero(np.diff(index) != 1) + 1).tolist(), len(index)]
         low = 0
         for high in ends:
@@ -190,7 +190,7 @@ class _Reshaped(Derived):
     def rows(self, start: int, stop: int) -> np.ndarray:
         self._bounds(start, stop)
         width = self.row_size
-        return self.base.elements(start * width, stop * width).reshape((stop - start, *self.type.shape[1:]))
+        return self.base.elements(start * width, stop * width).reshape((stop - start, *self.shape[1:]))
 
     def elements(self, start: int, stop: int) -> np.ndarray:
         return self.base.elements(start, stop)

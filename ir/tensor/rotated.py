@@ -163,7 +163,7 @@ def rotated(base: Tensor, axis: int, size: int, seed: int) -> Tensor:
     `Q` is block-diagonal with blocks ``rotation_matrix(size, seed)``; the size must divide the axis. Computed in double
     precision and rounded once to the type of the base. A vector is turned along axis 0.
     """
-    shape = base.type.shape or ()
+    shape = base.shape
     if len(shape) not in (1, 2) or axis not in range(len(shape)) or not base.type.dtype.is_float:
         raise refuse("rotated", f"only float matrices and vectors can be turned, along axis 0 or 1, not {axis}", base)
     if size < 1 or shape[axis] % size:

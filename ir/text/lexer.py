@@ -57,12 +57,13 @@ class Tokens:
         found = _TOKEN(self.input, self.end)
         if found is None:
             self._unreadable()
-        self.kind = kind = found.lastgroup  # type: ignore[assignment]
+        self.kind = kind = found.lastgroup or ""
         self.text = found.group(kind)
         self.start, self.end = found.span(kind)
 
     def _unreadable(self) -> NoReturn:
-        at = _BLANK(self.input, self.end).end()  # type: ignore[union-attr]
+        blank = _BLANK(self.input, self.end)
+        at = blank.end() if blank is not None else self.end
         if self.input[at] == '"' or self.input.startswith('b"', at):
             end = self.input.find("\n", at)
             self.fail("I100", "this string does not end on its line", at, end if end > 0 else len(self.input))
@@ -215,7 +216,7 @@ class Tokens:
     def is_before(self, mark: str) -> bool:
         """True when the token after the current one is a certain mark."""
         found = _TOKEN(self.input, self.end)
-        return found is not None and found.group(found.lastgroup) == mark  # type: ignore[arg-type]
+        return found is not None and found.group(found.lastgroup or 0) == mark
 
     @contextmanager
     def located(self, start: int, end: int) -> Iterator[None]:

@@ -175,7 +175,7 @@ class Literals:
         array = self.array(found, dtype, storage, start)
         if dtype.kind == "c":
             array = array.view(dtype.numpy)
-        return InlineTensor(array.reshape(type.shape), dtype)  # type: ignore[arg-type]
+        return InlineTensor(array.reshape(type.sizes or ()), dtype)
 
     def array(self, found: Sequence[Any], dtype: DType, storage: np.dtype, start: int) -> np.ndarray:
         """Elements as a vector of the storage type."""
@@ -245,7 +245,7 @@ class Literals:
         if len(raw) != wanted:
             at.fail("I104", f"{type} takes {wanted} bytes, here are {len(raw)}", start, end)
         array = array_of(raw, type.dtype, type.size or 0)
-        return InlineTensor(array.reshape(type.shape), type.dtype)  # type: ignore[arg-type]
+        return InlineTensor(array.reshape(type.sizes or ()), type.dtype)
 
     def recipe(self, scope: Scope) -> Tensor:
         """A recipe and its arguments."""
@@ -316,9 +316,11 @@ class Literals:
         key = at.string() if at.accept(",") else ""
         end = at.end
         at.expect(")")
+        if not isinstance(type, TensorType):
+            at.fail("I105", f"a file holds a tensor, not {type}", start, end)
         try:
-            return FileTensor(os.path.join(self.base, path), offset, type, key)  # type: ignore[arg-type]
-        except (ValueError, AttributeError) as error:
+            return FileTensor(os.path.join(self.base, path), offset, type, key)
+        except ValueError as error:
             at.fail("I105", str(error), start, end)
 
 

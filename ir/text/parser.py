@@ -60,7 +60,7 @@ class _Parser(Literals):
     def graph(self, owner: Node | None, outer: Scope | None) -> Graph:
         at = self.at
         at.expect("graph")
-        graph = Graph(at.name(), owner.graph.opsets if owner is not None else None, owner)  # type: ignore[union-attr]
+        graph = Graph(at.name(), owner.home.opsets if owner is not None else None, owner)
         if owner is None:
             graph.opsets = {}
         scope = Scope(graph, {}, outer)

@@ -301,7 +301,7 @@ class Printer:
             self.graph(function, f"{pad}function {word(name)} = ", pad)
 
     def _const_line(self, value: Value) -> str:
-        tensor: Tensor = value.const  # type: ignore[assignment]
+        tensor = value.tensor
         loc = "" if value.loc == _usual_loc(tensor) else f" ; {quote(value.loc)}"
         return f"const {self._typed(value)} = {self._contents(tensor)}{loc}"
 
@@ -402,8 +402,9 @@ class Printer:
 
     def _argument(self, value: Any) -> str:
         if isinstance(value, Tensor):
-            inline = isinstance(value, InlineTensor)
-            return f"{type_text(value.type)} {self._inline(value)}" if inline else self._recipe(value)
+            if isinstance(value, InlineTensor):
+                return f"{type_text(value.type)} {self._inline(value)}"
+            return self._recipe(value)
         if value is None:
             return "none"
         if isinstance(value, bool):

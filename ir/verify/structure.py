@@ -141,9 +141,9 @@ def _nodes(graph: Graph) -> Iterator[Diagnostic]:
             if value.producer is not node or value.index != at or value.graph is not graph or value.const is not None:
                 message = f"output {at}, {value!r}, does not agree with its node"
                 yield Diagnostic("I115", message, where(node, output=at))
-        for at, value in enumerate(node.inputs):
-            if value is not None:
-                yield from _operand(node, at, value, visible, position, index)
+        for at, read in enumerate(node.inputs):
+            if read is not None:
+                yield from _operand(node, at, read, visible, position, index)
         yield from _attributes(node)
         for sub in node.subgraphs:
             if sub.owner is not node or sub._region is not graph._region:

@@ -51,13 +51,13 @@ class Place(NamedTuple):
         kind: name in the option `Balance.places`.
         site: norm, gated product or attention, with the layers behind it.
         factors: how many factors are free.
-        index: int[inputs], the factor that a feature of the layers behind takes.
+        column: int[inputs], the factor that a feature of the layers behind takes.
     """
 
     kind: Kind
     site: Site
     factors: int
-    index: np.ndarray
+    column: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def _places(graph: Graph) -> Iterator[Place]:
         if (group := norm_group(node)) is not None:
             last = [linear for linear in group.readers if linear.weight in logits]
             if not any(is_tied(graph, linear) for linear in last):
-                size = group.gain.shape[0]
+                size = group.gain.sizes[0]
                 yield Place("logits" if last else "norm", group, size, np.arange(size))
         elif (pair := gated_pair(node)) is not None:
             yield Place("gated", pair, pair.up.outputs, np.arange(pair.up.outputs))
@@ -159,12 +159,12 @@ def _fold(graph: Graph, place: Place, factors: np.ndarray) -> None:
     site = place.site
     inverse = _vector(1.0 / factors)
     if isinstance(site, NormGroup):
-        gain = site.gain.const
-        set_gain(graph, site.norm, multiplied(gain, inverse, 0))  # type: ignore[arg-type]
+        gain = site.gain.tensor
+        set_gain(graph, site.norm, multiplied(gain, inverse, 0))
     else:
         scale_outputs(graph, site.up if isinstance(site, GatedPair) else site.value, inverse)
     for linear in site.readers:
-        scale_inputs(graph, linear, _vector(factors[place.index]))
+        scale_inputs(graph, linear, _vector(factors[place.column]))
 
 
 def _vector(factors: np.ndarray) -> Tensor:
@@ -214,8 +214,8 @@ class _Search:
         best = np.argmin(totals, axis=0)
         features = np.repeat(best[groups], self.block)
         chosen = np.ones(self.place.factors)
-        chosen[self.place.index] = np.stack(found)[features, np.arange(len(features))]
-        before, after = (self._loss(factors) for factors in (np.ones_like(features, float), chosen[self.place.index]))
+        chosen[self.place.column] = np.stack(found)[features, np.arange(len(features))]
+        before, after = (self._loss(factors) for factors in (np.ones_like(features, float), chosen[self.place.column]))
         return chosen if after < before * (1 - self.options.least) else None
 
     def _exponents(self) -> list[tuple[float, float]]:
@@ -225,17 +225,17 @@ class _Search:
     def _candidate(self, a: float, b: float) -> np.ndarray:
         """float64[inputs]; features that share a factor have the same, and each block has the geometric mean 1."""
         place = self.place
-        size = np.bincount(place.index, minlength=place.factors)
-        power = np.sqrt(np.bincount(place.index, self.power**2, place.factors) / size)
-        weight = np.sqrt(np.bincount(place.index, self._weights() ** 2, place.factors) / size)
+        size = np.bincount(place.column, minlength=place.factors)
+        power = np.sqrt(np.bincount(place.column, self.power**2, place.factors) / size)
+        weight = np.sqrt(np.bincount(place.column, self._weights() ** 2, place.factors) / size)
         raw = a * _log2(power) - b * _log2(weight)
         raw -= self._means(raw)
         raw = np.clip(np.rint(raw) if self.options.powers else raw, -MOST_POWER, MOST_POWER)
-        return np.exp2(raw)[place.index]
+        return np.exp2(raw)[place.column]
 
     def _means(self, raw: np.ndarray) -> np.ndarray:
         """For each factor the mean over its blocks."""
-        index = self.place.index
+        index = self.place.column
         means = raw[index].reshape(-1, self.block).mean(axis=1).repeat(self.block)
         return np.bincount(index, means, len(raw)) / np.bincount(index, minlength=len(raw))
 
@@ -250,7 +250,7 @@ class _Search:
 
     def _groups(self) -> np.ndarray:
         """For each block the number of the group of blocks that share factors."""
-        first = self.place.index.reshape(-1, self.block)
+        first = self.place.column.reshape(-1, self.block)
         aligned = (first - first[:, :1] == np.arange(self.block)).all() and (first[:, 0] % self.block == 0).all()
         if not aligned:
             return np.zeros(len(first), int)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -23,7 +24,11 @@ class Bookmark:
             LadingError: Q431 no room or no permission.
         """
         names = sorted(states[0])
-        arrays = {"place": np.array(place), "sets": np.array(len(states)), "names": np.array(names, dtype=np.str_)}
+        arrays: dict[str, Any] = {
+            "place": np.array(place),
+            "sets": np.array(len(states)),
+            "names": np.array(names, dtype=np.str_),
+        }
         for number, state in enumerate(states):
             arrays.update((f"{number}.{index}", state[name]) for index, name in enumerate(names))
         with self._store.put(self._name, "Q431", "calibration statistics") as scratch, scratch.open("wb") as file:

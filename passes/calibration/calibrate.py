@@ -90,8 +90,8 @@ def entries_of(graph: Graph, windows: Sequence[np.ndarray]) -> list[Entry]:
     for weight in weights_of(graph):
         if weight.role == "embedding":
             continue
-        reads = [n.inputs[0] for n, index in weight.value.uses if n.op == "MatMul" and index == 1]
-        readers.setdefault(tuple(dict.fromkeys(reads)), []).append(weight.value.name)  # type: ignore[arg-type]
+        reads = [n.operand(0) for n, index in weight.value.uses if n.op == "MatMul" and index == 1]
+        readers.setdefault(tuple(dict.fromkeys(reads)), []).append(weight.value.name)
     values = [value for group in readers for value in group]
     digests = value_digests(graph, values, lambda value: _fed(graph, value))
     text = windows_digest(windows)
@@ -100,7 +100,7 @@ def entries_of(graph: Graph, windows: Sequence[np.ndarray]) -> list[Entry]:
         state = blake2b(digest_size=16)
         for part in (FORMAT, text, *(digests[value] for value in group)):
             state.update(part.encode() + b"\0")
-        found.append(Entry(state.hexdigest(), group, tuple(names), graph.value(names[0]).shape[0]))
+        found.append(Entry(state.hexdigest(), group, tuple(names), graph.value(names[0]).sizes[0]))
     return found
 
 
@@ -108,7 +108,7 @@ def _fed(graph: Graph, value: Value) -> str:
     """What an input is fed, windows aside."""
     fact = graph.facts.get(DynamicInputs.name)
     found = next((item for item in fact.discoveries if item.input == value.name), None) if fact is not None else None
-    if found is None:
+    if fact is None or found is None:
         return "ids"
     table = graph.tables.get("embedding")
     rows = ""

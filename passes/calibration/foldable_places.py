@@ -38,17 +38,17 @@ class Linear:
     @property
     def inputs(self) -> int:
         """Input features."""
-        return self.weight.shape[0]
+        return self.weight.sizes[0]
 
     @property
     def outputs(self) -> int:
         """Output features."""
-        return self.weight.shape[1]
+        return self.weight.sizes[1]
 
     @property
     def rows(self) -> Tensor:
         """The weight output-major, ``[outputs, inputs]``."""
-        return transposed(self.weight.const)  # type: ignore[arg-type]
+        return transposed(self.weight.tensor)
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def linear_of(node: Node) -> Linear | None:
     weight = node.input(1)
     if node.op != "MatMul" or weight is None or weight.const is None or weight.use_count != 1:
         return None
-    if weight.type.rank != 2 or not weight.dtype.is_float:
+    if weight.rank != 2 or not weight.dtype.is_float:
         return None
     return Linear(node, weight, *bias_of(node))
 
@@ -102,9 +102,8 @@ def linear_of(node: Node) -> Linear | None:
 def readers_of(value: Value) -> tuple[Linear, ...] | None:
     """The linear layers that read a value as their input features, or None when something else reads it."""
     found = [linear_of(node) if index == 0 else None for node, index in value.uses]
-    if not found or None in found or value.use_count != len(found):
-        return None
-    return tuple(found)  # type: ignore[arg-type]
+    linears = tuple(linear for linear in found if linear is not None)
+    return linears if linears and value.use_count == len(found) == len(linears) else None
 
 
 def maker_of(value: Value | None) -> Linear | None:
@@ -119,11 +118,14 @@ def maker_of(value: Value | None) -> Linear | None:
 def is_last_axis_norm(node: Node) -> bool:
     """True for an RMS norm over the last axis with a constant gain."""
     gain = node.input(1)
-    rank = node.inputs[0].type.rank if node.op == "RMSNormalization" else None  # type: ignore[union-attr]
+    x = node.input(0) if node.op == "RMSNormalization" else None
+    rank = x.rank if x is not None else None
     return (
         rank is not None
         and gain is not None
         and gain.const is not None
+        and gain.rank == 1
+        and gain.sizes != (1,)
         and node.attrs.get("axis", -1) in (-1, rank - 1)
     )
 
@@ -131,7 +133,7 @@ def is_last_axis_norm(node: Node) -> bool:
 def norm_group(node: Node) -> NormGroup | None:
     """The group that begins at a norm, else None."""
     readers = readers_of(node.output) if is_last_axis_norm(node) else None
-    return NormGroup(node, node.inputs[1], readers) if readers else None  # type: ignore[arg-type]
+    return NormGroup(node, node.operand(1), readers) if readers else None
 
 
 def gated_pair(node: Node) -> GatedPair | None:
@@ -150,7 +152,7 @@ def value_pair(node: Node) -> ValuePair | None:
     if not readers or value is None or node.input(4) is not None or node.input(5) is not None:
         return None
     heads, kv_heads = node.attrs.get("q_num_heads"), node.attrs.get("kv_num_heads")
-    if not heads or not kv_heads or heads % kv_heads or value.outputs % kv_heads or value.output.type.rank != 3:
+    if not heads or not kv_heads or heads % kv_heads or value.outputs % kv_heads or value.output.rank != 3:
         return None
     fits = all(linear.inputs == heads * (value.outputs // kv_heads) for linear in readers)
     return ValuePair(value, readers, heads, kv_heads) if fits else None
@@ -159,7 +161,8 @@ def value_pair(node: Node) -> ValuePair | None:
 def is_tied(graph: Graph, linear: Linear) -> bool:
     """True when a weight holds the numbers of a table or of another constant that rows are looked up in."""
     tables = [value.const for value in graph.tables.values()]
-    tables += [node.inputs[0].const for node in graph.nodes if node.op == "Gather"]  # type: ignore[union-attr]
+    looked_up = (node.input(0) for node in graph.nodes if node.op == "Gather")
+    tables += [value.const for value in looked_up if value is not None]
     return any(table is not None and same_tensor(table, linear.rows) for table in tables)
 
 
@@ -192,7 +195,7 @@ def set_gain(graph: Graph, norm: Node, gain: Tensor) -> None:
 
 def change_const(graph: Graph, node: Node, index: int, tensor: Tensor) -> None:
     """Give a node another constant input without changing what other nodes read."""
-    value: Value = node.inputs[index]  # type: ignore[assignment]
+    value = node.operand(index)
     if value.use_count == 1:
         graph.set_const(value, tensor)
         return
@@ -200,7 +203,7 @@ def change_const(graph: Graph, node: Node, index: int, tensor: Tensor) -> None:
 
 
 def _change_bias(graph: Graph, linear: Linear, change: Callable[[Tensor], Tensor]) -> None:
-    if linear.bias is None:
+    adder = linear.output.producer
+    if linear.bias is None or adder is None:
         return
-    adder: Node = linear.output.producer  # type: ignore[assignment]
-    change_const(graph, adder, adder.inputs.index(linear.bias), change(linear.bias.const))  # type: ignore[arg-type]
+    change_const(graph, adder, adder.inputs.index(linear.bias), change(linear.bias.tensor))

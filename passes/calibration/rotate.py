@@ -125,8 +125,8 @@ class _Stream:
         if not starts:
             other = next((node for node in self.graph.nodes if node.op == "LayerNormalization"), None)
             raise _refuse_norm(other) if other is not None else _refuse("the graph has no RMS norm", None)
-        self.width = starts[0].inputs[1].shape[0]  # type: ignore[union-attr]
-        waiting: list[Value] = [starts[0].inputs[0]]  # type: ignore[list-item]
+        self.width = starts[0].operand(1).sizes[0]
+        waiting: list[Value] = [starts[0].operand(0)]
         while waiting:
             value = waiting.pop()
             if value not in self.values:
@@ -201,10 +201,15 @@ class _Stream:
             return len(data) == 2
         if node.op in ("Mul", "Div"):
             others = [value for value in node.inputs if value is not None and value.const is not None]
-            return len(others) == 1 and others[0].type.size == 1 and (node.op == "Mul" or others[0] is node.inputs[1])
+            return (
+                len(others) == 1
+                and others[0].tensor.type.size == 1
+                and (node.op == "Mul" or others[0] is node.inputs[1])
+            )
         if node.op == "Slice":
-            axes = node.input(3).const if node.input(3) is not None else None
-            last = data[0].type.rank - 1
+            given = node.input(3)
+            axes = given.const if given is not None else None
+            last = (data[0].rank or 0) - 1
             return axes is not None and not {-1, last} & set(axes.load().tolist())
         return node.op in SAME_FEATURES
 
@@ -212,20 +217,20 @@ class _Stream:
         """Fold gains into the layers behind the norms and the rotation into everything at the border of the stream."""
         for group in self.norms:
             for linear in group.readers:
-                scale_inputs(self.graph, linear, group.gain.const)  # type: ignore[arg-type]
+                scale_inputs(self.graph, linear, group.gain.tensor)
                 turn_inputs(self.graph, linear, self.width, seed)
         for group in self.norms:
             set_gain(self.graph, group.norm, InlineTensor(np.ones(self.width, np.float32), group.gain.dtype))
         for writer in self.writers:
             turn_outputs(self.graph, writer, self.width, seed)
         for gather in self.gathers:
-            table = gather.inputs[0].const  # type: ignore[union-attr]
-            change_const(self.graph, gather, 0, rotated(table, 1, self.width, seed))  # type: ignore[arg-type]
+            table = gather.operand(0).tensor
+            change_const(self.graph, gather, 0, rotated(table, 1, self.width, seed))
         if self.table is not None:
             self._turn_table(self.table, seed)
 
     def _turn_table(self, table: Value, seed: int) -> None:
-        turned = rotated(table.const, 1, self.width, seed)  # type: ignore[arg-type]
+        turned = rotated(table.tensor, 1, self.width, seed)
         if table.use_count == 1:
             self.graph.set_const(table, turned)
         else:

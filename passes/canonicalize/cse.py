@@ -51,17 +51,17 @@ class EliminateCommonSubexpressions(Pass):
 def _merge_constants(graph: Graph) -> int:
     groups: dict[Hashable, list[Value]] = {}
     for value in graph.consts.values():
-        groups.setdefault(_const_key(value.const), []).append(value)  # type: ignore[arg-type]
+        groups.setdefault(_const_key(value.tensor), []).append(value)
     merged = 0
     for group in groups.values():
         if len(group) < 2:
             continue
-        if _is_small(group[0].const):  # type: ignore[arg-type]
+        if _is_small(group[0].tensor):
             merged += _unite(graph, group)
             continue
         exact: dict[str, list[Value]] = {}
         for value in group:
-            exact.setdefault(value.const.fingerprint(), []).append(value)  # type: ignore[union-attr]
+            exact.setdefault(value.tensor.fingerprint(), []).append(value)
         merged += sum(_unite(graph, same) for same in exact.values() if len(same) > 1)
     return merged
 
@@ -199,7 +199,7 @@ class _Numbering:
         for old, new in pairs:
             new.graph.set_type(new, joined_type(new.type, old.type))
             graph.replace(old, new)
-        first.graph.set_loc(first, fuse_locs([first.loc, node.loc]))  # type: ignore[union-attr]
+        first.home.set_loc(first, fuse_locs([first.loc, node.loc]))
         graph.erase(node)
         for value, name in names:
             graph.rename(value, name)

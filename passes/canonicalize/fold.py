@@ -84,7 +84,9 @@ def _compute(graph: Graph, nodes: list[Node], limit: int) -> list[Value]:
         for value in node.outputs:
             array = arrays.get(value.name)
             if array is not None and _agrees(value, array):
-                results[value.name] = InlineTensor(array, value.type.dtype if value.type is not None else None)
+                results[value.name] = InlineTensor(
+                    array, value.type.dtype if isinstance(value.type, TensorType) else None
+                )
     return _replace(graph, nodes, results)
 
 
@@ -110,9 +112,9 @@ def _replace(graph: Graph, nodes: Sequence[Node], results: dict[str, Tensor]) ->
     for node in reversed(done):
         inputs = node.inputs
         graph.erase(node)
-        for value in dict.fromkeys(inputs):
-            if value is not None and value.const is not None and not value.use_count:
-                value.graph.erase_const(value)
+        for read in dict.fromkeys(inputs):
+            if read is not None and read.const is not None and not read.use_count:
+                read.graph.erase_const(read)
     return made
 
 
@@ -172,7 +174,7 @@ class _Choice:
         types = [value.type for value in node.outputs]
         if None in types:
             try:
-                types = infer_node(node)  # type: ignore[assignment]
+                types = infer_node(node)
             except TypeMismatch:
                 return False
         return all(_size(one) <= self.limit for one in types)
@@ -184,7 +186,7 @@ def _needs_its_node(value: Value) -> bool:
     onnxruntime has no Identity for types below one byte.
     """
     narrow = isinstance(value.type, TensorType) and value.type.dtype.bits < 8 and value.type.dtype.kind != "s"
-    return narrow or value.producer.op == "Identity"  # type: ignore[union-attr]
+    return narrow or (value.producer is not None and value.producer.op == "Identity")
 
 
 _UNKNOWN = 1 << 62

@@ -78,10 +78,11 @@ def part_is_known(m: Match, rw: Rewriter) -> Value | None:
         part.type.size if part is not None and isinstance(part.type, TensorType) and part.type.rank == 1 else None
         for part in m.parts
     ]
-    if index is None or len(index) != 1 or None in lengths:
+    known = [length for length in lengths if length is not None]
+    if index is None or len(index) != 1 or len(known) < len(lengths):
         return m.skip("the lengths of the parts or the index are unknown")
-    at = index[0] + (sum(lengths) if index[0] < 0 else 0)
-    for part, length in zip(m.parts, lengths, strict=True):
+    at = index[0] + (sum(known) if index[0] < 0 else 0)
+    for part, length in zip(m.parts, known, strict=True):
         if 0 <= at < length:
             place = rw.const(np.full(m.index.shape, at, np.int64))
             return rw.op("Gather", part, place, attrs={"axis": 0}, types=[m.output.type])

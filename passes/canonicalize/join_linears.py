@@ -48,30 +48,32 @@ def _groups(graph: Graph) -> Iterator[list[Node]]:
     for node in graph.nodes:
         if node.op != "MatMul":
             continue
-        x, weight = node.inputs
+        x, weight = node.input(0), node.input(1)
+        if x is None or weight is None:
+            continue
         alone = weight.is_const and weight.use_count == 1 and weight not in tables
-        if alone and weight.type.rank == 2 and x.type is not None and x.type.rank == node.output.type.rank:
+        if alone and weight.rank == 2 and x.rank is not None and x.rank == node.output.rank:
             by_operand.setdefault(x, []).append(node)
     for group in by_operand.values():
-        if len(group) > 1 and len({node.inputs[1].type.dtype for node in group}) == 1:
+        if len(group) > 1 and len({node.operand(1).dtype for node in group}) == 1:
             yield group
 
 
 def _columns(node: Node) -> int:
-    return node.inputs[1].shape[1]
+    return node.operand(1).sizes[1]
 
 
 def _join(graph: Graph, group: Sequence[Node]) -> None:
     first = group[0]
-    stem = _stem([node.inputs[1].name for node in group])
-    rows = row_concat([transposed(node.inputs[1].const) for node in group])
-    loc = " + ".join(dict.fromkeys(node.inputs[1].loc or node.inputs[1].name for node in group))
+    stem = _stem([node.operand(1).name for node in group])
+    rows = row_concat([transposed(node.operand(1).tensor) for node in group])
+    loc = " + ".join(dict.fromkeys(node.operand(1).loc or node.operand(1).name for node in group))
     weight = graph.add_const(f"{stem}.weight", transposed(rows), loc=loc)
     adds = [_addition(node) for node in group]
     results = [node.output if add is None else add.output for node, add in zip(group, adds, strict=True)]
     biased = any(add is not None for add in adds)
     total = _node(
-        graph, first, "MatMul", [first.inputs[0], weight], f"{stem}.matmul" if biased else stem, rows.row_count
+        graph, first, "MatMul", [first.operand(0), weight], f"{stem}.matmul" if biased else stem, rows.row_count
     )
     if biased:
         bias = graph.add_const(f"{stem}.bias", InlineTensor(_joined_bias(group, adds)), loc=loc)
@@ -88,7 +90,7 @@ def _join(graph: Graph, group: Sequence[Node]) -> None:
 
 
 def _node(graph: Graph, first: Node, op: str, inputs: Sequence[Value], name: str, width: int) -> Value:
-    shape: tuple[int | Dim, ...] = (*first.output.shape[:-1], width)
+    shape: tuple[int | Dim, ...] = (*(first.output.shape or ())[:-1], width)
     type_ = TensorType(first.output.dtype, shape)
     return graph.add(op, inputs, outputs=[name], types=[type_], before=first, loc=inputs[1].loc).output
 
@@ -104,7 +106,7 @@ def _joined_bias(group: Sequence[Node], adds: Sequence[Node | None]) -> np.ndarr
     for node, add in zip(group, adds, strict=True):
         bias = None if add is None else next(value for value in add.inputs if value is not node.output)
         zeros = np.zeros(_columns(node), node.output.dtype.numpy)
-        parts.append(zeros if bias is None else bias.const.load())
+        parts.append(zeros if bias is None else bias.tensor.load())
     return np.concatenate(parts)
 
 

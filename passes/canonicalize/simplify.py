@@ -81,11 +81,11 @@ def join_casts(m: Match, rw: Rewriter) -> Value | None:
 @rule(Op("Concat", Rest("parts"), attrs={"axis": Attr("axis")}))
 def join_concats(m: Match, rw: Rewriter) -> Value | None:
     """A concatenation of concatenations along the same axis is one."""
-    flat: list[Value] = []
+    flat: list[Value | None] = []
     for part in m.parts:
         inner = part.producer if part is not None else None
         joins = inner is not None and inner.op == "Concat" and inner.attrs.get("axis") == m.axis
-        if joins and part.use_count == 1 and is_sound(inner):
+        if inner is not None and joins and part.use_count == 1 and is_sound(inner):
             flat.extend(inner.inputs)
         else:
             flat.append(part)

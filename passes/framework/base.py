@@ -108,7 +108,7 @@ def check_pass_class(cls: type) -> type[Pass]:
         raise TypeError(f"{cls.__name__} must be decorated with @dataclass(frozen=True)")
     if not _NAME.fullmatch(cls.name):
         raise TypeError(f"{cls.__name__}.name must be lower case words joined by dashes, not {cls.name!r}")
-    if not (cls.__doc__ or "").strip() or cls.__doc__.startswith(f"{cls.__name__}("):
+    if not (cls.__doc__ or "").strip() or (cls.__doc__ or "").startswith(f"{cls.__name__}("):
         raise TypeError(f"{cls.__name__} needs a docstring: its first line is the summary that users see")
     options_of(cls)
     return cls

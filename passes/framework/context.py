@@ -63,6 +63,8 @@ class PassContext:
     @overload
     def get(self, kind: type[T]) -> T: ...
     @overload
+    def get(self, kind: type[T], default: None) -> T | None: ...
+    @overload
     def get(self, kind: type[T], default: T) -> T: ...
 
     def get(self, kind: type, default: Any = _MISSING) -> Any:
@@ -83,7 +85,7 @@ class PassContext:
     @property
     def target(self) -> Target:
         """What the graph is compiled for; the first runtime's own choice when the run names none."""
-        found = self.get(Target, None)  # type: ignore[arg-type]
+        found = self.get(Target, None)
         return found if found is not None else default_target()
 
     def rewrite(

@@ -247,8 +247,11 @@ class Journal(Instrument):
         values: tuple[Value, ...] = edit.node.outputs if edit.node is not None else ()
         if edit.value is not None and edit.kind != "set_input":
             values = (*values, edit.value)
+        step = self._step
+        if step is None:
+            return
         for value in dict.fromkeys(values):
-            entry = Entry(self._step.number, str(self._step.one), edit.kind)  # type: ignore[union-attr]
+            entry = Entry(step.number, str(step.one), edit.kind)
             entries = self._entries.setdefault(value, [])
             if not entries or entries[-1] != entry:
                 entries.append(entry)

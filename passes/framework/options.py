@@ -24,7 +24,9 @@ WORD = re.compile(r'[^\s,{}()\[\]="#]+')
 """A value that needs no quotes."""
 
 
-def option(default: Any = dataclasses.MISSING, *, help: str = "", low: float | None = None, high: float | None = None):
+def option(
+    default: Any = dataclasses.MISSING, *, help: str = "", low: float | None = None, high: float | None = None
+) -> Any:
     """Declare a field of a pass with a help text.
 
     Args:
@@ -124,7 +126,7 @@ class OptionSpec:
             return Path(raw.text)
         if self.kind == "choice":
             return self._read_choice(raw)
-        return self._read_number(raw)
+        return self._read_number(raw, raw.text)
 
     def _read_bool(self, raw: Raw) -> bool:
         if raw.text is None or (raw.text == "true" and not raw.quoted):
@@ -142,11 +144,11 @@ class OptionSpec:
         hint = near or f"legal values: {', '.join(known)}"
         raise BadValue(f"{raw.text!r} is not a value of {self.key}", raw, hint)
 
-    def _read_number(self, raw: Raw) -> int | float:
+    def _read_number(self, raw: Raw, text: str) -> int | float:
         try:
             if raw.quoted:
                 raise ValueError
-            value = int(raw.text) if self.kind == "int" else float(raw.text)  # type: ignore[arg-type]
+            value = int(text) if self.kind == "int" else float(text)
             if math.isnan(value):
                 raise ValueError
         except ValueError:
@@ -247,7 +249,7 @@ def _spec(cls: type, item: dataclasses.Field, hint: Any) -> OptionSpec:
 
 def check_fields(instance: Any) -> None:
     """Raise ValueError when a field of a pass built from Python does not fit its option."""
-    for spec in options_of(type(instance)).values():
+    for spec in options_of(type(instance)).values():  # type: ignore[arg-type]
         problem = spec.problem(getattr(instance, spec.name))
         if problem:
             raise ValueError(problem)

@@ -153,7 +153,8 @@ class _Reader:
         while at < len(text):
             found = _TOKEN.match(text, at)
             if found is None:
-                at = _SKIP.match(text, at).end()  # type: ignore[union-attr]
+                skipped = _SKIP.match(text, at)
+                at = skipped.end() if skipped is not None else at
                 if at < len(text):
                     raise self.bad_character(at)
                 break

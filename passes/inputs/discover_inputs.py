@@ -3,7 +3,7 @@ feeds, and declare it as an input."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,14 +18,9 @@ from ir.tensor.inline import InlineTensor
 from passes.framework.base import Pass
 from passes.framework.context import PassContext
 from passes.framework.options import option
-from passes.inputs.finders import (
-    causal_windows,
-    embedding_gather,
-    find_positions,
-    row_cut,
-    shape_only_values,
-    token_input,
-)
+from passes.inputs import embedding_rows, masks, positions, row_choice, token_ids
+from passes.inputs.finding import Finding, Masked
+from passes.inputs.shape_only import shape_only_values
 
 _INT32_MAX = 2**31 - 1
 
@@ -53,7 +48,7 @@ class DiscoverInputs(Pass):
     def run(self, graph: Graph, ctx: PassContext) -> Mapping[str, int]:
         convention = signature(self.signature or ctx.target.signature)
         found: list[Discovery] = []
-        ids = token_input(graph)
+        ids = token_ids.find(graph).value
         _require_no_others(graph, convention, ids)
         windows = _Masks(graph, convention, ids).run(found)
         _positions(graph, convention, ids, found)
@@ -73,10 +68,10 @@ class DiscoverInputs(Pass):
 def _positions(graph: Graph, convention: Signature, ids: Value, found: list[Discovery]) -> None:
     """Replace the computed 0..seq-1 by the fed positions, which also count the history."""
     fed = convention.fed("positions")
-    computed = find_positions(graph, ids)
-    if fed is None or computed is None:
+    finding = positions.find(graph, ids)
+    if fed is None or finding is None:
         return
-    where = computed.producer.loc or computed.name
+    computed = finding.value
     value = graph.add_input(graph.fresh_name(fed.name), TensorType(fed.dtype, (1, _seq(ids))), loc=computed.loc)
     first = graph.first
     shape = graph.add_const("positions.shape", InlineTensor(np.array(_like(computed), dtype=np.int64)))
@@ -92,11 +87,7 @@ def _positions(graph: Graph, convention: Signature, ids: Value, found: list[Disc
         loc=computed.loc,
     )
     graph.replace(computed, widened.output)
-    found.append(
-        _record(
-            fed, value, "shape-computed", where, f"the graph computes %{computed.name} = 0..seq-1 from shapes alone"
-        )
-    )
+    found.append(_record(fed, value, finding))
 
 
 def _rows(graph: Graph, convention: Signature, ids: Value, found: list[Discovery]) -> None:
@@ -104,7 +95,8 @@ def _rows(graph: Graph, convention: Signature, ids: Value, found: list[Discovery
     fed = convention.fed("embedding-rows")
     if fed is None:
         return
-    gather = embedding_gather(graph, ids)
+    finding = embedding_rows.find(graph, ids)
+    gather = finding.node
     table = gather.inputs[0]
     hidden = table.shape[1]
     seq = _seq(ids)
@@ -124,8 +116,7 @@ def _rows(graph: Graph, convention: Signature, ids: Value, found: list[Discovery
     _sweep_shape_users(graph, ids)
     graph.remove_input(ids)
     graph.rename(value, fed.name)
-    reason = f"the runtime looks token ids up in @{table.name} itself and feeds the rows"
-    found.append(_record(fed, value, "runtime-feeds", gather.loc or gather.name, reason))
+    found.append(_record(fed, value, finding))
 
 
 def _last_rows(graph: Graph, convention: Signature, place: str, found: list[Discovery]) -> None:
@@ -139,7 +130,8 @@ def _last_rows(graph: Graph, convention: Signature, place: str, found: list[Disc
     fed = convention.fed("output-rows")
     if fed is None:
         return
-    cut = row_cut(graph, logits, place)
+    finding = row_choice.find(graph, logits, place)
+    cut = finding.value
     value = graph.add_input(graph.fresh_name(fed.name), TensorType(fed.dtype, fed.shapes[0]))
     rows = graph.add_dim(Dim("rows", 1, _high(cut.shape[-2])))
     ends = graph.add_const("rows.end", InlineTensor(np.array([_INT32_MAX], dtype=np.int32)))
@@ -157,8 +149,7 @@ def _last_rows(graph: Graph, convention: Signature, place: str, found: list[Disc
     for node, index in readers:
         graph.set_input(node, index, sliced.output)
     _retype_rows(graph, sliced, cut.shape[-2], rows)
-    reason = f"the graph returns the logits of every position; rows are cut out of %{cut.name}"
-    found.append(_record(fed, value, "whole-sequence", cut.loc or cut.name, reason))
+    found.append(_record(fed, value, finding))
 
 
 def _retype_rows(graph: Graph, start: Node, old: int | Dim, new: Dim) -> None:
@@ -185,27 +176,27 @@ class _Masks:
 
     def run(self, found: list[Discovery]) -> tuple[int, ...]:
         fed = self.convention.fed("attention-mask")
-        by_node = causal_windows(self.graph, self.ids)
-        windows = tuple(sorted(set(by_node.values())))
+        masked = masks.find(self.graph)
+        windows = tuple(sorted({item.window for item in masked}))
         if fed is None:
             return windows
         if len({w for w in windows if w}) > 1:
             raise LadingError(
                 "P354",
                 f"the graph has attention windows {[w for w in windows if w]}, and the runtime feeds one mask for windows",
-                where=next(node.loc or node.name for node in by_node),
+                where=masked[0].where,
             )
         if windows == (0,) or not windows:
             value = self.graph.add_input(self.graph.fresh_name(fed.name), TensorType(fed.dtype, ()))
             found.append(self._record(fed, value, (fed.shapes[0], fed.shapes[1]), "the runtime masks future tokens"))
             return (0,)
-        value = self._planes(fed, by_node)
+        value = self._planes(fed, masked)
         found.append(
             self._record(fed, value, (fed.shapes[2],), f"attention windows {windows} come as planes of a mask")
         )
         return windows
 
-    def _planes(self, fed: FedInput, by_node: Mapping[Node, int]) -> Value:
+    def _planes(self, fed: FedInput, masked: Sequence[Masked]) -> Value:
         graph, seq = self.graph, _seq(self.ids)
         kv = graph.add_dim(Dim("kv", 1, _high(seq)))
         value = graph.add_input(graph.fresh_name(fed.name), TensorType(fed.dtype, (2, 1, 1, seq, kv)))
@@ -231,8 +222,9 @@ class _Masks:
                 after=last,
             )
             planes.append(last.output)
-        for node, window in by_node.items():
-            inputs = [*node.inputs[:3], planes[1 if window else 0], *node.inputs[4:]]
+        for item in masked:
+            node = item.node
+            inputs = [*node.inputs[:3], planes[1 if item.window else 0], *node.inputs[4:]]
             graph.set_inputs(node, inputs)
             graph.set_attrs(node, is_causal=0)
         return value
@@ -243,19 +235,11 @@ class _Masks:
         )
 
 
-def _record(fed: FedInput, value: Value, why: str, node: str, reason: str) -> Discovery:
+def _record(fed: FedInput, value: Value, finding: Finding) -> Discovery:
     return Discovery(
-        value.name,
-        fed.kind,
-        why,
-        reason,
-        node,
-        fed.default,
-        fed.shapes,
-        fed.low,
-        fed.high,
-        fed.meaning,  # type: ignore[arg-type]
-    )
+        value.name, fed.kind, finding.why, finding.reason, finding.where, fed.default, fed.shapes, fed.low, fed.high,
+        fed.meaning,
+    )  # fmt: skip
 
 
 def _declare_order(graph: Graph, convention: Signature) -> None:

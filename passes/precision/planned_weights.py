@@ -14,7 +14,7 @@ from ir.quant.weight import QuantizedWeight, shared_quantized
 from ir.tensor.base import Tensor, same_tensor
 from ir.tensor.elementwise import cast
 from ir.tensor.rearranged import transposed
-from passes.inputs.finders import is_rowwise
+from passes.inputs.row_choice import is_rowwise
 
 LAYERS = ("layers", "h", "blocks")
 """What checkpoints call the list of layers."""

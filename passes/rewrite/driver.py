@@ -18,7 +18,6 @@ from ir.graph.graph import Edit, Graph, Node, Value
 from passes.rewrite.patterns import Match, Skips, State
 from passes.rewrite.rules import (
     MOST_GENERATIONS,
-    Replacement,
     Rewriter,
     RewriteReport,
     Rule,
@@ -131,9 +130,9 @@ class Driver:
 
     # ---- applying ----
 
-    def apply(self, root: Node, result: Replacement) -> bool | str:
+    def apply(self, root: Node, result: Value | Sequence[Value | None]) -> bool | str:
         """Replace the root's outputs; False when nothing changed, ``edited`` when the rule only edited in place."""
-        new = (result,) if isinstance(result, Value) else tuple(result)  # type: ignore[arg-type]
+        new = (result,) if isinstance(result, Value) else tuple(result)
         if len(new) != len(root.outputs):
             raise RuleError(f"the rule returned {len(new)} values for {len(root.outputs)} outputs")
         pairs = [(old, one) for old, one in zip(root.outputs, new, strict=True) if one is not old]
@@ -149,7 +148,7 @@ class Driver:
         names = [(self.move(root, old, one), old.name) for old, one in pairs if one is not None]
         if not any(value.use_count for value in root.outputs):
             inputs = root.inputs
-            root.graph.erase(root)  # type: ignore[union-attr]
+            root.home.erase(root)
             self.hand_over_names(root, names)
             self.sweep(inputs)
         return True
@@ -177,8 +176,8 @@ class Driver:
                 continue
             if value.name != old and not value.graph.has(old):
                 value.graph.rename(value, old)
-            if name and not value.producer.name:  # type: ignore[union-attr]
-                value.graph.set_name(value.producer, name)  # type: ignore[arg-type]
+            if name and value.producer is not None and not value.producer.name:
+                value.graph.set_name(value.producer, name)
                 name = ""
 
     def pins_name(self, old: Value, new: Value) -> bool:
@@ -228,10 +227,10 @@ class Driver:
             self.touched[edit.node] = None
         if edit.kind == "set_input" and edit.value is not None:
             self.loosened[edit.value] = None
-        elif edit.kind in ("set_type", "set_const"):
-            self.touched.update(dict.fromkeys(edit.value.users))  # type: ignore[union-attr]
-        elif edit.kind == "erase":
-            for value in edit.node.inputs:  # type: ignore[union-attr]
+        elif edit.kind in ("set_type", "set_const") and edit.value is not None:
+            self.touched.update(dict.fromkeys(edit.value.users))
+        elif edit.kind == "erase" and edit.node is not None:
+            for value in edit.node.inputs:
                 if value is not None:
                     self.loosened[value] = None
 

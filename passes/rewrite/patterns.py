@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import permutations
 from typing import Any
 
@@ -147,10 +148,11 @@ class Const(Pattern):
 
 def is_filled(value: Value, number: float) -> bool:
     """True for a constant of at most `SCAN_LIMIT` bytes whose every element equals a number."""
-    size = value.type.nbytes if value.const is not None else None  # type: ignore[union-attr]
-    if not size or size > SCAN_LIMIT:
+    tensor = value.const
+    size = tensor.nbytes if tensor is not None else 0
+    if tensor is None or not 0 < size <= SCAN_LIMIT:
         return False
-    data = value.const.load()  # type: ignore[union-attr]
+    data = tensor.load()
     if data.dtype == object:
         return False
     wanted = np.asarray(number).astype(data.dtype)
@@ -219,14 +221,16 @@ class Op(Pattern):
     ) -> None:
         self.text = op
         self.ops = None if op == "*" else frozenset(op.split("|"))
-        self.rest = inputs[-1] if inputs and isinstance(inputs[-1], Rest) else None
-        self.inputs = inputs[:-1] if self.rest else inputs
+        last = inputs[-1] if inputs else None
+        self.rest = last if isinstance(last, Rest) else None
+        given = inputs[:-1] if self.rest else inputs
+        self.inputs = tuple(item for item in given if not isinstance(item, Rest))
         self.attrs = tuple((attrs or {}).items())
         self.users = users
         self.out = out
         self.name = name
         self.when = when
-        if any(isinstance(item, Rest) for item in self.inputs):
+        if len(self.inputs) < len(given):
             raise ValueError(f"Rest must be the last input of Op({op!r})")
         if any_order and (self.rest or len(self.inputs) > 4):
             raise ValueError(f"any_order of Op({op!r}) is for two to four inputs")
@@ -239,10 +243,10 @@ class Op(Pattern):
     def match(self, value: Value | None, goals: Goals, state: State) -> bool:
         """See `Pattern.match`."""
         node = value.producer if value is not None else None
-        if node is None or (self.ops is not None and node.op not in self.ops):
+        if value is None or node is None or (self.ops is not None and node.op not in self.ops):
             return state.fail(lambda: f"{value!r} is not made by {self.text}")
-        if self.out is not None and value.index != self.out:  # type: ignore[union-attr]
-            return state.fail(lambda: f"{value!r} is output {value.index} of {node.op}, not {self.out}")  # type: ignore[union-attr]
+        if self.out is not None and value.index != self.out:
+            return state.fail(lambda: f"{value!r} is output {value.index} of {node.op}, not {self.out}")
         return self.match_node(node, value, goals, state)
 
     def match_node(self, node: Node, value: Value | None, goals: Goals, state: State) -> bool:
@@ -251,11 +255,12 @@ class Op(Pattern):
             return False
         inputs = node.inputs
         count = len(self.inputs)
-        if self.rest is not None:
+        rest = self.rest
+        if rest is not None:
             further = inputs[count:]
-            if self.rest.when is not None and not all(map(self.rest.when, further)):
-                return state.fail(lambda: f"an input of {node!r} does not fit {self.rest.name}")  # type: ignore[union-attr]
-            goals = (_Bind(self.rest.name, further), None, goals)
+            if rest.when is not None and not all(map(rest.when, further)):
+                return state.fail(lambda: f"an input of {node!r} does not fit {rest.name}")
+            goals = (_Bind(rest.name, further), None, goals)
         state.nodes.append(node)
         for order in self.orders:
             wanted = goals
@@ -284,7 +289,7 @@ class Op(Pattern):
         for key, wanted in self.attrs:
             found = attribute(node, key)
             if not _attr_fits(wanted, found):
-                return state.fail(lambda key=key, found=found: f"attribute {key} of {node!r} is {found!r}")
+                return state.fail(partial(_attr_text, node, key, found))
             if isinstance(wanted, Attr):
                 captured = (_Bind(wanted.name, found), None, captured)
         if self.name is None:
@@ -300,12 +305,12 @@ class Op(Pattern):
                 yield wanted.name
         for item in self.inputs:
             if item is not None:
-                yield from (item.pattern if isinstance(item, Maybe) else item).names()  # type: ignore[union-attr]
+                yield from (item.pattern if isinstance(item, Maybe) else item).names()
         if self.rest is not None:
             yield self.rest.name
 
     def _parts(self) -> list[Pattern]:
-        return [item.pattern if isinstance(item, Maybe) else item for item in self.inputs if item is not None]  # type: ignore[misc]
+        return [item.pattern if isinstance(item, Maybe) else item for item in self.inputs if item is not None]
 
     @property
     def depth(self) -> int:
@@ -342,6 +347,10 @@ class _Absent(Pattern):
 
 
 _ABSENT = _Absent()
+
+
+def _attr_text(node: Node, key: str, found: Any) -> str:
+    return f"attribute {key} of {node!r} is {found!r}"
 
 
 def _attr_fits(wanted: Any, found: Any) -> bool:
@@ -438,7 +447,8 @@ class Match:
         """The first output of the root."""
         return self.root.outputs[0]
 
-    def skip(self, reason: str) -> None:
+    def skip(self, reason: str) -> Value | None:
         """Say why the rule does not apply, for ``explain``; returns None for the rule to return."""
         if self._skips.wanted:
             self._skips.reason = reason
+        return None

@@ -179,15 +179,19 @@ class Rewriter:
     def __init__(self, graph: Graph, env: Any) -> None:
         self.graph = graph
         self.env = env
-        self._begin([None])  # type: ignore[list-item]
+        self._begin([])
 
     def _begin(self, matched: list[Node]) -> None:
         """Get ready for one call of a rule."""
         self._matched = matched
-        self._root = matched[0]
         self._fused: str | None = None
         self._made: list[Node] = []
         self._consts: list[Value] = []
+
+    @property
+    def _root(self) -> Node:
+        """The node that a rule would replace."""
+        return self._matched[0]
 
     @property
     def _loc(self) -> str:
@@ -219,9 +223,7 @@ class Rewriter:
         if any(value is not None and value.producer is root for value in inputs):
             raise RuleError(f"{op} reads an output of the node it is to replace, {root!r}")
         stem = name or f"{root.outputs[0].name}.{op.rpartition('.')[2].lower()}"
-        node = root.graph.add(  # type: ignore[union-attr]
-            op, inputs, attrs, outputs=(stem,) * outputs, types=types, before=root, loc=self._loc
-        )
+        node = root.home.add(op, inputs, attrs, outputs=(stem,) * outputs, types=types, before=root, loc=self._loc)
         self._made.append(node)
         if types is None:
             for value, found in zip(node.outputs, infer_node(node), strict=False):
@@ -231,14 +233,14 @@ class Rewriter:
     def const(self, data: np.ndarray | Tensor, name: str = "") -> Value:
         """A new constant of the root's graph."""
         tensor = data if isinstance(data, Tensor) else InlineTensor(data)
-        graph = self._root.graph
-        value = graph.add_const(name or f"{self._root.outputs[0].name}.const", tensor, loc=self._loc)  # type: ignore[union-attr]
+        root = self._root
+        value = root.home.add_const(name or f"{root.outputs[0].name}.const", tensor, loc=self._loc)
         self._consts.append(value)
         return value
 
-    def fact(self, kind: type | str) -> Any:
+    def fact(self, kind: type[Fact] | str) -> Any:
         """A fact of the graph by class or name, or None."""
-        return self.graph.facts.get(kind if isinstance(kind, str) else kind.name)  # type: ignore[attr-defined]
+        return self.graph.facts.get(kind if isinstance(kind, str) else kind.name)
 
 
 def is_mentioned(graph: Graph, value: Value) -> bool:

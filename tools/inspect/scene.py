@@ -9,6 +9,8 @@ from typing import Any
 from ir.analysis.repeats import Repeat, repeats
 from ir.base.diag import LadingError, suggest
 from ir.graph.graph import Graph, Node, Value
+from ir.ops.registry import opdef
+from ir.ops.roles import ROLE_OF
 from ir.text.printer import type_text
 from tools.inspect.layered import Box, Placement, Point, layered
 
@@ -19,19 +21,6 @@ HEIGHT, PILL = 46.0, 30.0
 PADDING, HEAD = 18.0, 34.0
 LONGEST_LABEL = 34
 
-KINDS: dict[str, tuple[str, ...]] = {
-    "linear": ("MatMul", "Gemm", "Conv", "MatMulInteger", "Convolution", "Linear", "ConvTranspose", "Einsum"),
-    "attention": ("Attention", "MultiHeadAttention", "GroupQueryAttention", "RotaryEmbedding", "Softmax", "RoPE"),
-    "norm": ("RMSNormalization", "LayerNormalization", "LayerNorm", "InstanceNormalization", "BatchNormalization",
-             "GroupNormalization", "SimplifiedLayerNormalization", "LpNormalization"),
-    "layout": ("Reshape", "Transpose", "Concat", "Split", "Slice", "Squeeze", "Unsqueeze", "Expand", "Gather", "Shape",
-               "Flatten", "Pad", "Tile", "Identity", "ConvertTensor", "GatherND", "Range", "Size", "Permute", "Reshapev7"),
-    "storage": ("Cast", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "AffineDequantize"),
-    "control": ("If", "Loop", "Scan"),
-}  # fmt: skip
-"""Colours of operators: kind to operator names; everything else is arithmetic."""
-_KIND_OF = {op: kind for kind, ops in KINDS.items() for op in ops}
-
 
 @dataclass
 class Item:
@@ -39,7 +28,7 @@ class Item:
 
     Attributes:
         key: its identity.
-        kind: key of `KINDS`, ``math``, ``input`` or ``output``.
+        kind: key of `ir.ops.roles.ROLES`, ``math``, ``input`` or ``output``.
         label, note: first and second line.
         details: what is shown when it is chosen; JSON-able.
         group: number of the repeated block it is in, or None.
@@ -210,8 +199,7 @@ class _Maker:
         main = max(weights, key=lambda value: value.type.size or 0, default=None)
         note = type_text(main.type) if main is not None else _type(node.outputs[0]) if node.outputs else ""
         self.scene.items[node] = Item(
-            node, _KIND_OF.get(node.op_type, "math"), _short(node.op), _short(note, 40), self._details(node),
-            self.group_of.get(node),
+            node, _role(node), _short(_label(node)), _short(note, 40), self._details(node), self.group_of.get(node),
         )  # fmt: skip
 
     def _weights(self, node: Node) -> Iterator[Value]:
@@ -222,6 +210,7 @@ class _Maker:
         inside = self.absorbed.get(node, ())
         found: dict[str, Any] = {
             "operator": node.op,
+            "meaning": _meaning(node),
             "name": node.name,
             "inputs": [f"{_sign(v)}{v.name}: {_type(v)}" if v is not None else "left out" for v in node.inputs],
             "outputs": [f"%{v.name}: {_type(v)}" for v in node.outputs],
@@ -328,6 +317,22 @@ def _joined(scene: Scene, inner: list[Placement], drawn: Placement, a: Hashable,
 
 def _short(text: str, limit: int = LONGEST_LABEL) -> str:
     return text if len(text) <= limit else "…" + text[len(text) - limit + 1 :]
+
+
+def _role(node: Node) -> str:
+    definition = opdef(node)
+    return definition.role if definition is not None else ROLE_OF.get(node.op_type, "math")
+
+
+def _label(node: Node) -> str:
+    definition = opdef(node)
+    return node.op if definition is None or definition.label is None else definition.label(node)
+
+
+def _meaning(node: Node) -> str:
+    """What an operator outside ONNX computes; ONNX's own texts are pages long."""
+    definition = opdef(node)
+    return "" if definition is None or definition.package == "onnx" else definition.doc
 
 
 def _type(value: Value) -> str:

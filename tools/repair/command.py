@@ -234,8 +234,9 @@ def _write_contract(
 
 def lifted(subject: Subject, target: MnnTarget) -> tuple[Graph, PassReport]:
     """The model as a legal graph in the target's convention, its embedding rows as a table, and what the passes did."""
+    from backends.mnn.dialect.table import fused_forms
+    from backends.mnn.lift.lift import lift
     from backends.mnn.lower.exporter_spellings import spell_channels, spell_rotations
-    from frontends.mnn.lift import lift
     from passes.framework.context import PassContext
     from passes.framework.load import load
     from passes.framework.manager import PassManager
@@ -251,7 +252,7 @@ def lifted(subject: Subject, target: MnnTarget) -> tuple[Graph, PassReport]:
     )
     _set_masks(graph, window if llm.get("attention_type") == "mix" and type(window) is int else 0)
     spell_channels(graph)
-    if "rope" in target.fused_forms:
+    if "rope" in fused_forms(target.releases):
         spell_rotations(graph)
     _set_embedding(graph, subject, target)
     return graph, PassManager(load(clean_up(target))).run(graph, PassContext())
@@ -260,10 +261,13 @@ def lifted(subject: Subject, target: MnnTarget) -> tuple[Graph, PassReport]:
 def clean_up(target: MnnTarget) -> str:
     """What is run on a lifted graph: it finds packed layouts again, which reading forgets, and fuses where the target
     can."""
-    if not target.fused_forms:
+    from backends.mnn.dialect.table import fused_forms
+
+    forms = fused_forms(target.releases)
+    if not forms:
         return "sink-layouts,cse,dce"
     # Queries and keys must be seen to be turned by the same angles.
-    return f"cse,sink-layouts,fuse-mnn{{fuse=[{','.join(target.fused_forms)}]}},cse,dce"
+    return f"cse,sink-layouts,fuse-mnn{{fuse=[{','.join(forms)}]}},cse,dce"
 
 
 def _set_masks(graph: Graph, window: int) -> None:
@@ -286,8 +290,10 @@ def _set_masks(graph: Graph, window: int) -> None:
 
 def _set_embedding(graph: Graph, subject: Subject, target: MnnTarget) -> None:
     """Make embedding rows a table of the graph, but for quantized ones in a file of their own."""
+    from backends.mnn.dialect.linear import add_weight
     from backends.mnn.doctor.files import tie_forms, tie_numbers
-    from frontends.mnn.weights import WeightFile, add_weight, embedding_matrix
+    from backends.mnn.lift.embedding import embedding_matrix
+    from backends.mnn.read.stored_tensors import WeightFile
 
     tie = subject.llm_config.values.get("tie_embeddings")
     found = tie_numbers(tie)
@@ -312,7 +318,7 @@ def _set_embedding(graph: Graph, subject: Subject, target: MnnTarget) -> None:
 
 def _set_rows(graph: Graph, subject: Subject) -> None:
     """The bfloat16 rows of the embedding file, where there is one."""
-    from frontends.mnn.weights import WeightFile
+    from backends.mnn.read.stored_tensors import WeightFile
     from ir.base.types import BF16, TensorType
 
     columns, path = graph.value("input_ids").shape[-1], subject.embedding_path
@@ -324,7 +330,7 @@ def _set_rows(graph: Graph, subject: Subject) -> None:
 
 def _split_embedding(graph: Graph, matrix: Any) -> None:
     """Rows that a release cannot decode come exactly from a file of their own, as a sum of bfloat16 parts."""
-    from backends.mnn.lower.legalize import Lowering
+    from backends.mnn.lower.lowering import Lowering
     from ir.base.types import F32
     from ir.tensor.base import Tensor
     from ir.tensor.elementwise import cast

@@ -20,6 +20,7 @@ The rounded zero point is taken back unrounded, which moves a whole block by up 
 
 from __future__ import annotations
 
+from backends.mnn.dialect.operator import MnnOperator
 from ir.base.types import F32, ValueType
 from ir.graph.graph import Node, Value
 from ir.infer.inference import Inference
@@ -135,23 +136,26 @@ def _by_block(body: Body, x: Value, rows: Value, together: Value) -> Value:
     return body.op("Reshape", values, body.op("Shape", x))
 
 
-DEFINITIONS = (
-    OpDef(
-        "mnn.DynamicQuantizeRows",
-        inputs=("x", "joint"),
-        min_inputs=1,
-        max_inputs=2,
-        attrs={
-            "axis": AttrDef("axis", "int", 1),
-            "option": AttrDef("option", "int", 0),
-            "block": AttrDef("block", "int", 0),
-        },
-        infer=_quantize_type,
-        define=_quantize,
-        doc="Rounds rows of activations to the 8-bit codes of the runtime's ``dynamic_option`` and back. Rows are what "
-        "comes before the channels, the channels are `axis`, what follows has extent 1. The first `joint[0]` rows are "
-        "read in one call (all of them when it is left out), every other row in a call of its own. `block`: channels "
-        "that share a scale of the weight, for option 2; 0 for all.",
+ROWS = (
+    MnnOperator(
+        definition=OpDef(
+            "mnn.DynamicQuantizeRows",
+            inputs=("x", "joint"),
+            min_inputs=1,
+            max_inputs=2,
+            attrs={
+                "axis": AttrDef("axis", "int", 1),
+                "option": AttrDef("option", "int", 0),
+                "block": AttrDef("block", "int", 0),
+            },
+            infer=_quantize_type,
+            define=_quantize,
+            role="storage",
+            doc="Rounds rows of activations to the 8-bit codes of the runtime's ``dynamic_option`` and back. Rows are "
+            "what comes before the channels, the channels are `axis`, what follows has extent 1. The first `joint[0]` "
+            "rows are read in one call (all of them when it is left out), every other row in a call of its own. "
+            "`block`: channels that share a scale of the weight, for option 2; 0 for all.",
+        ),
     ),
 )
-"""Rows for `ir.ops.registry.OPERATORS`."""
+"""Rows for `backends.mnn.dialect.table`."""

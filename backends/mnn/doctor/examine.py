@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -42,7 +42,7 @@ def examine(path: Path, releases: Sequence[Release]) -> Report:
         LadingError: B711 there is nothing of this name.
     """
     subject = Subject(path)
-    kind = "directory" if subject.is_folder else "mnn"
+    kind: Literal["directory", "mnn"] = "directory" if subject.is_folder else "mnn"
     findings: list[Finding] = []
     net = subject.net
     if subject.net_problem is not None and subject.model_path.is_file():
@@ -69,11 +69,11 @@ def examine_signature(
     convert = "python -m tools.compile makes a model directory from the checkpoint itself"
     findings.append(Finding("B732", "an ONNX file is not what the runtime loads", versions, convert, str(path)))
     for name in inputs:
-        if old := lacking(releases, lambda release, name=name: name in (*release.inputs, *release.optional_inputs)):
+        if old := tuple(item.version for item in releases if name not in (*item.inputs, *item.optional_inputs)):
             message = f"the graph needs the input {name!r}, which the runtime does not feed"
             findings.append(Finding("B712", message, old, convert, str(path)))
     for name in dict.fromkeys(name for release in releases for name in release.inputs):
-        fed = lacking(releases, lambda release, name=name: name not in release.inputs)
+        fed = tuple(release.version for release in releases if name in release.inputs)
         if name not in inputs and fed:
             message = f"the runtime feeds {name!r} but the graph has no such input"
             findings.append(Finding("B713", message, fed, convert, str(path)))

@@ -188,12 +188,12 @@ def tie_numbers(tie: Any) -> list[int] | None:
     """Offset of codes, offset and size of scales, bits and block of either spelling; None when it is neither."""
     if isinstance(tie, dict):
         keys = ("weight_offset", "alpha_offset", "alpha_size", "quant_bit", "quant_block")
-        found = [tie.get(key) for key in keys]
+        found: list[Any] = [tie.get(key) for key in keys]
     elif isinstance(tie, list) and len(tie) in (5, 6):
         found = tie[:5]
     else:
         return None
-    return found if all(type(value) is int and value >= 0 for value in found) else None  # type: ignore[return-value]
+    return found if all(type(value) is int and value >= 0 for value in found) else None
 
 
 def tie_forms(subject: Subject, tie: Any) -> set[str] | None:
@@ -274,10 +274,10 @@ def _tokenizer(subject: Subject, releases: Sequence[Release]) -> Iterator[Findin
         problem = _tokenizer_problem(subject.config_of(release), path, release)
         if problem:
             seen.setdefault((str(path), f"{problem}: {release.no_tokenizer}"), []).append(release.version)
-    for (path, problem), versions in seen.items():
+    for (place, problem), versions in seen.items():
         yield Finding(
             "B731", problem, tuple(versions), "name a text tokenizer (tokenizer.txt) in the configuration of these releases",
-            path,
+            place,
         )  # fmt: skip
 
 

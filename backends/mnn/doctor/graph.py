@@ -6,14 +6,14 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from backends.mnn.dialect.arithmetic import NUMBER_OF_BINARY, NUMBER_OF_UNARY
+from backends.mnn.dialect.table import FORMS
 from backends.mnn.doctor.findings import Finding
 from backends.mnn.read.model_folder import Subject, alpha_form
-from backends.mnn.read.net_file import BINARY, PARAMETERS, UNARY, numbers
+from backends.mnn.read.net_file import PARAMETERS, numbers
 from backends.mnn.target.releases import Release
 from backends.mnn.write.configs import BLOCK_UNIT
 
-_BINARY = {name: number for number, name in BINARY.items()}
-_UNARY = {name: number for number, name in UNARY.items()}
 REPAIR = "python -m tools.repair writes a copy in forms that these releases read"
 
 
@@ -28,6 +28,10 @@ def graph_findings(subject: Subject, releases: Sequence[Release]) -> Iterator[Fi
 def lacking(releases: Sequence[Release], accepts: Callable[[Release], bool]) -> tuple[str, ...]:
     """Versions that do not accept something."""
     return tuple(release.version for release in releases if not accepts(release))
+
+
+def _lacking_form(releases: Sequence[Release], form: str) -> tuple[str, ...]:
+    return lacking(releases, lambda release: FORMS[form](release, {}))
 
 
 def place_of(ops: Sequence[dict[str, Any]]) -> str:
@@ -51,7 +55,7 @@ def fed_names(release: Release, subject: Subject) -> set[str]:
 
 def _inputs(subject: Subject, releases: Sequence[Release]) -> Iterator[Finding]:
     for name in sorted(subject.read_inputs):
-        old = lacking(releases, lambda release, name=name: name in fed_names(release, subject))
+        old = tuple(release.version for release in releases if name not in fed_names(release, subject))
         if old:
             yield Finding(
                 "B712",
@@ -123,7 +127,7 @@ def _operators(subject: Subject, releases: Sequence[Release]) -> Iterator[Findin
             kinds.setdefault(need, []).append(op)
     for need, ops in kinds.items():
         sort, _, value = need.partition(" ")
-        old = lacking(releases, lambda release, sort=sort, value=value: _has(release, sort, value))
+        old = tuple(release.version for release in releases if not _has(release, sort, value))
         if old:
             what = {
                 "parameter": "operator parameters of kind {}, at which the file is refused: Invalidate buffer",
@@ -149,7 +153,7 @@ def _has(release: Release, sort: str, value: str) -> bool:
         return value not in release.missing_ops and not value.isdigit()
     if sort == "parameter":
         return (int(value) if value.isdigit() else PARAMETERS.index(value)) <= release.last_union
-    table, last = (_UNARY, release.last_unary) if sort == "unary" else (_BINARY, release.last_binary)
+    table, last = (NUMBER_OF_UNARY, release.last_unary) if sort == "unary" else (NUMBER_OF_BINARY, release.last_binary)
     return table.get(value, int(value) if value.lstrip("-").isdigit() else 0) <= last
 
 
@@ -169,7 +173,7 @@ def _norms(subject: Subject, releases: Sequence[Release]) -> Iterator[Finding]:
     packed = _packed_tensors(subject)
     norms = [op for op in subject.ops if op.get("type") == "LayerNorm"]
     found = [op for op in norms if len(inputs := numbers(op.get("inputIndexes"))) > 1 or set(inputs) & packed]
-    if old := lacking(releases, lambda release: release.packed_norm) if found else ():
+    if old := _lacking_form(releases, "packed-norm") if found else ():
         yield Finding(
             "B718",
             "LayerNorm works on tensors in the packed layout (NC4HW4), where these releases normalize an axis of length 1: "
@@ -216,7 +220,7 @@ def _attention(subject: Subject, releases: Sequence[Release]) -> Iterator[Findin
     if old := lacking(releases, lambda release: release.maskless_attention) if bare else ():
         yield Finding("B720", "Attention without a mask input crashes", old, REPAIR, place_of(bare))
     packed = [op for op in ops if op.get("main", {}).get("output_c4")]
-    if old := lacking(releases, lambda release: release.packed_attention) if packed else ():
+    if old := _lacking_form(releases, "packed-attention") if packed else ():
         yield Finding(
             "B720",
             "output_c4 of Attention is ignored, so what follows reads another layout",
@@ -311,9 +315,10 @@ def _codes(subject: Subject, releases: Sequence[Release]) -> Iterator[Finding]:
     odd = {release.version: found for release in releases if (found := _ragged(subject, release))}
     if odd:
         first = next(iter(odd.values()))
+        form = alpha_form(first[0])
         yield Finding(
             "B722",
-            f"{alpha_form(first[0])[1]} weights share a scale, which this release computes wrong with memory low",  # type: ignore
+            f"{form[1] if form else 0} weights share a scale, which this release computes wrong with memory low",
             tuple(odd),
             'set "memory": "normal" in config.json, or quantize in blocks of 32 or 64',
             place_of(first),

@@ -107,7 +107,8 @@ def _rank(subject: Subject, index: int, depth: int = _DEEPEST) -> int | None:
     if kind in _KEEPERS:
         return operands[0]
     if kind == "BinaryOp":
-        return max(operands) if None not in operands else None  # type: ignore[type-var]
+        known = [rank for rank in operands if rank is not None]
+        return max(known) if len(known) == len(operands) else None
     if kind in ("Unsqueeze", "Squeeze"):
         places = len(numbers(main.get("squeezeDims")))
         return operands[0] + (places if kind == "Unsqueeze" else -places) if places else None

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from backends.mnn.target.releases import FORMS, MnnTarget, Release
+from functools import partial
+
+from backends.mnn.dialect.operator import MnnOperator
+from backends.mnn.dialect.table import FORM_OF, WRITTEN
+from backends.mnn.target.releases import MnnTarget, Release
 from backends.mnn.write.weight_layout import Layout, Matrix
 from ir.base.diag import LadingError
-from ir.graph.graph import Graph
+from ir.graph.graph import Graph, Node
 from ir.quant.stored_weight import StoredWeight
-
-SILU = 34
-"""Number of SILU in ``UnaryOpOperation``."""
-
-FORM_OF = {
-    "mnn.AddNorm": "packed-norm", "mnn.MulSilu": "mul-silu", "mnn.PackedAttention": "packed-attention",
-    "mnn.PackedNorm": "packed-norm", "mnn.RoPE": "rope",
-}  # fmt: skip
-"""The fused form that an operator is, as named in the profiles."""
 
 
 def fit(graph: Graph, target: MnnTarget) -> int:
@@ -25,28 +20,21 @@ def fit(graph: Graph, target: MnnTarget) -> int:
         LadingError: B696 a fused form that a release of the target lacks.
     """
     _check_forms(graph, target)
-    if target.least("last_unary") >= SILU:
-        return 0
-    found = [node for node in graph.nodes if node.op == "mnn.Unary" and node.attrs["kind"] == "SILU"]
-    for node in found:
-        x, result = node.inputs[0], node.output
-        gate = graph.add(
-            "mnn.Unary", [x], {"kind": "SIGMOID"}, outputs=[f"{result.name}.gate"], types=[result.type], before=node,
-            loc=node.loc,
-        )  # fmt: skip
-        product = graph.add(
-            "mnn.Binary", [x, gate.output], {"kind": "MUL"}, outputs=[f"{result.name}.product"], types=[result.type],
-            before=node, loc=node.loc,
-        )  # fmt: skip
-        graph.replace(result, product.output)
-        graph.erase(node)
-    return len(found)
+    found = [(node, row) for node in graph.nodes if (row := WRITTEN.get(node.op)) is not None and row.older is not None]
+    lacked = [(node, row) for node, row in found if target.lacking(partial(_reads, row, node))]
+    for node, row in lacked:
+        row.older(graph, node)  # type: ignore[misc]
+    return len(lacked)
+
+
+def _reads(row: MnnOperator, node: Node, release: Release) -> bool:
+    return row.reads is None or row.reads(release, node.attrs)
 
 
 def _check_forms(graph: Graph, target: MnnTarget) -> None:
     first = {FORM_OF[node.op]: node for node in reversed(graph.nodes) if node.op in FORM_OF}
     for form, node in first.items():
-        if old := target.lacking(FORMS[form]):
+        if old := target.lacking(partial(_reads, WRITTEN[node.op], node)):
             raise LadingError(
                 "B696",
                 f"the fused form {form} is not known to MNN {', '.join(old)}",

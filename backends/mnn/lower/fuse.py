@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from backends.mnn.dialect.table import fused_forms
 from backends.mnn.lower.sink_layouts import PACK, SINK, UNPACK
 from backends.mnn.target.releases import MnnTarget
 from ir.base.types import TensorType
@@ -57,7 +58,7 @@ class FuseMnn(Pass):
     def forms(self, target: Target) -> tuple[str, ...]:
         """The forms to use: those named, and with ``auto`` those that every release of the target has."""
         named = tuple(form for form in self.fuse if form != "auto")
-        automatic = target.fused_forms if "auto" in self.fuse and isinstance(target, MnnTarget) else ()
+        automatic = fused_forms(target.releases) if "auto" in self.fuse and isinstance(target, MnnTarget) else ()
         return tuple(dict.fromkeys((*named, *automatic)))
 
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
+from backends.mnn.lower.lowering import Lowering
 from backends.mnn.write.weight_layout import unheld
 from ir.base.diag import LadingError
 from ir.base.types import BOOL, F32, I32, I64, Dim, TensorType
 from ir.facts.inputs import DynamicInputs
-from ir.graph.graph import Graph, Node, Value
+from ir.graph.graph import Graph, Node
 from ir.quant.stored_weight import DEQUANTIZE, is_weight, storage_of
-from ir.tensor.bf16_parts import bf16_parts, parts_needed
+from ir.tensor.bf16_parts import bf16_parts
 from ir.tensor.inline import InlineTensor
 from passes.framework.base import Pass
 from passes.framework.context import PassContext
@@ -105,126 +104,6 @@ def _decodes_constants(node: Node) -> bool:
     """True for a dequantization of constant codes, a weight of which the file may or may not have a form."""
     codes = node.input(0) if node.op in DEQUANTIZE else None
     return codes is not None and codes.is_const
-
-
-class Lowering:
-    """Builds the MNN operators that replace one node at a time."""
-
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
-        self.node: Node | None = None
-        self._consts: dict[tuple, Value] = {}
-
-    def add(
-        self,
-        op: str,
-        inputs: Sequence[Value | None],
-        type: TensorType,
-        attrs: Mapping[str, Any] | None = None,
-        stem: str = "",
-    ) -> Value:
-        """One node with one output, placed before the node being lowered."""
-        node = self.graph.add(
-            f"mnn.{op}",
-            inputs,
-            attrs,
-            outputs=[stem or f"{self.node.output.name}.{op.lower()}"],
-            types=[type],
-            before=self.node,
-            loc=self.node.loc,
-        )
-        return node.output
-
-    def const(self, array: np.ndarray, stem: str) -> Value:
-        """A small constant, shared when the same numbers were asked for before."""
-        key = (stem, array.dtype.str, array.shape, array.tobytes())
-        if key not in self._consts:
-            self._consts[key] = self.graph.add_const(stem, InlineTensor(array))
-        return self._consts[key]
-
-    def reshape(self, value: Value, shape: Sequence[int | Dim]) -> Value:
-        """`value` with another shape of at most one symbolic dimension."""
-        if tuple(shape) == value.shape:
-            return value
-        free = [dim for dim in shape if isinstance(dim, Dim)]
-        if len(free) > 1:
-            raise LadingError(
-                "P371",
-                f"a reshape to {list(map(str, shape))} leaves more than one size to the runtime",
-                where=f"{self.node.loc or self.node.name}\n{self.node!r}",
-            )
-        dims = tuple(-1 if isinstance(dim, Dim) else dim for dim in shape)
-        return self.add("Reshape", [value], TensorType(value.dtype, tuple(shape)), {"dims": dims, "dim_type": "NCHW"})
-
-    def binary(self, kind: str, left: Value, right: Value, type: TensorType | None = None) -> Value:
-        """Element-wise `kind` of two values; the result has the type of the left one unless given."""
-        return self.add("Binary", [left, right], type or left.type, {"kind": kind})
-
-    def replace(self, old: Value, new: Value) -> None:
-        """All readers of `old` read `new`, which takes its name over."""
-        name = old.name
-        self.graph.replace(old, new)
-        self.graph.rename(old, self.graph.fresh_name(f"{name}.old"))
-        if new.producer is not None and new.name not in (value.name for value in self.graph.inputs):
-            self.graph.rename(new, name)
-
-    def sweep(self) -> None:
-        """Erase what nothing reads any more."""
-        for node in reversed(self.graph.nodes):
-            if not any(value.use_count for value in node.outputs):
-                self.graph.erase(node)
-        for value in list(self.graph.consts.values()):
-            if value.use_count == 0:
-                self.graph.erase_const(value)
-
-    def embedding_parts(self) -> None:
-        """Hand a table kept in single precision to the runtime as bfloat16 parts and sum the parts in the graph."""
-        graph = self.graph
-        fact: DynamicInputs | None = graph.facts.get(DynamicInputs.name)
-        found = fact.find("embedding-rows") if fact is not None else None
-        table = graph.tables.get("embedding")
-        if found is None or table is None or table.const is None:
-            return
-        name, parts = table.name, parts_needed(table.const)
-        exact = graph.add_const(f"{name}.bf16", bf16_parts(table.const, parts), loc=table.loc)
-        graph.set_table("embedding", exact)
-        if table.use_count == 0:
-            graph.erase_const(table)
-            graph.rename(exact, name)
-        if parts > 1:
-            self._sum_parts(graph.value(found.input), parts)
-
-    def _sum_parts(self, rows: Value, parts: int) -> None:
-        seq, one, hidden = rows.shape
-        reshape = rows.users[0]
-        self.node = reshape
-        self.graph.set_type(rows, TensorType(F32, (seq, one, parts * hidden)))
-        flat = self.reshape(rows, (1, seq, parts * hidden))
-        points = tuple(hidden * index for index in range(1, parts))
-        pieces = self.slice(flat, 2, points)
-        total = pieces[0]
-        for piece in pieces[1:]:
-            total = self.binary("ADD", total, piece)
-        self.replace(reshape.output, total)
-
-    def slice(self, value: Value, axis: int, points: Sequence[int]) -> tuple[Value, ...]:
-        """`value` cut along `axis` at the points."""
-        edges = [0, *points, value.shape[axis]]
-        types = []
-        for start, stop in pairwise(edges):
-            shape = list(value.shape)
-            shape[axis] = stop - start
-            types.append(TensorType(value.dtype, tuple(shape)))
-        node = self.graph.add(
-            "mnn.Slice",
-            [value],
-            {"axis": axis, "points": tuple(points)},
-            outputs=[f"{value.name}.part"] * len(types),
-            types=types,
-            before=self.node,
-            loc=self.node.loc,
-        )
-        return node.outputs
 
 
 def _matmul(node: Node, low: Lowering) -> None:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from backends.mnn.dialect.simulated import simulate
+from backends.mnn.lower.simulated import simulate
 from ir.graph.graph import Graph
 from ir.tensor.inline import InlineTensor
 from passes.framework.base import Pass, Result

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from frontends.frontend import Frontend
+from ir.base.executor import SERIAL
 
 if TYPE_CHECKING:
     from ir.graph.graph import Graph
@@ -29,8 +30,6 @@ class MnnFile(Frontend):
         Raises:
             LadingError: B710, B711 or B741 files that cannot be read, F640 to F646 a graph that cannot be.
         """
-        from concurrent.futures import ThreadPoolExecutor
-
         from backends.mnn.read.model_folder import Subject
         from backends.mnn.write.rewritten_folder import describe, require_readable
         from frontends.mnn.lift import lift
@@ -46,6 +45,5 @@ class MnnFile(Frontend):
             subject.weight_path,
             attention_scale=float(scale) if isinstance(scale, int | float) else 0.0,
         )
-        with ThreadPoolExecutor(1) as pool:
-            describe(graph, subject, pool)
+        describe(graph, subject, SERIAL)
         return graph

@@ -204,7 +204,7 @@ def _table(table: Table, name: str) -> dict[str, Any]:
 
 
 def _parameters(table: Table, found: dict[str, Any]) -> None:
-    number = table.number(1, "B") or 0
+    number = int(table.number(1, "B") or 0)
     kind = PARAMETERS[number] if number < len(PARAMETERS) else number
     found["main_type"] = kind
     main = table.table(2) if number else None
@@ -218,7 +218,7 @@ def _field(table: Table, slot: int, kind: str) -> Any:
     if kind in _ENUMS:
         code, names = _ENUMS[kind]
         number = table.number(slot, code)
-        return names.get(number, number)  # type: ignore[arg-type]
+        return names.get(int(number), number) if number is not None else None
     if kind in _VECTORS:
         return table.array(slot, _VECTORS[kind])
     if kind == "text":

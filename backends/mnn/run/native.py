@@ -129,7 +129,7 @@ def run_child(
         folder = Path(name)
         (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
         if arrays:
-            np.savez(folder / "inputs.npz", **arrays)
+            np.savez(folder / "inputs.npz", **dict[str, Any](arrays))
         argv = [_command(interpreter), "-I", "-X", "faulthandler", str(script.resolve()), str(folder)]
         ended = _spawn(argv, folder, timeout_s, memory_limit)
         records = _read_records(folder / "results.jsonl")

@@ -67,7 +67,7 @@ class Session:
         self.folder = folder
         self.request = request
         self.results = open(os.path.join(folder, "results.jsonl"), "a", encoding="ascii")  # noqa: SIM115
-        self.arrays: dict[str, np.ndarray] = {}
+        self.arrays: dict[str, Any] = {}
         self.llm: Any = None
 
     def record(self, index: int, fields: dict[str, Any]) -> None:
@@ -155,7 +155,8 @@ class Session:
     def do_greedy(self, action: dict[str, Any]) -> dict[str, Any]:
         self.restart()
         stop = action.get("stop", [])
-        ids, piece = [], action["prompt"]
+        ids: list[int] = []
+        piece = action["prompt"]
         while len(ids) < action["tokens"] and not (ids and ids[-1] in stop):
             logits = self.forward(piece)
             self.keep(logits, action.get("keep", "none"))
@@ -176,14 +177,15 @@ class Session:
 
     def do_bench(self, action: dict[str, Any]) -> dict[str, Any]:
         prompt = [int(token) for token in action["prompt"]]
-        prefill, decode = [], []
+        prefill: list[float] = []
+        decode: list[float] = []
         with self.last_row_only():
             for _ in range(action.get("repeat", 3)):
                 self.restart()
                 token = self.timed(prompt, prefill)
                 for _ in range(action["tokens"]):
                     token = self.timed([token], decode)
-        fields = {"prefill_s": prefill, "decode_s": decode}
+        fields: dict[str, Any] = {"prefill_s": prefill, "decode_s": decode}
         fields["prefill_tokens_per_s"] = len(prompt) / statistics.median(prefill)
         if decode:
             fields["decode_tokens_per_s"] = 1 / statistics.median(decode)

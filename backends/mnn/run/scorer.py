@@ -34,7 +34,7 @@ def log_softmax(row: np.ndarray) -> np.ndarray:
     return shifted
 
 
-class Scorer(runner.Session):  # type: ignore[name-defined,misc]
+class Scorer(runner.Session):  # type: ignore[name-defined]
     """A session whose score action compares where the logits are."""
 
     def do_score(self, action: dict[str, Any]) -> dict[str, Any]:

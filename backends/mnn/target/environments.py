@@ -115,8 +115,18 @@ def _has_release(packages: Path, version: str) -> bool:
 
 def _install(environment: Path, version: str, timeout_s: float) -> None:
     python = environment / "bin" / "python"
-    pip = [python, "-m", "pip", "install", "--no-input", "--disable-pip-version-check", f"MNN=={version}", "numpy"]
-    for command in ([sys.executable, "-m", "venv", environment], pip):
+    pip: list[str | Path] = [
+        python,
+        "-m",
+        "pip",
+        "install",
+        "--no-input",
+        "--disable-pip-version-check",
+        f"MNN=={version}",
+        "numpy",
+    ]
+    commands: tuple[list[str | Path], ...] = ([sys.executable, "-m", "venv", environment], pip)
+    for command in commands:
         try:
             done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=timeout_s)
         except subprocess.TimeoutExpired as error:

@@ -250,18 +250,6 @@ HISTORIES = (
 FIELDS = {history.name: history for history in HISTORIES}
 
 
-MUL_SILU = 29
-"""Number of MUL_SILU in ``BinaryOpOperation``."""
-
-FORMS: dict[str, Callable[[Release], bool]] = {
-    "mul-silu": lambda release: release.last_binary >= MUL_SILU,
-    "packed-attention": lambda release: release.packed_attention,
-    "packed-norm": lambda release: release.packed_norm,
-    "rope": lambda release: "RoPE" not in release.missing_ops,
-}
-"""Fused forms by the name that the pass ``fuse-mnn`` knows them by, and whether a release has them."""
-
-
 @dataclass(frozen=True)
 class Release:
     """One MNN release. The fields of `HISTORIES` are attributes: ``release.f16_scales``."""
@@ -282,11 +270,6 @@ class Release:
     def mtok(self) -> bool:
         """Reads the exact binary tokenizer form; others only text forms."""
         return 4 in self.tokenizers
-
-    @property
-    def fused_forms(self) -> tuple[str, ...]:
-        """The fused forms that the release computes right."""
-        return tuple(form for form, has in FORMS.items() if has(self))
 
     def evidence(self, field: str) -> str:
         """How the value of a field is known."""
@@ -388,11 +371,6 @@ class MnnTarget(Target):
     def block_unit(self) -> int:
         """Smallest number whose multiples are blocks that every release computes right."""
         return math.lcm(*(release.block_unit for release in self.releases))
-
-    @property
-    def fused_forms(self) -> tuple[str, ...]:
-        """The fused forms that every release has; what ``fuse-mnn`` may use."""
-        return tuple(form for form, has in FORMS.items() if all(map(has, self.releases)))
 
     @property
     def needs_text_tokenizer(self) -> bool:

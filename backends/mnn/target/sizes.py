@@ -7,6 +7,7 @@ matrix, and gain and shift of each norm layer are stored as float32.
 
 from __future__ import annotations
 
+from ir.base.types import TensorType
 from ir.graph.graph import Graph
 from ir.quant.storage import Storage
 from ir.quant.storage_size import scale_bytes
@@ -34,10 +35,11 @@ def fixed_bytes(graph: Graph) -> int:
     """
     total = 0
     for node in graph.nodes:
-        if node.op == "MatMul" and node.inputs[1] is not None and node.inputs[1].is_const:
-            total += 4 * node.inputs[1].shape[-1]  # type: ignore[index,operator]
-        elif node.op in NORMS and node.inputs[1] is not None:
-            total += 8 * node.inputs[1].type.size  # type: ignore[union-attr]
+        weight = node.input(1)
+        if node.op == "MatMul" and weight is not None and weight.is_const:
+            total += 4 * weight.sizes[-1]
+        elif node.op in NORMS and weight is not None and isinstance(weight.type, TensorType):
+            total += 8 * (weight.type.size or 0)
     return total
 
 

@@ -118,7 +118,7 @@ class TokenizerSpec:
         text = self.text_of(token)
         if text is not None and text == self.bos and re.search(r"\bbos_token\b", template):
             return True
-        return bool(text) and text in template
+        return bool(text) and text is not None and text in template
 
     def text_of(self, token: int) -> str | None:
         """The text of an id, or None for an id without token. Linear in the vocabulary: for single look-ups."""
@@ -279,8 +279,8 @@ def _read_model(model: Mapping[str, Any], folder: Path) -> tuple[str, dict[str, 
     kind = model.get("type") or _guess_kind(model)
     none = np.zeros((0, 3), np.int32)
     if kind == "Unigram":
-        vocab, scores = _read_pieces(model.get("vocab"), where)
-        return "unigram", vocab, none, scores
+        pieces, scores = _read_pieces(model.get("vocab"), where)
+        return "unigram", pieces, none, scores
     if kind not in ("BPE", "WordPiece"):
         raise LadingError("B642", f"vocabulary model of type {kind!r}", where=where)
     vocab = model.get("vocab")

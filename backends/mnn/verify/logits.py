@@ -11,6 +11,7 @@ must be the token that MNN chose.
 from __future__ import annotations
 
 import platform
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from backends.bars import KL_BARS
-from backends.mnn.dialect.simulated import integer_weight, simulated
+from backends.mnn.lower.simulated import integer_weight, simulated
 from backends.mnn.run.native import EXACT_CONFIG, run_model
 from backends.mnn.write.configs import config_for
 from ir.base.diag import Diagnostic, LadingError
@@ -203,9 +204,10 @@ class _Run:
         self.perplexity = PerplexityMeter()
 
     def _run(self, actions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        extra = {} if self.work.interpreter is None else {"interpreter": self.work.interpreter}
         config = config_for(self.work.subject.folder, self.work.version)
-        run = run_model(config, actions, overrides=self.overrides, timeout_s=1800, **extra).require(str(config))
+        python = self.work.interpreter or sys.executable
+        found = run_model(config, actions, overrides=self.overrides, interpreter=python, timeout_s=1800)
+        run = found.require(str(config))
         self.load_s = float(run.load["load_s"])
         return [dict(item) for item in run.results if item is not None]
 

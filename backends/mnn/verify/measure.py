@@ -11,6 +11,7 @@ file a window, and the process that runs MNN compares there, so that neither hol
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -118,9 +119,10 @@ class FloatReference:
     def _compute(self, missing: Mapping[str, np.ndarray]) -> None:
         self._say(f"evaluating the reference on {len(missing)} windows")
         graph, name = self._graph, self._graph.outputs[0].name
-        width = graph.outputs[0].type.shape[-1] if graph.outputs[0].type is not None else 1 << 18  # type: ignore
+        width = (graph.outputs[0].shape or (None,))[-1]
+        width = width if isinstance(width, int) else 1 << 18
         evaluator = Evaluator(graph, memory_limit=MEMORY_LIMIT, threads=self._threads)
-        for group in _groups(list(missing.items()), max(1, LOGITS_LIMIT // (4 * int(width)))):
+        for group in _groups(list(missing.items()), max(1, LOGITS_LIMIT // (4 * width))):
             results = evaluator.run_many(window_feeds(graph, [window for _, window in group]))
             for (entry, window), result in zip(group, results, strict=True):
                 self._save(entry, result[name].reshape(len(window), -1))
@@ -152,7 +154,7 @@ def graph_digest(graph: Graph) -> str:
         state.update(f"{text}\n".encode())
     state.update(repr([value.name for value in graph.outputs]).encode())
     for name, value in sorted(graph.consts.items()):
-        state.update(f"{name} {value.const.digest()}\n".encode())  # type: ignore[union-attr]
+        state.update(f"{name} {value.tensor.digest()}\n".encode())
     return state.hexdigest()
 
 
@@ -249,8 +251,7 @@ def measure(
     ]
     config = config_for(folder, version or installed_version() or "")
     request = {"config": str(config.resolve()), "overrides": {**NEUTRAL, **(settings or {})}, "actions": actions}
-    extra = {} if interpreter is None else {"interpreter": interpreter}
-    child = run_child(SCORER, request, timeout_s=timeout_s, **extra)
+    child = run_child(SCORER, request, interpreter=interpreter or sys.executable, timeout_s=timeout_s)
     load = next((record for record in child.records if record["index"] < 0), {})
     done = {record["index"]: record for record in child.records}
     run = ModelRun(tuple(actions), child, load, tuple(done.get(index) for index in range(len(actions))))
@@ -269,7 +270,7 @@ def _measured(run: ModelRun, settings: Mapping[str, Any], timed: bool) -> Measur
     rows = {
         name: np.concatenate([arrays[f"{index}/{name}"] for index in range(first, len(run.actions))]) for name in names
     }
-    bench: Mapping[str, Any] = run.results[0] if timed else {}  # type: ignore[assignment]
+    bench: Mapping[str, Any] = (run.results[0] if timed else None) or {}
     count = len(rows["kl"])
     return Measured(
         release=str(run.load["version"]),

@@ -48,7 +48,7 @@ def read_back(
     """
     model = MnnModel(folder)
     jobs = [(node.output.name, matrix) for node, matrix in layout.matrices.items()]
-    found = executor.map(lambda job: _check_matrix(model, *job, sample), jobs)
+    found = executor.map(lambda job: _check_matrix(model, job[0], job[1], sample), jobs)
     errors = {matrix.weight.name: error for (_, matrix), error in zip(jobs, found, strict=True) if error is not None}
     if "embedding" in graph.tables:
         _check_embedding(model, graph)
@@ -70,7 +70,7 @@ def _check_matrix(model: MnnModel, op: str, matrix: Matrix, sample: int | None) 
             squares += float(np.square(gap, dtype=np.float64).sum())
             base += float(np.square(original, dtype=np.float64).sum())
             worst = max(worst, float(np.abs(gap).max(initial=0.0)))
-    bias = matrix.bias.const.load().astype(np.float32) if matrix.bias is not None else None
+    bias = matrix.bias.tensor.load().astype(np.float32) if matrix.bias is not None else None
     if bias is not None and not np.array_equal(bias, model.bias(op)):
         raise LadingError("B683", "the bias decodes to other numbers than were written", where=op)
     return WeightError(float(np.sqrt(squares / base)) if base else 0.0, worst) if whole else None
@@ -97,7 +97,7 @@ def _spans(weight: StoredWeight, sample: int | None) -> Iterator[tuple[int, int]
 
 def _check_embedding(model: MnnModel, graph: Graph) -> None:
     table = graph.tables["embedding"]
-    rows: int = table.shape[0]  # type: ignore[assignment]
+    rows = table.sizes[0]
     for row in sorted({0, 1, rows // 2, rows - 1}):
         wanted = table_rows(graph, "embedding", np.array([row]))
         got = model.embedding_rows(np.array([row]))

@@ -446,3 +446,24 @@ def test_a_constant_may_take_the_name_that_another_gave_up():
     graph.erase_const(first)
     graph.rename(second, "v")
     assert graph.consts == {"v": second} and not graph.holds(first)
+
+
+def test_accessors_that_narrow_say_what_is_missing() -> None:
+    graph = Graph("narrow")
+    x = graph.add_input("x", TensorType(F32, (Dim("n"), 2)))
+    bare = graph.add_input("bare", None)
+    table = graph.add_const("table", InlineTensor(np.ones((3, 2), np.float32)))
+    node = graph.add("Clip", [x, None, table])
+    assert (x.rank, bare.rank, table.sizes, node.operand(2), node.home) == (2, None, (3, 2), table, graph)
+    assert table.tensor is table.const
+    for value in (x, bare):
+        with pytest.raises(GraphError, match="not a tensor of known sizes"):
+            _ = value.sizes
+    with pytest.raises(GraphError, match="not a constant"):
+        _ = x.tensor
+    for index in (1, 3):
+        with pytest.raises(GraphError, match=f"has no input {index}"):
+            node.operand(index)
+    graph.erase(node)
+    with pytest.raises(GraphError, match="has been erased"):
+        _ = node.home

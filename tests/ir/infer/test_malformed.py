@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ir.base.diag import LadingError
-from ir.base.types import BOOL, F32, I64, Dim, TensorType
+from ir.base.types import BOOL, DTYPES, F32, I64, Dim, TensorType
 from ir.graph.graph import Graph, Value
 from ir.infer.engine import infer_node, infer_types
 from ir.infer.rule_table import TypeMismatch
@@ -173,3 +173,51 @@ def test_bool_is_a_type_of_its_own() -> None:
     graph = Graph("logic")
     graph.set_outputs([graph.add("Not", [graph.add_input("flag", TensorType(BOOL, (2,)))]).output])
     assert infer_types(graph) == []
+
+
+def constant(graph: Graph, *numbers: float, dtype: type = np.int64, scalar: bool = False) -> Value:
+    """A constant vector or scalar."""
+    array = np.array(numbers[0] if scalar else numbers, dtype)
+    return graph.add_const(graph.fresh_name("c"), InlineTensor(array))
+
+
+def test_a_size_as_a_truth_value_is_not_followed() -> None:
+    graph = Graph("truth")
+    x = graph.add_input("x", TensorType(F32, (graph.add_dim(Dim("n")), 4)))
+    flags = graph.add("Cast", [graph.add("Shape", [x]).output], {"to": 9}).output
+    unlike = graph.add("Not", [flags]).output
+    size = graph.add("Where", [flags, constant(graph, 2), constant(graph, 3)]).output
+    count = graph.add("Gather", [size, ints(graph, 0)]).output
+    result = graph.add("ConstantOfShape", [count]).output
+    graph.set_outputs([unlike, result])
+    assert infer_types(graph) == []
+    assert unlike.type == TensorType(BOOL, (2,))
+    # A size may be zero, so either alternative may be the shape.
+    assert result.shape is not None and isinstance(result.shape[0], Dim)
+
+
+@pytest.mark.parametrize(("number", "size"), [(5, 3), (0, 2)])
+def test_the_opposite_of_a_number_is_that_of_its_truth_value(number: int, size: int) -> None:
+    graph = Graph("opposite")
+    flag = graph.add("Cast", [constant(graph, number)], {"to": 9}).output
+    shape = graph.add("Where", [graph.add("Not", [flag]).output, constant(graph, 2), constant(graph, 3)]).output
+    result = graph.add("ConstantOfShape", [shape]).output
+    graph.set_outputs([result])
+    assert infer_types(graph) == []
+    assert result.shape == (size,)
+
+
+@pytest.mark.parametrize("bounds", [(np.inf, np.inf), (-np.inf, -np.inf), (0, np.inf)])
+def test_a_range_without_a_length(bounds: tuple[float, float]) -> None:
+    graph = Graph("endless")
+    operands = [constant(graph, bound, dtype=np.float32, scalar=True) for bound in (*bounds, 1)]
+    graph.set_outputs([graph.add("Range", operands).output])
+    assert [problem.code for problem in infer_types(graph)] == ["T212"]
+
+
+def test_scales_along_an_axis_of_a_scalar() -> None:
+    graph = Graph("scalar")
+    codes = graph.add_input("codes", TensorType(DTYPES["i8"], ()))
+    scale, zero = (graph.add_input(name, TensorType(F32, (1,))) for name in ("scale", "zero"))
+    graph.set_outputs([graph.add("lading.AffineDequantize", [codes, scale, zero], {"axis": 0}).output])
+    assert [problem.code for problem in infer_types(graph)] == ["T212"]

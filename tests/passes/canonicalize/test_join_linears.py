@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 
 from frontends.checkpoint.load import load
+from ir.base.types import F32, TensorType
 from ir.evaluate.evaluator import evaluate
 from ir.facts.inputs import DynamicInputs
+from ir.graph.graph import Graph
 from ir.quant.stored_weight import storage_of
+from ir.tensor.inline import InlineTensor
 from passes.canonicalize.join_linears import JoinLinears
+from passes.framework.context import PassContext
 from passes.framework.manager import PassManager
 from tests.support.checkpoints import make_checkpoint
 
@@ -121,3 +125,13 @@ def test_joined_models_give_the_logits_of_torch(source, tmp_path, target):
         if not param.marks and (target == "portable" or version == target):
             (result,) = run_actions(folder, version, [pieces(IDS[:9], IDS[9:10], IDS[10:])])
             assert np.abs(logits_of(result) - wanted).max() <= BAR
+
+
+@pytest.mark.parametrize("type_", [None, TensorType(F32)])
+def test_products_of_unknown_rank_stay(type_):
+    graph = Graph("unknown")
+    x = graph.add_input("x", type_)
+    weights = [graph.add_const(f"w{index}", InlineTensor(np.ones((4, 2), np.float32))) for index in range(2)]
+    graph.set_outputs([graph.add("MatMul", [x, weight], types=[type_]).output for weight in weights])
+    assert JoinLinears().run(graph, PassContext()) == {"joined": 0, "products": 0}
+    assert [node.op for node in graph.nodes] == ["MatMul", "MatMul"]

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from ir.base.diag import LadingError
 from ir.base.types import F32, TensorType
 from ir.graph.graph import Graph
+from ir.ops.registry import OPERATORS, AttrDef, OpDef
 from ir.text.parser import parse
 from ir.text.printer import print_graph
 from passes.framework.manager import run_passes
@@ -75,6 +76,29 @@ def test_quantized_storage_and_meetings_of_inputs(lowered):
     meets = {item["name"]: item["meets"] for item in found.inputs}
     assert meets["logits_index"] == "model.layers.3.rows"
     assert found.blocks[0]["count"] == 4 and found.tables[0]["name"] == "embedding"
+
+
+@pytest.fixture
+def foreign():
+    """An operator as a plugin brings it."""
+    definition = OpDef(
+        "elsewhere.Mixer", inputs=("x",), attrs={"kind": AttrDef("kind", "str", required=True)},
+        role="linear", label=lambda node: f"mixer by {node.attrs['kind']}", doc="Mixes channels.", package="elsewhere",
+    )  # fmt: skip
+    OPERATORS.add(definition.name, definition, "elsewhere")
+    yield definition
+    OPERATORS.remove(definition.name)
+
+
+def test_operators_say_themselves_how_they_are_drawn(foreign, lowered):
+    graph = Graph("g")
+    x = graph.add_input("x", TensorType(F32, (2, 3)))
+    node = graph.add(foreign.name, [x], {"kind": "rows"}, outputs=["y"], types=[x.type])
+    graph.set_outputs([node.output])
+    item = make_scene(graph).items[node]
+    assert (item.kind, item.label, item.details["meaning"]) == ("linear", "mixer by rows", "Mixes channels.")
+    drawn = {(item.label, item.kind) for item in make_scene(lowered).items.values()}
+    assert {("mnn.Binary ADD", "math"), ("mnn.LayerNorm", "norm"), ("mnn.Slice", "layout")} <= drawn
 
 
 def test_what_is_unused_is_told():

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from backends.contract import check_feed, check_files, read
 from backends.mnn.doctor.examine import examine
+from backends.mnn.lift.lift import lift
 from backends.mnn.lower.exporter_spellings import spell_channels, spell_rotations
 from backends.mnn.read.net_file import read_net
 from backends.mnn.run import native
@@ -22,7 +23,6 @@ from backends.mnn.target.releases import RELEASES, target
 from backends.mnn.tokenizer.files.lift import spec_of
 from backends.mnn.tokenizer.files.read import read_text, read_tokenizer
 from backends.mnn.write.configs import config_for
-from frontends.mnn.lift import lift
 from ir.base.diag import LadingError
 from ir.evaluate.evaluator import Evaluator
 from tests.support.checkpoints import make_checkpoint

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from backends.mnn.lift.lift import lift
 from backends.mnn.read.net_file import read_net
 from backends.mnn.run import native
 from backends.mnn.write.configs import config_for
-from frontends.mnn.lift import lift
 from ir.base.diag import LadingError
 from ir.evaluate.evaluator import Evaluator
 from tests.support.paths import DATA

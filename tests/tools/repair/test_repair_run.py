@@ -13,9 +13,9 @@ from click.testing import CliRunner
 import tools.repair.run as tool
 from backends.contract import read
 from backends.mnn.read.model_folder import Subject
+from backends.mnn.read.stored_tensors import WeightFile
 from backends.mnn.target.environments import interpreters
 from backends.mnn.target.releases import target
-from frontends.mnn.weights import WeightFile
 from ir.base.diag import LadingError
 from tests.support.checkpoints import make_checkpoint
 from tests.support.paths import DATA

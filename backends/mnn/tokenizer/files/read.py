@@ -168,7 +168,7 @@ class _Cursor:
     def error(self, problem: str) -> LadingError:
         return LadingError("B656", f"{problem} at byte {self.at}", where=self.where)
 
-    def bytes(self, count: int) -> bytes:
+    def take(self, count: int) -> bytes:
         end = self.at + count
         if end > len(self.data):
             raise self.error(f"the file ends inside {count} bytes that begin")
@@ -176,10 +176,10 @@ class _Cursor:
         return piece
 
     def number(self, code: str) -> Any:
-        return struct.unpack("<" + code, self.bytes(struct.calcsize("<" + code)))[0]
+        return struct.unpack("<" + code, self.take(struct.calcsize("<" + code)))[0]
 
     def string(self) -> bytes:
-        return self.bytes(self.number("H"))
+        return self.take(self.number("H"))
 
     def text(self) -> str:
         start = self.at
@@ -254,7 +254,7 @@ def _read_vocabulary(
         fields = {"byte_fallback": cursor.number("B"), "byte_level": cursor.number("B")}
         count = cursor.number("I")
         entries = tuple((cursor.string(), cursor.number("I")) for _ in range(size))
-        merges = tuple(struct.iter_unpack("<III", cursor.bytes(12 * count)))
+        merges = tuple(struct.iter_unpack("<III", cursor.take(12 * count)))
         return "bpe", fields, entries, merges, ()
     if kind == 1:
         fields = {"unk": cursor.text(), "prefix": cursor.text(), "longest": cursor.number("I")}
@@ -284,7 +284,7 @@ def _read_tail(
     if cursor.at < end:
         start = cursor.at
         try:
-            template = cursor.bytes(cursor.number("I")).decode()
+            template = cursor.take(cursor.number("I")).decode()
         except UnicodeDecodeError:
             cursor.at = start
             raise cursor.error("the chat template is not UTF-8") from None
@@ -335,9 +335,9 @@ def _check_vocabulary(
         last = key
         if max(left, right) >= size or (tokens[left] or b"") + (tokens[right] or b"") not in known:
             raise LadingError("B657", f"merge {rank} of ids {left} and {right} gives no token", where=where)
-    for index, text, *_ in added:
+    for index, word, *_ in added:
         if index >= size:
-            raise LadingError("B657", f"added token {text!r} has id {index} of {size}", where=where)
+            raise LadingError("B657", f"added token {word!r} has id {index} of {size}", where=where)
     _check_header_ids(header, size, where)
     return tuple(text or b"" for text in tokens)
 

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from backends.mnn.dialect.simulated import simulate, simulated
+from backends.mnn.lower.simulated import simulate, simulated
 from backends.mnn.read.decoded_weights import MnnModel
 from backends.mnn.run.native import EXACT_CONFIG
 from backends.mnn.verify.logits import ACTIVATION_BAR, LEVELS, Level, Subject, verify

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from backends.mnn.dialect.operators import BINARY, COMPARE, REDUCTIONS, UNARY
+from backends.mnn.dialect.arithmetic import BINARY, COMPARE, UNARY
+from backends.mnn.dialect.reductions import REDUCTIONS
 from ir.base.diag import LadingError
 from ir.base.types import F32, I32, TensorType
 from ir.evaluate.evaluator import evaluate

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from backends.mnn.dialect.simulated import simulate
 from backends.mnn.lower.fit import check_storage
+from backends.mnn.lower.simulated import simulate
 from backends.mnn.read.decoded_weights import MnnModel
 from backends.mnn.run import native
 from backends.mnn.target import releases as profiles

@@ -8,12 +8,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from backends.mnn.dialect.table import FORM_OF, FORMS, fused_forms
 from backends.mnn.doctor.examine import examine
-from backends.mnn.lower.fit import FORM_OF
 from backends.mnn.lower.fuse import RULES, FuseMnn
 from backends.mnn.lower.legalize import LegalizeMnn
 from backends.mnn.run import native
-from backends.mnn.target.releases import FORMS, PROFILES, RELEASES, target
+from backends.mnn.target.releases import PROFILES, RELEASES, target
 from frontends.checkpoint.load import load
 from ir.base.diag import LadingError
 from ir.evaluate.evaluator import evaluate
@@ -147,9 +147,9 @@ def test_channels_that_leave_packs_unfilled_stay_plain(sources):
 
 
 def test_which_releases_have_the_forms():
-    assert {version for version, release in PROFILES.items() if release.fused_forms} == {"3.6.1"}
-    assert set(target("3.6.1").fused_forms) == set(FORMS)
-    assert target("portable").fused_forms == target(">=3.6").fused_forms == ()
+    assert {version for version, release in PROFILES.items() if fused_forms([release])} == {"3.6.1"}
+    assert set(fused_forms(target("3.6.1").releases)) == set(FORMS)
+    assert fused_forms(target("portable").releases) == fused_forms(target(">=3.6").releases) == ()
 
 
 @pytest.mark.parametrize("form", [form for form in ALL if form != "rope"])

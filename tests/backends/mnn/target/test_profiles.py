@@ -14,9 +14,13 @@ from backends.mnn.lower.fit import check_storage
 from backends.mnn.run import native
 from backends.mnn.target.environments import LLM_RELEASES
 from backends.mnn.target.releases import FIELDS, HISTORIES, PROFILES, RELEASES, VERSIONS, matching, target
+from backends.mnn.target.sizes import fixed_bytes
 from backends.mnn.write.weight_layout import Layout, Matrix
 from ir.base.diag import LadingError
+from ir.base.types import F32, Dim, TensorType
+from ir.graph.graph import Graph
 from ir.quant.storage import Storage
+from ir.tensor.inline import InlineTensor
 from tests.support.checkpoints import make_checkpoint
 from tests.support.paths import ROOT
 from tests.support.runs import compiled, torch_logits, torch_model
@@ -189,3 +193,12 @@ def test_odd_vocabularies_at_four_bits_are_refused_where_they_are_misread(rows, 
             assert error.code == "B702" and "odd" in str(error)
             refused.append(version)
     assert tuple(refused) == targets
+
+
+def test_a_gain_of_unknown_size_is_not_in_the_weight_file():
+    graph = Graph("gain")
+    size = graph.add_dim(Dim("n"))
+    x, gain = (graph.add_input(name, TensorType(F32, shape)) for name, shape in (("x", (2, size)), ("gain", (size,))))
+    known = graph.add_const("known", InlineTensor(np.ones(4, np.float32)))
+    graph.set_outputs([graph.add("RMSNormalization", [x, one]).output for one in (gain, known)])
+    assert fixed_bytes(graph) == 8 * 4

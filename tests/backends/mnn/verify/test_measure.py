@@ -11,8 +11,11 @@ from backends.mnn.verify.measure import FloatReference, Speed, graph_digest, mea
 from frontends.checkpoint.load import load
 from ir.base.diag import LadingError
 from ir.base.store import FolderStore
+from ir.base.types import F32, I64, Dim, TensorType
 from ir.evaluate.divergence import DistanceMeter, PairedLossMeter, PerplexityMeter, divergences
 from ir.facts.inputs import DynamicInputs
+from ir.graph.graph import Graph
+from ir.tensor.inline import InlineTensor
 from passes.framework.context import PassContext
 from passes.framework.load import load as load_pipeline
 from passes.framework.manager import PassManager
@@ -156,3 +159,14 @@ def test_a_paired_loss_knows_its_error():
         PairedLossMeter().result()
     with pytest.raises(ValueError, match="shapes differ"):
         meter.add(a, b[:3], c)
+
+
+@pytest.mark.parametrize("type_", [None, TensorType(F32), TensorType(F32, (1, Dim("S"), Dim("V")))])
+def test_a_reference_whose_vocabulary_is_not_a_number(tmp_path, monkeypatch, type_):
+    monkeypatch.setenv("LADING_CACHE", str(tmp_path))
+    graph = Graph("logits")
+    ids = graph.add_input("input_ids", TensorType(I64, (1, graph.add_dim(Dim("S")))))
+    table = graph.add_const("table", InlineTensor(np.arange(32, dtype=np.float32).reshape(8, 4)))
+    graph.set_outputs([graph.add("Gather", [table, ids], {"axis": 0}, types=[type_]).output])
+    reference = FloatReference(graph, [np.array([1, 2, 3])])
+    assert reference.logits(0)[:, 0].tolist() == [4.0, 8.0, 12.0]

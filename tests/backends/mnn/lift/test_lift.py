@@ -7,11 +7,13 @@ import copy
 import numpy as np
 import pytest
 
+from backends.mnn.dialect.linear import read_matrix
+from backends.mnn.dialect.sizes import Ints, resolve_sizes
+from backends.mnn.dialect.table import evaluate
+from backends.mnn.lift.lift import lift
 from backends.mnn.read.net_file import read_net
+from backends.mnn.read.stored_tensors import WeightFile
 from backends.mnn.write.packing import pack_alpha, pack_codes, quantize_pack
-from frontends.mnn.lift import lift
-from frontends.mnn.shapes import Ints, evaluate, resolve_sizes
-from frontends.mnn.weights import WeightFile
 from ir.base.diag import LadingError
 from ir.base.types import Dim
 from ir.quant.storage import Storage
@@ -104,7 +106,7 @@ def test_codes_and_scales_are_kept_bit_for_bit():
         if op["type"] != "Convolution":
             continue
         offset, nbytes, alpha_bytes, *_ = np.asarray(op["main"]["external"]).tolist()
-        weight, _ = weights.matrix(op)
+        weight, _ = read_matrix(weights, op)
         packed, alpha = quantize_pack(weight, 0, weight.shape[0], half=True)
         assert np.array_equal(packed, data[offset + nbytes - packed.size : offset + nbytes])
         stored = data[offset + nbytes : offset + nbytes + alpha_bytes]

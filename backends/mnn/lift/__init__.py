@@ -1,0 +1,1 @@
+"""MNN graphs as graphs of the compiler."""

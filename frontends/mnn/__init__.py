@@ -1,1 +1,0 @@
-"""MNN graphs as graphs."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class MnnFile(Frontend):
-    """The language models of MNN, as `frontends.mnn.lift` reads them; weights keep their codes."""
+    """The language models of MNN, as `backends.mnn.lift.lift` reads them; weights keep their codes."""
 
     suffixes = (".mnn",)
 
@@ -30,9 +30,9 @@ class MnnFile(Frontend):
         Raises:
             LadingError: B710, B711 or B741 files that cannot be read, F640 to F646 a graph that cannot be.
         """
+        from backends.mnn.lift.lift import lift
         from backends.mnn.read.model_folder import Subject
         from backends.mnn.write.rewritten_folder import describe, require_readable
-        from frontends.mnn.lift import lift
 
         subject = Subject(Path(path))
         if subject.is_folder:

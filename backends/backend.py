@@ -173,6 +173,7 @@ class Backend:
         runtime: what runs the result, for people; empty for backends that ``compile`` cannot emit to.
         passes: the pipeline that ``compile`` runs when none is named.
         options: the options of ``compile`` that this backend understands besides those for all.
+        stores_weights: `write` reads every constant, so that what takes long to make is made before, in parallel.
         frontends: names of frontends whose models are compiled for this backend when none is named.
     """
 
@@ -181,6 +182,7 @@ class Backend:
     passes: str = "canonicalize"
     options: frozenset[str] = frozenset()
     frontends: tuple[str, ...] = ()
+    stores_weights: bool = False
 
     def write(self, graph: Graph, path: Path) -> None:
         """Write a graph to one file; LadingError when that is not possible."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backends.backend import Backend, Compilation, Figures, Made, Order
+from backends.mnn.card import vocabulary
 from backends.mnn.target.releases import MnnTarget, target
 from ir.base.diag import Diagnostic, LadingError
 from ir.facts.model_card import ModelCard
@@ -143,7 +144,7 @@ class LlmCompilation(Compilation):
                 "warning",
             )
         )
-        rows = graph.outputs[0].shape[-1]
+        rows = vocabulary(graph)
         return lambda: write_placeholder(self.folder, self.target, rows)
 
     @cached_property
@@ -162,8 +163,7 @@ class LlmCompilation(Compilation):
         import numpy as np
 
         rng = np.random.default_rng(3)
-        rows = int(graph.outputs[0].shape[-1])  # type: ignore[arg-type,index]
-        return [[int(number) for number in rng.integers(0, rows, PROMPT_TOKENS)] for _ in PROMPTS]
+        return [[int(number) for number in rng.integers(0, vocabulary(graph), PROMPT_TOKENS)] for _ in PROMPTS]
 
     # ---- the steps ----
 

@@ -17,20 +17,27 @@ def completed(graph: Graph) -> ModelCard:
     card = ModelCard.of(graph)
     read = sizes(graph)
     if "embedding" in graph.tables:
-        read["hidden_size"] = graph.tables["embedding"].shape[-1]
-    last = graph.outputs[0].shape[-1]
-    read["vocab_size"] = last if isinstance(last, int) else None
+        read["hidden_size"] = (graph.tables["embedding"].shape or (0,))[-1]
+    read["vocab_size"] = vocabulary(graph)
     return replace(card, **{key: value for key, value in read.items() if value and getattr(card, key) is None})
+
+
+def vocabulary(graph: Graph) -> int:
+    """Logits of each position; 0 where the graph does not say."""
+    shape = graph.outputs[0].shape
+    return shape[-1] if shape and isinstance(shape[-1], int) else 0
 
 
 def sizes(graph: Graph) -> dict[str, Any]:
     """Layers, heads and their width, as the operators of attention have them; 0 where they do not say."""
     found = [node for node in graph.nodes if node.op in ATTENTION]
-    heads = kv_heads = width = 0
-    shapes = [value.shape for value in found[0].inputs[:2]] if found else []
-    if all(shape is not None and len(shape) == 4 for shape in shapes) and shapes:
-        (*_, heads, width), (*_, kv_heads, _) = shapes
+    heads: Any = 0
+    kv_heads: Any = 0
+    width: Any = 0
+    shapes = [value.shape for value in found[0].inputs[:2] if value is not None] if found else []
+    if len(shapes) == 2 and all(shape is not None and len(shape) == 4 for shape in shapes):
+        (heads, width), (kv_heads, _) = (shape[2:] for shape in shapes if shape is not None)
     return {"layers": len(found), "heads": heads, "kv_heads": kv_heads, "head_dim": width}
 
 
-__all__ = ["ATTENTION", "completed", "sizes"]
+__all__ = ["ATTENTION", "completed", "sizes", "vocabulary"]

@@ -29,6 +29,7 @@ class OnnxBackend(Backend):
     runtime = "onnxruntime"
     passes = "onnx"
     options = frozenset({"kl_bar"})
+    stores_weights = True
 
     def write(self, graph: Graph, path: Path) -> None:
         """Write an ONNX model, large constants to a ``.data`` file where one file cannot hold them."""
@@ -71,7 +72,7 @@ class OnnxCompilation(Compilation):
 
         self.order.say("writing the model")
         constants = [value for value in all_constants(graph) if value.const is not None]
-        total = sum(value.type.nbytes or 0 for value in constants)  # type: ignore[union-attr]
+        total = sum(value.const.type.nbytes or 0 for value in constants if value.const is not None)
         keep_all((value.const for value in constants if value.const is not None), self.order.pool)
         write(graph, self.folder / MODEL, external=0 if total > LARGE else None)
         self.emission = {MODEL: "model"}

@@ -217,6 +217,8 @@ class Formats:
         chosen = name or self.backend_for(target)
         backend = self.backend(chosen)
         if target != STANDARD:
+            if getattr(backend, "stores_weights", False):
+                _keep(graph)
             backend.write(graph, Path(target).expanduser())
             return
         if chosen != TEXT:
@@ -224,6 +226,16 @@ class Formats:
         from ir.text.printer import print_graph
 
         sys.stdout.write(print_graph(graph))
+
+
+def _keep(graph: Graph) -> None:
+    """Make what takes long to make of a graph's constants, in parallel."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from ir.quant.weight import keep_all
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        keep_all((value.const for value in graph.consts.values() if value.const is not None), pool)
 
 
 def _recognises(frontend: Any, source: str) -> bool:

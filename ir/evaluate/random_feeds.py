@@ -100,13 +100,18 @@ def _table_rows(value: Value) -> int | None:
             found += [] if inner is None else [inner]
         elif node.op in ("Gather", "GatherElements") and index == 1:
             data, axis = node.inputs[0], node.attrs.get("axis", 0)
-            extent = data.shape[axis] if data is not None and data.shape is not None else None
+            extent = _extent(data, axis)
             found += [extent] if type(extent) is int else []
         elif node.op == "RotaryEmbedding" and index == 3:
-            cos = node.inputs[1]
-            extent = cos.shape[0] if cos is not None and cos.shape is not None else None
+            extent = _extent(node.inputs[1], 0)
             found += [extent] if type(extent) is int else []
     return min(found) if found else None
+
+
+def _extent(value: Value | None, axis: int) -> int | Dim | None:
+    """The size of an axis, or None when the value has no such axis or it is not known."""
+    shape = value.shape if value is not None else None
+    return shape[axis] if shape is not None and -len(shape) <= axis < len(shape) else None
 
 
 def _is_position(value: Value) -> bool:

@@ -353,6 +353,8 @@ def _sliced(run: Inference, dim: Extent | None, start: Extent | None, end: Exten
         return run.table.fresh(0, high)
     if step == 0:
         raise TypeMismatch("a step of 0")
+    if type(dim) is int and dim < 0:
+        raise TypeMismatch(f"an axis of size {dim}")
     if type(dim) is int and type(start) is int and type(end) is int:
         return len(range(*slice(start, end, step).indices(dim)))
     if step == -1 and start == -1 and type(end) is int and end <= -FAR:

@@ -282,8 +282,8 @@ class _Parser(Literals):
         if at.accept("meta"):
             start, end = at.start, at.end
             data = at.json()
-            if not isinstance(data, dict):
-                at.fail("I100", "the metadata of a node is a JSON object", start, end)
+            if not isinstance(data, dict) or not all(isinstance(item, str) for item in data.values()):
+                at.fail("I100", "the metadata of a node is a JSON object of texts", start, end)
             node.metadata = data
         node.loc = at.string() if at.accept(";") else ""
         for value, (_, _, loc) in zip(node.outputs, places, strict=True):

@@ -15,13 +15,15 @@ from onnx import TensorProto, helper
 from backends.contract import check_feed
 from backends.contract import read as read_contract
 from backends.mnn.read.decoded_weights import MnnModel
+from backends.mnn.tokenizer.spec import load_tokenizer
 from backends.onnx.write import to_model
 from ir.base.diag import LadingError
-from ir.base.types import F32, TensorType
+from ir.base.types import F32, I64, TensorType
 from ir.evaluate.random_feeds import sample_feeds
 from ir.graph.graph import Graph
 from ir.infer.engine import infer_types
 from ir.quant.storage import fit_block
+from ir.tensor.inline import InlineTensor
 from ir.text.parser import parse
 from ir.verify.stages import verify
 from tools.compile.job import Request, compile_model
@@ -323,3 +325,37 @@ def test_a_constant_has_no_sizes_below_zero(dims):
     with pytest.raises(LadingError, match="static tensor type") as error:
         parse(f"lading 1\ngraph g {{\n  const @c: i4[{dims}] = []\n}}")
     assert error.value.code == "I104"
+
+
+def test_metadata_of_nodes_is_text():
+    with pytest.raises(LadingError, match="object of texts") as error:
+        parse('lading 1\ngraph g {\n  input %x: f32[2]\n  %y = Relu(%x) meta {"k": 3}\n  output %y\n}')
+    assert error.value.code == "I100"
+
+
+def test_a_slice_of_an_axis_below_zero_is_a_mismatch():
+    graph = Graph("g")
+    x = graph.add_input("x", TensorType(F32, (-3, 2)))
+    starts = graph.add_const("s", InlineTensor(np.array([0], np.int64)))
+    graph.set_outputs([graph.add("Slice", [x, starts, starts, starts]).output])
+    assert [item.code for item in infer_types(graph)] == ["T212"]
+
+
+def test_inputs_that_pick_along_an_axis_that_is_not_there_are_fed():
+    graph = Graph("g")
+    table = graph.add_const("t", InlineTensor(np.zeros((3, 2), np.float32)))
+    ids = graph.add_input("ids", TensorType(I64, (2,)))
+    graph.set_outputs([graph.add("Gather", [table, ids], {"axis": 5}).output])
+    assert sample_feeds(graph)["ids"].tolist() == [1, 1]
+
+
+def test_an_id_far_beyond_the_vocabulary_is_refused_before_tables_are_made(tmp_path):
+    folder = make_checkpoint(tmp_path / "model", "qwen2")
+    data = json.loads((folder / "tokenizer.json").read_text())
+    data["added_tokens"][-1]["id"] = 2_000_000_000
+    (folder / "tokenizer.json").write_text(json.dumps(data))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 2_000_000_001}))
+    with pytest.raises(LadingError, match="ids go up to 2000000000") as error:
+        load_tokenizer(folder)
+    assert error.value.code == "B649"

@@ -29,6 +29,10 @@ SPECIAL_NAMES = ("bos", "eos", "unk", "pad", "sep", "cls", "mask")
 _RAW_FORMS = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt", "tiktoken.model")
 
 
+MOST_HOLES = 1 << 20
+"""Ids without a token that a vocabulary may have, besides as many as it has tokens; tables of all ids are made."""
+
+
 @dataclass(frozen=True, slots=True)
 class AddedToken:
     """A token matched in the text as it stands, before any normalization or cutting into words.
@@ -154,7 +158,7 @@ def load_tokenizer(folder: Path, model_vocab_size: int | None = None, template: 
     prefix, suffix, stops = _ids_around(folder, data, config, _Known(vocab, added, size), texts.get("eos"))
     if not stops:
         notes.append("no id that ends generation is known, so generation runs to its length limit")
-    return TokenizerSpec(
+    spec = TokenizerSpec(
         folder=str(folder),
         kind=kind,
         vocab=vocab,
@@ -174,6 +178,12 @@ def load_tokenizer(folder: Path, model_vocab_size: int | None = None, template: 
         model_vocab_size=size,
         notes=tuple(notes),
     )
+    known = len(vocab) + len(added)
+    if spec.table_size > MOST_HOLES + 2 * known:
+        message = f"ids go up to {spec.table_size - 1}, and there are {known} tokens"
+        hint = "the tokenizer belongs to another model, or an id is damaged"
+        raise LadingError("B649", message, where=str(folder / "tokenizer.json"), hint=hint)
+    return spec
 
 
 # -- files ------------------------------------------------------------------------------------------------------------

@@ -46,12 +46,12 @@ class Request:
         model: whatever a frontend recognises: a checkpoint folder, a hub name, a file.
         out: directory to write.
         pipeline: pipeline text, name, or path of a TOML file; None for the backend's own.
-        to: the backend; None lets the model choose.
         target: what the result must run on, in the backend's words; None for its usual target.
         verify: ``none``, ``quick`` or ``full``.
         text: file whose perplexity is measured, or None.
         force: replace a directory written before.
         revision: revision of a hub repository.
+        to: the backend; None lets the model choose.
         calibration: text or JSONL that passes measure with; None for the example's own or the packaged sample.
         budget, max_size, max_kl: the limit under which precision is assigned by measurement, at most one of them: bits
             per weight (``4.5bpw``), bytes of the weight file (``300MB``), KL divergence from the float model.
@@ -68,12 +68,12 @@ class Request:
     model: str
     out: Path
     pipeline: str | None = None
-    to: str | None = None
     target: str | None = None
     verify: Literal["none", "quick", "full"] = "quick"
     text: Path | None = None
     force: bool = False
     revision: str | None = None
+    to: str | None = None
     calibration: Path | None = None
     budget: str | None = None
     max_size: str | None = None

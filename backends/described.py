@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import backends.contract as c
 from backends.backend import Made
@@ -92,7 +93,7 @@ def signature(graph: Graph) -> c.Signature:
     dims = {axis: _dimension(graph.dims.get(axis), axis) for value in values for axis in shape(value)
             if isinstance(axis, str)}  # fmt: skip
 
-    def port(value: Value) -> dict[str, object]:
+    def port(value: Value) -> dict[str, Any]:
         return {"name": value.name, "dtype": value.dtype.name, "shapes": (c.ShapeForm(shape=shape(value)),)}
 
     return c.Signature(

@@ -74,7 +74,9 @@ class OnnxFile(Frontend):
     suffixes = (".onnx",)
     options = frozenset({"free_inputs", "base"})
 
-    def load(self, path: str, *, free_inputs: bool = False, base: str | os.PathLike[str] | None = None) -> Graph:
+    def load(
+        self, path: str, *, free_inputs: bool = False, base: str | os.PathLike[str] | None = None, **options: Any
+    ) -> Graph:
         """Read an ONNX model.
 
         Args:
@@ -98,13 +100,13 @@ class CheckpointFolder(Frontend):
         named = source.count("/") == 1 and not source.startswith((".", "/", "~"))
         return path.is_dir() or (named and not path.exists())
 
-    def locate(self, source: str, *, revision: str | None = None) -> Path:
+    def locate(self, source: str, *, revision: str | None = None, **options: Any) -> Path:
         """The folder, downloaded where it has to be; errors F500 to F509."""
         from frontends.checkpoint.hub import resolve
 
         return resolve(source, revision=revision)
 
-    def load(self, path: str, *, revision: str | None = None) -> Graph:
+    def load(self, path: str, *, revision: str | None = None, **options: Any) -> Graph:
         """Read a checkpoint: a folder or a hub name."""
         from frontends.checkpoint.load import load
 

@@ -132,6 +132,7 @@ class LlmCompilation(Compilation):
         """What waits for the tokenizer; where there is none, what writes one that the engine can load."""
         if self._written is not None:
             return self._written
+        from backends.mnn.card import width
         from backends.mnn.tokenizer.placeholder import write_placeholder
 
         self.warnings.append(
@@ -143,7 +144,8 @@ class LlmCompilation(Compilation):
                 "warning",
             )
         )
-        rows = graph.outputs[0].shape[-1]
+        rows = width(graph.outputs[0])
+        assert rows is not None, graph.outputs[0]
         return lambda: write_placeholder(self.folder, self.target, rows)
 
     @cached_property

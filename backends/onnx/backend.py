@@ -71,7 +71,7 @@ class OnnxCompilation(Compilation):
 
         self.order.say("writing the model")
         constants = [value for value in all_constants(graph) if value.const is not None]
-        total = sum(value.type.nbytes or 0 for value in constants)  # type: ignore[union-attr]
+        total = sum(value.tensor.nbytes for value in constants)
         keep_all((value.const for value in constants if value.const is not None), self.order.pool)
         write(graph, self.folder / MODEL, external=0 if total > LARGE else None)
         self.emission = {MODEL: "model"}

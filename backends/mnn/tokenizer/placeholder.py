@@ -9,6 +9,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from backends.mnn.target.releases import MnnTarget
 from backends.mnn.tokenizer.write_files import TokenizerFiles, write_files
@@ -20,8 +21,8 @@ def write_placeholder(folder: Path, target: MnnTarget, rows: int) -> TokenizerFi
 
     vocab = {f"<{number}>": number for number in range(rows)}
     model = {"type": "BPE", "vocab": vocab, "merges": []}
-    data = {"version": "1.0", "added_tokens": [], "normalizer": None, "pre_tokenizer": None, "post_processor": None,
-            "decoder": None, "model": model}  # fmt: skip
+    data: dict[str, Any] = {"version": "1.0", "added_tokens": [], "normalizer": None, "pre_tokenizer": None,
+            "post_processor": None, "decoder": None, "model": model}  # fmt: skip
     with TemporaryDirectory() as scratch:
         (Path(scratch) / "tokenizer.json").write_text(json.dumps(data), encoding="utf-8")
         request = tokenizer_request(Path(scratch), folder, target, compare=False, lines=None)

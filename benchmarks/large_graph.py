@@ -180,10 +180,10 @@ def _measure(graph: Graph, stages: Stages) -> None:
     text = CalibrationText((), (np.zeros(64, np.int32),))
     curve_seconds = 0.0
 
-    def timed(*args: Any) -> list[curves.Curve]:
+    def timed(*args: Any, **keywords: Any) -> list[curves.Curve]:
         nonlocal curve_seconds
         start = time.perf_counter()
-        found = curves.error_curves(*args)
+        found = curves.error_curves(*args, **keywords)
         curve_seconds += time.perf_counter() - start
         return found
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backends.backend import Backend, Compilation, Figures, Made, Order
-from backends.mnn.card import vocabulary
+from backends.mnn.card import width
 from backends.mnn.target.releases import MnnTarget, target
 from ir.base.diag import Diagnostic, LadingError
 from ir.facts.model_card import ModelCard
@@ -144,7 +144,7 @@ class LlmCompilation(Compilation):
                 "warning",
             )
         )
-        rows = vocabulary(graph)
+        rows = width(graph.outputs[0]) or 0
         return lambda: write_placeholder(self.folder, self.target, rows)
 
     @cached_property
@@ -163,7 +163,9 @@ class LlmCompilation(Compilation):
         import numpy as np
 
         rng = np.random.default_rng(3)
-        return [[int(number) for number in rng.integers(0, vocabulary(graph), PROMPT_TOKENS)] for _ in PROMPTS]
+        return [
+            [int(number) for number in rng.integers(0, width(graph.outputs[0]) or 0, PROMPT_TOKENS)] for _ in PROMPTS
+        ]
 
     # ---- the steps ----
 

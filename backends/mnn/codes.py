@@ -52,7 +52,7 @@ CODES: dict[str, str] = {
         "its rows, or blocks that divide a row."
     ),
     "B610": "The graph holds an operator for which the MNN writer has no encoding.",
-    "B611": "MNN has no tensors or constants of this element type.",
+    "B611": "MNN has no tensors or constants of this element type, and no inputs of unknown rank.",
     "B620": "A file of the model directory cannot be created or written: no room, no permission, or a failing disk.",
     "B621": "A weight holds NaN or infinity. The checkpoint is damaged or was trained into overflow.",
     "B680": "The model directory lacks a file, or one of its JSON files is damaged.",

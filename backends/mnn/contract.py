@@ -89,9 +89,8 @@ def _signature(graph: Graph, emission: Emission, target: MnnTarget, card: ModelC
         )
         for value in graph.outputs
     )
-    used = {
-        axis for port in (*inputs, *outputs) for form in port.shapes for axis in form.shape if isinstance(axis, str)
-    }
+    ports: tuple[c.Input | c.Output, ...] = (*inputs, *outputs)
+    used = {axis for port in ports for form in port.shapes for axis in form.shape if isinstance(axis, str)}
     used |= {"past"}
     limit = card.context
     dims = {name: _dimension(name, graph.dims.get(name), limit) for name in sorted(used)}

@@ -85,27 +85,27 @@ def _weights(graph: Graph, folder: Path, names: Sequence[str]) -> Iterator[c.Wei
             parts |= {value for value in node.inputs if value is not None}
             yield from _entry(node.output.name, _quantized(graph, node), [v for v in node.inputs if v], place)
     for value in graph.consts.values():
-        if value not in parts and value.use_count and value.dtype.is_float and value.type.rank >= 2:  # type: ignore
+        if value not in parts and value.use_count and value.dtype.is_float and (value.rank or 0) >= 2:
             bits = value.dtype.bits
             storage = c.Storage(bits=bits, method="cast", layout=f"onnx-{value.dtype.name}")
             yield from _entry(value.name, storage, [value], place)
 
 
 def _quantized(graph: Graph, node: Node) -> c.Storage:
-    codes, scale = node.inputs[0], node.inputs[1]
+    codes, scale = node.operand(0), node.operand(1)
     zero = node.input(2)
     plan: PrecisionPlan | None = graph.facts.get(PrecisionPlan.name)
     chosen = plan.storage.get(node.output.name) if plan is not None else None
     # 3 bits, for which ONNX has no type, are kept in wider numbers.
-    bits = chosen.bits if chosen is not None and chosen.bits <= 8 else codes.dtype.bits  # type: ignore[union-attr]
+    bits = chosen.bits if chosen is not None and chosen.bits <= 8 else codes.dtype.bits
     return c.Storage(
         bits=bits,
         block=node.attrs.get("block_size", 0),
         symmetric=zero is None,
         zero="none" if zero is None else "float" if zero.dtype.is_float else "int",
-        scale_dtype=scale.dtype.name,  # type: ignore[union-attr]
+        scale_dtype=scale.dtype.name,
         method=chosen.method if chosen is not None else "stored",
-        layout=f"onnx-{codes.dtype.name}",  # type: ignore[union-attr]
+        layout=f"onnx-{codes.dtype.name}",
     )
 
 
@@ -121,8 +121,7 @@ def _entry(
     together = all(item[0] == file and item[1] >= start for item in spans)
     if not together or end - start > sum(size for *_, size in spans) + SPARE * len(spans):
         end = start + spans[0][2]
-    shape = tuple(int(size) for size in parts[0].shape)  # type: ignore[union-attr,arg-type]
-    yield c.WeightEntry(name=name, file=file, offset=start, bytes=end - start, shape=shape, storage=storage)
+    yield c.WeightEntry(name=name, file=file, offset=start, bytes=end - start, shape=parts[0].sizes, storage=storage)
 
 
 def _places(folder: Path, model: str) -> Iterator[tuple[str, tuple[str, int, int]]]:

@@ -120,10 +120,9 @@ def reads_tokens(graph: Graph) -> bool:
     if len(graph.inputs) != 1 or len(graph.outputs) != 1:
         return False
     ids, logits = graph.inputs[0].type, graph.outputs[0].type
-    shapes = [item.shape if isinstance(item, TensorType) else None for item in (ids, logits)]
-    if shapes[0] is None or shapes[1] is None:
+    if not isinstance(ids, TensorType) or not isinstance(logits, TensorType):
         return False
-    return ids.dtype.is_integer and (len(shapes[0]), len(shapes[1])) == (2, 3)  # type: ignore[union-attr]
+    return ids.dtype.is_integer and (ids.rank, logits.rank) == (2, 3)
 
 
 def _sizes(graph: Graph, length: int) -> dict[str, int]:

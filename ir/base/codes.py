@@ -207,8 +207,8 @@ CODES: dict[str, str] = {
         "without updating the plan."
     ),
     "P351": (
-        "discover-inputs takes a decoder that starts from token ids: exactly one integer input has to index "
-        "a constant table."
+        "discover-inputs takes a decoder that starts from token ids: exactly one integer input of known axes "
+        "has to index a constant table."
     ),
     "P352": "The token ids index more than one table, and the runtime feeds the rows of one only.",
     "P353": "The output cannot take the name that the runtime reads, because another value of the graph has it.",
@@ -223,7 +223,7 @@ CODES: dict[str, str] = {
     ),
     "P357": "An attention is masked in a way that the runtime has no setting for.",
     "P358": "Positions are computed in several independent places. Run cse before discover-inputs.",
-    "P359": "The logits are computed by a node that mixes positions, so single rows cannot be asked for.",
+    "P359": "The logits are computed by a node that mixes positions, or from values of unknown shape: no row can be cut out.",
     "Q410": "The quantization file cannot be read or is neither TOML nor JSON.",
     "Q411": "The quantization file has an unknown key or a value out of its range.",
     "Q412": (

@@ -111,7 +111,7 @@ def search_blocks(
     for first in range(0, count * per_row, step):
         last = min(count * per_row, first + step)
         places = np.minimum(np.arange(first, first + -(-(last - first) // LANES) * LANES), last - 1)
-        piece = Numbers(*[None if part is None else part[places] for part in start])
+        piece = start.rows(places)
         with np.errstate(over="ignore", invalid="ignore"):
             best = search(Columns(values[places].T, share[:, places % per_row], form, scratch), piece)
         for out, part in zip(found, [part for part in best if part is not None], strict=True):

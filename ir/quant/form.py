@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +27,11 @@ class Numbers(NamedTuple):
 
     def rows(self, chosen: slice | np.ndarray) -> Numbers:
         """Those of some rows."""
-        return Numbers(*[None if part is None else part[chosen] for part in self])
+        return self.each(lambda part: part[chosen])
+
+    def each(self, change: Callable[[np.ndarray], np.ndarray]) -> Numbers:
+        """These with every array changed."""
+        return Numbers(change(self.scale), change(self.zero), None if self.point is None else change(self.point))
 
     def where(self, better: np.ndarray, other: Numbers) -> Numbers:
         """The numbers of `other` where `better`, these elsewhere."""

@@ -53,7 +53,7 @@ class StoredCodes(Encoded):
     @property
     def storage(self) -> Storage:
         """How the matrix is stored, as it was read."""
-        blocks: int = self.alpha.type.shape[1]  # type: ignore[index,assignment]
+        blocks = self.alpha.shape[1]
         return Storage(
             bits=self.bits,
             block=self.row_size // blocks if blocks > 1 else 0,
@@ -95,7 +95,7 @@ class GivenCodes(Encoded):
 
         Scales in half precision count as float32, which every number of theirs is.
         """
-        blocks: int = self.scale.type.shape[1] if self.scale.type.rank == 2 else 1  # type: ignore[index,assignment]
+        blocks = self.scale.shape[1] if self.scale.type.rank == 2 else 1
         return Storage(
             bits=self.codes.type.dtype.bits,
             block=self.row_size // blocks if blocks > 1 else 0,
@@ -161,7 +161,7 @@ def given_codes(codes: Tensor, scale: Tensor, zero: Tensor | None = None) -> Giv
     if scale.type.dtype not in (F32, F16, BF16):
         raise refuse("given_codes", "scales are f32, f16 or bf16", *given)
     rows, columns = codes.row_count, codes.row_size
-    shape = tuple(int(size) for size in scale.type.shape)  # type: ignore[union-attr,arg-type]
+    shape = scale.shape
     blocked = len(shape) == 2 and shape[0] == rows and shape[1] > 0 and columns % shape[1] == 0
     if not blocked and shape not in ((), (1,), (rows,)):
         raise refuse("given_codes", "scales are for blocks of equal length along the rows, rows or the whole", *given)
@@ -200,7 +200,7 @@ def stored_codes(codes: Tensor, alpha: Tensor, rows: int, columns: int, bits: in
     Raises:
         LadingError: T254 sizes that do not fit.
     """
-    blocks = alpha.type.shape[1] if len(alpha.type.shape or ()) in (2, 3) else 0  # type: ignore[index]
+    blocks = alpha.shape[1] if len(alpha.shape) in (2, 3) else 0
     enough = codes.nbytes * 8 >= rows * columns * bits
     if not (enough and blocks and columns % blocks == 0 and alpha.row_count == rows and 2 <= bits <= 8):
         raise LadingError(

@@ -48,7 +48,14 @@ class StoredWeight:
         """How its numbers are kept; bfloat16 counts as 16 bits."""
         if self.quantized is not None:
             return self.quantized.storage
-        return Storage(bits=self.source.type.dtype.bits)  # type: ignore[union-attr]
+        return Storage(bits=self.floats.type.dtype.bits)
+
+    @property
+    def floats(self) -> Tensor:
+        """The float matrix; ValueError when the weight is block-quantized."""
+        if self.source is None:
+            raise ValueError(f"{self.name} is kept in codes")
+        return self.source
 
     @property
     def bits(self) -> int:
@@ -64,7 +71,7 @@ class StoredWeight:
         """float32[stop - start, columns] as the runtime sees it."""
         if self.quantized is not None:
             return self.quantized.dequantized().rows(start, stop)
-        return self.source.rows(start, stop).astype(np.float32)  # type: ignore[union-attr]
+        return self.floats.rows(start, stop).astype(np.float32)
 
 
 def storage_of(value: Value, *, matmul: bool = False) -> StoredWeight | None:
@@ -149,15 +156,15 @@ def _given(node: Node, matmul: bool) -> QuantizedWeight | str:
 
 def _unfit_scales(node: Node, codes: Tensor, scale: Tensor, features: int) -> str:
     """Why scales are none of the rows of a matrix whose axis `features` is that of the input features, or empty."""
-    shape, given = codes.type.shape, scale.type.shape
+    shape, given = codes.shape, scale.shape
     if given in ((), (1,)):
         return ""
     axis, block = node.attrs.get("axis", 1) % 2, node.attrs.get("block_size", 0)
-    rows, columns = shape[1 - features], shape[features]  # type: ignore[index]
-    if len(given) == 1:  # type: ignore[arg-type]
+    rows, columns = shape[1 - features], shape[features]
+    if len(given) == 1:
         if axis == features:
             return f"it has a scale for each of {columns} input features, not for rows or blocks of a row"
-        return "" if given == (rows,) else f"{given[0]} scales are not those of {rows} rows"  # type: ignore[index]
+        return "" if given == (rows,) else f"{given[0]} scales are not those of {rows} rows"
     if not block or axis != features:
         return "scales are shared by weights of several rows, not by blocks of a row"
     if columns % block:

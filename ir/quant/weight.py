@@ -86,7 +86,8 @@ class QuantizedWeight:
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and input features."""
-        return self.source.type.shape  # type: ignore[return-value]
+        rows, columns = self.source.shape
+        return rows, columns
 
     @cached_property
     def codes(self) -> Tensor:
@@ -138,7 +139,7 @@ class QuantizedWeight:
         if not self.is_slow or not self.shape[0] * self.shape[1]:
             return self._quantize
         kept = self._kept
-        return lambda start, stop: Blocks(*[None if part is None else part[start:stop] for part in kept])
+        return lambda start, stop: kept.rows(slice(start, stop))
 
     def keep(self, executor: Executor) -> None:
         """Quantize all rows now, on an executor, and keep the result where reading looks for it.
@@ -241,7 +242,7 @@ def _fill_rows(job: _RowsJob) -> None:
 
 def _blocks_of(source: Tensor, storage: Storage) -> int:
     try:
-        return storage.blocks(source.type.shape[1])  # type: ignore[index,arg-type]
+        return storage.blocks(source.shape[1])
     except LadingError as error:
         found = error.diagnostics[0]
         raise LadingError(found.code, found.message, where=source.loc, hint=found.hint) from error
@@ -268,7 +269,7 @@ class _Part(Derived):
     def rows(self, start: int, stop: int) -> np.ndarray:
         self._bounds(start, stop)
         out = np.empty((stop - start, self.row_size), self.type.dtype.numpy)
-        for first, last, part in self.quantized.pieces(start, stop):  # type: ignore[union-attr]
+        for first, last, part in self.quantized.pieces(start, stop):
             out[first - start : last - start] = self._pick(part)
         return out
 

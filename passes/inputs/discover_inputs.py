@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from ir.base.diag import LadingError
-from ir.base.types import Dim, TensorType
+from ir.base.types import Dim, Shape, TensorType
 from ir.facts.inputs import Discovery, DynamicInputs
 from ir.graph.graph import Graph, Node, Value
 from ir.target.signature import FedInput, Signature, signature
@@ -97,8 +97,8 @@ def _rows(graph: Graph, convention: Signature, ids: Value, found: list[Discovery
         return
     finding = embedding_rows.find(graph, ids)
     gather = finding.node
-    table = gather.inputs[0]
-    hidden = table.shape[1]
+    table = gather.operand(0)
+    hidden = table.sizes[1]
     seq = _seq(ids)
     value = graph.add_input(graph.fresh_name(fed.name + ".rows"), TensorType(fed.dtype, (seq, 1, hidden)))
     shape = graph.add_const("rows.shape", InlineTensor(np.array([1, -1, hidden], dtype=np.int64)))
@@ -132,23 +132,23 @@ def _last_rows(graph: Graph, convention: Signature, place: str, found: list[Disc
         return
     finding = row_choice.find(graph, logits, place)
     cut = finding.value
-    value = graph.add_input(graph.fresh_name(fed.name), TensorType(fed.dtype, fed.shapes[0]))
-    rows = graph.add_dim(Dim("rows", 1, _high(cut.shape[-2])))
+    value = graph.add_input(graph.fresh_name(fed.name), TensorType(fed.dtype, _declared(graph, fed)))
+    rows = graph.add_dim(Dim("rows", 1, _high(cut.dims[-2])))
     ends = graph.add_const("rows.end", InlineTensor(np.array([_INT32_MAX], dtype=np.int32)))
-    axes = graph.add_const("rows.axis", InlineTensor(np.array([cut.type.rank - 2], dtype=np.int32)))
+    axes = graph.add_const("rows.axis", InlineTensor(np.array([len(cut.dims) - 2], dtype=np.int32)))
     steps = graph.add_const("rows.step", InlineTensor(np.array([1], dtype=np.int32)))
     readers = cut.uses
     sliced = graph.add(
         "Slice",
         [cut, value, ends, axes, steps],
         outputs=[cut.name + ".rows"],
-        types=[TensorType(cut.dtype, (*cut.shape[:-2], rows, cut.shape[-1]))],
+        types=[TensorType(cut.dtype, (*cut.dims[:-2], rows, cut.dims[-1]))],
         after=cut.producer,
         loc=cut.loc,
     )
     for node, index in readers:
         graph.set_input(node, index, sliced.output)
-    _retype_rows(graph, sliced, cut.shape[-2], rows)
+    _retype_rows(graph, sliced, cut.dims[-2], rows)
     found.append(_record(fed, value, finding))
 
 
@@ -274,7 +274,14 @@ def _sweep_shape_users(graph: Graph, ids: Value) -> None:
 
 
 def _seq(ids: Value) -> int | Dim:
-    return ids.shape[-1]
+    return ids.dims[-1]
+
+
+def _declared(graph: Graph, fed: FedInput) -> Shape:
+    """The shape that an input is declared with."""
+    return tuple(
+        graph.dims.get(size) or graph.add_dim(Dim(size)) if isinstance(size, str) else size for size in fed.shapes[0]
+    )
 
 
 def _high(dim: int | Dim) -> int | None:
@@ -282,4 +289,4 @@ def _high(dim: int | Dim) -> int | None:
 
 
 def _like(value: Value) -> list[int]:
-    return [-1 if isinstance(dim, Dim) else dim for dim in value.shape]
+    return [-1 if isinstance(dim, Dim) else dim for dim in value.dims]

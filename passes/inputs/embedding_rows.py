@@ -22,6 +22,6 @@ def find(graph: Graph, ids: Value) -> LookUp:
             where=", ".join(node.loc or repr(node) for node in found),
         )
     (gather,) = found
-    table = gather.inputs[0]
+    table = gather.operand(0)
     reason = f"the runtime looks token ids up in @{table.name} itself and feeds the rows"
     return LookUp(gather.output, "runtime-feeds", reason, gather.loc or gather.name, gather)

@@ -39,16 +39,18 @@ def find(graph: Graph, ids: Value) -> Finding | None:
         return None
     (value,) = roots
     reason = f"the graph computes %{value.name} = 0..seq-1 from shapes alone"
-    return Finding(value, "shape-computed", reason, value.producer.loc or value.name)
+    made = value.producer
+    return Finding(value, "shape-computed", reason, (made.loc if made is not None else "") or value.name)
 
 
 def _is_counting_range(value: Value, ids: Value) -> bool:
     node = value.producer
-    if node is None or node.op != "Range" or value.shape != (ids.shape[-1],):
+    if node is None or node.op != "Range" or value.shape != (ids.dims[-1],):
         return False
-    start, _, step = node.inputs
+    start, step = node.operand(0), node.operand(2)
     return all(
-        operand.is_const and operand.const.load().item() == wanted for operand, wanted in ((start, 0), (step, 1))
+        operand.const is not None and operand.const.load().item() == wanted
+        for operand, wanted in ((start, 0), (step, 1))
     )
 
 
@@ -59,7 +61,7 @@ def _evaluating_to_positions(graph: Graph, ids: Value, candidates: Sequence[Valu
 
     matching = set(candidates)
     for length in (3, 8):
-        feeds = {ids.name: np.zeros((*_ones(ids.shape[:-1]), length), dtype=ids.dtype.numpy)}
+        feeds = {ids.name: np.zeros((*_ones(ids.dims[:-1]), length), dtype=ids.dtype.numpy)}
         got = evaluate(graph, feeds, outputs=[value.name for value in candidates])
         for value in candidates:
             array = got[value.name]
@@ -77,7 +79,8 @@ def _could_be_positions(value: Value, ids: Value) -> bool:
 def _reads_any(value: Value, wanted: set[Value]) -> bool:
     """True when the value is computed from one of the wanted ones."""
     seen: set[Value] = set()
-    stack = [item for item in value.producer.inputs if item is not None]  # type: ignore[union-attr]
+    made = value.producer
+    stack = [item for item in (made.inputs if made is not None else ()) if item is not None]
     while stack:
         item = stack.pop()
         if item in wanted:

@@ -27,6 +27,8 @@ def find(graph: Graph, logits: Value, place: str) -> Finding:
             "P359", "the node that computes the logits mixes positions, so no row can be cut out", where=repr(logits)
         )
     cut = inner[-1] if place == "earliest" else _before_norm(inner)
+    if len(cut.shape or ()) < 2:
+        raise LadingError("P359", "the value that rows would be cut out of has no known rows", where=repr(cut))
     reason = f"the graph returns the logits of every position; rows are cut out of %{cut.name}"
     return Finding(cut, "whole-sequence", reason, cut.loc or cut.name)
 
@@ -39,7 +41,7 @@ def _before_norm(cuts: list[Value]) -> Value:
 
 def _single_cuts(graph: Graph, logits: Value) -> list[Value]:
     """Values that alone carry everything the logits need, from the logits towards the inputs."""
-    place = {node: index for index, node in enumerate(graph.nodes)}
+    place: dict[Node | None, int] = {node: index for index, node in enumerate(graph.nodes)}
     front = {logits}
     cuts: list[Value] = []
     while front:

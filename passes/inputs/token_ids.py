@@ -20,6 +20,13 @@ def find(graph: Graph) -> Finding:
         for value in graph.inputs
         if isinstance(value.type, TensorType) and value.dtype.is_integer and look_ups(value)
     ]
+    if len(found) == 1 and not found[0].shape:
+        raise LadingError(
+            "P351",
+            f"the graph does not say which axes its token ids have: {found[0]!r}",
+            where=f"graph {graph.name}",
+            hint="declare the input as [1, seq]",
+        )
     if len(found) == 1:
         return Finding(found[0], "runtime-feeds", "it chooses rows of a constant table", found[0].loc or found[0].name)
     what = "no input of the graph" if not found else "more than one input: " + ", ".join(v.name for v in found)
@@ -37,6 +44,6 @@ def look_ups(ids: Value) -> list[Node]:
     for node, index in ids.uses:
         if node.op == "Cast":
             found += look_ups(node.output)
-        elif node.op == "Gather" and index == 1 and node.attrs.get("axis", 0) == 0 and is_weight(node.inputs[0]):
+        elif node.op == "Gather" and index == 1 and node.attrs.get("axis", 0) == 0 and is_weight(node.operand(0)):
             found.append(node)
     return found

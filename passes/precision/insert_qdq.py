@@ -83,14 +83,14 @@ def _moments(graph: Graph, plan: PrecisionPlan) -> dict[str, str]:
 
 def _store_half(graph: Graph, value: Value, by_rows: bool) -> None:
     # Cast as the checkpoint orients it, so that a tied table and logits matrix are one tensor.
-    source = cast(value.const, F16) if by_rows else transposed(cast(transposed(value.const), F16))
+    source = cast(value.tensor, F16) if by_rows else transposed(cast(transposed(value.tensor), F16))
     half = graph.add_const(f"{value.name}.f16", source, loc=value.loc)
     node = graph.add("Cast", [half], {"to": F32.onnx}, types=[value.type], before=graph.first, loc=value.loc)
     _take_over(graph, value, node)
 
 
 def _store_blocks(graph: Graph, value: Value, storage: Storage, moments: str, by_rows: bool) -> None:
-    source = value.const if by_rows else transposed(value.const)
+    source = value.tensor if by_rows else transposed(value.tensor)
     recipe = shared_quantized(as_stored(source), storage, moments)
     # MatMul orientation [in, out] runs along axis 0; rows of a table [rows, in] along axis 1.
     parts = [recipe.codes, recipe.scale, recipe.zero_point]
@@ -101,7 +101,7 @@ def _store_blocks(graph: Graph, value: Value, storage: Storage, moments: str, by
         for name, part in zip(names, oriented, strict=True)
         if part is not None
     ]
-    block = storage.block or source.type.shape[1]
+    block = storage.block or source.shape[1]
     op = "lading.AffineDequantize" if storage.zero == "float" and not storage.symmetric else "DequantizeLinear"
     attrs = {"axis": 1 if by_rows else 0, "block_size": block}
     type_ = TensorType(F32, value.shape)

@@ -42,7 +42,7 @@ class Weight:
     @property
     def source(self) -> Tensor:
         """The float matrix as output-major rows ``[rows, columns]``, as narrow as it is stored."""
-        tensor: Tensor = self.value.const  # type: ignore[assignment]
+        tensor = self.value.tensor
         source = tensor if self.role == "embedding" else transposed(tensor)
         return as_stored(source)
 
@@ -52,7 +52,7 @@ class Weight:
 
     def restored(self, storage: Storage, moments: str) -> Tensor:
         """What the runtime computes with when the weight is stored so: f32 in the orientation of the constant."""
-        tensor: Tensor = self.value.const  # type: ignore[assignment]
+        tensor = self.value.tensor
         if storage.bits == 32:
             return tensor
         if storage.bits == 16:
@@ -72,12 +72,12 @@ def weights_of(graph: Graph) -> list[Weight]:
     found: dict[Value, Weight] = {}
     for value in graph.tables.values():
         if _is_matrix(value):
-            rows, columns = value.shape
+            rows, columns = value.sizes
             found[value] = Weight(value, "embedding", columns, rows)
     for node in graph.nodes:
         weight = node.input(1)
         if node.op == "MatMul" and weight is not None and _is_matrix(weight) and weight not in found:
-            columns, rows = weight.shape
+            columns, rows = weight.sizes
             role: Literal["layer", "logits"] = "logits" if _reaches_output(node) else "layer"
             found[weight] = Weight(weight, role, columns, rows)
     return list(found.values())
@@ -85,7 +85,7 @@ def weights_of(graph: Graph) -> list[Weight]:
 
 def _is_matrix(value: Value) -> bool:
     is_float = value.is_const and isinstance(value.type, TensorType) and value.dtype.is_float
-    return is_float and value.type.rank == 2
+    return is_float and value.rank == 2
 
 
 def _reaches_output(node: Node) -> bool:
@@ -104,7 +104,7 @@ def bias_of(node: Node) -> tuple[Value | None, Value]:
     users = node.output.users
     if len(users) == 1 and users[0].op == "Add" and node.output.use_count == 1:
         other = next((value for value in users[0].inputs if value is not node.output), None)
-        if other is not None and other.is_const and other.shape == node.inputs[1].shape[1:]:  # type: ignore
+        if other is not None and other.is_const and other.shape == node.operand(1).dims[1:]:
             return other, users[0].output
     return None, node.output
 
@@ -116,7 +116,7 @@ def same_matrix(weights: Sequence[Weight]) -> tuple[Weight, Weight] | None:
     if len(tables) != 1 or len(heads) != 1:
         return None
     table, head = tables[0], heads[0]
-    equal = same_tensor(table.value.const, transposed(head.value.const))  # type: ignore[arg-type]
+    equal = same_tensor(table.value.tensor, transposed(head.value.tensor))
     return (table, head) if equal else None
 
 

@@ -134,7 +134,7 @@ def test_large_constants_go_beside_the_text_and_are_never_overwritten_while_read
         (["-", "--from", "onnx"], "U914", "cannot read standard input"),
         (["{g}", "--to", "onnx"], "U914", "cannot write to standard output"),
         (["{g}", "-o", "out.xyz"], "U911", "no backend writes"),
-        (["{g}", "--to", "mnn"], "U911", "there is no backend 'mnn'"),
+        (["{g}", "--to", "mnm"], "U911", "there is no backend 'mnm'"),
     ],
 )
 def test_what_is_wrong_with_the_formats(arguments, code, part, source, tmp_path):

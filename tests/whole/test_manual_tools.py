@@ -76,7 +76,7 @@ def test_there_is_a_console_for_each_tool():
 
 def test_parts_of_the_example_plugin_are_its_own():
     parts = blocks("plugins.md", "part of", "python")
-    assert len(parts) == 5
+    assert len(parts) == 7
     for name, text in parts:
         assert text in (ROOT / "examples" / "plugin" / name).read_text(), name
 

@@ -69,7 +69,7 @@ def _below(body: Body, rows: Value, limit: Value) -> Value:
 
 
 def _number(body: Body, number: float) -> Value:
-    return body.like(number, body.inputs[0])  # type: ignore[arg-type]
+    return body.like(number, body.operand(0))
 
 
 def _away(body: Body, x: Value) -> Value:

@@ -93,7 +93,7 @@ UNARY: dict[str, Callable[[Body, Value], Value]] = {
 
 
 def _unary(body: Body) -> list[Value]:
-    return [UNARY[body.attr("kind")](body, body.inputs[0])]  # type: ignore[arg-type]
+    return [UNARY[body.attr("kind")](body, body.operand(0))]
 
 
 def _write_unary(node: Node, layout: Layout) -> dict[str, Any]:
@@ -195,15 +195,15 @@ def _binary_type(run: Inference, node: Node) -> ValueType | None:
 
 
 def _binary(body: Body) -> list[Value]:
-    kind, (x, y) = body.attr("kind"), body.inputs
+    kind, x, y = body.attr("kind"), body.operand(0), body.operand(1)
     if kind in BINARY:
-        return [BINARY[kind](body, x, y)]  # type: ignore[arg-type]
+        return [BINARY[kind](body, x, y)]
     found = body.op("Not", body.op("Equal", x, y)) if kind == "NOTEQUAL" else body.op(COMPARE[kind], x, y)
     return [body.op("Cast", found, to=I32.onnx)]
 
 
 def _write_binary(node: Node, layout: Layout) -> dict[str, Any]:
-    dtype = data_type(node.inputs[0].dtype, node.output.name)  # type: ignore[union-attr]
+    dtype = data_type(node.operand(0).dtype, node.output.name)
     return {"opType": node.attrs["kind"], "T": dtype, "activationType": 0}
 
 
@@ -274,7 +274,7 @@ def _cast(body: Body) -> list[Value]:
 
 
 def _write_cast(node: Node, layout: Layout) -> dict[str, Any]:
-    source, target = node.inputs[0].type, node.output.type  # type: ignore[union-attr]
+    source, target = node.operand(0).type, node.output.type
     assert isinstance(source, TensorType)
     assert isinstance(target, TensorType)
     return {"srcT": data_type(source.dtype, node.name), "dstT": data_type(target.dtype, node.name)}
@@ -289,9 +289,10 @@ def _read_cast(builder: Builder, main: Main, operands: Operands) -> Decoded:
 
 def _select_type(run: Inference, node: Node) -> ValueType | None:
     types = [tensor(value) for value in node.inputs]
-    if any(type_ is None for type_ in types):
+    known = [type_ for type_ in types if type_ is not None]
+    if len(known) < len(types):
         return None
-    shape = broadcast(run, [type_.shape for type_ in types])  # type: ignore[union-attr]
+    shape = broadcast(run, [type_.shape for type_ in known])
     return typed(one_dtype(*types[1:]), shape)
 
 

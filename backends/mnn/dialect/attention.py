@@ -19,7 +19,7 @@ from ir.base.types import F32, TensorType, ValueType
 from ir.dialects.older_opsets import plain_attention
 from ir.graph.graph import Node, Value
 from ir.infer.inference import Inference
-from ir.infer.numeric import tensor
+from ir.infer.numeric import tensor, typed
 from ir.infer.rule_table import TypeMismatch
 from ir.infer.symbolic import Extent
 from ir.ops.meaning import Body
@@ -31,7 +31,7 @@ def _attention_type(run: Inference, node: Node) -> ValueType | None:
     if q is None:
         return None
     if q.shape is None:
-        return TensorType(q.dtype, (None, None, None))  # type: ignore[arg-type]
+        return typed(q.dtype, (None, None, None))
     for operand in (q, k, v):
         if operand is not None and operand.shape is not None and len(operand.shape) != 4:
             raise TypeMismatch("q, k and v are [1, S, heads, size]")
@@ -51,8 +51,8 @@ def _check_heads(heads: Extent, size: Extent, shape: tuple) -> None:
 
 
 def _attention(body: Body) -> list[Value]:
-    q, k, v, mask = body.inputs
-    return [attended(body, q, k, v, None if body.rank(3) == 0 else mask)]  # type: ignore[arg-type]
+    q, k, v, mask = (body.operand(place) for place in range(4))
+    return [attended(body, q, k, v, None if body.rank(3) == 0 else mask)]
 
 
 def attended(body: Body, q: Value, k: Value, v: Value, mask: Value | None) -> Value:
@@ -76,16 +76,16 @@ def _read_attention(builder: Builder, main: Main, operands: Operands) -> Decoded
     if main.get("kv_shared_layer_index", -1) >= 0 or not main.get("kv_cache", True) or len(operands) > 4:
         raise builder.error("F644", "attention that shares keys, keeps no cache or has sinks is not read")
     query, key, values = (builder.value(item) for item in operands[:3])
-    size = int(query.shape[-1])
+    size = builder.size(query, -1)
     key, values = (
-        x if x.shape[2:] != (1, 1) else builder.reshape(x, (1, x.shape[0], int(x.shape[1]) // size, size))
+        x if builder.dims(x)[2:] != (1, 1) else builder.reshape(x, (1, x.dims[0], builder.size(x, 1) // size, size))
         for x in (key, values)
     )
     if builder.attention_scale and not math.isclose(builder.attention_scale, size**-0.5, rel_tol=1e-6):
         factor = builder.const(np.array([builder.attention_scale * math.sqrt(size)], np.float32), "attention.scale")
         query = builder.add("Binary", [query, factor], query.type, kind="MUL")
     mask = builder.value(operands[3]) if len(operands) > 3 else builder.graph.value("attention_mask")
-    one, seq, heads, _ = query.shape
+    (one, seq, _, _), heads = builder.dims(query), builder.size(query, 2)
     result = builder.add("Attention", [query, key, values, mask], TensorType(F32, (one, seq, heads * size)))
     return builder.reshape(result, (seq, heads * size, 1, 1)) if main.get("output_c4") else result
 
@@ -105,9 +105,9 @@ def _packed_attention_type(run: Inference, node: Node) -> ValueType | None:
 
 
 def _packed_attention(body: Body) -> list[Value]:
-    q, k, v, mask = body.inputs
+    q, k, v, mask = (body.operand(place) for place in range(4))
     plain = body.op("Reshape", v, body.op("Shape", k))
-    rows = attended(body, q, k, plain, None if body.rank(3) == 0 else mask)  # type: ignore[arg-type]
+    rows = attended(body, q, k, plain, None if body.rank(3) == 0 else mask)
     return [body.op("Unsqueeze", body.op("Squeeze", rows, body.ints(0)), body.ints(2, 3))]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from backends.mnn.dialect.sizes import Ints, Size, resolve_sizes
 from backends.mnn.read.stored_tensors import WeightFile
 from ir.base.diag import LadingError
-from ir.base.types import Dim, TensorType, ValueType
+from ir.base.types import Dim, Shape, TensorType, ValueType
 from ir.graph.graph import Graph, Value
 from ir.infer.engine import infer_node
 from ir.infer.rule_table import TypeMismatch
@@ -73,9 +73,22 @@ class Builder:
             raise self.error("F645", "a size of the run is used as a number, which cannot be worked out here")
         return self.const(np.array(item.known[0] if item.scalar else item.known, np.int32))
 
+    def dims(self, x: Value) -> Shape:
+        """The shape of an operand; F645 when it cannot be told."""
+        if x.shape is None:
+            raise self.error("F645", f"the shape of an operand is needed, which cannot be told: %{x.name} is {x.type}")
+        return x.shape
+
+    def size(self, x: Value, axis: int) -> int:
+        """A dimension of an operand in numbers; F645 when it cannot be told."""
+        found = self.dims(x)[axis]
+        if isinstance(found, Dim):
+            raise self.error("F645", f"the size {found} of an operand is needed as a number: %{x.name} is {x.type}")
+        return found
+
     def reshape(self, x: Value, sizes: Sequence[Size]) -> Value:
         """`x` under sizes of which one may be -1 or a size of the run."""
-        shape = resolve_sizes(x.shape, sizes)
+        shape = resolve_sizes(self.dims(x), sizes)
         if shape is None or sum(isinstance(size, Dim) for size in shape) > 1:
             raise self.error("F645", f"a reshape of {x.type} to {[str(size) for size in sizes]} cannot be worked out")
         if shape == x.shape:
@@ -95,6 +108,6 @@ class Builder:
     def slice_rows(self, x: Value, axis: int) -> Value:
         """The rows of `x` that logits_index asks for."""
         ends = [self.const(np.array([number], np.int32)) for number in (2**31 - 1, axis, 1)]
-        shape = tuple(self.rows if place == axis else size for place, size in enumerate(x.shape))
+        shape = tuple(self.rows if place == axis else size for place, size in enumerate(self.dims(x)))
         assert self.index is not None
         return self.add("StridedSlice", [x, self.index, *ends], TensorType(x.dtype, shape))

@@ -28,6 +28,8 @@ def write_input(value: Value) -> dict[str, Any]:
     Raises:
         LadingError: B611 MNN has no such tensors.
     """
+    if value.shape is None:
+        raise LadingError("B611", f"MNN has no inputs of unknown rank, as {value.type}", where=value.name)
     dims = [dim if isinstance(dim, int) else -1 for dim in value.shape]
     return {"dims": dims, "dtype": data_type(value.dtype, value.name), "dformat": "NCHW"}
 
@@ -41,7 +43,7 @@ def write_constant(value: Value) -> dict[str, Any]:
     dtype = I32 if value.dtype == I64 else value.dtype
     if dtype not in DATA_TYPES.values():
         raise LadingError("B611", f"MNN has no constants of type {dtype}", where=value.name)
-    array, name = value.const.load(), data_type(dtype, value.name)  # type: ignore[union-attr]
+    array, name = value.tensor.load(), data_type(dtype, value.name)
     return {
         "dims": list(array.shape), "dataFormat": "NCHW", "dataType": name, _NUMBERS[name]: array.reshape(-1).tolist(),
     }  # fmt: skip

@@ -16,7 +16,7 @@ from ir.base.diag import LadingError
 from ir.base.types import DTYPES, F16, F32, TensorType, ValueType
 from ir.graph.graph import Graph, Node, Value
 from ir.infer.inference import Inference
-from ir.infer.numeric import one_dtype, tensor
+from ir.infer.numeric import one_dtype, tensor, typed
 from ir.infer.rule_table import TypeMismatch
 from ir.ops.meaning import Body
 from ir.ops.registry import OpDef
@@ -36,12 +36,12 @@ def _convolution_type(run: Inference, node: Node) -> ValueType | None:
     if x is None or weight is None:
         return None
     if x.shape is None or weight.shape is None:
-        return TensorType(x.dtype, (None, None, 1, 1))  # type: ignore[arg-type]
+        return typed(x.dtype, (None, None, 1, 1))
     if len(x.shape) != 4 or x.shape[2:] != (1, 1) or len(weight.shape) != 2:
         raise TypeMismatch("a 1x1 convolution takes [n, ic, 1, 1] and a weight [ic, oc]")
     if type(x.shape[1]) is int and type(weight.shape[0]) is int and x.shape[1] != weight.shape[0]:
         raise TypeMismatch(f"{x.shape[1]} input channels meet a weight for {weight.shape[0]}")
-    return TensorType(one_dtype(x, weight), (x.shape[0], weight.shape[1], 1, 1))  # type: ignore[arg-type]
+    return typed(one_dtype(x, weight), (x.shape[0], weight.shape[1], 1, 1))
 
 
 def _convolution(body: Body) -> list[Value]:
@@ -108,9 +108,9 @@ def _read_convolution(builder: Builder, main: Main, operands: Operands) -> Decod
     name = str(builder.op.get("name"))
     weight, bias = read_matrix(builder.weights, builder.op)
     x = builder.value(operands[0])
-    flat = builder.reshape(x, (x.shape[0], common["inputCount"], 1, 1))
+    flat = builder.reshape(x, (builder.dims(x)[0], common["inputCount"], 1, 1))
     packed = builder.add("ConvertTensor", [flat], flat.type, source="NCHW", dest="NC4HW4")
-    wide = TensorType(F32, (flat.shape[0], common["outputCount"], 1, 1))
+    wide = TensorType(F32, (flat.dims[0], common["outputCount"], 1, 1))
     inputs = [packed, add_weight(builder.graph, name, weight), builder.graph.add_const(f"{name}.bias", bias)]
     product = builder.add("Convolution", inputs, wide)
     return builder.add("ConvertTensor", [product], wide, source="NC4HW4", dest="NCHW")

@@ -5,6 +5,7 @@ Source at that tag: ``source/backend/cpu/CPULayerNorm.cpp`` and ``source/geometr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,9 +54,9 @@ def _norm_type(run: Inference, node: Node) -> ValueType | None:
 
 
 def _norm(body: Body) -> list[Value]:
-    x, gamma, beta = body.inputs
+    x, gamma, beta = (body.operand(place) for place in range(3))
     axes, epsilon, rms = body.attr("axis"), float(body.attr("epsilon")), body.attr("rms")
-    return [normalized(body, x, gamma, beta, len(axes), epsilon, rms)]  # type: ignore[arg-type]
+    return [normalized(body, x, gamma, beta, len(axes), epsilon, rms)]
 
 
 def normalized(body: Body, x: Value, gamma: Value, beta: Value, axes: int, epsilon: float, rms: bool) -> Value:
@@ -84,13 +85,13 @@ def _packed_normalized(body: Body, x: Value, gamma: Value, beta: Value) -> Value
 
 
 def _packed_norm(body: Body) -> list[Value]:
-    return [_packed_normalized(body, *body.inputs)]  # type: ignore[arg-type]
+    return [_packed_normalized(body, *(body.operand(place) for place in range(3)))]
 
 
 def _add_norm(body: Body) -> list[Value]:
-    x, y, gamma, beta = body.inputs
+    x, y, gamma, beta = (body.operand(place) for place in range(4))
     total = body.op("Add", x, y)
-    return [total, _packed_normalized(body, total, gamma, beta)]  # type: ignore[arg-type]
+    return [total, _packed_normalized(body, total, gamma, beta)]
 
 
 # ---- writing ----
@@ -98,7 +99,7 @@ def _add_norm(body: Body) -> list[Value]:
 
 def _write_norm(node: Node, layout: Layout) -> dict[str, Any]:
     vector = layout.vectors[node]
-    sizes = [4 * value.type.size for value in vector.values]  # type: ignore[union-attr,operator]
+    sizes = [4 * math.prod(value.sizes) for value in vector.values]
     return {
         # On packed tensors, of which the format of the operator tells it, the runtime normalizes the channels, whatever
         # axis is named.
@@ -123,7 +124,7 @@ def inline_norm(node: Node, gamma: Value, beta: Value) -> dict[str, Any]:
 
 
 def _floats(value: Value) -> list[float]:
-    return value.const.load().astype("float32").reshape(-1).tolist()  # type: ignore[union-attr]
+    return value.tensor.load().astype("float32").reshape(-1).tolist()
 
 
 def _reads_packed_norm(release: Release, attrs: Mapping[str, Any]) -> bool:
@@ -145,15 +146,16 @@ def _read_channel_norm(builder: Builder, main: Main, x: Value) -> Value:
     """A norm of the last axis, or of the channels of ``[rows, channels, 1, 1]``."""
     if len(numbers(main.get("axis"))) != 1 or main.get("group", 1) != 1:
         raise builder.error("F644", "norms of more than one axis, or in groups, are not read")
-    if len(x.shape) == 4 and x.shape[2:] == (1, 1):
-        flat = builder.reshape(x, (1, x.shape[0], x.shape[1]))
-        return builder.reshape(read_norm(builder, flat, main, builder.op), x.shape)
+    shape = builder.dims(x)
+    if len(shape) == 4 and shape[2:] == (1, 1):
+        flat = builder.reshape(x, (1, shape[0], shape[1]))
+        return builder.reshape(read_norm(builder, flat, main, builder.op), shape)
     return read_norm(builder, x, main, builder.op)
 
 
 def read_norm(builder: Builder, x: Value, main: Main, op: Main, *, gain_alone: bool = False) -> Value:
     """A norm of the last axis of `x`; `gain_alone` as in `gain_and_shift`."""
-    gamma, beta = gain_and_shift(builder.weights, op, int(x.shape[-1]), gain_alone)
+    gamma, beta = gain_and_shift(builder.weights, op, builder.size(x, -1), gain_alone)
     parts = [
         builder.graph.add_const(builder.graph.fresh_name(f"{op.get('name')}.{word}"), part)
         for word, part in (("gamma", gamma), ("beta", beta))

@@ -32,8 +32,8 @@ def _reduction_type(run: Inference, node: Node) -> ValueType | None:
 
 
 def _reduction(body: Body) -> list[Value]:
-    (x,) = body.inputs
-    return [body.reduce(REDUCTIONS[body.attr("kind")], x, body.attr("axes"), body.attr("keep_dims"))]  # type: ignore
+    x = body.operand(0)
+    return [body.reduce(REDUCTIONS[body.attr("kind")], x, body.attr("axes"), body.attr("keep_dims"))]
 
 
 def _write_reduction(node: Node, layout: Layout) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def _read_reduction(builder: Builder, main: Main, operands: Operands) -> Decoded
 def _read_softmax(builder: Builder, main: Main, operands: Operands) -> Decoded:
     """Exponentials over their sum, taken apart; the largest element is taken off first, as the runtime does."""
     x = builder.value(operands[0])
-    axis = main.get("axis", 1) % len(x.shape)
+    axis = main.get("axis", 1) % len(builder.dims(x))
 
     def reduced(value: Value, kind: str) -> Value:
         return builder.add("Reduction", [value], kind=kind, axes=(axis,), keep_dims=1)

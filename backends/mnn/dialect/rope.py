@@ -38,14 +38,14 @@ def _rope_types(run: Inference, node: Node) -> tuple[ValueType | None, ...]:
 
 
 def _rope(body: Body) -> list[Value]:
-    q, k, cos, sin, *norms = body.inputs
+    q, k, cos, sin = (body.operand(place) for place in range(4))
     epsilon, rms = float(body.attr("epsilon")), bool(body.attr("rms"))
     results = []
     for index, (x, heads) in enumerate(((q, body.attr("heads")), (k, body.attr("kv_heads")))):
         wide = body.op("Reshape", x, body.ints(1, -1, heads, body.attr("size")))
-        gamma, beta = (*norms, None, None, None, None)[2 * index : 2 * index + 2]
-        if gamma is not None:
-            wide = normalized(body, wide, gamma, beta, 1, epsilon, rms)  # type: ignore[arg-type]
+        place = 4 + 2 * index
+        if body.node.input(place) is not None:
+            wide = normalized(body, wide, body.operand(place), body.operand(place + 1), 1, epsilon, rms)
         results.append(_turned(body, wide, cos, sin))
     return results
 
@@ -79,7 +79,7 @@ def _write_rope(node: Node, layout: Layout) -> dict[str, Any]:
     }
     for name, place in (("q_norm", 4), ("k_norm", 6)):
         if node.input(place) is not None:
-            main[name] = inline_norm(node, node.inputs[place], node.inputs[place + 1])  # type: ignore[arg-type]
+            main[name] = inline_norm(node, node.operand(place), node.operand(place + 1))
     return main
 
 
@@ -95,7 +95,7 @@ def _read_rope(builder: Builder, main: Main, operands: Operands) -> Decoded:
         angles.append(builder.slice(wide, 3, [turned // 2]))
     results = []
     for x, heads, norm in ((query, "num_head", "q_norm"), (key, "kv_num_head", "k_norm")):
-        x4 = builder.reshape(x, (1, x.shape[0], main.get(heads, 0), size))
+        x4 = builder.reshape(x, (1, builder.dims(x)[0], main.get(heads, 0), size))
         # Without a gain the runtime does no norm at all (``makeRopeNormResource``).
         if numbers((main.get(norm) or {}).get("gamma")):
             inner = {"main": main[norm], "name": f"{builder.op.get('name')}.{norm}"}
@@ -106,7 +106,7 @@ def _read_rope(builder: Builder, main: Main, operands: Operands) -> Decoded:
 
 def _read_turned(builder: Builder, x: Value, angles: Sequence[tuple[Value, ...]], turned: int) -> Value:
     (cos_a, cos_b), (sin_a, sin_b) = angles
-    points = [turned // 2] if turned == x.shape[-1] else [turned // 2, turned]
+    points = [turned // 2] if turned == builder.dims(x)[-1] else [turned // 2, turned]
     left, right, *rest = builder.slice(x, 3, points)
 
     def multiply(a: Value, b: Value) -> Value:

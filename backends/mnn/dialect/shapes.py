@@ -78,8 +78,9 @@ def _axes(main: Main, operands: Operands) -> tuple[int, ...]:
 
 def _read_squeeze(builder: Builder, main: Main, operands: Operands) -> Decoded:
     x, axes = builder.value(operands[0]), _axes(main, operands)
-    places = {axis % len(x.shape) for axis in axes} or {place for place, size in enumerate(x.shape) if size == 1}
-    kept = [size for place, size in enumerate(x.shape) if place not in places]
+    shape = builder.dims(x)
+    places = {axis % len(shape) for axis in axes} or {place for place, size in enumerate(shape) if size == 1}
+    kept = [size for place, size in enumerate(shape) if place not in places]
     if sum(isinstance(size, Dim) for size in kept) > 1:
         return builder.add("Squeeze", [x], axes=tuple(sorted(places)))
     return builder.reshape(x, kept)
@@ -91,8 +92,9 @@ def _squeeze_sizes(main: Main, operands: Sequence[Ints]) -> Ints | None:
 
 def _read_unsqueeze(builder: Builder, main: Main, operands: Operands) -> Decoded:
     x, axes = builder.value(operands[0]), _axes(main, operands)
-    rank = len(x.shape) + len(axes)
-    places, sizes = {axis % rank for axis in axes}, iter(x.shape)
+    shape = builder.dims(x)
+    rank = len(shape) + len(axes)
+    places, sizes = {axis % rank for axis in axes}, iter(shape)
     return builder.reshape(x, [1 if place in places else next(sizes) for place in range(rank)])
 
 
@@ -115,7 +117,7 @@ def _write_convert(node: Node, layout: Layout) -> dict[str, Any]:
 
 
 def _read_shape(builder: Builder, main: Main, operands: Operands) -> Decoded:
-    return Ints(tuple(builder.value(operands[0]).shape))
+    return Ints(tuple(builder.dims(builder.value(operands[0]))))
 
 
 def _shape_sizes(main: Main, operands: Sequence[Ints]) -> Ints:
@@ -123,7 +125,7 @@ def _shape_sizes(main: Main, operands: Sequence[Ints]) -> Ints:
 
 
 def _read_rank(builder: Builder, main: Main, operands: Operands) -> Decoded:
-    return Ints((len(builder.value(operands[0]).shape),), True)
+    return Ints((len(builder.dims(builder.value(operands[0]))),), True)
 
 
 def _rank_sizes(main: Main, operands: Sequence[Ints]) -> Ints:

@@ -26,7 +26,8 @@ class Ints:
     @property
     def known(self) -> tuple[int, ...] | None:
         """The elements when all are plain numbers."""
-        return self.items if all(type(item) is int for item in self.items) else None  # type: ignore[return-value]
+        found = tuple(item for item in self.items if type(item) is int)
+        return found if len(found) == len(self.items) else None
 
 
 def resolve_sizes(shape: Sequence[int | Dim], wanted: Sequence[Size]) -> tuple[int | Dim, ...] | None:

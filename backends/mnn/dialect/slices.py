@@ -83,21 +83,25 @@ def _read_strided_slice(builder: Builder, main: Main, operands: Operands) -> Dec
         axes = operands[3].known if len(operands) > 3 and isinstance(operands[3], Ints) else (0,)
         if builder.convention.fed("output-rows") is None:
             return x
-        axis = axes[0] % len(x.shape)  # type: ignore[index]
-        if len(x.shape) == 4:  # rows of packed channels: cut where rows lie one below the other
-            flat = builder.reshape(x, (1, x.shape[0], x.shape[1]))
-            return builder.reshape(builder.slice_rows(flat, 1), (builder.rows, x.shape[1], 1, 1))
+        if axes is None:
+            raise builder.error("F645", "the axis of a slice is a size of the run, which cannot be worked out here")
+        shape = builder.dims(x)
+        axis = axes[0] % len(shape)
+        if len(shape) == 4:  # rows of packed channels: cut where rows lie one below the other
+            flat = builder.reshape(x, (1, shape[0], shape[1]))
+            return builder.reshape(builder.slice_rows(flat, 1), (builder.rows, shape[1], 1, 1))
         return builder.slice_rows(x, axis)
     return builder.add("StridedSlice", [x, *(builder.value(item) for item in operands[1:])])
 
 
 def _strided_slice_sizes(main: Main, operands: Sequence[Ints]) -> Ints | None:
     bounds = [item.known for item in operands[1:]]
-    if any(bound is None or len(bound) != 1 for bound in bounds) or main.get("beginMask") or main.get("endMask"):
+    known = [bound[0] for bound in bounds if bound is not None and len(bound) == 1]
+    if len(known) < len(bounds) or main.get("beginMask") or main.get("endMask"):
         return None
-    begin, end = bounds[0][0], bounds[1][0]  # type: ignore[index]
+    begin, end = known[0], known[1]
     stepped = len(bounds) == 4 or (len(bounds) == 3 and main.get("fromType") == 0)
-    step = bounds[-1][0] if stepped else 1  # type: ignore[index]
+    step = known[-1] if stepped else 1
     items = operands[0].items[begin : min(end, 1 << 30) : step]
     return Ints(items, bool(main.get("shrinkAxisMask")))
 
@@ -115,7 +119,7 @@ def _write_concat(node: Node, layout: Layout) -> dict[str, Any]:
 
 def _read_concat(builder: Builder, main: Main, operands: Operands) -> Decoded:
     values = [builder.value(item) for item in operands]
-    return builder.add("Concat", values, axis=main.get("axis", 0) % len(values[0].shape))
+    return builder.add("Concat", values, axis=main.get("axis", 0) % len(builder.dims(values[0])))
 
 
 def _concat_sizes(main: Main, operands: Sequence[Ints]) -> Ints:

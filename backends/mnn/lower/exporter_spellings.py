@@ -49,16 +49,17 @@ def halves_agree(table: Value) -> bool:
     is nothing but operators on single elements, reshapes and choices that leave the last axis alone."""
     value = table
     while (node := value.producer) is not None:
-        source = node.inputs[0]
+        source = node.input(0)
         if node.op == "mnn.Concat":
-            last = node.attrs.get("axis") == len(value.shape) - 1  # type: ignore[arg-type]
-            if last:
+            if value.rank is not None and node.attrs.get("axis") == value.rank - 1:
                 return len(node.inputs) == 2 and node.inputs[0] is node.inputs[1]
             return all(item is not None and halves_agree(item) for item in node.inputs)
+        if source is None or source.shape is None:
+            return False
         chooses = node.op == "mnn.GatherV2" and len(node.inputs) == 2 and len(source.shape) > 1
         if node.op not in _ELEMENTWISE and not chooses and node.op != "mnn.Reshape":
             return False
-        if source is None or source.shape is None or source.shape[-1:] != table.shape[-1:]:  # type: ignore[index]
+        if source.shape[-1:] != table.dims[-1:]:
             return False
         value = source
     return False
@@ -71,7 +72,7 @@ def _channels(value: Value) -> bool:
 
 def _by_rows(m: Match, rw: Rewriter, op: str, *inputs: Value) -> Value:
     """An operator on single elements, between reshapes to ``[1, seq, channels]`` and back."""
-    seq, channels = inputs[0].shape[:2]  # type: ignore[index]
+    seq, channels = inputs[0].dims[:2]
     wide = TensorType(inputs[0].dtype, (1, seq, channels))
     flat = [
         rw.op("mnn.Reshape", value, attrs={"dims": (1, -1, channels), "dim_type": "NCHW"}, types=[wide])

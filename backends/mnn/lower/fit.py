@@ -20,10 +20,11 @@ def fit(graph: Graph, target: MnnTarget) -> int:
         LadingError: B696 a fused form that a release of the target lacks.
     """
     _check_forms(graph, target)
-    found = [(node, row) for node in graph.nodes if (row := WRITTEN.get(node.op)) is not None and row.older is not None]
-    lacked = [(node, row) for node, row in found if target.lacking(partial(_reads, row, node))]
-    for node, row in lacked:
-        row.older(graph, node)  # type: ignore[misc]
+    found = [(node, row) for node in graph.nodes if (row := WRITTEN.get(node.op)) is not None]
+    older = [(node, row, row.older) for node, row in found if row.older is not None]
+    lacked = [(node, replace) for node, row, replace in older if target.lacking(partial(_reads, row, node))]
+    for node, replace in lacked:
+        replace(graph, node)
     return len(lacked)
 
 

@@ -11,7 +11,7 @@ from backends.mnn.dialect.table import fused_forms
 from backends.mnn.lower.sink_layouts import PACK, SINK, UNPACK
 from backends.mnn.target.releases import MnnTarget
 from ir.base.types import TensorType
-from ir.graph.graph import Graph, Value
+from ir.graph.graph import Graph, GraphError, Value
 from ir.target.target import Target
 from passes.framework.base import Pass, Result
 from passes.framework.context import PassContext
@@ -68,10 +68,10 @@ class FuseMnn(Pass):
 def _unpacked_from(value: Value) -> Value | None:
     """The packed ``[rows, channels, 1, 1]`` of which a value ``[1, rows, ...]`` is the plain form, or None."""
     reshape = value.producer
-    convert = reshape.inputs[0].producer if reshape is not None and reshape.op == "mnn.Reshape" else None
+    convert = reshape.operand(0).producer if reshape is not None and reshape.op == "mnn.Reshape" else None
     if convert is None or convert.op != "mnn.ConvertTensor" or dict(convert.attrs) != UNPACK:
         return None
-    packed = convert.inputs[0]
+    packed = convert.operand(0)
     return packed if packed.shape == _packed_shape(value) else None
 
 
@@ -87,22 +87,25 @@ def _packed(rw: Rewriter, value: Value) -> Value:
     found = _unpacked_from(value)
     if found is not None:
         return found
-    type_ = TensorType(value.dtype, _packed_shape(value))  # type: ignore[arg-type]
-    flat = rw.op("mnn.Reshape", value, attrs={"dims": (-1, type_.shape[1], 1, 1), "dim_type": "NCHW"}, types=[type_])
+    shape = _packed_shape(value)
+    if shape is None:
+        raise GraphError(f"%{value.name} is {value.type}, which has no packed form")
+    type_ = TensorType(value.dtype, shape)
+    flat = rw.op("mnn.Reshape", value, attrs={"dims": (-1, shape[1], 1, 1), "dim_type": "NCHW"}, types=[type_])
     return rw.op("mnn.ConvertTensor", flat, attrs=PACK, types=[type_])
 
 
-def _plain(rw: Rewriter, packed: Value, type_: TensorType) -> Value:
-    """A packed value as ``[1, rows, ...]`` of the given type."""
+def _plain(rw: Rewriter, packed: Value, old: Value) -> Value:
+    """A packed value as ``[1, rows, ...]`` of the type of the value whose place it takes."""
     plain = rw.op("mnn.ConvertTensor", packed, attrs=UNPACK, types=[packed.type])
-    dims = (1, -1, *type_.shape[2:])  # type: ignore[index]
-    return rw.op("mnn.Reshape", plain, attrs={"dims": dims, "dim_type": "NCHW"}, types=[type_])
+    dims = (1, -1, *old.dims[2:])
+    return rw.op("mnn.Reshape", plain, attrs={"dims": dims, "dim_type": "NCHW"}, types=[old.type])
 
 
 def _fills_packs(value: Value) -> bool:
     """True for ``[1, rows, channels]`` whose channels fill whole packs."""
     shape = _packed_shape(value)
-    return shape is not None and len(value.shape) == 3 and shape[1] % LANES == 0
+    return shape is not None and value.rank == 3 and shape[1] % LANES == 0
 
 
 # ---- norms ----
@@ -114,7 +117,7 @@ def pack_norm(m: Match, rw: Rewriter) -> Value | None:
     if not _fills_packs(m.x) or m.axis not in ((-1,), (2,)):
         return m.skip("not [1, rows, channels] with channels in whole packs")
     norm = rw.op("mnn.PackedNorm", _packed(rw, m.x), m.gamma, m.beta, attrs={"epsilon": m.epsilon, "rms": m.rms})
-    return _plain(rw, norm, m.output.type)  # type: ignore[arg-type]
+    return _plain(rw, norm, m.output)
 
 
 @rule(Op("mnn.Binary", a, b, attrs={"kind": "ADD"}))
@@ -125,7 +128,7 @@ def pack_sum(m: Match, rw: Rewriter) -> Value | None:
     if _unpacked_from(m.a) is None and _unpacked_from(m.b) is None:
         return m.skip("neither term is packed")
     total = rw.op("mnn.Binary", _packed(rw, m.a), _packed(rw, m.b), attrs={"kind": "ADD"})
-    return _plain(rw, total, m.output.type)  # type: ignore[arg-type]
+    return _plain(rw, total, m.output)
 
 
 @rule(Op("mnn.StridedSlice", x, Var("begin"), Var("end"), Const("axes", value=1), Maybe(Var("steps"))))
@@ -135,9 +138,9 @@ def pack_row_choice(m: Match, rw: Rewriter) -> Value | None:
     if packed is None or m.axes.type.size != 1:
         return m.skip("the operand is not packed")
     axes = rw.const(m.axes.const.load() * 0, name="axis")
-    type_ = TensorType(m.x.dtype, _packed_shape(m.output))  # type: ignore[arg-type]
+    type_ = TensorType(m.x.dtype, _packed_shape(m.output))
     inputs = [packed, m.begin, m.end, axes, *((m.steps,) if m.has("steps") else ())]
-    return _plain(rw, rw.op("mnn.StridedSlice", *inputs, types=[type_]), m.output.type)  # type: ignore[arg-type]
+    return _plain(rw, rw.op("mnn.StridedSlice", *inputs, types=[type_]), m.output)
 
 
 @rule(Op("mnn.Binary", a, b, attrs={"kind": "ADD"}))
@@ -203,9 +206,14 @@ def turn_queries_and_keys(m: Match, rw: Rewriter) -> Value | None:
     one, seq, heads, size = m.q.shape
     if not (_alike(cos, m.k_cos) and _alike(sin, m.k_sin)) or m.k.shape[3] != size:
         return m.skip("queries and keys are turned by different angles")
-    if cos.shape != (one, seq, 1, half) or sin.shape != cos.shape or not m.q_points[0] == m.k_points[0] == half:
+    if (
+        one != 1
+        or cos.shape != (one, seq, 1, half)
+        or sin.shape != cos.shape
+        or not m.q_points[0] == m.k_points[0] == half
+    ):
         return m.skip("the angles are not [1, S, 1, half]")
-    tables = [_doubled(rw, table) for table in (cos, sin)]
+    tables = [_doubled(rw, table, half) for table in (cos, sin)]
     sources, norms, attrs = _head_norms(m.q, m.k)
     operands = [_packed(rw, source) for source in sources]
     attrs |= {"heads": heads, "kv_heads": m.k.shape[2], "size": size, "turned": 2 * half}
@@ -217,28 +225,30 @@ def _alike(left: Value, right: Value) -> bool:
     """True for one value, or two reshapes of one value to one shape."""
     if left is right:
         return True
-    made = [value.producer for value in (left, right)]
-    same = all(node is not None and node.op == "mnn.Reshape" for node in made) and left.type == right.type
-    return same and made[0].inputs[0] is made[1].inputs[0]  # type: ignore[union-attr]
+    one, two = left.producer, right.producer
+    if one is None or two is None or not one.op == two.op == "mnn.Reshape" or left.type != right.type:
+        return False
+    return one.inputs[0] is two.inputs[0]
 
 
-def _doubled(rw: Rewriter, table: Value) -> Value:
+def _doubled(rw: Rewriter, table: Value, half: int) -> Value:
     """Angles for both halves."""
-    type_ = TensorType(table.dtype, (*table.shape[:3], 2 * table.shape[3]))  # type: ignore[index,operator]
+    type_ = TensorType(table.dtype, (*table.dims[:3], 2 * half))
     return rw.op("mnn.Concat", table, table, attrs={"axis": 3}, types=[type_], name=f"{table.name}.both")
 
 
 def _head_norms(query: Value, key: Value) -> tuple[list[Value], list[Value], dict[str, Any]]:
     """What the norms before the rotation read, their gains and shifts, and their settings; no norms unless both
     match."""
-    nodes = [value.producer for value in (query, key)]
-    if any(node is None or node.op != "mnn.LayerNorm" for node in nodes):
+    made = [value.producer for value in (query, key)]
+    nodes = [node for node in made if node is not None and node.op == "mnn.LayerNorm"]
+    if len(nodes) < len(made):
         return [query, key], [], {}
-    settings = [(node.attrs.get("axis"), node.attrs["epsilon"], node.attrs["rms"]) for node in nodes]  # type: ignore
+    settings = [(node.attrs.get("axis"), node.attrs["epsilon"], node.attrs["rms"]) for node in nodes]
     if settings[0] != settings[1] or settings[0][0] not in ((-1,), (3,)):
         return [query, key], [], {}
-    norms = [value for node in nodes for value in node.inputs[1:]]  # type: ignore[union-attr]
-    return [node.inputs[0] for node in nodes], norms, {"epsilon": settings[0][1], "rms": settings[0][2]}  # type: ignore
+    norms = [node.operand(place) for node in nodes for place in range(1, len(node.inputs))]
+    return [node.operand(0) for node in nodes], norms, {"epsilon": settings[0][1], "rms": settings[0][2]}
 
 
 # ---- attention ----
@@ -250,18 +260,18 @@ def pack_attention(m: Match, rw: Rewriter) -> Value | None:
     if not _fills_packs(m.output):
         return m.skip("the result does not fill whole packs")
     packed = rw.op("mnn.PackedAttention", m.a, m.b, _packed(rw, m.x), m.mask)
-    return _plain(rw, packed, m.output.type)  # type: ignore[arg-type]
+    return _plain(rw, packed, m.output)
 
 
 @rule(Op("mnn.Slice", x, attrs={"axis": Attr("axis"), "points": Attr("points")}))
-def pack_cut(m: Match, rw: Rewriter) -> tuple[Value, ...] | None:
+def pack_cut(m: Match, rw: Rewriter) -> tuple[Value, ...] | Value | None:
     """Cut the channels of a packed tensor, as of queries, keys and values that were computed together."""
     packed = _unpacked_from(m.x) if _fills_packs(m.x) else None
     if packed is None or m.axis not in (-1, 2) or any(point % LANES for point in m.points):
         return m.skip("not whole packs of a packed tensor")
-    types = [TensorType(value.dtype, _packed_shape(value)) for value in m.root.outputs]  # type: ignore[arg-type]
+    types = [TensorType(value.dtype, _packed_shape(value)) for value in m.root.outputs]
     parts = rw.op("mnn.Slice", packed, attrs={"axis": 1, "points": m.points}, types=types, outputs=len(types))
-    return tuple(_plain(rw, part, old.type) for part, old in zip(parts, m.root.outputs, strict=True))  # type: ignore
+    return tuple(_plain(rw, part, old) for part, old in zip(parts, m.root.outputs, strict=True))
 
 
 RULES: dict[str, RuleSet] = {

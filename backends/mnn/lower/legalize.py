@@ -13,7 +13,7 @@ from backends.mnn.write.weight_layout import unheld
 from ir.base.diag import LadingError
 from ir.base.types import BOOL, F32, I32, I64, Dim, TensorType
 from ir.facts.inputs import DynamicInputs
-from ir.graph.graph import Graph, Node
+from ir.graph.graph import Graph, Node, Value
 from ir.quant.stored_weight import DEQUANTIZE, is_weight, storage_of
 from ir.tensor.bf16_parts import bf16_parts
 from ir.tensor.inline import InlineTensor
@@ -87,7 +87,7 @@ class RowParts:
         """The same feeds with the rows cut into as many parts as the graph reads."""
         rows = feeds[self.input]
         seq, one, width = rows.shape
-        parts = graph.value(self.input).shape[-1] // width
+        parts = graph.value(self.input).dims[-1] // width
         split = bf16_parts(InlineTensor(rows.reshape(seq, width)), parts).load().astype(np.float32)
         return {**feeds, self.input: split.reshape(seq, one, parts * width)}
 
@@ -107,7 +107,7 @@ def _decodes_constants(node: Node) -> bool:
 
 
 def _matmul(node: Node, low: Lowering) -> None:
-    x, weight = node.inputs
+    x, weight = node.operand(0), node.operand(1)
     stored = storage_of(weight, matmul=True)
     if stored is None and weight.producer is not None and _decodes_constants(weight.producer):
         raise unheld(weight, matmul=True)
@@ -115,27 +115,29 @@ def _matmul(node: Node, low: Lowering) -> None:
         raise LadingError(
             "P372", "MNN computes a product with a constant matrix only", where=f"{node.loc or node.name}\n{node!r}"
         )
-    if x.type.rank < 2 or x.dtype != F32:
+    if (x.rank or 0) < 2 or x.dtype != F32:
         raise _no_form(node, f"MNN multiplies rows of single precision, not {x.type}")
     bias, result = bias_of(node)
     if bias is None:
         bias = low.const(np.zeros(stored.rows, np.float32), "zeros")
-    rows = x.shape[-2]
+    rows = x.dims[-2]
     flat = low.reshape(x, (rows, stored.columns, 1, 1))
     packed = low.add("ConvertTensor", [flat], flat.type, {"source": "NCHW", "dest": "NC4HW4"})
     wide = TensorType(F32, (rows, stored.rows, 1, 1))
     product = low.add("Convolution", [packed, weight, bias], wide, stem=f"{node.output.name}.conv")
     plain = low.add("ConvertTensor", [product], wide, {"source": "NC4HW4", "dest": "NCHW"})
-    low.replace(result, low.reshape(plain, result.shape))
+    low.replace(result, low.reshape(plain, low.dims(result)))
 
 
 def _norm(node: Node, low: Lowering) -> None:
-    x, gamma = node.inputs[:2]
-    if node.attrs.get("axis", -1) not in (-1, x.type.rank - 1):
+    x, gamma, beta = node.operand(0), node.operand(1), node.input(2)
+    if node.attrs.get("axis", -1) not in (-1, (x.rank or 0) - 1):
         raise _no_form(node, f"MNN normalizes the last axis alone, not from axis {node.attrs['axis']} on")
     if any(value.use_count for value in node.outputs[1:]):
         raise _no_form(node, "MNN gives the normalized values alone, not their mean or deviation")
-    beta = node.input(2) or low.const(np.zeros(gamma.shape, np.float32), "zeros")
+    if not gamma.is_const or (beta is not None and not beta.is_const):
+        raise _no_form(node, "MNN keeps the gains and shifts of norms in the model, and these are computed")
+    beta = beta or low.const(np.zeros(gamma.sizes, np.float32), "zeros")
     attrs = {
         "axis": (-1,),
         "epsilon": float(node.attrs.get("epsilon", 1e-5)),
@@ -145,17 +147,17 @@ def _norm(node: Node, low: Lowering) -> None:
 
 
 def _rotary(node: Node, low: Lowering) -> None:
-    x, cos, sin = node.inputs[:3]
-    if x.type.rank != 3 or node.attrs.get("interleaved", 0) or node.input(3) is not None:
+    x, cos, sin = (node.operand(place) for place in range(3))
+    if x.rank != 3 or node.attrs.get("interleaved", 0) or node.input(3) is not None:
         raise LadingError(
             "P373",
             "only rotary embedding of [1, seq, heads * size] with half rotation and gathered tables has an MNN form",
             where=f"{node.loc or node.name}\n{node!r}",
         )
-    one, seq, width = x.shape
+    one, seq, width = x.dims
     heads = node.attrs["num_heads"]
-    size = width // heads
-    half = cos.shape[-1]
+    size = low.size(width) // heads
+    half = low.size(low.dims(cos)[-1])
     x4 = low.reshape(x, (one, seq, heads, size))
     cos4, sin4 = (low.reshape(table, (one, seq, 1, half)) for table in (cos, sin))
     points = (half,) if 2 * half == size else (half, 2 * half)
@@ -163,22 +165,22 @@ def _rotary(node: Node, low: Lowering) -> None:
     first = low.binary("SUB", low.binary("MUL", left, cos4), low.binary("MUL", right, sin4))
     second = low.binary("ADD", low.binary("MUL", right, cos4), low.binary("MUL", left, sin4))
     turned = low.add("Concat", [first, second, *rest], x4.type, {"axis": 3})
-    low.replace(node.output, low.reshape(turned, node.output.shape))
+    low.replace(node.output, low.reshape(turned, low.dims(node.output)))
 
 
 def _attention(node: Node, low: Lowering) -> None:
     _require_plain_attention(node)
-    q, k, v = node.inputs[:3]
+    q, k, v = (node.operand(place) for place in range(3))
     heads, kv_heads = node.attrs["q_num_heads"], node.attrs["kv_num_heads"]
-    one, seq, width = q.shape
-    size = width // heads
+    one, seq, width = q.dims
+    size = low.size(width) // heads
     scale = float(node.attrs.get("scale", 1 / math.sqrt(size)))
     if not math.isclose(scale, 1 / math.sqrt(size), rel_tol=1e-7):
         factor = np.array([scale * math.sqrt(size)], np.float32)
         q = low.binary("MUL", q, low.const(factor, "attention.scale"))
     q4 = low.reshape(q, (one, seq, heads, size))
-    k4 = low.reshape(k, (one, seq, kv_heads, k.shape[-1] // kv_heads))
-    v4 = low.reshape(v, (one, seq, kv_heads, v.shape[-1] // kv_heads))
+    k4 = low.reshape(k, (one, seq, kv_heads, low.size(low.dims(k)[-1]) // kv_heads))
+    v4 = low.reshape(v, (one, seq, kv_heads, low.size(low.dims(v)[-1]) // kv_heads))
     mask = node.input(3)
     if mask is None:
         fact: DynamicInputs | None = low.graph.facts.get(DynamicInputs.name)
@@ -191,7 +193,7 @@ def _attention(node: Node, low: Lowering) -> None:
 
 def _require_plain_attention(node: Node) -> None:
     """Raise P373 for attention that the runtime's operator would compute otherwise."""
-    if node.inputs[0].type.rank != 3:
+    if node.operand(0).rank != 3:
         raise _no_form(node, "only attention over [1, seq, heads * size] has an MNN form")
     if any(value is not None for value in node.inputs[4:]) or any(value.use_count for value in node.outputs[1:]):
         raise _no_form(node, "the runtime keeps keys and values itself, and gives the mixed values alone")
@@ -212,18 +214,18 @@ def _unary(node: Node, low: Lowering) -> None:
 
 
 def _binary(node: Node, low: Lowering) -> None:
-    if node.output.type is None or len(node.inputs) != 2:
+    if not isinstance(node.output.type, TensorType) or len(node.inputs) != 2:
         raise LadingError(
             "P373", f"{node.op} of {len(node.inputs)} operands has no MNN form", where=node.loc or node.name
         )
     type_ = node.output.type
     if type_.dtype == BOOL:
         type_ = TensorType(I32, type_.shape)
-    low.replace(node.output, low.binary(BINARY[node.op], *node.inputs, type_))
+    low.replace(node.output, low.binary(BINARY[node.op], node.operand(0), node.operand(1), type_))
 
 
 def _cast(node: Node, low: Lowering) -> None:
-    value = node.inputs[0]
+    value = node.operand(0)
     to = node.output.dtype
     if to == BOOL and value.dtype.is_float:
         raise _no_form(node, "booleans are 32-bit integers in MNN, where fractions would be cast to 0")
@@ -241,21 +243,28 @@ def _slice(node: Node, low: Lowering) -> None:
 
 def _same_numbers(node: Node, low: Lowering) -> None:
     """Reshape, Unsqueeze and Squeeze: the shape is known from the type."""
-    value, result = node.inputs[0], node.output
-    symbolic = [dim for dim in result.shape if isinstance(dim, Dim)]
+    value, result = node.operand(0), node.output
+    symbolic = [dim for dim in low.dims(result) if isinstance(dim, Dim)]
     if len(symbolic) > 1 and node.op in ("Squeeze", "Unsqueeze"):
-        axes = tuple(int(axis) for axis in node.inputs[1].const.load().reshape(-1))
+        axes = _axes(node, node.input(1))
         low.replace(result, low.add(node.op, [value], TensorType(value.dtype, result.shape), {"axes": axes}))
         return
-    reshaped = low.reshape(value, result.shape)
+    reshaped = low.reshape(value, result.dims)
     low.replace(result, reshaped)
+
+
+def _axes(node: Node, axes: Value | None) -> tuple[int, ...]:
+    """Axes in numbers; P373 when they are computed or left out."""
+    if axes is None or axes.const is None:
+        raise _no_form(node, "MNN takes axes that are constants")
+    return tuple(int(axis) for axis in axes.const.load().reshape(-1))
 
 
 def _split(node: Node, low: Lowering) -> None:
     axis = node.attrs.get("axis", 0)
-    sizes = [value.shape[axis] for value in node.outputs]
+    sizes = [low.size(low.dims(value)[axis]) for value in node.outputs]
     points = tuple(int(point) for point in np.cumsum(sizes)[:-1])
-    for old, new in zip(node.outputs, low.slice(node.inputs[0], axis, points), strict=True):
+    for old, new in zip(node.outputs, low.slice(node.operand(0), axis, points), strict=True):
         low.replace(old, new)
 
 
@@ -269,11 +278,11 @@ def _where(node: Node, low: Lowering) -> None:
 
 
 def _reduce_max(node: Node, low: Lowering) -> None:
-    value = node.inputs[0]
+    value = node.operand(0)
     axes = node.input(1)
     if axes is None and node.attrs.get("noop_with_empty_axes", 0):
         raise _no_form(node, "MNN reduces all axes where none is named")
-    chosen = tuple(int(a) for a in axes.const.load().reshape(-1)) if axes is not None else tuple(range(value.type.rank))
+    chosen = _axes(node, axes) if axes is not None else tuple(range(len(low.dims(value))))
     attrs = {"kind": "MAXIMUM", "axes": chosen, "keep_dims": int(node.attrs.get("keepdims", 1))}
     type_ = TensorType(I32 if value.dtype == I64 else value.dtype, node.output.shape)
     low.replace(node.output, low.add("Reduction", [value], type_, attrs))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ir.base.diag import LadingError
-from ir.base.types import F32, Dim, TensorType
+from ir.base.types import F32, Dim, Shape, TensorType, ValueType
 from ir.facts.inputs import DynamicInputs
 from ir.graph.graph import Graph, Node, Value
 from ir.tensor.bf16_parts import bf16_parts, parts_needed
@@ -17,18 +17,23 @@ from ir.tensor.inline import InlineTensor
 
 
 class Lowering:
-    """Builds the MNN operators that replace one node at a time."""
+    """Builds the MNN operators that replace one node at a time.
+
+    Attributes:
+        node: the node being lowered; its owner sets it before anything is built.
+    """
+
+    node: Node
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.node: Node | None = None
         self._consts: dict[tuple, Value] = {}
 
     def add(
         self,
         op: str,
         inputs: Sequence[Value | None],
-        type: TensorType,
+        type: ValueType | None,
         attrs: Mapping[str, Any] | None = None,
         stem: str = "",
     ) -> Value:
@@ -51,6 +56,21 @@ class Lowering:
             self._consts[key] = self.graph.add_const(stem, InlineTensor(array))
         return self._consts[key]
 
+    def dims(self, value: Value) -> Shape:
+        """The shape of an operand or result; LadingError P373 when it is not known."""
+        if value.shape is None:
+            raise self._refused(f"an MNN form needs shapes, and %{value.name} is {value.type}")
+        return value.shape
+
+    def size(self, dim: int | Dim) -> int:
+        """A dimension in numbers; LadingError P373 when only the run knows it."""
+        if isinstance(dim, Dim):
+            raise self._refused(f"the size {dim} has to be known where the model is compiled")
+        return dim
+
+    def _refused(self, why: str) -> LadingError:
+        return LadingError("P373", why, where=f"{self.node.loc or self.node.name}\n{self.node!r}")
+
     def reshape(self, value: Value, shape: Sequence[int | Dim]) -> Value:
         """`value` with another shape of at most one symbolic dimension."""
         if tuple(shape) == value.shape:
@@ -65,7 +85,7 @@ class Lowering:
         dims = tuple(-1 if isinstance(dim, Dim) else dim for dim in shape)
         return self.add("Reshape", [value], TensorType(value.dtype, tuple(shape)), {"dims": dims, "dim_type": "NCHW"})
 
-    def binary(self, kind: str, left: Value, right: Value, type: TensorType | None = None) -> Value:
+    def binary(self, kind: str, left: Value, right: Value, type: ValueType | None = None) -> Value:
         """Element-wise `kind` of two values; the result has the type of the left one unless given."""
         return self.add("Binary", [left, right], type or left.type, {"kind": kind})
 
@@ -104,9 +124,10 @@ class Lowering:
             self._sum_parts(graph.value(found.input), parts)
 
     def _sum_parts(self, rows: Value, parts: int) -> None:
-        seq, one, hidden = rows.shape
         reshape = rows.users[0]
         self.node = reshape
+        seq, one, width = self.dims(rows)
+        hidden = self.size(width)
         self.graph.set_type(rows, TensorType(F32, (seq, one, parts * hidden)))
         flat = self.reshape(rows, (1, seq, parts * hidden))
         points = tuple(hidden * index for index in range(1, parts))
@@ -118,10 +139,10 @@ class Lowering:
 
     def slice(self, value: Value, axis: int, points: Sequence[int]) -> tuple[Value, ...]:
         """`value` cut along `axis` at the points."""
-        edges = [0, *points, value.shape[axis]]
+        edges = [0, *points, self.size(self.dims(value)[axis])]
         types = []
         for start, stop in pairwise(edges):
-            shape = list(value.shape)
+            shape = list(value.dims)
             shape[axis] = stop - start
             types.append(TensorType(value.dtype, tuple(shape)))
         node = self.graph.add(

@@ -68,7 +68,7 @@ def simulated(graph: Graph, option: int = 0) -> Iterator[Value]:
         yield joint
     finally:
         for node in made:
-            graph.replace(node.output, node.inputs[0])  # type: ignore[arg-type]
+            graph.replace(node.output, node.operand(0))
             graph.erase(node)
         graph.remove_input(joint)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ir.base.types import TensorType
+from ir.base.types import ValueType
 from ir.graph.graph import Graph, Value
 from passes.framework.base import Pass, Result
 from passes.framework.context import PassContext
@@ -82,7 +82,7 @@ def sink_below_binary(m: Match, rw: Rewriter) -> Value | None:
     return _unpacked(rw, packed, m.dims, m.output.type)
 
 
-def _unpacked(rw: Rewriter, packed: Value, dims: tuple[int, ...], type_: TensorType) -> Value:
+def _unpacked(rw: Rewriter, packed: Value, dims: tuple[int, ...], type_: ValueType | None) -> Value:
     plain = rw.op("mnn.ConvertTensor", packed, attrs=UNPACK, types=[packed.type])
     return rw.op("mnn.Reshape", plain, attrs={"dims": dims, "dim_type": "NCHW"}, types=[type_])
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from backends.contract.records import Memory
 from backends.mnn.card import completed
 from backends.mnn.target.releases import RELEASES
 from backends.mnn.write.weight_layout import Layout, Matrix
@@ -62,7 +63,7 @@ def runtime_config(
 class Recommendation:
     """Runtime settings that suit what is stored, and why."""
 
-    memory: str
+    memory: Memory
     precision: str
     dynamic_option: int
     reason: str
@@ -126,11 +127,13 @@ def model_config(graph: Graph, layout: Layout, template: Mapping[str, str]) -> d
     """
     fact: DynamicInputs = graph.facts[DynamicInputs.name]
     card = completed(graph)
-    rows = graph.value(fact.find("embedding-rows").input)  # type: ignore[union-attr]
+    found = fact.find("embedding-rows")
+    assert found is not None, fact
+    rows = graph.value(found.input)
     config: dict[str, Any] = {
         "model_type": card.model_type,
         # The width of an embedding row, which is a multiple of the model's when the rows come in exact parts.
-        "hidden_size": rows.shape[-1],
+        "hidden_size": rows.dims[-1],
         "layer_nums": card.layers,
         "attention_mask": "float",
         "attention_type": "full",

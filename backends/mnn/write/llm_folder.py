@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from backends.contract.records import Memory
 from backends.mnn.lower.fit import check_storage, fit
 from backends.mnn.run.native import json_to_mnn
 from backends.mnn.target.releases import MnnTarget
@@ -34,7 +35,7 @@ class Settings:
     """
 
     precision: str = "low"
-    memory: str = "low"
+    memory: Memory = "low"
     threads: int = 4
     dynamic_option: int = 0
 

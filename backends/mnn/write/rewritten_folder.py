@@ -10,7 +10,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
-from backends.mnn.card import ATTENTION, sizes
+from backends.mnn.card import ATTENTION, sizes, width
 from backends.mnn.doctor.files import tie_numbers
 from backends.mnn.lower.fit import check_storage, fit
 from backends.mnn.read.model_folder import Subject
@@ -67,9 +67,9 @@ def describe(graph: Graph, subject: Subject, executor: Executor) -> None:
     card = ModelCard(
         title=subject.folder.resolve().name,
         family=family if isinstance(family, str) and family else None,
-        hidden_size=common.get("inputCount") or graph.value("input_ids").shape[-1],
+        hidden_size=common.get("inputCount") or width(graph.value("input_ids")),
         **sizes(graph),
-        vocab_size=common.get("outputCount") or graph.outputs[0].shape[-1],
+        vocab_size=common.get("outputCount") or width(graph.outputs[0]),
         context=context if type(context) is int and context > 0 else None,
         sources=dict(executor.map(lambda path: _source(path, subject.folder), _read_files(subject))),
     )
@@ -238,7 +238,7 @@ def _model_keys(graph: Graph, layout: Layout, llm: Mapping[str, Any]) -> dict[st
     """Keys of ``llm_config.json`` that follow from what was written; None removes a key."""
     rows = graph.value("input_ids")
     found: dict[str, Any] = {
-        "hidden_size": rows.shape[-1],
+        "hidden_size": rows.dims[-1],
         "attention_mask": "float",
         "layer_nums": sum(node.op in ATTENTION for node in graph.nodes),
         "attn_scale": None,

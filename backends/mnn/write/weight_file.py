@@ -7,6 +7,7 @@ can run them: in threads, in processes, or elsewhere.
 
 from __future__ import annotations
 
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,7 @@ from ir.base.diag import LadingError
 from ir.base.executor import run_jobs
 from ir.base.store import Store, default_store, using_store
 from ir.quant.stored_weight import StoredWeight
+from ir.quant.weight import QuantizedWeight
 from ir.tensor.base import Tensor
 
 PIECE_ELEMENTS = 1 << 18
@@ -90,14 +92,14 @@ class RowsJob:
     def _write_floats(self, fd: int) -> None:
         weight, offset = self.weight, self.offset
         for low, high in _pieces(self.start, self.stop, weight.columns):
-            rows = weight.source.rows(low, high)  # type: ignore[union-attr]
+            rows = weight.floats.rows(low, high)
             if self.checked and not np.isfinite(rows).all():
                 bad = low + int(np.nonzero(~np.isfinite(rows).all(axis=1))[0][0])
                 raise LadingError(
                     "B621",
                     f"row {bad} holds NaN or infinity"
                     + (", or a number too large for half precision" if weight.bits == 16 else ""),
-                    where=f"{weight.name} ({weight.source.loc})",  # type: ignore[union-attr]
+                    where=f"{weight.name} ({weight.floats.loc})",
                 )
             _pwrite(fd, rows, offset)
             offset += rows.nbytes
@@ -198,17 +200,17 @@ def fill(
 
 def _in_turn(jobs: Sequence[Job], executor: Executor) -> Iterator[list[Job]]:
     """Jobs that can be run, large ones first: those that need nothing, then those of each slow weight."""
-    slow: dict[int, list[Job]] = {}
+    slow: dict[int, tuple[QuantizedWeight, list[Job]]] = {}
     ready = []
     for job in sorted(jobs, key=lambda job: -job.elements):
         recipe = job.weight.quantized if isinstance(job, RowsJob) else None
         if recipe is not None and recipe.is_slow:
-            slow.setdefault(id(recipe), []).append(job)
+            slow.setdefault(id(recipe), (recipe, []))[1].append(job)
         else:
             ready.append(job)
     yield ready
-    for waiting in slow.values():
-        waiting[0].weight.quantized.keep(executor)  # type: ignore[union-attr]
+    for shared, waiting in slow.values():
+        shared.keep(executor)
         yield waiting
 
 
@@ -252,11 +254,11 @@ def _small_job(layout: Layout, matrices: Sequence[Matrix], path: Path) -> SmallJ
         offset = vector.offset
         for value in vector.values:
             vectors.append((value, offset))
-            offset += 4 * value.type.size  # type: ignore[union-attr,operator]
+            offset += 4 * math.prod(value.sizes)
     return SmallJob(
         path,
         tuple((_header(matrix).tobytes(), matrix.offset) for matrix in matrices if matrix.header_bytes),
-        tuple((value.name, value.const, offset) for value, offset in vectors),  # type: ignore[misc]
+        tuple((value.name, value.tensor, offset) for value, offset in vectors),
     )
 
 
@@ -289,7 +291,7 @@ def _vector(name: str, tensor: Tensor) -> np.ndarray:
 
 
 def _pwrite(fd: int, array: np.ndarray, offset: int) -> None:
-    view = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    view = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
     while view.nbytes:
         written = os.pwrite(fd, view, offset)
         view, offset = view[written:], offset + written

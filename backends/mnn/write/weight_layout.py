@@ -7,6 +7,7 @@ independent jobs, each with its own range. Offsets are absolute; nothing needs a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from ir.base.diag import LadingError
@@ -121,12 +122,13 @@ def plan_layout(graph: Graph) -> Layout:
     layout = Layout()
     for node in graph.nodes:
         if node.op == "mnn.Convolution":
-            matrix = _matrix(_weight(node.inputs[1], matmul=True), layout.nbytes, bias=node.inputs[2])
+            matrix = _matrix(_weight(node.operand(1), matmul=True), layout.nbytes, bias=node.inputs[2])
             layout.matrices[node] = matrix
             layout.nbytes = matrix.end
         elif node.op in NORMS:
-            values = tuple(node.inputs[-2:])
-            vector = Vector(values, layout.nbytes, sum(4 * value.type.size for value in values))
+            count = len(node.inputs)
+            values = (node.operand(count - 2), node.operand(count - 1))
+            vector = Vector(values, layout.nbytes, sum(4 * math.prod(value.sizes) for value in values))
             layout.vectors[node] = vector
             layout.nbytes = vector.end
     if "embedding" in graph.tables:
@@ -174,7 +176,7 @@ def _matrix(weight: StoredWeight, offset: int, *, bias: Value | None) -> Matrix:
 
 
 def _place_embedding(layout: Layout, table: StoredWeight) -> None:
-    if table.quantized is None and table.source.type.dtype == BF16:  # type: ignore[union-attr]
+    if table.quantized is None and table.floats.type.dtype == BF16:
         layout.embedding_file = table
         return
     if table.bits not in (4, 8, 16):
@@ -196,4 +198,4 @@ def _same_storage(left: StoredWeight, right: StoredWeight) -> bool:
     if left.quantized is not None or right.quantized is not None:
         return left.quantized is right.quantized
     same_shape = (left.rows, left.columns, left.bits) == (right.rows, right.columns, right.bits)
-    return same_shape and same_tensor(left.source, right.source)  # type: ignore[arg-type]
+    return same_shape and same_tensor(left.floats, right.floats)

@@ -33,6 +33,10 @@ class Blocks(NamedTuple):
     scale: np.ndarray
     zero: np.ndarray | None
 
+    def rows(self, chosen: slice) -> Blocks:
+        """Those of some rows."""
+        return Blocks(self.codes[chosen], self.scale[chosen], None if self.zero is None else self.zero[chosen])
+
 
 class Scratch:
     """Buffers that are reused from piece to piece; one per thread."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import ClassVar
 
 import numpy as np
 
-from ir.base.types import F32, DType
+from ir.base.types import F32
 from ir.quant.columns import Columns, search_blocks
 from ir.quant.form import Form, Numbers
 from ir.quant.methods.base import Blocks, QuantMethod, Scratch
@@ -17,7 +16,7 @@ from ir.quant.storage import Storage
 
 LEAST_RANGE = {2: 0.35, 3: 0.5, 4: 0.6, 5: 0.7}
 """How far ranges are shrunk, by width; 0.85 where it says nothing."""
-SIDES = np.float32([0.97, 0.94, 0.9])
+SIDES = np.array([0.97, 0.94, 0.9], np.float32)
 """Factors of a range that is shrunk on one side."""
 REFINEMENTS = 4
 
@@ -32,7 +31,7 @@ class ClipSearch(QuantMethod):
     """
 
     name = "clip"
-    accepts: ClassVar[frozenset[DType]] = frozenset({F32})
+    accepts = frozenset({F32})
     needs = "diagonal"
     slow = True
 

@@ -10,11 +10,10 @@ are stored; each of its steps can only lower the error.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
 
 import numpy as np
 
-from ir.base.types import F32, DType
+from ir.base.types import F32
 from ir.quant.form import Form, Numbers
 from ir.quant.methods.base import Blocks, QuantMethod, Scratch
 from ir.quant.methods.clip import search
@@ -44,7 +43,7 @@ class SecondOrder(QuantMethod):
     """Feedback of errors in an order of small pivots, then coordinate descent over codes, scales and zeros."""
 
     name = "gptq"
-    accepts: ClassVar[frozenset[DType]] = frozenset({F32})
+    accepts = frozenset({F32})
     needs = "second-moments"
     slow = True
 
@@ -69,7 +68,7 @@ class SecondOrder(QuantMethod):
                 group.run(ROUNDS.get(storage.bits, 1), sweeps)
                 codes[part] = group.codes[:, group.tiles.places].T
                 for item, table in zip(numbers, group.numbers, strict=True):
-                    if item is not None:
+                    if item is not None and table is not None:
                         item[part] = table[:, group.tiles.places].T
         found = form.blocks(codes, numbers)
         if kept is not None:
@@ -101,7 +100,7 @@ class Group:
         self.codes = self._take("codes", self.length)
         self.error = self._take("error", self.length)
         self.pull = self._take("pull", self.length)
-        self.numbers = Numbers(*[None if part is None else self._columns(part) for part in numbers])
+        self.numbers = numbers.each(self._columns)
 
     def _take(self, name: str, count: int) -> np.ndarray:
         return self.scratch.take(f"gptq-{name}", (count, self.tiles.width), np.float32)
@@ -205,7 +204,7 @@ class Group:
         """Numbers of all blocks for the targets that the last pass met, not for the weights themselves."""
         targets = np.ascontiguousarray(self.pull[:, self.tiles.places].T)
         found = search(targets, self.form, self.factor.pivots, self.scratch)
-        return Numbers(*[None if part is None else self._columns(part) for part in found])
+        return found.each(self._columns)
 
     # --- descent ------------------------------------------------------------------------------------------------------
 
@@ -274,7 +273,7 @@ class Group:
         index = first // self.block
         part, own = slice(first, first + self.block), slice(place, place + self.block)
         codes, error = self.codes[part], self.error[part]
-        now = Numbers(*[None if item is None else item[index] for item in self.numbers])
+        now = self.numbers.each(lambda table: table[index])
         chosen = now.where(*self._wished(codes, pull[own], near[own, own], now))
         for table, row in zip(self.numbers, chosen, strict=True):
             if table is not None:

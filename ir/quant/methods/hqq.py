@@ -6,11 +6,9 @@ be large while the others become small.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import numpy as np
 
-from ir.base.types import F32, DType
+from ir.base.types import F32
 from ir.quant.columns import Columns, search_blocks
 from ir.quant.form import Form, Numbers
 from ir.quant.methods.base import Blocks, QuantMethod, Scratch
@@ -32,7 +30,7 @@ class HalfQuadratic(QuantMethod):
     """
 
     name = "hqq"
-    accepts: ClassVar[frozenset[DType]] = frozenset({F32})
+    accepts = frozenset({F32})
     slow = True
 
     def quantize(self, rows: np.ndarray, storage: Storage, scratch: Scratch, moments: Moments | None = None) -> Blocks:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from ir.base.types import BF16, F16, F32, DType
+from ir.base.types import BF16, F16, F32
 from ir.quant.methods.base import Blocks, NotFinite, OutOfScale, QuantMethod, Scratch
 from ir.quant.statistics.moments import Moments
 from ir.quant.storage import Storage
@@ -41,7 +41,7 @@ class RoundToNearest(QuantMethod):
     """
 
     name = "rtn"
-    accepts: ClassVar[frozenset[DType]] = frozenset({F32, F16, BF16})
+    accepts = frozenset({F32, F16, BF16})
 
     def quantize(self, rows: np.ndarray, storage: Storage, scratch: Scratch, moments: Moments | None = None) -> Blocks:
         """See `QuantMethod`."""

@@ -196,7 +196,7 @@ def _copies(weight: Weight) -> int:
 def size_of_storage(weight: Weight, storage: Storage, target: Target) -> int:
     """Bytes of one weight as it is written, without its bias."""
     if weight.role == "embedding" and storage.bits == 32:
-        parts = parts_needed(weight.value.const)  # type: ignore[arg-type]
+        parts = parts_needed(weight.value.tensor)
         return target.exact_rows_bytes(weight.rows, weight.columns, parts)
     return target.weight_bytes(weight.rows, weight.columns, storage) * _copies(weight)
 

@@ -120,10 +120,10 @@ class _Relaxation:
         # Steps of later items come first among equally good ones.
         backwards = list(reversed(list(enumerate(items))))
         owner = np.concatenate([np.full(len(item.hull) - 1, number) for number, item in backwards])
-        cost = np.concatenate([np.diff(item.cost[item.hull]) for _, item in backwards])
-        value = np.concatenate([np.diff(item.value[item.hull]) for _, item in backwards])
-        order = np.argsort(value / cost, kind="stable")
-        self._owner, self._steps_cost, self._steps_value = owner[order], cost[order], value[order]
+        costs = np.concatenate([np.diff(item.cost[item.hull]) for _, item in backwards])
+        values = np.concatenate([np.diff(item.value[item.hull]) for _, item in backwards])
+        order = np.argsort(values / costs, kind="stable")
+        self._owner, self._steps_cost, self._steps_value = owner[order], costs[order], values[order]
         self._place = 0
 
     def drop(self, place: int) -> None:

@@ -71,7 +71,7 @@ def _statistics(graph: Graph, weights: Sequence[Weight]) -> dict[str, str]:
 
 
 def _held_out(ctx: PassContext) -> Sequence[np.ndarray]:
-    text = ctx.get(CalibrationText, None)  # type: ignore[arg-type]
+    text = ctx.get(CalibrationText, None)
     if text is None or not text.held_out:
         raise LadingError(
             "Q453",

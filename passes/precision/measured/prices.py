@@ -136,7 +136,7 @@ def _asked(items: Sequence[Item], large: bool) -> list[Asked]:
         for weight in item.weights:
             for tied in _forms(weight):
                 storages = storages_of(item, weight, tied)
-                widths = LARGE_PROBE_BITS if large else PROBE_BITS
+                widths: Sequence[int] = LARGE_PROBE_BITS if large else PROBE_BITS
                 if weight.role == "embedding":
                     small = sorted({s.bits for s in storages if s.bits <= 8})
                     widths = tuple(small or {s.bits for s in storages})

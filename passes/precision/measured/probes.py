@@ -138,7 +138,7 @@ class _Work:
             weight = node.input(1)
             if node.op == "MatMul" and weight is not None and weight.is_const:
                 self._before.setdefault(weight.name, self._total)
-                self._total += 2.0 * weight.type.size  # type: ignore[union-attr]
+                self._total += 2.0 * math.prod(weight.sizes)
 
     def of(self, names: Collection[str]) -> float:
         """Operations of a variant that replaces these constants; of the whole model for none."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 
 from frontends.checkpoint.load import load
 from frontends.onnx.load import load as load_onnx
@@ -38,7 +38,7 @@ def same(one: Graph, two: Graph) -> bool:
     return differences(one, two) == [] and print_graph(one) == print_graph(two)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=40)
 @given(graphs())
 def test_a_copy_equals_its_original(graph):
     assert same(graph, copied(graph))

@@ -200,6 +200,15 @@ def test_graph_without_token_ids_is_refused():
     assert error_of(graph).code == "P351"
 
 
+def test_token_ids_of_unknown_rank_are_refused():
+    graph = tiny_decoder()
+    graph.set_type(graph.value("tokens"), TensorType(I64))
+    for node in graph.nodes:
+        graph.set_type(node.output, TensorType(F32))
+    error = error_of(graph)
+    assert error.code == "P351" and "i64[*]" in str(error)
+
+
 def test_ids_that_index_two_tables_are_refused():
     graph = tiny_decoder()
     ids = graph.inputs[0]
@@ -283,3 +292,13 @@ def test_logits_that_mix_positions_are_refused():
     mixed = graph.add("Softmax", [scores], {"axis": 1}, types=[scores.type])
     graph.set_outputs([mixed.output])
     assert error_of(graph).code == "P359"
+
+
+def test_rows_of_a_value_of_unknown_rank_are_refused():
+    graph = tiny_decoder()
+    scores, flat = graph.value("scores"), graph.add_const("flat", InlineTensor(np.array([-1], np.int64)))
+    sizes = graph.add("Reshape", [graph.add("NonZero", [scores]).output, flat])
+    moved = graph.add("Reshape", [scores, sizes.output], outputs=["moved"])
+    graph.set_outputs([graph.add("Tanh", [moved.output]).output])
+    error = error_of(graph)
+    assert error.code == "P359" and "%moved: f32[*]" in str(error)

@@ -491,7 +491,7 @@ def test_a_child_tells_its_progress_and_its_failure(tmp_path):
     request = {"model": str(tmp_path / "nothing"), "out": str(tmp_path / "out"), "pipeline": "fp32", "verify": "none"}
     with pytest.raises(LadingError) as caught:
         ladder_compile.compile_rung(request, lambda *event: events.append(event), 120)
-    assert caught.value.code.startswith("F5") and ("reading the checkpoint", 0, 0) in events
+    assert caught.value.code.startswith("F5") and ("reading the model", 0, 0) in events
 
 
 def start(out: Path) -> subprocess.Popen:

@@ -82,6 +82,41 @@ def test_operators_with_attributes_or_operands_that_mnn_lacks(lines):
     refused("P373", legalized, *lines, "output %y")
 
 
+@pytest.mark.parametrize(
+    ("says", "lines"),
+    [
+        ("the size n", ("%y: f32[2, 1], %z: f32[n, 1] = Split(%x) {axis = 0}", "output %z")),
+        ("the size n", ("%y: f32[n, 1] = Split(%x) {axis = 0, num_outputs = 1}",)),
+        ("axes that are constants", ("%y: f32[n, m] = Squeeze(%w)",)),
+        ("axes that are constants", ("input %a: i64[1]", "%y: f32[n, m, 1] = Unsqueeze(%v, %a)")),
+        ("axes that are constants", ("input %a: i64[1]", "%y: f32[n, 1] = ReduceMax(%x, %a)")),
+        ("%y is f32[*]", ("input %s: i64[2]", "%y: f32[*] = Reshape(%x, %s)")),
+        ("these are computed", ("input %g: f32[1]", "%y: f32[n, 1] = RMSNormalization(%x, %g)")),
+        ("these are computed", ("input %g: f32[m]", "%y: f32[n, m] = RMSNormalization(%v, %g)")),
+        ("the size m", ("%y: f32[1, n, m] = RotaryEmbedding(%q, %q, %q) {num_heads = 2}",)),
+        (
+            "the size m",
+            ("%y: f32[1, n, m] = Attention(%q, %q, %q) {q_num_heads = 2, kv_num_heads = 2, is_causal = 1}",),
+        ),
+    ],
+    ids=[
+        "cut of an open axis",
+        "one piece of an open axis",
+        "squeeze of all ones",
+        "unsqueeze",
+        "maximum",
+        "reshape",
+        "gain",
+        "gain of open length",
+        "rotation of open width",
+        "attention of open width",
+    ],
+)
+def test_sizes_and_constants_that_an_mnn_form_needs_and_the_graph_does_not_tell(says, lines):
+    inputs = ("input %x: f32[n, 1]", "input %v: f32[n, m]", "input %w: f32[n, m, 1]", "input %q: f32[1, n, m]")
+    refused("P373", legalized, *inputs, *lines, "output %y", says=says)
+
+
 # ---- layout and net ----
 
 
@@ -116,6 +151,11 @@ def test_inputs_and_constants_of_types_that_mnn_has_not():
     refused("B611", net_of, "input %x: f64[n]", unary, "output %y", says="f64")
     binary = '%y: f32[n] = mnn.Binary(%x, @c) {kind = "ADD"}'
     refused("B611", net_of, "const @c: f16[1] = [1.0]", "input %x: f32[n]", binary, "output %y", says="f16")
+
+
+def test_input_of_unknown_rank():
+    unary = '%y: f32[*] = mnn.Unary(%x) {kind = "ABS"}'
+    refused("B611", net_of, "input %x: f32[*]", unary, "output %y", says="unknown rank")
 
 
 # ---- weights that cannot be written ----

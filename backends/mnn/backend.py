@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backends.backend import Backend, Compilation, Figures, Made, Order
-from backends.mnn.card import width
+from backends.mnn.card import last_size
 from backends.mnn.target.releases import MnnTarget, target
 from ir.base.diag import Diagnostic, LadingError
 from ir.facts.model_card import ModelCard
@@ -144,7 +144,7 @@ class LlmCompilation(Compilation):
                 "warning",
             )
         )
-        rows = width(graph.outputs[0]) or 0
+        rows = last_size(graph.outputs[0]) or 0
         return lambda: write_placeholder(self.folder, self.target, rows)
 
     @cached_property
@@ -164,7 +164,8 @@ class LlmCompilation(Compilation):
 
         rng = np.random.default_rng(3)
         return [
-            [int(number) for number in rng.integers(0, width(graph.outputs[0]) or 0, PROMPT_TOKENS)] for _ in PROMPTS
+            [int(number) for number in rng.integers(0, last_size(graph.outputs[0]) or 0, PROMPT_TOKENS)]
+            for _ in PROMPTS
         ]
 
     # ---- the steps ----

@@ -17,12 +17,12 @@ def completed(graph: Graph) -> ModelCard:
     card = ModelCard.of(graph)
     read = sizes(graph)
     if "embedding" in graph.tables:
-        read["hidden_size"] = width(graph.tables["embedding"])
-    read["vocab_size"] = width(graph.outputs[0])
+        read["hidden_size"] = last_size(graph.tables["embedding"])
+    read["vocab_size"] = last_size(graph.outputs[0])
     return replace(card, **{key: value for key, value in read.items() if value and getattr(card, key) is None})
 
 
-def width(value: Value) -> int | None:
+def last_size(value: Value) -> int | None:
     """The length of the last axis of a value; None when it is not known in numbers."""
     last = value.shape[-1] if value.shape else None
     return last if isinstance(last, int) else None
@@ -37,4 +37,4 @@ def sizes(graph: Graph) -> dict[str, Any]:
     return {"layers": len(found), "heads": heads, "kv_heads": kv_heads, "head_dim": size}
 
 
-__all__ = ["ATTENTION", "completed", "sizes", "width"]
+__all__ = ["ATTENTION", "completed", "last_size", "sizes"]

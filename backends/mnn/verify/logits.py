@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from backends.bars import KL_BARS
-from backends.mnn.card import vocabulary
+from backends.mnn.card import last_size
 from backends.mnn.lower.simulated import integer_weight, simulated
 from backends.mnn.run.native import EXACT_CONFIG, run_model
 from backends.mnn.write.configs import config_for
@@ -255,7 +255,7 @@ class _Work:
         width = min(WINDOW, self.context)
         cuts = range(0, len(subject.text) - width + 1, width)
         windows = [list(subject.text[cut : cut + width]) for cut in cuts][: level.windows]
-        step = max(1, LOGITS_LIMIT // (4 * max(vocabulary(subject.original), 1) * width))
+        step = max(1, LOGITS_LIMIT // (4 * (last_size(subject.original.outputs[0]) or 1) * width))
         self.window_groups = [windows[start : start + step] for start in range(0, len(windows), step)]
         self.first_windows = self.window_groups[0] if windows else []
         self.option = int(subject.settings.get("dynamic_option", 0))

@@ -10,7 +10,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
-from backends.mnn.card import ATTENTION, sizes, width
+from backends.mnn.card import ATTENTION, last_size, sizes
 from backends.mnn.doctor.files import tie_numbers
 from backends.mnn.lower.fit import check_storage, fit
 from backends.mnn.read.model_folder import Subject
@@ -67,9 +67,9 @@ def describe(graph: Graph, subject: Subject, executor: Executor) -> None:
     card = ModelCard(
         title=subject.folder.resolve().name,
         family=family if isinstance(family, str) and family else None,
-        hidden_size=common.get("inputCount") or width(graph.value("input_ids")),
+        hidden_size=common.get("inputCount") or last_size(graph.value("input_ids")),
         **sizes(graph),
-        vocab_size=common.get("outputCount") or width(graph.outputs[0]),
+        vocab_size=common.get("outputCount") or last_size(graph.outputs[0]),
         context=context if type(context) is int and context > 0 else None,
         sources=dict(executor.map(lambda path: _source(path, subject.folder), _read_files(subject))),
     )

@@ -132,7 +132,6 @@ class LlmCompilation(Compilation):
         """What waits for the tokenizer; where there is none, what writes one that the engine can load."""
         if self._written is not None:
             return self._written
-        from backends.mnn.card import width
         from backends.mnn.tokenizer.placeholder import write_placeholder
 
         self.warnings.append(
@@ -144,9 +143,7 @@ class LlmCompilation(Compilation):
                 "warning",
             )
         )
-        rows = width(graph.outputs[0])
-        assert rows is not None, graph.outputs[0]
-        return lambda: write_placeholder(self.folder, self.target, rows)
+        return lambda: write_placeholder(self.folder, self.target, _vocabulary(graph))
 
     @cached_property
     def _opened(self) -> Tokenizer:
@@ -164,8 +161,7 @@ class LlmCompilation(Compilation):
         import numpy as np
 
         rng = np.random.default_rng(3)
-        rows = int(graph.outputs[0].shape[-1])  # type: ignore[arg-type,index]
-        return [[int(number) for number in rng.integers(0, rows, PROMPT_TOKENS)] for _ in PROMPTS]
+        return [[int(number) for number in rng.integers(0, _vocabulary(graph), PROMPT_TOKENS)] for _ in PROMPTS]
 
     # ---- the steps ----
 
@@ -272,6 +268,15 @@ class LlmCompilation(Compilation):
         if self.verification is None or not self.verification.sample or self.tokenizer is None:
             return None
         return PROMPTS[0], self._opened.decode(self.verification.sample, skip_special_tokens=True)
+
+
+def _vocabulary(graph: Graph) -> int:
+    """How many tokens the logits of a legal graph tell apart."""
+    from backends.mnn.card import width
+
+    rows = width(graph.outputs[0])
+    assert rows is not None, graph.outputs[0]
+    return rows
 
 
 __all__ = ["PROMPTS", "QUICK_SAMPLE", "LlmCompilation", "MnnLlm"]

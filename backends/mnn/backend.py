@@ -275,4 +275,13 @@ class LlmCompilation(Compilation):
         return PROMPTS[0], self._opened.decode(self.verification.sample, skip_special_tokens=True)
 
 
+def _vocabulary(graph: Graph) -> int:
+    """How many tokens the logits of a legal graph tell apart."""
+    from backends.mnn.card import width
+
+    rows = width(graph.outputs[0])
+    assert rows is not None, graph.outputs[0]
+    return rows
+
+
 __all__ = ["PROMPTS", "QUICK_SAMPLE", "LlmCompilation", "MnnLlm"]

@@ -35,7 +35,7 @@ class Numbers(NamedTuple):
 
     def where(self, better: np.ndarray, other: Numbers) -> Numbers:
         """The numbers of `other` where `better`, these elsewhere."""
-        point = None if self.point is None else np.where(better, other.point, self.point)  # type: ignore[arg-type]
+        point = None if self.point is None or other.point is None else np.where(better, other.point, self.point)
         return Numbers(np.where(better, other.scale, self.scale), np.where(better, other.zero, self.zero), point)
 
 
@@ -96,7 +96,8 @@ class Form:
         """Codes ``[n, length]`` of any type and numbers ``[n, blocks]`` as they are stored."""
         zero = None
         if self.kind == "int":
-            zero = numbers.point.astype(np.int8)  # type: ignore[union-attr]
+            assert numbers.point is not None
+            zero = numbers.point.astype(np.int8)
         elif self.kind == "float":
             zero = np.ascontiguousarray(numbers.zero)
         return Blocks(codes.astype(np.int8, copy=False), np.ascontiguousarray(numbers.scale), zero)

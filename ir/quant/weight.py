@@ -295,7 +295,8 @@ class _Zero(_Part):
     name = "quantized_zero_point"
 
     def _pick(self, part: Blocks) -> np.ndarray:
-        return part.zero.astype(self.type.dtype.numpy, copy=False)  # type: ignore[union-attr]
+        assert part.zero is not None
+        return part.zero.astype(self.type.dtype.numpy, copy=False)
 
 
 class _Dequantized(_Part):

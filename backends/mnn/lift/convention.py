@@ -81,7 +81,7 @@ def _last_of_sequence(builder: Builder, logits: Value) -> Value:
     value, found = logits, logits
     alone = ("mnn.Reshape", "mnn.ConvertTensor", "mnn.Convolution", "mnn.LayerNorm", "mnn.Unary")
     while value.producer is not None and value.producer.op in alone:
-        value = value.producer.inputs[0]  # type: ignore[assignment]
+        value = value.producer.operand(0)
         if value.dims[:2] == (1, builder.seq) and len(value.dims) == 3:
             found = value
     return found

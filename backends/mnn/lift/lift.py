@@ -105,8 +105,9 @@ class _Lift:
         self.builder.op = op
         kind, main = str(op.get("type")), op.get("main", {})
         operands = [self._at(index) for index in numbers(op.get("inputIndexes"))]
-        if operands and all(isinstance(item, Ints) for item in operands):
-            known = evaluate(kind, main, operands)  # type: ignore[arg-type]
+        sizes = [item for item in operands if isinstance(item, Ints)]
+        if operands and len(sizes) == len(operands):
+            known = evaluate(kind, main, sizes)
             if known is not None:
                 self.found[outputs[0]] = known
                 return

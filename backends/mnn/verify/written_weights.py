@@ -80,8 +80,8 @@ def _original(weight: StoredWeight) -> Tensor:
     """The float numbers before any storage decision."""
     if weight.quantized is not None:
         return weight.quantized.source
-    name, args, _ = weight.source.recipe()  # type: ignore[union-attr]
-    return args[0] if name == "cast" else weight.source  # type: ignore[return-value]
+    name, args, _ = weight.floats.recipe()
+    return args[0] if name == "cast" else weight.floats
 
 
 def _spans(weight: StoredWeight, sample: int | None) -> Iterator[tuple[int, int]]:

@@ -144,8 +144,7 @@ class LlmCompilation(Compilation):
                 "warning",
             )
         )
-        rows = last_size(graph.outputs[0]) or 0
-        return lambda: write_placeholder(self.folder, self.target, rows)
+        return lambda: write_placeholder(self.folder, self.target, _vocabulary(graph))
 
     @cached_property
     def _opened(self) -> Tokenizer:
@@ -163,10 +162,7 @@ class LlmCompilation(Compilation):
         import numpy as np
 
         rng = np.random.default_rng(3)
-        return [
-            [int(number) for number in rng.integers(0, last_size(graph.outputs[0]) or 0, PROMPT_TOKENS)]
-            for _ in PROMPTS
-        ]
+        return [[int(number) for number in rng.integers(0, _vocabulary(graph), PROMPT_TOKENS)] for _ in PROMPTS]
 
     # ---- the steps ----
 
@@ -277,9 +273,8 @@ class LlmCompilation(Compilation):
 
 def _vocabulary(graph: Graph) -> int:
     """How many tokens the logits of a legal graph tell apart."""
-    from backends.mnn.card import width
 
-    rows = width(graph.outputs[0])
+    rows = last_size(graph.outputs[0])
     assert rows is not None, graph.outputs[0]
     return rows
 

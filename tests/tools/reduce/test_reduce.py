@@ -221,7 +221,9 @@ def run(*arguments):
 
 
 @pytest.fixture
-def source(tmp_path):
+def source(tmp_path, monkeypatch):
+    """A graph in a file; results that are given no place go beside it."""
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / "g.lading"
     path.write_text(print_graph(decoder(1)))
     return path

@@ -66,10 +66,10 @@ def notices(made: Made) -> tuple[c.Notice, ...]:
 
 def calibration(graph: Graph) -> c.Calibration | None:
     """The text that passes looked at, and what it promised; None when none did."""
-    fact: Calibration | None = graph.facts.get(Calibration.name)
+    fact = graph.fact(Calibration)
     if fact is None:
         return None
-    plan: PrecisionPlan = graph.facts[PrecisionPlan.name]
+    plan = graph.required_fact(PrecisionPlan)
     if plan.outcome is None:
         return c.Calibration(tokens=fact.tokens, digest=fact.digest)
     found = plan.outcome

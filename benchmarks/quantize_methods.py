@@ -65,7 +65,7 @@ def cases_of(model: Path, text: Path | None, tokens: int) -> list[Case]:
     for part in (windows.calibration, windows.held_out):
         setting = CalibrationText(part, ())
         PassManager(load_pipeline("infer-types,calibrate")).run(graph, PassContext(setting))
-        keys = graph.facts[Calibration.name].keys
+        keys = graph.required_fact(Calibration).keys
         found.append({name: MomentStore().load(key) for name, key in keys.items()})
     return [
         Case(weight.name, convert(weight.source.load(), F32), found[0][weight.name], found[1][weight.name])

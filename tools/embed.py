@@ -54,12 +54,12 @@ class Outcome(Generic[Model]):
     @property
     def inputs(self) -> DynamicInputs | None:
         """The reconciled inputs, when discover-inputs ran: the calling convention that the model now has."""
-        return self.graph.facts.get(DynamicInputs.name)
+        return self.graph.fact(DynamicInputs)
 
     @property
     def precision(self) -> PrecisionPlan | None:
         """The storage type of every weight, when assign-precision ran."""
-        return self.graph.facts.get(PrecisionPlan.name)
+        return self.graph.fact(PrecisionPlan)
 
 
 def run(

@@ -206,7 +206,7 @@ class LlmCompilation(Compilation):
         from ir.facts.precision import PrecisionPlan
 
         given = self.order.options
-        best = recommend(graph.facts[PrecisionPlan.name].storage.values())
+        best = recommend(graph.required_fact(PrecisionPlan).storage.values())
         memory = given.get("memory") or best.memory
         option = best.dynamic_option if memory == "low" else 0
         return Settings(given.get("precision") or best.precision, memory, given.get("threads") or THREADS, option)

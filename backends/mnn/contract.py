@@ -77,7 +77,7 @@ _DIM_MEANING = {
 
 
 def _signature(graph: Graph, emission: Emission, target: MnnTarget, card: ModelCard) -> c.Signature:
-    fact: DynamicInputs = graph.facts[DynamicInputs.name]
+    fact = graph.required_fact(DynamicInputs)
     found = {item.input: item for item in fact.discoveries}
     inputs = tuple(_input(value, found[value.name], emission, card.context) for value in graph.inputs)
     outputs = tuple(
@@ -205,7 +205,7 @@ def _runtime(graph: Graph, emission: Emission, target: MnnTarget, measurements: 
 
 def _planned(graph: Graph, emission: Emission) -> list[Storage]:
     """How the weights are stored: as planned, and as they are where they came stored or the model was only read."""
-    plan: PrecisionPlan | None = graph.facts.get(PrecisionPlan.name)
+    plan = graph.fact(PrecisionPlan)
     planned = dict(plan.storage) if plan is not None else {}
     found = {matrix.weight.name: matrix.weight.storage for matrix in emission.layout.matrices.values()}
     return list({**found, **planned}.values())

@@ -126,7 +126,7 @@ class ModuleCompilation(Compilation):
             got = self._run(graph, feeds)
             exact = exact.joined(evaluate(graph, feeds).values(), got)
             whole = whole.joined(evaluate(original, feeds).values(), got)
-        plan: PrecisionPlan = graph.facts[PrecisionPlan.name]
+        plan = graph.required_fact(PrecisionPlan)
         bar = ERROR_BARS[min((item.bits for item in plan.storage.values()), default=32)]
         for gap, limit, what in ((exact, BAR, "its stored weights"), (whole, bar, "the original")):
             if not gap.relative <= limit:

@@ -94,7 +94,7 @@ def _weights(graph: Graph, folder: Path, names: Sequence[str]) -> Iterator[c.Wei
 def _quantized(graph: Graph, node: Node) -> c.Storage:
     codes, scale = node.operand(0), node.operand(1)
     zero = node.input(2)
-    plan: PrecisionPlan | None = graph.facts.get(PrecisionPlan.name)
+    plan = graph.fact(PrecisionPlan)
     chosen = plan.storage.get(node.output.name) if plan is not None else None
     # 3 bits, for which ONNX has no type, are kept in wider numbers.
     bits = chosen.bits if chosen is not None and chosen.bits <= 8 else codes.dtype.bits

@@ -201,7 +201,7 @@ def _beyond_exact(found: Measurement, graph: Graph) -> list[Diagnostic]:
 
 
 def _beyond_width(found: Measurement, graph: Graph, max_kl: float | None) -> list[Diagnostic]:
-    plan: PrecisionPlan | None = graph.facts.get(PrecisionPlan.name)
+    plan = graph.fact(PrecisionPlan)
     narrowest = min((item.bits for item in plan.storage.values()), default=32) if plan is not None else 32
     what, value, limit = "relative error", found.error, ERROR_BARS[narrowest]
     if found.kl is not None:

@@ -28,7 +28,7 @@ def window_feeds(
     Raises:
         LadingError: Q437 the graph is neither, Q438 a window is empty or has an id that the vocabulary lacks.
     """
-    fact = graph.facts.get(DynamicInputs.name)
+    fact = graph.fact(DynamicInputs)
     if isinstance(fact, DynamicInputs):
         table = graph.tables.get("embedding")
         _require_ids(windows, table)

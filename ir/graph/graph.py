@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from ir.base.diag import Diagnostic
 from ir.base.types import Dim, DType, Shape, TensorType, ValueType
@@ -91,6 +91,9 @@ class Fact(ABC):
     def mentions(self, name: str) -> bool:
         """True when the fact speaks of a value of this name."""
         return self.renamed(name, f"{name}.") is not self
+
+
+F = TypeVar("F", bound=Fact)
 
 
 @dataclass(frozen=True, slots=True)
@@ -419,6 +422,18 @@ class Graph:
                 return True
             graph = graph.parent
         return False
+
+    def fact(self, kind: type[F]) -> F | None:
+        """The recorded decision of a kind, or None."""
+        found = self.facts.get(kind.name)
+        return found if isinstance(found, kind) else None
+
+    def required_fact(self, kind: type[F]) -> F:
+        """The recorded decision of a kind; GraphError when there is none."""
+        found = self.fact(kind)
+        if found is None:
+            raise GraphError(f"nothing is recorded as {kind.name!r} on graph {self.name}")
+        return found
 
     def holds(self, value: Value) -> bool:
         """True for a value of this graph itself that has not been erased."""

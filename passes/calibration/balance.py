@@ -105,7 +105,7 @@ class Balance(Pass):
     def run(self, graph: Graph, ctx: PassContext) -> Mapping[str, int]:
         """Balance every place that has statistics; counts tell how many changed and how many were left."""
         store = MomentStore(ctx.store)
-        keys = graph.facts[Calibration.name].keys
+        keys = graph.required_fact(Calibration).keys
         places = [place for place in _places(graph) if place.kind in self.places]
         counts = {kind: 0 for kind in self.places} | {"left": 0, "unknown": 0}
         for done, place in enumerate(places):

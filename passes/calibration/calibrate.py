@@ -106,7 +106,7 @@ def entries_of(graph: Graph, windows: Sequence[np.ndarray]) -> list[Entry]:
 
 def _fed(graph: Graph, value: Value) -> str:
     """What an input is fed, windows aside."""
-    fact = graph.facts.get(DynamicInputs.name)
+    fact = graph.fact(DynamicInputs)
     found = next((item for item in fact.discoveries if item.input == value.name), None) if fact is not None else None
     if fact is None or found is None:
         return "ids"

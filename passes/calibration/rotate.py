@@ -158,7 +158,7 @@ class _Stream:
 
     def _fed(self, value: Value) -> list[Value]:
         """Nothing comes before rows that the runtime looks up in the embedding table; no other input may be turned."""
-        inputs = self.graph.facts.get(DynamicInputs.name)
+        inputs = self.graph.fact(DynamicInputs)
         rows = inputs.find("embedding-rows") if inputs is not None else None
         table = self.graph.tables.get("embedding")
         if rows is None or rows.input != value.name or table is None or table.const is None:

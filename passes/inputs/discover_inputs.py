@@ -62,7 +62,7 @@ class DiscoverInputs(Pass):
 
     def adapter(self, graph: Graph) -> DynamicInputs:
         """The recorded fact knows how token ids become what the runtime feeds."""
-        return graph.facts[DynamicInputs.name]
+        return graph.required_fact(DynamicInputs)
 
 
 def _positions(graph: Graph, convention: Signature, ids: Value, found: list[Discovery]) -> None:

@@ -37,7 +37,7 @@ class InsertQdq(Pass):
     lossy = True
 
     def run(self, graph: Graph, ctx: PassContext) -> Mapping[str, int]:
-        plan = graph.facts[PrecisionPlan.name]
+        plan = graph.required_fact(PrecisionPlan)
         tables = set(graph.tables.values())
         moments = _moments(graph, plan)
         counts = {"dequantize": 0, "cast": 0}
@@ -61,7 +61,7 @@ def _moments(graph: Graph, plan: PrecisionPlan) -> dict[str, str]:
     Raises:
         LadingError: Q456 there are none for a weight whose method needs them.
     """
-    fact = graph.facts.get(Calibration.name)
+    fact = graph.fact(Calibration)
     keys = dict(fact.keys) if fact is not None else {}
     pair = same_matrix([weight for weight in weights_of(graph) if weight.name in plan.storage])
     if plan.tied and pair is not None and pair[1].name in keys:

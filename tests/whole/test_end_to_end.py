@@ -170,7 +170,7 @@ def decoded_reference(folder, pipeline, ids) -> np.ndarray:
         if node.op == "MatMul":
             rows = decoded[node.output.name.removesuffix(".matmul")]
             graph.set_const(node.inputs[1], transposed(InlineTensor(rows)))
-    feeds = graph.facts[DynamicInputs.name].feeds(graph, ids)
+    feeds = graph.required_fact(DynamicInputs).feeds(graph, ids)
     feeds["input_ids"] = model.embedding_rows(ids)[:, None]
     return evaluate(graph, feeds)["logits"][0]
 

@@ -419,4 +419,4 @@ def _save_plan(graph: Graph, path: Path) -> None:
     from ir.facts.sensitivity import Sensitivity
     from passes.precision.plan_file import write_plan
 
-    write_plan(graph.facts[PrecisionPlan.name], path, graph.facts.get(Sensitivity.name))
+    write_plan(graph.required_fact(PrecisionPlan), path, graph.fact(Sensitivity))

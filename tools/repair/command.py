@@ -276,7 +276,7 @@ def _set_masks(graph: Graph, window: int) -> None:
 
     from ir.facts.inputs import DynamicInputs
 
-    fact: DynamicInputs = graph.facts[DynamicInputs.name]
+    fact = graph.required_fact(DynamicInputs)
     planes = graph.value("attention_mask").type.rank == 5
     found = tuple(
         replace(item, shapes=tuple(shape for shape in item.shapes if (len(shape) == 5) is planes))

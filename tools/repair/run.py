@@ -240,7 +240,7 @@ def _module_feeds(subject: Subject, ids: list[int], graph: Graph) -> dict[str, n
 
     from ir.facts.inputs import DynamicInputs
 
-    fact: DynamicInputs = graph.facts[DynamicInputs.name]
+    fact = graph.required_fact(DynamicInputs)
     count, places = len(ids), np.arange(len(ids), dtype=np.int32)
     seen = places[:, None] >= places
     known = {
@@ -273,7 +273,7 @@ def stored_logits(graph: Graph, ids: list[int]) -> np.ndarray:
     from ir.evaluate.evaluator import Evaluator
     from ir.facts.inputs import DynamicInputs
 
-    fact: DynamicInputs = graph.facts[DynamicInputs.name]
+    fact = graph.required_fact(DynamicInputs)
     (found,) = Evaluator(graph, memory_limit=MEMORY_LIMIT).run(fact.feeds(graph, np.array(ids), index=0)).values()
     return found.reshape(-1, found.shape[-1])
 

@@ -74,7 +74,8 @@ class LegalizeMnn(Pass):
         table = graph.tables.get("embedding")
         if table is None or table.const is None or table.const.recipe()[0] != "bf16_parts":
             return None
-        return RowParts(graph.facts[DynamicInputs.name].find("embedding-rows").input)
+        rows = graph.required_fact(DynamicInputs).find("embedding-rows")
+        return RowParts(rows.input) if rows is not None else None
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,7 @@ def _attention(node: Node, low: Lowering) -> None:
     v4 = low.reshape(v, (one, seq, kv_heads, low.size(low.dims(v)[-1]) // kv_heads))
     mask = node.input(3)
     if mask is None:
-        fact: DynamicInputs | None = low.graph.facts.get(DynamicInputs.name)
+        fact = low.graph.fact(DynamicInputs)
         fed = fact.find("attention-mask") if fact is not None else None
         if fed is None:
             raise _no_form(node, "MNN's attention needs a mask that the runtime feeds; discover-inputs declares it")

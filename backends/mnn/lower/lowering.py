@@ -109,7 +109,7 @@ class Lowering:
     def embedding_parts(self) -> None:
         """Hand a table kept in single precision to the runtime as bfloat16 parts and sum the parts in the graph."""
         graph = self.graph
-        fact: DynamicInputs | None = graph.facts.get(DynamicInputs.name)
+        fact = graph.fact(DynamicInputs)
         found = fact.find("embedding-rows") if fact is not None else None
         table = graph.tables.get("embedding")
         if found is None or table is None or table.const is None:

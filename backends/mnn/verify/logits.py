@@ -374,7 +374,7 @@ class _Work:
 
     def _feeds(self, sequences: Sequence[Sequence[int]]) -> list[dict[str, np.ndarray]]:
         graph = self.subject.final
-        fact: DynamicInputs = graph.facts[DynamicInputs.name]
+        fact = graph.required_fact(DynamicInputs)
         return [fact.feeds(graph, np.array(ids), index=0) for ids in sequences]
 
     # ---- results ----
@@ -472,7 +472,7 @@ def _below_bar(found: Verification, work: _Work, graph: Graph, max_kl: float | N
     problems = _beyond_exact(decoded)
     if found.activations is not None and platform.machine() in MODELLED:
         problems += _beyond_model(shipped.release, found.activations)
-    plan: PrecisionPlan = graph.facts[PrecisionPlan.name]
+    plan = graph.required_fact(PrecisionPlan)
     narrowest = min((item.bits for item in plan.storage.values()), default=32)
     limit = KL_BARS[narrowest] if max_kl is None else max_kl
     for item, what in ((exact, "exact arithmetic"), (shipped, "the shipped settings")):

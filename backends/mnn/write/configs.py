@@ -125,7 +125,7 @@ def model_config(graph: Graph, layout: Layout, template: Mapping[str, str]) -> d
         layout: where the embedding rows lie.
         template: ``chat_template``, ``bos`` and ``eos`` as far as the checkpoint has them.
     """
-    fact: DynamicInputs = graph.facts[DynamicInputs.name]
+    fact = graph.required_fact(DynamicInputs)
     card = completed(graph)
     found = fact.find("embedding-rows")
     assert found is not None, fact

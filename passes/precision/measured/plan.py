@@ -57,7 +57,7 @@ def by_measurement(
 
 def _statistics(graph: Graph, weights: Sequence[Weight]) -> dict[str, str]:
     """Key of the statistics of each weight that is multiplied by."""
-    fact = graph.facts.get(Calibration.name)
+    fact = graph.fact(Calibration)
     keys = dict(fact.keys) if fact is not None else {}
     missing = [weight.name for weight in weights if weight.role != "embedding" and weight.name not in keys]
     if missing:

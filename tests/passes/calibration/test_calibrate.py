@@ -70,7 +70,7 @@ DISCOVERED = "infer-types,discover-inputs,calibrate"
 @pytest.mark.parametrize("pipeline", [RAW, DISCOVERED, "infer-types,discover-inputs,calibrate{memory=1 threads=1}"])
 def test_statistics_are_those_of_the_values_before_the_weights(checkpoint: Path, pipeline: str) -> None:
     graph, counts = calibrated(checkpoint, pipeline)
-    fact = graph.facts[Calibration.name]
+    fact = graph.required_fact(Calibration)
     assert fact.tokens == 113 and counts["weights"] == len(fact.keys) == 7 * 3 + 1
     readers = {n.inputs[1].name: n.inputs[0].name for n in graph.nodes if n.op == "MatMul" and n.inputs[1].is_const}
     assert set(fact.keys) == set(readers)
@@ -91,7 +91,7 @@ def test_statistics_are_those_of_the_values_before_the_weights(checkpoint: Path,
 @pytest.mark.mnn
 def test_weights_that_read_one_value_share_statistics(checkpoint: Path) -> None:
     graph, counts = calibrated(checkpoint, DISCOVERED)
-    keys = graph.facts[Calibration.name].keys
+    keys = graph.required_fact(Calibration).keys
     layer = "model.layers.1."
     assert len({keys[f"{layer}self_attn.{name}_proj.weight"] for name in "qkv"}) == 1
     assert keys[f"{layer}mlp.up_proj.weight"] == keys[f"{layer}mlp.gate_proj.weight"]
@@ -145,7 +145,7 @@ def test_a_weight_that_is_read_twice_has_the_statistics_of_both(cache: Path) -> 
         graph.set_type(value, TensorType(value.dtype, shape))
     text = CalibrationText((np.array([1, 2, 8]), np.array([0, 3])), ())
     counts = run(graph, RAW, text)
-    found = MomentStore().load(graph.facts[Calibration.name].keys["w"])
+    found = MomentStore().load(graph.required_fact(Calibration).keys["w"])
     table, weight = graph.value("table").const.load(), graph.value("w").const.load()
     rows = table[[1, 2, 8, 0, 3]]
     x = np.concatenate([rows, np.maximum(rows @ weight, 0)])
@@ -209,7 +209,7 @@ def test_a_second_run_evaluates_nothing(checkpoint: Path, monkeypatch: pytest.Mo
     second, again = calibrated(checkpoint, SMALL)
     assert steps.done == []
     assert again == {"weights": counts["weights"], "computed": 0, "cached": counts["computed"]}
-    assert first.facts[Calibration.name] == second.facts[Calibration.name]
+    assert first.required_fact(Calibration) == second.required_fact(Calibration)
 
 
 @pytest.mark.mnn
@@ -221,7 +221,7 @@ def test_the_memory_option_does_not_change_keys(checkpoint: Path) -> None:
 @pytest.mark.mnn
 def test_keys_follow_the_text_and_what_is_below(checkpoint: Path, tmp_path: Path) -> None:
     graph, _ = calibrated(checkpoint, DISCOVERED)
-    keys = graph.facts[Calibration.name].keys
+    keys = graph.required_fact(Calibration).keys
     other = calibrated(checkpoint, DISCOVERED, CalibrationText(WINDOWS[:2], ()))[0].facts[Calibration.name].keys
     assert set(keys.values()).isdisjoint(other.values())
 
@@ -230,7 +230,7 @@ def test_keys_follow_the_text_and_what_is_below(checkpoint: Path, tmp_path: Path
     factors = InlineTensor(np.full(weight.shape[1], 1.5, np.float32))
     changed.set_const(weight, multiplied(weight.const, factors, 1))
     counts = run(changed, DISCOVERED)
-    found = changed.facts[Calibration.name].keys
+    found = changed.required_fact(Calibration).keys
     same = {name for name in keys if found[name] == keys[name]}
     assert {name for name in keys if ".layers.0." in name} <= same
     assert weight.name in same and "model.layers.1.mlp.down_proj.weight" not in same
@@ -259,7 +259,7 @@ def test_names_do_not_matter(checkpoint: Path) -> None:
     graph.rename(graph.value("model.layers.0.self_attn.attention"), "attended")
     graph.rename(graph.value("lm_head.weight"), "head")
     assert run(graph, "calibrate")["computed"] == 0
-    assert "head" in graph.facts[Calibration.name].keys
+    assert "head" in graph.required_fact(Calibration).keys
 
 
 @pytest.mark.mnn
@@ -280,10 +280,10 @@ def test_a_stopped_run_goes_on_where_it_was(
     assert steps.done[0] == 4 and steps.done == list(range(4, len(steps.done) + 4))
     assert counts["cached"] >= 4 and counts["computed"] >= 4
     assert list((cache / "running").iterdir()) == []
-    stopped = {name: MomentStore().load(key) for name, key in graph.facts[Calibration.name].keys.items()}
+    stopped = {name: MomentStore().load(key) for name, key in graph.required_fact(Calibration).keys.items()}
     monkeypatch.setenv("LADING_CACHE", str(cache / "other"))
     graph, _ = calibrated(checkpoint, pipeline)
-    for name, key in graph.facts[Calibration.name].keys.items():
+    for name, key in graph.required_fact(Calibration).keys.items():
         np.testing.assert_array_equal(MomentStore().load(key).second, stopped[name].second)
 
 
@@ -309,7 +309,7 @@ def test_a_bookmark_that_does_not_fit_is_not_used(
     bookmark.write_bytes(whole)
     steps.stop = None
     graph, _ = calibrated(checkpoint, SMALL)
-    key = graph.facts[Calibration.name].keys["model.layers.0.self_attn.q_proj.weight"]
+    key = graph.required_fact(Calibration).keys["model.layers.0.self_attn.q_proj.weight"]
     default_store().remove(f"moments/{key}")
     steps.done.clear()
     assert calibrated(checkpoint, SMALL)[1]["computed"] == 1

@@ -36,7 +36,7 @@ def graph_of(source, pipeline: str):
 
 def logits(graph) -> np.ndarray:
     """Logits of the float graph."""
-    return evaluate(graph, graph.facts[DynamicInputs.name].feeds(graph, IDS))["logits"]
+    return evaluate(graph, graph.required_fact(DynamicInputs).feeds(graph, IDS))["logits"]
 
 
 @pytest.mark.mnn

@@ -39,7 +39,7 @@ def windowed(tmp_path_factory):
 def discovered(folder, options: str = ""):
     graph = load(folder)
     PassManager(f"infer-types,discover-inputs{options}").run(graph)
-    return graph, graph.facts[DynamicInputs.name]
+    return graph, graph.required_fact(DynamicInputs)
 
 
 def tiny_decoder(rows: int = 6, hidden: int = 4) -> Graph:
@@ -177,7 +177,7 @@ def test_values_that_count_by_other_means_are_recognised_by_evaluation():
     graph.set_input(graph.value("normed").producer, 0, moved.output)
     toposort(graph)
     PassManager(PIPELINE).run(graph)
-    found = graph.facts[DynamicInputs.name].find("positions")
+    found = graph.required_fact(DynamicInputs).find("positions")
     assert found is not None and "places" in found.reason
     assert "CumSum" not in {node.op for node in graph.nodes}
 

@@ -40,7 +40,7 @@ def planned(folder: Path, **options):
     """The graph of a checkpoint with its inputs discovered and a plan recorded."""
     graph = load(folder)
     PassManager(Pipeline((DiscoverInputs(), AssignPrecision(**options)))).run(graph, given=("typed",))
-    return graph, graph.facts[PrecisionPlan.name]
+    return graph, graph.required_fact(PrecisionPlan)
 
 
 def run(folder: Path, text: str):
@@ -185,7 +185,7 @@ def test_sizes_are_known_before_anything_is_stored(family, options, request, tmp
     folder = make_checkpoint(tmp_path, family) if family == "qwen3" else request.getfixturevalue(family)
     graph = load(folder)
     PassManager(f"infer-types,discover-inputs,assign-precision{{{options}}}").run(graph)
-    plan = graph.facts[PrecisionPlan.name]
+    plan = graph.required_fact(PrecisionPlan)
     expected, rows = fixed_bytes(graph), 0
     for weight in weights_of(graph):
         storage = plan.storage[weight.name]

@@ -179,7 +179,7 @@ def test_the_pass_works_before_legalization_too(shallow):
     ids = np.arange(3, 14)
     results = []
     for graph in (lowered(shallow, early), late):
-        fact = graph.facts[DynamicInputs.name]
+        fact = graph.required_fact(DynamicInputs)
         (logits,) = evaluate(graph, fact.feeds(graph, ids, index=0)).values()
         results.append(logits.reshape(len(ids), -1))
     gaps = np.abs(results[0] - results[1]).max(axis=1)
@@ -249,7 +249,7 @@ def stored(shallow, tmp_path_factory):
 
 
 def _feeds(graph, windows):
-    fact = graph.facts[DynamicInputs.name]
+    fact = graph.required_fact(DynamicInputs)
     return [fact.feeds(graph, np.array(window), index=0) for window in windows]
 
 
@@ -344,7 +344,7 @@ def test_weights_read_back_from_disk_give_the_runtimes_numbers(example, verified
         if node.op == "mnn.Convolution":
             array = np.ascontiguousarray(model.decode(node.output.name).T)
             graph.set_input(node, 1, graph.add_const(f"{node.output.name}.read", InlineTensor(array)))
-    fact = graph.facts[DynamicInputs.name]
+    fact = graph.required_fact(DynamicInputs)
     feeds = fact.feeds(graph, np.array(window), index=0)
     rows = model.embedding_rows(np.array(window))
     feeds[fact.find("embedding-rows").input] = rows.reshape(len(window), 1, -1)

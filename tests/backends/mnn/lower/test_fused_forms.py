@@ -54,7 +54,7 @@ def lowered(source, pipeline: str) -> Graph:
 
 def logits(graph: Graph, ids) -> np.ndarray:
     """What the definitions of a graph's operators say."""
-    feeds = graph.facts[DynamicInputs.name].feeds(graph, ids)
+    feeds = graph.required_fact(DynamicInputs).feeds(graph, ids)
     adapter = LegalizeMnn().adapter(graph)
     return evaluate(graph, adapter.adapt_feeds(feeds, graph) if adapter else feeds)["logits"][0]
 

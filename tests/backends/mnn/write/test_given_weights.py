@@ -186,7 +186,7 @@ def test_a_decoder_with_quantized_weights_compiles_with_them(checkpoint, tmp_pat
     for node, matrix in layout.matrices.items():
         rows = matrix.weight.dequantized_rows(0, matrix.weight.rows)
         np.testing.assert_array_equal(read.decode(node.output.name), rows)
-    computed = evaluate(graph, graph.facts[DynamicInputs.name].feeds(graph, ids))["logits"].reshape(wanted.shape)
+    computed = evaluate(graph, graph.required_fact(DynamicInputs).feeds(graph, ids))["logits"].reshape(wanted.shape)
     assert np.abs(computed - wanted).max() <= 1e-4 * np.abs(wanted).max()
 
 

@@ -74,7 +74,7 @@ def calibrated(tied, text):
 
 def assigned(graph, text, options):
     PassManager(f"assign-precision{{{options}}}").run(graph, PassContext(text), given=("typed", "signature"))
-    return graph.facts[PrecisionPlan.name], graph.facts[Sensitivity.name]
+    return graph.required_fact(PrecisionPlan), graph.required_fact(Sensitivity)
 
 
 # ---- limits ----
@@ -575,7 +575,9 @@ def test_the_plan_and_what_is_kept_do_not_depend_on_the_executor(tied, text, pro
             graph, store = load(tied), folder_store(tmp_path / str(number))
             PassManager(pipeline).run(graph, PassContext(text, executor=executor, store=store))
             kept = {item.name: store.find(item.name).read() for item in store.entries()}
-            found.append((graph.facts[PrecisionPlan.name], graph.facts[Sensitivity.name], print_graph(graph), kept))
+            found.append(
+                (graph.required_fact(PrecisionPlan), graph.required_fact(Sensitivity), print_graph(graph), kept)
+            )
     assert {name.partition("/")[0] for name in found[0][3]} == {"measurements", "moments", "quantized"}
     assert found[1] == found[0] and found[2] == found[0]
     assert not (tmp_path / "unused").exists()
@@ -631,7 +633,7 @@ def test_a_plan_written_to_a_file_is_read_back_to_the_same_storages(calibrated, 
     assert written.count("predicted share") == len(plan.storage) - 1
     again = calibrated()
     PassManager(f'assign-precision{{plan="{path}"}}').run(again, given=("typed", "signature"))
-    reread = again.facts[PrecisionPlan.name]
+    reread = again.required_fact(PrecisionPlan)
     assert reread.tied == plan.tied and list(reread.storage) == list(plan.storage)
     assert reread.storage == plan.storage
 

@@ -263,7 +263,7 @@ CODES: dict[str, str] = {
     "U902": "The operating system refused to read or write a file, for the reason given.",
     "U903": "The text file does not exist.",
     "U904": "generation_config.json of the checkpoint is not a JSON object.",
-    "U907": "One of --budget, --max-size and --max-kl can be kept, by a pipeline that has assign-precision.",
+    "U907": "One of --budget, --max-size and --max-kl can be kept, and a plan saved, by a pipeline that has assign-precision.",
     "U910": "The graph given to a tool does not exist or cannot be read.",
     "U911": "There is no such frontend or backend, or none takes files with this suffix.",
     "U912": "A frontend or backend of a plugin lacks a part that every one has, or gives something other than a graph.",

@@ -205,10 +205,14 @@ def _measured(pipeline: Pipeline, request: Request) -> Pipeline:
     """The pipeline with the limit of the request given to assign-precision, and calibrated before it.
 
     Raises:
-        LadingError: U907 more than one limit, or nothing in the pipeline that could keep one.
+        LadingError: U907 more than one limit, or nothing in the pipeline that could keep one or make a plan to save.
     """
     from passes.precision.assign_precision import AssignPrecision
 
+    plans = any("precision-plan" in one.establishes for one in pipeline.passes())
+    if request.save_plan is not None and not plans:
+        hint = "use a pipeline with assign-precision, or leave --save-plan out"
+        raise LadingError("U907", f"the pipeline {pipeline} makes no precision plan to save", hint=hint)
     limits = {"budget": request.budget, "max_size": request.max_size, "max_kl": request.max_kl}
     given = {name: value for name, value in limits.items() if value is not None}
     if not given:

@@ -86,3 +86,18 @@ def torch_greedy(model, prompt: Sequence[int], count: int) -> list[int]:
             eos_token_id=None, pad_token_id=0,
         )  # fmt: skip
     return out[0, len(prompt) :].tolist()
+
+
+PIECES = [list(range(5, 40)), [7], [9, 10, 11]]
+"""Token ids of a prefill, a single token and a further piece."""
+
+
+def exact_logits(folder: Path, version: str) -> np.ndarray:
+    """Logits of the pieces of `PIECES` in exact arithmetic, float32[tokens, vocabulary]."""
+    result = run_model(
+        config_for(folder, version),
+        [{"do": "forward", "pieces": PIECES}],
+        interpreter=interpreters()[version],
+        timeout_s=120,
+    )
+    return np.concatenate(result.require(str(folder)).results[0]["logits"])

@@ -27,7 +27,7 @@ from ir.base.diag import LadingError
 from ir.evaluate.evaluator import Evaluator
 from tests.support.checkpoints import make_checkpoint
 from tests.support.paths import DATA
-from tests.support.runs import compiled, each_release, interpreters
+from tests.support.runs import PIECES, compiled, each_release, exact_logits, interpreters
 from tools.repair.command import main, repair
 
 OFFICIAL = {"official-default-int8": 2e-5, "official-unfused-int4": 0.0, "official-unfused-int8-fp32scales": 0.0}
@@ -38,23 +38,10 @@ HERE = installed_version() or ""
 RUNS = HERE in LLM_RELEASES
 """The installed MNN can run models."""
 
-PIECES = [list(range(5, 40)), [7], [9, 10, 11]]
-
 
 def run(*arguments: object):
     """The command in this process."""
     return CliRunner().invoke(main, [str(item) for item in arguments])
-
-
-def logits(folder: Path, version: str) -> np.ndarray:
-    """Logits of a prefill, a single token and a further piece, exact arithmetic."""
-    result = native.run_model(
-        config_for(folder, version),
-        [{"do": "forward", "pieces": PIECES}],
-        interpreter=interpreters()[version],
-        timeout_s=120,
-    )
-    return np.concatenate(result.require(str(folder)).results[0]["logits"])
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +71,8 @@ def test_repaired_official_models_are_healthy_everywhere(name, repaired):
 @pytest.mark.parametrize("version", each_release())
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_repaired_official_models_give_the_original_logits_on_every_release(name, version, repaired):
-    wanted = logits(DATA / name, "3.6.1")
-    found = logits(repaired(name), version)
+    wanted = exact_logits(DATA / name, "3.6.1")
+    found = exact_logits(repaired(name), version)
     assert found.shape == wanted.shape and np.abs(wanted).max() > 10
     assert np.abs(found - wanted).max() <= OFFICIAL[name] * np.abs(wanted).max()
 
@@ -140,7 +127,7 @@ def test_repairing_a_sound_model_changes_no_logit(name, tmp_path):
     done = repair(folder, tmp_path / "new")
     assert done.kept and done.before == done.after == list(RELEASES)
     version = "3.6.1" if "3.6.1" in interpreters() else next(iter(interpreters()))
-    assert np.array_equal(logits(folder, version), logits(tmp_path / "new", version))
+    assert np.array_equal(exact_logits(folder, version), exact_logits(tmp_path / "new", version))
 
 
 def test_repairing_keeps_the_bytes_of_weights(tmp_path):
@@ -159,8 +146,8 @@ def test_a_model_without_logits_index_gets_it(tmp_path):
     done = repair(old, tmp_path / "new")
     assert done.before == [] and done.after == list(RELEASES)
     version = next(iter(interpreters()))
-    wanted = logits(whole, version)
-    assert np.abs(logits(tmp_path / "new", version) - wanted).max() < 1e-5 * np.abs(wanted).max()
+    wanted = exact_logits(whole, version)
+    assert np.abs(exact_logits(tmp_path / "new", version) - wanted).max() < 1e-5 * np.abs(wanted).max()
 
 
 def test_an_official_model_repaired_for_3_0_loads_with_the_old_names(tmp_path):
@@ -182,7 +169,7 @@ def test_an_official_model_repaired_for_3_0_loads_with_the_old_names(tmp_path):
                              timeout_s=60)  # fmt: skip
     assert ended.ok, ended.log
     if "3.6.1" in interpreters():
-        wanted = logits(DATA / "official-default-int8", "3.6.1")[: len(ids)]
+        wanted = exact_logits(DATA / "official-default-int8", "3.6.1")[: len(ids)]
         assert np.abs(ended.arrays["outputs/logits"][0] - wanted).max() < 1e-4 * np.abs(wanted).max()
 
 
@@ -276,8 +263,8 @@ def test_a_repair_for_the_newest_release_uses_its_fused_forms(name, tmp_path):
     assert "fuse-mnn{fuse=[" in read(tmp_path / "new").pipeline.text
     assert json.loads((tmp_path / "new" / "llm_config.json").read_text())["layer_nums"] == 2
     if "3.6.1" in interpreters():
-        wanted = logits(DATA / name, "3.6.1")
-        assert np.abs(logits(tmp_path / "new", "3.6.1") - wanted).max() <= 2e-5 * np.abs(wanted).max()
+        wanted = exact_logits(DATA / name, "3.6.1")
+        assert np.abs(exact_logits(tmp_path / "new", "3.6.1") - wanted).max() <= 2e-5 * np.abs(wanted).max()
 
 
 def exported(name: str):

@@ -9,12 +9,10 @@ import pytest
 
 from backends.mnn.lift.lift import lift
 from backends.mnn.read.net_file import read_net
-from backends.mnn.run import native
-from backends.mnn.write.configs import config_for
 from ir.base.diag import LadingError
 from ir.evaluate.evaluator import Evaluator
 from tests.support.paths import DATA
-from tests.support.runs import each_release, interpreters
+from tests.support.runs import each_release, exact_logits, interpreters
 from tools.repair.command import repair
 
 REFUSED = {"qwen3-moe-int4": "a mixture of experts", "qwen3-5-graph-only": "linear attention"}
@@ -22,23 +20,11 @@ NAMES = sorted(
     [f"exports/{path.name}" for path in (DATA / "exports").iterdir() if path.name not in REFUSED]
     + ["official-qwen3-int8"]
 )
-PIECES = [list(range(5, 40)), [7], [9, 10, 11]]
 
 ROUNDING = 1e-5
 """Allowed difference from the original, relative to the largest logit; the largest seen was 2.1e-6."""
 
 needs_newest = pytest.mark.skipif("3.6.1" not in interpreters(), reason="the originals run on MNN 3.6.1 only")
-
-
-def logits(folder: Path, version: str) -> np.ndarray:
-    """Logits of a prefill, a single token and a further piece, exact arithmetic."""
-    result = native.run_model(
-        config_for(folder, version),
-        [{"do": "forward", "pieces": PIECES}],
-        interpreter=interpreters()[version],
-        timeout_s=120,
-    )
-    return np.concatenate(result.require(str(folder)).results[0]["logits"])
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +38,7 @@ def made(tmp_path_factory):
             folders[name, target] = tmp_path_factory.mktemp("repaired") / "out"
             repair(DATA / name, folders[name, target], target)
         if name not in wanted:
-            wanted[name] = logits(DATA / name, "3.6.1")
+            wanted[name] = exact_logits(DATA / name, "3.6.1")
         return folders[name, target], wanted[name]
 
     return get
@@ -63,7 +49,7 @@ def made(tmp_path_factory):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_repaired_family_gives_the_logits_of_its_original(name, version, made):
     folder, wanted = made(name)
-    found = logits(folder, version)
+    found = exact_logits(folder, version)
     assert found.shape == wanted.shape and np.abs(wanted).max() > 10
     assert np.abs(found - wanted).max() <= ROUNDING * np.abs(wanted).max()
 
@@ -72,7 +58,7 @@ def test_a_repaired_family_gives_the_logits_of_its_original(name, version, made)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_family_repaired_for_the_newest_release_gives_the_logits_of_its_original(name, made):
     folder, wanted = made(name, "3.6.1")
-    assert np.abs(logits(folder, "3.6.1") - wanted).max() <= ROUNDING * np.abs(wanted).max()
+    assert np.abs(exact_logits(folder, "3.6.1") - wanted).max() <= ROUNDING * np.abs(wanted).max()
 
 
 @pytest.mark.parametrize("name", REFUSED)

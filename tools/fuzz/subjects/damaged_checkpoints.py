@@ -50,7 +50,7 @@ def _weights(case: Case) -> Path:
     header, data = raw[8 : 8 + length], raw[8 + length :]
     if case.rng.random() < 0.7:
         text = json_bytes(case.rng, damage_json(case.rng, json.loads(header)))
-        raw = (len(text) + case.rng.choice([0, 0, 0, 1, -1])).to_bytes(8, "little") + text + data
+        raw = max(0, len(text) + case.rng.choice([0, 0, 0, 1, -1])).to_bytes(8, "little") + text + data
     else:
         raw = damage_bytes(case.rng, raw)
     path.write_bytes(raw)

@@ -270,9 +270,19 @@ def test_a_tokenizer_at_which_the_library_panics(compiled, monkeypatch):
     assert code_of(lambda: load_calibration(None, compiled.parent / "checkpoint")) == "Q435"
 
 
-def test_a_token_with_a_huge_id(compiled, tmp_path):
-    from backends.mnn.tokenizer.spec import load_tokenizer
+@pytest.mark.parametrize("half", [b"\\ud800", b"\xed\xa0\x80"], ids=["escaped", "as bytes"])
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"])
+def test_half_a_character_in_a_tokenizer(compiled, tmp_path, name, half):
+    checkpoint = Path(shutil.copytree(compiled.parent / "checkpoint", tmp_path / "checkpoint"))
+    path = checkpoint / name
+    data = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**data, "eos_token": "@half"}))
+    load_tokenizer(checkpoint)
+    path.write_bytes(path.read_bytes().replace(b"@half", half))
+    assert code_of(lambda: load_tokenizer(checkpoint)) == "B641"
 
+
+def test_a_token_with_a_huge_id(compiled, tmp_path):
     checkpoint = Path(shutil.copytree(compiled.parent / "checkpoint", tmp_path / "checkpoint"))
     data = json.loads((checkpoint / "tokenizer.json").read_text())
     merge = data["model"]["merges"][0]

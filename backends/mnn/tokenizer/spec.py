@@ -211,7 +211,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         raw = path.read_bytes()
-        data = json.loads(raw, parse_int=whole)
+        data = json.loads(raw.decode("utf-8-sig"), parse_int=whole)
         if b"\\ud" in raw.lower():
             json.dumps(data, ensure_ascii=False).encode()
     except (OSError, ValueError, RecursionError) as error:

@@ -17,7 +17,6 @@ from passes.framework.base import Pass
 from passes.framework.context import PassContext
 from passes.framework.options import option
 from passes.precision.limits import limit_of
-from passes.precision.measured.plan import by_measurement
 from passes.precision.plan_file import Rule, check_pattern, load_rules
 from passes.precision.planned_weights import Weight, same_matrix, weights_of
 from passes.precision.storage_rules import Preferences, Prepared, floor_of, require_used
@@ -124,6 +123,9 @@ class AssignPrecision(Pass):
         if wanted.limit is None:
             plan = _by_policy(weights, wanted)
         else:
+            # Measuring takes many modules, which assigning by policy must not pay for.
+            from passes.precision.measured.plan import by_measurement
+
             plan, sensitivity = by_measurement(graph, ctx, wanted, weights)
             graph.set_fact(sensitivity.name, sensitivity)
         graph.set_fact(PrecisionPlan.name, plan)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ir.base.diag import Diagnostic, LadingError
+from ir.base.paused_gc import paused_collection
 from tools.shared.interrupts import held_interrupts
 
 if TYPE_CHECKING:
@@ -287,10 +288,11 @@ class _Job:
         options = _options(request, name, formats, calibrated)
         compilation = backend.begin(self._order(origin, target, options))
         with staged_directory(request.out, force=request.force) as staging, compilation.working(staging):
-            if graph is None:
-                graph = self._read(origin, compilation, calibrated)
-            original, report = self._lower(graph, origin, compilation, pipeline, calibrated)
-            compilation.emit(graph)
+            with paused_collection():
+                if graph is None:
+                    graph = self._read(origin, compilation, calibrated)
+                original, report = self._lower(graph, origin, compilation, pipeline, calibrated)
+                compilation.emit(graph)
             if original is not None:
                 compilation.verify(graph, original)
             self.warnings += [*default_store().take_warnings(), *compilation.warnings]

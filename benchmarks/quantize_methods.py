@@ -40,7 +40,7 @@ from ir.tensor.inline import InlineTensor
 from passes.framework.context import PassContext
 from passes.framework.load import load as load_pipeline
 from passes.framework.manager import PassManager
-from passes.precision.assign_precision import weights_of
+from passes.precision.planned_weights import weights_of
 
 FORMS = {"int": {}, "float": {"zero": "float"}, "symmetric": {"symmetric": True}}
 SHAPES = {(896, 896): 2, (128, 896): 2, (4864, 896): 2, (896, 4864): 1}

@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 
 from backends.contract.codec import CONTRACT_FILE
-from backends.contract.records import Contract, FileEntry, sha256_of
+from backends.contract.records import Contract, FileEntry
 from ir.base.diag import Diagnostic, suggest
+from ir.base.whole_files import sha256_of
 
 
 def check_files(contract: Contract, folder: str | os.PathLike[str], *, digests: bool = True) -> list[Diagnostic]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Annotated, Any, Final, Literal
 from backends.contract.codec import SCALARS, Limits, Record, record_codec, version_key, whole
 from backends.contract.cross_checks import disagreements
 from ir.base.diag import Diagnostic, LadingError
+from ir.base.whole_files import sha256_of
 from ir.quant import storage as quant_storage
 
 CONTRACT_VERSION: Final = "1.0"
@@ -52,11 +52,6 @@ DefaultValue = Annotated[int | float | bool | None, Limits(types=("number", "boo
 Setting = Annotated[Any, Limits(types=(*SCALARS, "array"))]
 Memory = Literal["low", "normal", "high"]
 Precision = Literal["low", "normal", "high"]
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)

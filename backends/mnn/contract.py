@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import backends.contract as c
@@ -153,19 +154,8 @@ def _weights(graph: Graph, emission: Emission, errors: Mapping[str, tuple[float,
     elif layout.embedding is not None:
         matrix = layout.embedding
         owner = next((item.name for item in entries if item.offset == matrix.offset), None)
-        entry = weight_entry(matrix, errors)
-        entries.append(
-            c.WeightEntry(
-                name=name,
-                file=entry.file,
-                offset=entry.offset,
-                bytes=entry.bytes,
-                shape=entry.shape,
-                storage=entry.storage,
-                shared_with=owner if layout.embedding_shared else None,
-                error=entry.error,
-            )
-        )
+        shared_with = owner if layout.embedding_shared else None
+        entries.append(replace(weight_entry(matrix, errors), name=name, shared_with=shared_with))
     return entries
 
 

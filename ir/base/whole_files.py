@@ -1,7 +1,8 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and what tells their contents apart."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 from collections.abc import Iterator
@@ -25,4 +26,10 @@ def write_whole(path: Path) -> Iterator[Path]:
             scratch.unlink(missing_ok=True)
 
 
-__all__ = ["write_whole"]
+def sha256_of(path: Path) -> str:
+    """SHA-256 (hex) of the content of a file; OSError when it cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+__all__ = ["sha256_of", "write_whole"]

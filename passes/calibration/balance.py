@@ -35,7 +35,7 @@ from passes.calibration.foldable_places import (
 from passes.framework.base import Pass
 from passes.framework.context import PassContext
 from passes.framework.options import option
-from passes.precision.assign_precision import weights_of
+from passes.precision.planned_weights import weights_of
 
 Kind = Literal["norm", "gated", "values", "logits"]
 Site = NormGroup | GatedPair | ValuePair

@@ -29,7 +29,7 @@ from passes.calibration.bookmark import Bookmark
 from passes.framework.base import Pass
 from passes.framework.context import PassContext
 from passes.framework.options import option
-from passes.precision.assign_precision import weights_of
+from passes.precision.planned_weights import weights_of
 
 FORMAT = "moments 1"
 """Part of every key; another one when the numbers are computed otherwise."""

@@ -208,4 +208,4 @@ def _histogram(storage: Mapping[str, Storage]) -> dict[str, int]:
     return counts
 
 
-__all__ = ["AssignPrecision", "weights_of"]
+__all__ = ["AssignPrecision"]

@@ -221,7 +221,8 @@ def _measured(pipeline: Pipeline, request: Request) -> Pipeline:
     if len(given) > 1:
         names = " and ".join(f"--{name.replace('_', '-')}" for name in given)
         raise LadingError("U907", f"{names} are given together", hint="keep one of them")
-    if not any(isinstance(one, AssignPrecision) for one in pipeline.passes()):
+    place = next((number for number, item in enumerate(pipeline.items) if _assigns(item)), None)
+    if place is None:
         hint = "use --passes default, or add assign-precision"
         raise LadingError("U907", f"the pipeline {pipeline} has no assign-precision to keep a limit", hint=hint)
     # A limit that the pipeline brings, as "mixed" does, gives way.
@@ -231,7 +232,6 @@ def _measured(pipeline: Pipeline, request: Request) -> Pipeline:
     from passes.calibration.calibrate import Calibrate
     from passes.framework.pipeline import Pipeline
 
-    place = next(number for number, item in enumerate(limited.items) if _assigns(item))
     return Pipeline((*limited.items[:place], Calibrate(), *limited.items[place:]))
 
 
@@ -409,15 +409,12 @@ class _Job:
 
 def _own_source(origin: Origin) -> dict[str, SourceFile]:
     """A model in one file is its own source."""
-    from hashlib import file_digest
-
+    from ir.base.whole_files import sha256_of
     from ir.facts.model_card import SourceFile
 
     if not origin.path.is_file():
         return {}
-    with origin.path.open("rb") as file:
-        digest = file_digest(file, "sha256").hexdigest()
-    return {origin.path.name: SourceFile(origin.path.stat().st_size, digest)}
+    return {origin.path.name: SourceFile(origin.path.stat().st_size, sha256_of(origin.path))}
 
 
 def _save_plan(graph: Graph, path: Path) -> None:

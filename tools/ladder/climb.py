@@ -195,12 +195,9 @@ def _calibration(job: Job, spec: Spec) -> Path | None:
 
 
 def _digest(path: Path | None) -> str:
-    from hashlib import file_digest
+    from ir.base.whole_files import sha256_of
 
-    if path is None:
-        return ""
-    with path.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()
+    return sha256_of(path) if path is not None else ""
 
 
 def _intact(folder: Path) -> bool:

@@ -73,10 +73,11 @@ def digest_of(folder: Path, names: Collection[str]) -> str:
     """SHA-256 (hex) of the names and contents of files."""
     import hashlib
 
+    from ir.base.whole_files import sha256_of
+
     found = hashlib.sha256()
     for name in sorted(names):
-        with (folder / name).open("rb") as file:
-            found.update(f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        found.update(f"{name} {sha256_of(folder / name)}\n".encode())
     return found.hexdigest()
 
 

@@ -3,7 +3,6 @@ tokenizer respelled, everything else copied."""
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import Executor
@@ -26,6 +25,7 @@ from backends.mnn.write.net_json import build_net
 from backends.mnn.write.weight_file import embedding_jobs, fill, weight_jobs
 from backends.mnn.write.weight_layout import Layout, plan_layout
 from ir.base.diag import LadingError
+from ir.base.whole_files import sha256_of
 from ir.facts.model_card import ModelCard, SourceFile
 from ir.graph.graph import Graph
 
@@ -93,9 +93,7 @@ def _read_files(subject: Subject) -> list[Path]:
 def _source(path: Path, folder: Path) -> tuple[str, SourceFile]:
     whole, root = path.resolve(), folder.resolve()
     name = whole.relative_to(root).as_posix() if whole.is_relative_to(root) else whole.name
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return name, SourceFile(path.stat().st_size, digest)
+    return name, SourceFile(path.stat().st_size, sha256_of(path))
 
 
 def rewrite(graph: Graph, subject: Subject, folder: Path, target: MnnTarget, executor: Executor) -> Emission:

@@ -29,7 +29,7 @@ from ir.tensor.rearranged import transposed
 from passes.framework.context import PassContext
 from passes.framework.load import load as load_pipeline
 from passes.framework.manager import PassManager
-from passes.precision.assign_precision import weights_of
+from passes.precision.planned_weights import weights_of
 from tests.support.checkpoints import make_checkpoint
 from tests.support.paths import EXAMPLE
 

@@ -34,7 +34,7 @@ class Diagnostic:
         message: what is wrong, with the actual names and numbers.
         where: the file, tensor, node, option or column concerned; empty when the message says it.
         hint: what to do about it; empty when there is only one obvious thing to do.
-        severity: ``error`` or ``warning``.
+        severity: ``error``, ``warning`` or ``note``; a note tells how something was understood.
     """
 
     code: str

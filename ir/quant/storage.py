@@ -40,6 +40,14 @@ class Storage:
             raise LadingError("Q400", f"zero={self.zero} scale={self.scale}: zero is int or float, scale is f32 or f16")
 
     @property
+    def words(self) -> str:
+        """For people: ``4 bits, block 64, symmetric``."""
+        if not self.is_integer:
+            return f"{self.bits} bits"
+        block = f"block {self.block}" if self.block else "one scale a row"
+        return f"{self.bits} bits, {block}{', symmetric' if self.symmetric else ''}"
+
+    @property
     def is_integer(self) -> bool:
         """True when codes with scales are stored, not floats."""
         return self.bits in INTEGER_BITS

@@ -100,6 +100,10 @@ class PassContext:
         """Record a warning for the report; the pass goes on."""
         self.diagnostics.append(Diagnostic(code, message, where, hint, "warning"))
 
+    def note(self, code: str, message: str, where: str = "", hint: str = "") -> None:
+        """Record for the report how something was understood, where nothing is amiss."""
+        self.diagnostics.append(Diagnostic(code, message, where, hint, "note"))
+
     def progress(self, done: int, total: int, what: str = "") -> None:
         """Say how far a long pass is; costs nothing when nobody listens."""
         if self._progress is not None:

@@ -36,8 +36,9 @@ class AssignPrecision(Pass):
     """Give every weight matrix a storage: by rules and by role, or by measurement under a limit.
 
     Norm gains, biases and every other vector stay in single precision. A block that does not divide a row of input
-    features is replaced by the largest that does (32, 16, 8 or 4 at least), else by one scale a row. Embedding and
-    logits matrix are stored once when the checkpoint ties them and both get the same storage.
+    features is replaced by the largest that does (32, 16, 8 or 4 at least), else by one scale a row. When the checkpoint
+    ties embedding and logits matrix, the rows are stored as the logits matrix is unless an option or a rule speaks of
+    them, and both are one matrix in the file, at a width at which rows can be read.
 
     With one of budget, max-size and max-kl the storages are chosen by measurement: how much each weight's error costs
     in KL divergence on held-out text, and how that error falls with every candidate. It needs the pass calibrate before
@@ -115,13 +116,25 @@ class AssignPrecision(Pass):
         measured = any(limit is not None for limit in (self.budget, self.max_size, self.max_kl))
         return "gptq" if measured else "rtn"
 
+    @property
+    def needs_statistics(self) -> bool:
+        """True when the pass calibrate has to run before: there is a limit, or a method looks at inputs.
+
+        Raises:
+            LadingError: the options or their files are wrong, as in `prepare`.
+        """
+        prepared = self.prepare()
+        methods = {rule.storage["method"] for rule in prepared.rules if "method" in rule.storage}
+        needed = any(METHODS[method].needs == "second-moments" for method in {*methods, self.chosen_method})
+        return prepared.limit is not None or needed
+
     def run(self, graph: Graph, ctx: PassContext) -> Mapping[str, int]:
         """See `Pass.run`."""
         weights = weights_of(graph)
         wanted = self.preferences(ctx.target, ctx.prepared)
         require_used((*wanted.rules, *wanted.floors), weights)
         if wanted.limit is None:
-            plan = _by_policy(weights, wanted)
+            plan = _by_policy(weights, wanted, ctx)
         else:
             # Measuring takes many modules, which assigning by policy must not pay for.
             from passes.precision.measured.plan import by_measurement
@@ -175,15 +188,63 @@ def _chosen(
     return tuple(asked) or tuple(item for item in all_of_them if fits(item))
 
 
-def _by_policy(weights: Sequence[Weight], wanted: Preferences) -> PrecisionPlan:
+def _by_policy(weights: Sequence[Weight], wanted: Preferences, ctx: PassContext) -> PrecisionPlan:
     chosen = {weight.name: _choose(weight, wanted) for weight in weights}
-    storage = {name: item for name, (item, _) in chosen.items()}
     pair = same_matrix(weights)
-    tied = pair is not None and wanted.can_tie(storage[pair[0].name], storage[pair[1].name])
+    tied = pair is not None and _stored_once(*pair, chosen, wanted, ctx)
+    storage = {name: item for name, (item, _) in chosen.items()}
     for weight in weights:
         if weight.role == "embedding" and not tied:
             storage[weight.name] = wanted.own_rows(storage[weight.name])
+    if pair is not None and not tied:
+        _tell_cost(*pair, storage, wanted, ctx)
     return PrecisionPlan(storage, tied, rules={name: rule for name, (_, rule) in chosen.items()})
+
+
+def _stored_once(
+    table: Weight, head: Weight, chosen: dict[str, tuple[Storage, str]], wanted: Preferences, ctx: PassContext
+) -> bool:
+    """Settle the storages of an embedding that equals its logits matrix; True when they are stored once.
+
+    Rows about which nothing is said of their own are stored as the logits matrix is. Where rows cannot be read at its
+    width and no rule names it, both take the next width at which they can: one wider matrix is smaller than two.
+    """
+    (rows, _), (logits, why) = chosen[table.name], chosen[head.name]
+    if wanted.rows_follow(table):
+        readable = wanted.tied_width(table, head, logits.bits)
+        rule = wanted.rule_of(head)
+        if readable is not None and (readable == logits.bits or rule is None or "bits" not in rule.storage):
+            if readable != logits.bits:
+                why = f"{why}, {readable} bits to be stored once"
+                message = (
+                    f"the logits matrix is stored at {readable} bits instead of {logits.bits}, because rows of the "
+                    f"embedding are read from it and can be read at {readable}; stored apart both would be larger"
+                )
+                ctx.note("Q464", message, head.name, "give it a rule with bits to have it stored apart all the same")
+            logits = wanted.settled(head, replace(logits, bits=readable))
+            chosen[head.name], chosen[table.name] = (logits, why), (logits, f"{why}, as the logits matrix")
+            return True
+    return wanted.can_tie(rows, logits)
+
+
+def _tell_cost(
+    table: Weight, head: Weight, storage: Mapping[str, Storage], wanted: Preferences, ctx: PassContext
+) -> None:
+    """Warn where an option or a rule has equal matrices stored twice, and of what that costs."""
+    named = wanted.rule_of(head) is not None or not wanted.rows_follow(table)
+    if not named or not wanted.target.rows_in_weight_file:
+        return
+    from passes.precision.measured.candidates import size_of_storage
+
+    rows, logits = storage[table.name], storage[head.name]
+    size = size_of_storage(table, rows, wanted.target)
+    ctx.warn(
+        "Q465",
+        f"the embedding ({rows.words}) is stored apart from the logits matrix ({logits.words}), which it equals: "
+        f"{size:,} bytes more than stored once",
+        where=table.name,
+        hint=f"give both the same storage, of {' or '.join(str(bits) for bits in wanted.target.tied_widths if bits <= 8)} bits",
+    )
 
 
 def _choose(weight: Weight, wanted: Preferences) -> tuple[Storage, str]:

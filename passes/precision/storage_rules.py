@@ -125,6 +125,16 @@ class Preferences:
         """True when rows of an embedding stored like this can be read from its logits matrix stored like that."""
         return table.bits in self.target.tied_widths and table == head
 
+    def rows_follow(self, table: Weight) -> bool:
+        """True when nothing is said of embedding rows but what is said of the logits matrix."""
+        return not self.embedding_bits and self.rule_of(table) is None
+
+    def tied_width(self, table: Weight, head: Weight, bits: int) -> int | None:
+        """The least width from `bits` on at which a logits matrix and the rows read from it are one; None without."""
+        least = max(bits, self.floor(table), self.floor(head))
+        widths = [width for width in self.target.tied_widths if self.target.reads_rows(width, table.rows)]
+        return next((width for width in widths if width >= least), None)
+
     def rule_of(self, weight: Weight) -> Rule | None:
         """The rule that decides about a weight."""
         return first_rule(self.rules, weight)

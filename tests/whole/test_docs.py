@@ -27,7 +27,7 @@ from passes.framework.load import parse as parse_pipeline
 from passes.framework.manager import PassManager
 from passes.framework.registry import Registry, default_registry
 from tests.support.paths import ROOT
-from tools.compile.job import EXAMPLE, Request, compile_model
+from tools.compile.job import EXAMPLE, Request, compile_model, with_example_texts
 from tools.docs import PAGES
 from tools.main import main
 
@@ -305,8 +305,8 @@ COSTS = rows(READMES[0], "pipeline")
 def test_sizes_of_named_pipelines_are_those_stated(row, tmp_path):
     from tools.compile.report import bits_per_weight
 
-    request = Request(str(EXAMPLE), tmp_path / "out", row[0], verify="none", calibration=EXAMPLE / "calibration.txt")
-    result = compile_model(request)
+    request = Request(str(EXAMPLE), tmp_path / "out", row[0], verify="none")
+    result = compile_model(with_example_texts(request, EXAMPLE))
     size = sum(path.stat().st_size for path in (tmp_path / "out").iterdir() if path.name != "contract.json")
     assert f"{bits_per_weight(result):.2f}" == row[4]
     assert abs(size / 1e6 - float(row[3].removesuffix(" MB"))) < 0.02

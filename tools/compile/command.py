@@ -13,6 +13,7 @@ from tools.shared.cli import JSON_OPTION, QUIET_OPTION, Screen, command
 if TYPE_CHECKING:
     from passes.framework.manager import Instrument
     from passes.framework.options import OptionSpec
+    from tools.compile.job import Request
 
 
 @command("compile")
@@ -79,11 +80,14 @@ def main(
     Language models become MNN model directories, other graphs ONNX models, unless --to says otherwise. Without MODEL
     the example checkpoint of the source tree is compiled.
     """
+    from tools.compile.job import Request
+
     screen = Screen(as_json, quiet)
     if list_passes:
         return _list_passes(screen)
     if print_pipeline:
-        return _print_pipeline(screen, pipeline, options["to"])
+        limits = {key: options[key] for key in ("budget", "max_size", "max_kl", "save_plan")}
+        return _print_pipeline(screen, Request("", Path(), pipeline, to=options["to"], **limits))
     return _compile(screen, model, out, pipeline, options)
 
 
@@ -104,15 +108,13 @@ def _list_passes(screen: Screen) -> int:
     return 0
 
 
-def _print_pipeline(screen: Screen, pipeline: str | None, to: str | None) -> int:
-    from passes.framework.load import load
+def _print_pipeline(screen: Screen, request: Request) -> int:
+    from tools.compile.job import pipeline_of
     from tools.shared.formats import CHECKPOINT, Formats
 
     formats = Formats()
-    if pipeline is None:
-        name = to or formats.emitter_of_frontend(CHECKPOINT)
-        pipeline = formats.emitter(name).passes if name is not None else "canonicalize"
-    text = str(load(pipeline, formats.registry))
+    backend = formats.emitter(request.to or formats.emitter_of_frontend(CHECKPOINT) or "onnx")
+    text = str(pipeline_of(request, formats, backend))
     screen.data({"pipeline": text}, text)
     return 0
 
@@ -122,19 +124,17 @@ def _default(option: OptionSpec) -> str:
 
 
 def _compile(screen: Screen, model: str | None, out: Path | None, pipeline: str | None, options: dict[str, Any]) -> int:
-    from tools.compile.job import Request, compile_model, example_checkpoint
+    from tools.compile.job import Request, compile_model, example_checkpoint, with_example_texts
 
-    if model is None:
-        example = example_checkpoint()
-        model = str(example)
-        if options["to"] in (None, "mnn-llm"):
-            options["text"] = options["text"] or example / "evaluation.txt"
-        options["calibration"] = options["calibration"] or example / "calibration.txt"
+    example = None if model is not None else example_checkpoint()
+    model = model or str(example)
     path = Path(model).expanduser()
     name = path.resolve().name if path.is_dir() else path.stem if path.is_file() else model.replace("/", "--")
     instruments = _instruments(options)
     watch = {key: options.pop(key) for key in ("dump_ir", "verify_each", "check_numbers", "timing")}
     request = Request(model, out or Path("build") / name, pipeline, instruments=instruments, **options)
+    if example is not None:
+        request = with_example_texts(request, example)
     with screen.progress() as listener:
         result = compile_model(request, listener)
     if screen.as_json:

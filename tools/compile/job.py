@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from passes.framework.context import PassContext
     from passes.framework.manager import Instrument, Report
     from passes.framework.pipeline import Pipeline, Repeat
+    from passes.precision.assign_precision import AssignPrecision
     from tools.shared.formats import Formats
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "tiny-qwen2.5"
@@ -173,6 +174,19 @@ def pipeline_of(request: Request, formats: Formats, backend: Backend) -> Pipelin
     return _measured(load(request.pipeline or backend.passes, formats.registry), request)
 
 
+def with_example_texts(request: Request, example: Path) -> Request:
+    """The request with the texts of the example checkpoint, as far as it looks at any and names none."""
+    from tools.shared.formats import CHECKPOINT, Formats
+
+    formats = Formats()
+    backend = formats.emitter(request.to or formats.emitter_of_frontend(CHECKPOINT) or "")
+    if request.text is None and request.verify != "none" and "text" in backend.options:
+        request = replace(request, text=example / "evaluation.txt")
+    if request.calibration is None and _calibrates(pipeline_of(request, formats, backend)):
+        request = replace(request, calibration=example / "calibration.txt")
+    return request
+
+
 def _check(request: Request) -> None:
     """Refuse now what can be refused before work starts."""
     from backends.staging import check_target
@@ -181,6 +195,22 @@ def _check(request: Request) -> None:
     for text in (request.text, request.calibration):
         if text is not None and not text.is_file():
             raise LadingError("U903", "no such text file", where=str(text))
+
+
+def _check_used(request: Request, pipeline: Pipeline, calibrated: bool) -> None:
+    """Refuse options that would do nothing here.
+
+    Raises:
+        LadingError: U918.
+    """
+    for option, given in (("--text", request.text), ("--kl-bar", request.kl_bar)):
+        if given is not None and request.verify == "none":
+            message = f"{option} has no effect: with --verify none nothing is run and measured"
+            raise LadingError("U918", message, hint=f"leave {option} out, or --verify none")
+    if request.calibration is not None and not calibrated:
+        message = f"--calibration has no effect: the pipeline {pipeline} does not look at text"
+        hint = "leave it out, or choose by it: --passes calibrated, --passes mixed, --budget, --max-size, --max-kl"
+        raise LadingError("U918", message, hint=hint)
 
 
 def _options(request: Request, name: str, formats: Formats, calibrated: bool) -> dict[str, Any]:
@@ -203,7 +233,7 @@ def _options(request: Request, name: str, formats: Formats, calibrated: bool) ->
 
 
 def _measured(pipeline: Pipeline, request: Request) -> Pipeline:
-    """The pipeline with the limit of the request given to assign-precision, and calibrated before it.
+    """The pipeline with the limit of the request given to assign-precision, and calibrated before it where it must be.
 
     Raises:
         LadingError: U907 more than one limit, or nothing in the pipeline that could keep one or make a plan to save.
@@ -216,35 +246,36 @@ def _measured(pipeline: Pipeline, request: Request) -> Pipeline:
         raise LadingError("U907", f"the pipeline {pipeline} makes no precision plan to save", hint=hint)
     limits = {"budget": request.budget, "max_size": request.max_size, "max_kl": request.max_kl}
     given = {name: value for name, value in limits.items() if value is not None}
-    if not given:
-        return pipeline
     if len(given) > 1:
         names = " and ".join(f"--{name.replace('_', '-')}" for name in given)
         raise LadingError("U907", f"{names} are given together", hint="keep one of them")
-    place = next((number for number, item in enumerate(pipeline.items) if _assigns(item)), None)
+    place = next((number for number, item in enumerate(pipeline.items) if _assigning(item)), None)
     if place is None:
+        if not given:
+            return pipeline
         hint = "use --passes default, or add assign-precision"
         raise LadingError("U907", f"the pipeline {pipeline} has no assign-precision to keep a limit", hint=hint)
-    # A limit that the pipeline brings, as "mixed" does, gives way.
-    limited = pipeline.map(lambda one: replace(one, **limits) if isinstance(one, AssignPrecision) else one)
-    if _calibrates(limited):
-        return limited
+    if given:
+        # A limit that the pipeline brings, as "mixed" does, gives way.
+        pipeline = pipeline.map(lambda one: replace(one, **limits) if isinstance(one, AssignPrecision) else one)
+    if _calibrates(pipeline) or not any(one.needs_statistics for one in _assigning(pipeline.items[place])):
+        return pipeline
     from passes.calibration.calibrate import Calibrate
     from passes.framework.pipeline import Pipeline
 
-    return Pipeline((*limited.items[:place], Calibrate(), *limited.items[place:]))
+    return Pipeline((*pipeline.items[:place], Calibrate(), *pipeline.items[place:]))
 
 
 def _calibrates(pipeline: Pipeline) -> bool:
     return any(one.name == "calibrate" for one in pipeline.passes())
 
 
-def _assigns(item: Pass | Repeat) -> bool:
+def _assigning(item: Pass | Repeat) -> list[AssignPrecision]:
     from passes.framework.pipeline import Repeat
     from passes.precision.assign_precision import AssignPrecision
 
     inside = item.body.passes() if isinstance(item, Repeat) else (item,)
-    return any(isinstance(one, AssignPrecision) for one in inside)
+    return [one for one in inside if isinstance(one, AssignPrecision)]
 
 
 class _Clock:
@@ -286,6 +317,7 @@ class _Job:
         pipeline = pipeline_of(request, formats, backend)
         calibrated = _calibrates(pipeline)
         options = _options(request, name, formats, calibrated)
+        _check_used(request, pipeline, calibrated)
         compilation = backend.begin(self._order(origin, target, options))
         with staged_directory(request.out, force=request.force) as staging, compilation.working(staging):
             with paused_collection():

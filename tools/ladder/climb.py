@@ -222,7 +222,8 @@ def _build(job: Job, spec: Spec, watcher: Watcher) -> dict[str, Any]:
         "verify": job.verify,
         "threads": job.threads,
         "calibration": None if calibration is None else str(calibration.absolute()),
-        "kl_bar": 1e9,  # the ladder tells divergences, it does not refuse them
+        # The ladder tells divergences, it does not refuse them.
+        "kl_bar": None if job.verify == "none" else 1e9,
         "force": True,
     }
     return compile_rung(request, watcher.phase, job.timeout_s)

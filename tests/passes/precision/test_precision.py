@@ -12,6 +12,7 @@ from frontends.checkpoint.load import load
 from ir.base.diag import LadingError
 from ir.facts.precision import PrecisionPlan
 from ir.quant.stored_weight import storage_of
+from ir.target.target import default_target
 from ir.tensor.bf16_parts import parts_needed
 from passes.framework.manager import PassManager
 from passes.framework.pipeline import Pipeline
@@ -41,6 +42,13 @@ def planned(folder: Path, **options):
     graph = load(folder)
     PassManager(Pipeline((DiscoverInputs(), AssignPrecision(**options)))).run(graph, given=("typed",))
     return graph, graph.required_fact(PrecisionPlan)
+
+
+def told(folder: Path, **options):
+    """The report and the plan that assign-precision makes of a checkpoint."""
+    graph = load(folder)
+    report = PassManager(Pipeline((DiscoverInputs(), AssignPrecision(**options)))).run(graph, given=("typed",))
+    return report, graph.required_fact(PrecisionPlan)
 
 
 def run(folder: Path, text: str):
@@ -87,11 +95,65 @@ def test_four_bit_embedding_of_an_odd_vocabulary_is_raised(untied):
     assert "odd vocabulary" in plan.rules["model.embed_tokens.weight"]
 
 
-@pytest.mark.parametrize(("asked", "stored"), [(2, 4), (3, 4), (5, 8), (6, 8), (7, 8), (16, 16), (32, 32)])
-def test_embedding_width_is_raised_to_one_that_runtimes_read(tied, asked, stored):
-    _, plan = planned(tied, logits_bits=asked)
-    assert plan.storage["model.embed_tokens.weight"].bits == stored
-    assert plan.storage["lm_head.weight"].bits == asked
+@pytest.mark.parametrize(("asked", "stored"), [(2, 4), (3, 4), (4, 4), (5, 8), (6, 8), (7, 8), (8, 8), (16, 16)])
+def test_a_tied_matrix_is_stored_once_at_a_width_that_rows_can_be_read_at(tied, asked, stored):
+    report, plan = told(tied, logits_bits=asked)
+    assert plan.storage["lm_head.weight"] == plan.storage["model.embed_tokens.weight"]
+    assert (plan.storage["lm_head.weight"].bits, plan.tied) == (stored, True)
+    said = [(item.code, item.severity) for item in report.all_diagnostics()]
+    assert said == ([("Q464", "note")] if asked != stored else [])
+
+
+def test_an_odd_vocabulary_raises_a_tied_matrix_instead_of_storing_it_twice(tmp_path):
+    folder = make_checkpoint(tmp_path, "qwen2", vocab_size=321, tie_word_embeddings=True)
+    report, plan = told(folder, logits_bits=4)
+    assert (plan.storage["lm_head.weight"].bits, plan.tied) == (8, True)
+    assert [item.code for item in report.all_diagnostics()] == ["Q464"]
+
+
+def test_exact_matrices_are_not_tied_and_nothing_is_said(tied):
+    report, plan = told(tied, logits_bits=32)
+    assert (plan.storage["lm_head.weight"].bits, plan.tied) == (32, False)
+    assert not report.all_diagnostics()
+
+
+def test_a_rule_for_the_logits_holds_for_the_rows_read_from_them(tied, tmp_path):
+    path = rules_file(tmp_path, '[[rule]]\nrole = "logits"\nbits = 8\nblock = "row"\nsymmetric = true\n')
+    report, plan = told(tied, plan=path)
+    head = plan.storage["lm_head.weight"]
+    assert (head.block, head.symmetric) == (0, True)
+    assert plan.tied and plan.storage["model.embed_tokens.weight"] == head
+    assert not report.all_diagnostics()
+
+
+@pytest.mark.parametrize(
+    ("rules", "options"),
+    [
+        ('[[rule]]\nrole = "logits"\nbits = 6\n', {}),
+        ('[[rule]]\nrole = "embedding"\nblock = 32\n', {}),
+        ("", {"embedding_bits": 4}),
+    ],
+)
+def test_a_tied_matrix_that_is_stored_twice_is_told_with_its_cost(tied, tmp_path, rules, options):
+    if rules:
+        options["plan"] = rules_file(tmp_path, rules)
+    report, plan = told(tied, **options)
+    assert not plan.tied
+    (said,) = report.all_diagnostics()
+    assert (said.code, said.severity) == ("Q465", "warning")
+    graph = load(tied)
+    rows, width = graph.value("model.embed_tokens.weight").sizes
+    storage = plan.storage["model.embed_tokens.weight"]
+    size = default_target().weight_bytes(rows, width, storage)
+    assert f"{size:,} bytes more" in said.message and storage.words in said.message
+
+
+def test_a_method_that_looks_at_inputs_needs_statistics(tmp_path):
+    assert not AssignPrecision().needs_statistics
+    assert AssignPrecision(budget="4bpw").needs_statistics
+    assert AssignPrecision(method="gptq").needs_statistics
+    assert AssignPrecision(plan=rules_file(tmp_path, '[[rule]]\nmatch="*"\nmethod="gptq"\n')).needs_statistics
+    assert not AssignPrecision(plan=rules_file(tmp_path, '[[rule]]\nmatch="*"\nmethod="hqq"\n')).needs_statistics
 
 
 def test_first_matching_rule_wins(tied, tmp_path):
@@ -117,7 +179,7 @@ def test_first_matching_rule_wins(tied, tmp_path):
     assert (second.bits, second.block, second.symmetric) == (6, 64, True)
     assert plan.storage["lm_head.weight"].bits == 16
     assert plan.storage["model.layers.1.mlp.up_proj.weight"].bits == 4
-    assert not plan.tied
+    assert plan.tied
     assert str(path) in plan.rules["model.layers.0.self_attn.q_proj.weight"]
 
 

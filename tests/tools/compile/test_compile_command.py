@@ -356,6 +356,51 @@ def test_missing_text(tmp_path):
     fails(tmp_path, "U903", "--text", tmp_path / "none.txt")
 
 
+@pytest.mark.parametrize(
+    ("option", "others"),
+    [
+        ("--text", ()),
+        ("--kl-bar", ()),
+        ("--calibration", ("--passes", "int8")),
+        ("--calibration", ("--passes", "default{plan=PLAN}")),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(tmp_path, option, others):
+    plan = tmp_path / "plan.toml"
+    plan.write_text('[[rule]]\nrole = "layer"\nbits = 5\n')
+    given = 1 if option == "--kl-bar" else EXAMPLE / "evaluation.txt"
+    others = [item.replace("PLAN", f'"{plan}"') for item in others]
+    fails(tmp_path, "U918", EXAMPLE, option, given, *others, says=option)
+
+
+def test_print_pipeline_shows_what_a_limit_makes_of_it():
+    text = run("--print-pipeline", "--budget", "4bpw").stdout
+    assert "calibrate,assign-precision{budget=4bpw}" in text
+    assert "budget" not in run("--print-pipeline").stdout
+
+
+def test_a_saved_plan_is_taken_up_again_with_the_same_weights(tmp_path):
+    text = EXAMPLE / "calibration.txt"
+    plan, first, again = tmp_path / "plan.toml", tmp_path / "first", tmp_path / "again"
+    same = ("--verify", "none", "--calibration", text)
+    made = run(EXAMPLE, "--passes", "calibrated", "--save-plan", plan, "-o", first, *same)
+    assert made.exit_code == 0, made.output
+    taken = run(EXAMPLE, "--passes", f'default{{plan="{plan}"}}', "-o", again, *same)
+    assert taken.exit_code == 0, taken.output
+    assert (first / "llm.mnn.weight").read_bytes() == (again / "llm.mnn.weight").read_bytes()
+
+
+def test_narrower_weights_make_a_smaller_folder(tmp_path):
+    sizes = []
+    for bits in (3, 4, 6, 8):
+        out = tmp_path / str(bits)
+        made = run(EXAMPLE, "--passes", f"default{{bits={bits} logits-bits={bits}}}", "--verify", "none", "-o", out)
+        assert made.exit_code == 0, made.output
+        assert ("note[Q464]" in made.stdout) == (bits in (3, 6))
+        sizes.append((out / "llm.mnn.weight").stat().st_size)
+    assert sizes == sorted(set(sizes))
+
+
 def test_wrong_option_of_the_command_is_a_usage_error():
     result = run("--verfy", "none")
     assert result.exit_code == 2 and "--verify" in result.stderr

@@ -670,7 +670,9 @@ def test_methods_are_given_statistics_by_insert_qdq(calibrated, text):
 @pytest.mark.mnn
 def test_rows_on_their_own_take_a_method_that_needs_no_inputs(calibrated):
     graph = calibrated()
-    PassManager("assign-precision{method=gptq logits-bits=6},insert-qdq").run(graph, given=("typed", "signature"))
+    PassManager("assign-precision{method=gptq logits-bits=4 embedding-bits=8},insert-qdq").run(
+        graph, given=("typed", "signature")
+    )
     table = storage_of(graph.tables["embedding"]).quantized
     assert (table.storage.method, table.moments, table.storage.bits) == ("clip", "", 8)
 

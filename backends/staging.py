@@ -1,17 +1,36 @@
-"""Output directories that appear complete or not at all."""
+"""Output folders that appear complete or not at all, and replace older ones in one step.
+
+A folder is made beside its place under a scratch name (`ir.base.scratch`), flushed to the disk, and then exchanged with
+the folder that is there, in one step where the system can: whoever looks finds the old folder or the new. Where the file
+system refuses that (network file systems do), the old folder is renamed first; a run that is killed between the two
+renames leaves no folder of that name, and the next run puts the old one back.
+
+Of an old folder only that is removed which its contract lists. One that holds anything else is not replaced.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import glob
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from ir.base.diag import LadingError
+from ir.base.interrupts import held_interrupts
+from ir.base.scratch import Scratch, abandoned, adopt, new_folder, remove, scratch_prefix
+from ir.base.whole_files import note_written, sync
 
 MARKER = "contract.json"
-"""A directory that holds this file was written by the compiler, so ``--force`` may replace it."""
+"""The file that says what the compiler has written to a folder."""
+MOST_NAMES = 3
+"""Foreign files that a message names."""
+
+_UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM, errno.EXDEV}
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+_BYTE_CODE = "__pycache__"
 
 
 @contextmanager
@@ -23,49 +42,129 @@ def staged_directory(out: Path, *, force: bool = False) -> Iterator[Path]:
         force: replace a directory written by the compiler before.
 
     Raises:
-        LadingError: B630 `out` exists, B631 `out` is not ours to replace, B632 no permission or no room.
+        LadingError: as `check_target`; B632 no permission or no room for the folder, B634 for a file in it.
     """
     out = out.absolute()
     check_target(out, force)
     made = _make_parents(out)
-    staging = out.parent / f".{out.name}.partial-{os.getpid()}"
+    published = False
+    staging: Scratch | None = None
     try:
-        _remove_stale(out)
         try:
-            staging.mkdir()
+            staging = new_folder(out.parent, _prefix(out, "partial"))
         except OSError as error:
-            raise LadingError(
-                "B632", f"cannot create a folder here: {error.strerror}", where=str(out.parent)
-            ) from error
-        yield staging
-        _publish(staging, out, force)
-        made = []
+            raise _refused("cannot create a folder here", error, out.parent) from error
+        try:
+            yield staging.path
+            _sync_tree(staging.path)
+        except OSError as error:
+            if not _concerns(error, staging.path):
+                raise
+            what = Path(os.fsdecode(error.filename)).name if error.filename else "the output"
+            message = f"cannot write {what}: {error.strerror or error}"
+            raise LadingError("B634", message, str(out), "free some space, or choose another folder with -o") from error
+        check_target(out, force)
+        with held_interrupts(firmly=True):
+            old = _put_in_place(staging, out)
+            published = True
+            note_written(out)
+            if old is not None:
+                _retire(old, out)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        for folder in reversed(made):
+        if staging is not None:
+            if not published:
+                remove(staging.path)
+            staging.close()
+        for folder in reversed([] if published else made):
             with suppress(OSError):
                 folder.rmdir()
 
 
 def check_target(out: Path, force: bool) -> None:
-    """Refuse an output that must not be written to; the errors of `staged_directory`."""
+    """Put right what a killed run left of an output, and refuse one that must not be written to.
+
+    Raises:
+        LadingError: B630 it exists, B631 it is no folder or none of ours, B633 it holds other files as well, B635 it
+            cannot be replaced as a whole.
+    """
+    out = out.absolute()
+    _recover(out)
     if not out.exists() and not out.is_symlink():
         return
     if not out.is_dir() or out.is_symlink():
         raise LadingError(
             "B631", "the output exists and is not a folder", where=str(out), hint="choose another with -o"
         )
+    what = "a mount point" if os.path.ismount(out) else "the current folder" if _is_current(out) else ""
+    if what:
+        message = f"the output is {what}, and cannot be replaced in one step"
+        raise LadingError("B635", message, where=str(out), hint=f"choose a folder in it: -o {out / 'model'}")
     if not any(out.iterdir()):
         return
     if not force:
         raise LadingError("B630", "the output folder exists", where=str(out), hint="choose another with -o, or --force")
-    if not (out / MARKER).is_file():
-        raise LadingError(
-            "B631",
-            f"the output folder holds other things (it has no {MARKER}), so it is not replaced",
-            where=str(out),
-            hint="choose another with -o, or empty it yourself",
-        )
+    foreign = foreign_files(out)
+    if foreign:
+        names = ", ".join(str(path) for path in foreign[:MOST_NAMES])
+        more = f" and {len(foreign) - MOST_NAMES} more" if len(foreign) > MOST_NAMES else ""
+        message = f"the output folder holds what the compiler did not write, so it is not replaced: {names}{more}"
+        raise LadingError("B633", message, where=str(out), hint="move that elsewhere, or choose another with -o")
+
+
+def _is_current(folder: Path) -> bool:
+    with suppress(OSError):
+        return folder.samefile(os.curdir)
+    return False
+
+
+def foreign_files(folder: Path) -> list[PurePosixPath]:
+    """Paths in a compiled folder that its contract does not list, relative to it; of a whole foreign folder its own.
+
+    Python's byte code of a listed module is no foreign file.
+
+    Raises:
+        LadingError: B631 there is no contract, or none that is whole.
+    """
+    listed = _listed(folder)
+    inner = {parent for path in listed for parent in path.parents}
+    foreign = []
+    for root, folders, files in os.walk(folder):
+        place = PurePosixPath(Path(root).relative_to(folder))
+        for name in [*folders]:
+            path = place / name
+            if path not in inner or (folder / path).is_symlink():
+                folders.remove(name)
+                foreign += [item for item in _outermost(folder, path) if not _is_byte_code(item, listed)]
+        foreign += [place / name for name in files if place / name not in listed]
+    return sorted(foreign)
+
+
+def _outermost(folder: Path, path: PurePosixPath) -> list[PurePosixPath]:
+    """A foreign folder, or what lies in a folder of byte code."""
+    if path.name != _BYTE_CODE or (folder / path).is_symlink():
+        return [path]
+    return [path / name for name in os.listdir(folder / path)]
+
+
+def _is_byte_code(path: PurePosixPath, listed: set[PurePosixPath]) -> bool:
+    module = path.parent.parent / f"{path.name.partition('.')[0]}.py"
+    return path.parent.name == _BYTE_CODE and path.suffix == ".pyc" and module in listed
+
+
+def _listed(folder: Path) -> set[PurePosixPath]:
+    """What the contract in a folder lists, and itself; B631 when there is none that is whole."""
+    from backends.contract import read
+
+    hint = "choose another with -o, or empty it yourself"
+    if not (folder / MARKER).is_file():
+        message = f"the output folder holds other things (it has no {MARKER}), so it is not replaced"
+        raise LadingError("B631", message, where=str(folder), hint=hint)
+    try:
+        contract = read(folder)
+    except LadingError as error:
+        message = f"the {MARKER} in the output folder is none of this compiler, so the folder is not replaced"
+        raise LadingError("B631", f"{message}: {error.diagnostics[0].message}", str(folder), hint) from error
+    return {PurePosixPath(MARKER), *(PurePosixPath(entry.path) for entry in contract.files)}
 
 
 def _make_parents(out: Path) -> list[Path]:
@@ -74,50 +173,133 @@ def _make_parents(out: Path) -> list[Path]:
     for folder in reversed(missing):
         try:
             folder.mkdir()
+        except FileExistsError:
+            # Another run was faster, or it is no folder, which the next one tells.
+            continue
         except OSError as error:
             for item in reversed(made):
                 item.rmdir()
-            raise LadingError("B632", f"cannot create a folder here: {error.strerror}", where=str(folder)) from error
+            raise _refused("cannot create a folder here", error, folder) from error
         made.append(folder)
     return made
 
 
-def _remove_stale(out: Path) -> None:
-    """Remove what a killed run left: a partial folder whose process no longer lives."""
-    prefix = f".{out.name}.partial-"
-    for folder in out.parent.glob(f"{prefix}*"):
-        pid = folder.name[len(prefix) :]
-        if pid.isdigit() and not _alive(int(pid)):
-            shutil.rmtree(folder, ignore_errors=True)
+def _refused(what: str, error: OSError, where: Path) -> LadingError:
+    return LadingError("B632", f"{what}: {error.strerror or error}", where=str(where))
 
 
-def _alive(pid: int) -> bool:
-    if pid == os.getpid():
-        return False
+def _concerns(error: OSError, folder: Path) -> bool:
+    """True for an error of writing to a folder."""
+    name = error.filename
+    inside = isinstance(name, str | bytes) and os.fsdecode(name).startswith(f"{folder}{os.sep}")
+    return inside or error.errno in _NO_ROOM
+
+
+def _sync_tree(folder: Path) -> None:
+    """Flush all files of a folder, then the names of each; the last thing before it may be announced."""
+    for root, _, files in os.walk(folder):
+        for name in files:
+            sync(Path(root, name))
+        sync(Path(root))
+
+
+# ---- in place ----
+
+
+def _prefix(out: Path, kind: str) -> str:
+    return scratch_prefix(out.name, kind)
+
+
+def _put_in_place(staging: Scratch, out: Path) -> Path | None:
+    """Give a finished folder its name; returns where the old one is now, if there was one that is not empty.
+
+    Raises:
+        LadingError: B632 the system refuses it; everything is as it was.
+    """
+    old: Path | None = None
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
-def _publish(staging: Path, out: Path, force: bool) -> None:
-    try:
-        if not out.exists():
-            os.rename(staging, out)
-            return
-        check_target(out, force)
-        retired = out.parent / f".{out.name}.retired-{os.getpid()}"
-        os.rename(out, retired)
-        try:
-            os.rename(staging, out)
-        except OSError:
-            os.rename(retired, out)
-            raise
-        shutil.rmtree(retired, ignore_errors=True)
+        if not out.exists() or not any(out.iterdir()):
+            os.rename(staging.path, out)
+        elif _exchange(staging.path, out):
+            old = staging.path
+        else:
+            old = _swap(staging.path, out)
     except OSError as error:
-        raise LadingError(
-            "B632", f"cannot put the finished folder in place: {error.strerror}", where=str(out)
-        ) from error
+        raise _refused("cannot put the finished folder in place", error, out) from error
+    with suppress(OSError):
+        sync(out.parent)
+    return old
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two folders in one step; False where system or file system cannot.
+
+    Raises:
+        OSError: it is refused for another reason.
+    """
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if os.name == "posix" else None
+    if rename is None:
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    if rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in _UNSUPPORTED:
+        return False
+    raise OSError(number, os.strerror(number), str(other))
+
+
+def _swap(staging: Path, out: Path) -> Path:
+    """Put a folder in the place of another with two renames; returns where the other is now."""
+    retired = adopt(out, _prefix(out, "retired"))
+    try:
+        os.rename(staging, out)
+    except OSError:
+        os.rename(retired.path, out)
+        raise
+    finally:
+        retired.close()
+    return retired.path
+
+
+def _recover(out: Path) -> None:
+    """Put back an old folder that a killed run had moved away, and remove what it left half done."""
+    for folder in abandoned(out.parent, _prefix(out, "retired")):
+        if not os.path.lexists(out):
+            with suppress(OSError):
+                os.rename(folder, out)
+                continue
+        _retire(folder, out)
+    for folder in abandoned(out.parent, _prefix(out, "partial")):
+        _retire(folder, out)
+
+
+def _retire(folder: Path, out: Path) -> None:
+    """Remove an old folder as far as its contract lists it; what somebody put there meanwhile goes to the new one."""
+    try:
+        listed = _listed(folder)
+        foreign = foreign_files(folder)
+    except LadingError:
+        # Without a contract it never was an output.
+        remove(folder)
+        return
+    for path in foreign:
+        if out.is_dir() and not os.path.lexists(out / path):
+            with suppress(OSError):
+                (out / path).parent.mkdir(parents=True, exist_ok=True)
+                os.rename(folder / path, out / path)
+    for path in listed - {PurePosixPath(MARKER)}:
+        with suppress(OSError):
+            (folder / path).unlink(missing_ok=True)
+        for item in (folder / path.parent / _BYTE_CODE).glob(f"{glob.escape(path.stem)}.*.pyc"):
+            if path.suffix == ".py":
+                item.unlink(missing_ok=True)
+    # The contract goes last, and only with everything else: without it the next run would remove the folder as a whole.
+    for root, _, _ in os.walk(folder, topdown=False):
+        with suppress(OSError):
+            if os.listdir(root) == [MARKER]:
+                os.unlink(os.path.join(root, MARKER))
+            os.rmdir(root)
+
+
+__all__ = ["MARKER", "check_target", "foreign_files", "staged_directory"]

@@ -10,7 +10,6 @@ Operators of the compiler's own domains become model-local functions, as `ir.onn
 from __future__ import annotations
 
 import os
-import tempfile
 from base64 import b64decode
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from google.protobuf.message import EncodeError
 from ir.base.diag import LadingError
 from ir.base.paused_gc import paused_collection
 from ir.base.types import TensorType
+from ir.base.whole_files import write_pair, write_whole
 from ir.graph.graph import OPSET, Graph, Node, Value
 from ir.onnx.export import (
     IR_VERSION,
@@ -95,16 +95,22 @@ def write(graph: Graph, path: str | os.PathLike[str], *, external: bool | int | 
         data = _model(graph, layout, location).SerializeToString()
     except (EncodeError, ValueError) as error:
         raise LadingError("B692", f"the model cannot be one file: {error}", str(target), _USE_EXTERNAL) from error
+    moved: dict[Value, Tensor] = {}
     try:
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
-            if layout:
-                _write_data(graph, layout, Path(folder) / "data")
-            (Path(folder) / "model").write_bytes(data)
-            replaced = [target, target.with_name(location)] if layout else [target]
-            moved = _move_constants(graph, layout, replaced)
-            if layout:
-                os.replace(Path(folder) / "data", target.with_name(location))
-            os.replace(Path(folder) / "model", target)
+        if layout:
+
+            def head(name: str) -> bytes:
+                return data if name == location else _model(graph, layout, name).SerializeToString()
+
+            def fill(part: Path) -> None:
+                _write_data(graph, layout, part)
+                moved.update(_move_constants(graph, layout, [target, target.with_name(location)]))
+
+            write_pair(target, location, fill, head)
+        else:
+            with write_whole(target) as part:
+                part.write_bytes(data)
+                moved.update(_move_constants(graph, layout, [target]))
     except OSError as error:
         raise LadingError("B690", f"cannot write: {error.strerror or error}", str(target)) from error
     for value, tensor in moved.items():

@@ -8,7 +8,6 @@ holds every value.
 from __future__ import annotations
 
 import os
-import tempfile
 from base64 import b64decode
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ir.base.diag import LadingError
 from ir.base.types import TensorType, ValueType
+from ir.base.whole_files import write_pair, write_whole
 from ir.graph.compare import attr_key
 from ir.graph.graph import OPSET, EmptyList, Graph, Node, Value
 from ir.onnx.keys import LOCATION, MODEL, RESERVED, references
@@ -477,18 +477,23 @@ def write_model(graph: Graph, path: str | os.PathLike[str], *, tables: bool = Fa
     target = Path(path)
     layout = layout_external(graph)
     location = target.name + ".data"
-    model = to_model(graph, constants=external_constants(layout, location), tables=tables)
     opset = opsets_of(graph).get("", OPSET)
+
+    def model(beside: str) -> bytes:
+        return to_model(graph, constants=external_constants(layout, beside), tables=tables).SerializeToString()
+
+    def fill(path: Path) -> None:
+        with open(path, "wb") as file:
+            for value, (offset, _) in layout.items():
+                write_constant(file, value.tensor, offset, opset)
+
+    whole = model(location)
     try:
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
-            if layout:
-                with open(Path(folder) / "data", "wb") as file:
-                    for value, (offset, _) in layout.items():
-                        write_constant(file, value.tensor, offset, opset)
-            (Path(folder) / "model").write_bytes(model.SerializeToString())
-            if layout:
-                os.replace(Path(folder) / "data", target.parent / location)
-            os.replace(Path(folder) / "model", target)
+        if layout:
+            write_pair(target, location, fill, lambda name: whole if name == location else model(name))
+        else:
+            with write_whole(target) as part:
+                part.write_bytes(whole)
     except OSError as error:
         raise LadingError("T232", f"cannot write: {error.strerror or error}", where=os.fspath(target)) from error
 

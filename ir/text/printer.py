@@ -47,7 +47,7 @@ from typing import Any
 import numpy as np
 
 from ir.base.types import Dim, DType, MapType, OptionalType, SequenceType, TensorType, ValueType
-from ir.base.whole_files import write_whole
+from ir.base.whole_files import write_pair, write_whole
 from ir.graph.facts import data_of
 from ir.graph.graph import EmptyList, Graph, Node, Value
 from ir.tensor.base import Tensor
@@ -90,13 +90,51 @@ def print_graph(
         TypeError: an attribute, fact or metadata value is of a kind that graphs do not have.
     """
     blobs = _SideFile(Path(side)) if side is not None else None
-    printer = Printer(inline_limit, blobs, base)
+    text = _printed(graph, blobs, inline_limit, base)
+    if blobs is not None and not blobs.is_empty:
+        blobs.require_free()
+        with write_whole(blobs.path) as part:
+            blobs.write(part)
+    return text
+
+
+def save_graph(graph: Graph, path: Path, *, base: Path | None = None, durable: bool = True) -> tuple[str, bool]:
+    """Write a graph as text to a file, bytes of large inline constants to one with the suffix ``.bin`` beside it.
+
+    Both replace those of an older graph together. Returns the text, and whether there was need for the second file.
+
+    Args:
+        graph, base: as for `print_graph`.
+        path: the file.
+        durable: wait until both are on the disk.
+
+    Raises:
+        OSError: they cannot be written.
+        ValueError, TypeError: as `print_graph`.
+    """
+    blobs = _SideFile(path.with_suffix(".bin"))
+    text = _printed(graph, blobs, INLINE_LIMIT, base)
+    if blobs.is_empty:
+        with write_whole(path, durable=durable) as part:
+            part.write_text(text, encoding="utf-8")
+        return text, False
+    blobs.require_free()
+
+    def head(name: str) -> bytes:
+        named = (
+            text if name == blobs.path.name else _printed(graph, _SideFile(path.with_name(name)), INLINE_LIMIT, base)
+        )
+        return named.encode("utf-8")
+
+    write_pair(path, blobs.path.name, blobs.write, head, durable=durable)
+    return text, True
+
+
+def _printed(graph: Graph, side: _SideFile | None, inline_limit: int, base: str | os.PathLike[str] | None) -> str:
+    printer = Printer(inline_limit, side, base)
     printer.emit(f"lading {VERSION}")
     printer.graph(graph, "", "")
-    text = "\n".join(printer.lines) + "\n"
-    if blobs is not None:
-        blobs.write()
-    return text
+    return "\n".join(printer.lines) + "\n"
 
 
 def node_text(node: Node) -> str:
@@ -239,13 +277,19 @@ class _SideFile:
         self._end = offset + len(data)
         return offset
 
-    def write(self) -> None:
-        """Write the file, unless nothing was collected; it appears complete or not at all."""
-        if not self._parts:
-            return
+    @property
+    def is_empty(self) -> bool:
+        """Nothing was collected."""
+        return not self._parts
+
+    def require_free(self) -> None:
+        """ValueError when the graph reads constants from the file."""
         if self.is_read:
             raise ValueError(f"the graph reads constants from {self.path}, so it cannot be the side file")
-        with write_whole(self.path) as partial, partial.open("wb") as file:
+
+    def write(self, path: Path) -> None:
+        """Write what was collected to a path."""
+        with path.open("wb") as file:
             file.writelines(self._parts)
 
 

@@ -124,15 +124,14 @@ def _fact_names() -> set[str]:
     return set(FACTS)
 
 
-def write_graph(graph: Graph, path: Path) -> None:
-    """Write a graph as text, its inline bytes to a file beside it; LadingError P364 when that is not possible."""
-    from ir.text.printer import print_graph
+def write_graph(graph: Graph, path: Path, *, durable: bool = False) -> None:
+    """Write a graph as text, its inline bytes to a file beside it, both at once; LadingError P364 when that is not
+    possible. With `durable` wait until they are on the disk."""
+    from ir.text.printer import save_graph
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = print_graph(graph, side=path.with_suffix(".bin"), base=path.parent)
-        with write_whole(path) as part:
-            part.write_text(text, encoding="utf-8")
+        save_graph(graph, path, base=path.parent, durable=durable)
     except OSError as error:
         raise LadingError("P364", f"cannot write the graph: {error.strerror}", str(path)) from None
 
@@ -280,6 +279,7 @@ class JsonReport(Instrument):
         text = json.dumps({**self.extra, **report.as_dict()}, indent=2) + "\n"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(text, encoding="utf-8")
+            with write_whole(self.path) as part:
+                part.write_text(text, encoding="utf-8")
         except OSError as error:
             raise LadingError("P364", f"cannot write the report: {error.strerror}", str(self.path)) from None

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from ir.base.diag import LadingError, suggest
+from ir.base.whole_files import write_whole
 from ir.facts.precision import PrecisionPlan
 from ir.facts.sensitivity import Sensitivity
 from ir.quant.storage import Storage
@@ -204,7 +205,8 @@ def write_plan(plan: PrecisionPlan, path: Path, sensitivity: Sensitivity | None 
         LadingError: Q457 the file cannot be written.
     """
     try:
-        path.write_text(plan_text(plan, sensitivity), encoding="utf-8")
+        with write_whole(path) as part:
+            part.write_text(plan_text(plan, sensitivity), encoding="utf-8")
     except OSError as error:
         raise LadingError("Q457", f"cannot write the plan: {error.strerror}", where=str(path)) from error
 

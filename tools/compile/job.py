@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ir.base.diag import Diagnostic, LadingError
+from ir.base.interrupts import held_interrupts
 from ir.base.paused_gc import paused_collection
-from tools.shared.interrupts import held_interrupts
 
 if TYPE_CHECKING:
     from backends.backend import Backend, Compilation, Figures, Order, Origin

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from backends.templates import render
 from ir.base.diag import LadingError
+from ir.base.whole_files import write_whole
 from tools.inspect.layered import Box, Point
 from tools.inspect.scene import Scene
 
@@ -72,7 +73,8 @@ def write(text: str, path: Path) -> None:
     """Write a picture; LadingError U931 when that is not possible."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        with write_whole(path) as part:
+            part.write_text(text, encoding="utf-8")
     except OSError as error:
         raise LadingError("U931", f"cannot write the picture: {error.strerror}", str(path)) from None
 

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ir.base.diag import LadingError
+from ir.base.interrupts import held_interrupts
 from tools.ladder.child import compile_rung
 from tools.ladder.rungs import Rule, Spec
 from tools.ladder.text import Text
 from tools.matrix.rows import digest_of_sources, read_kept, write_kept
-from tools.shared.interrupts import held_interrupts
 
 if TYPE_CHECKING:
     from backends.mnn.verify.measure import FloatReference

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ir.base.diag import LadingError
+from ir.base.whole_files import write_whole
 from tools.ladder.rungs import FLOOR, change, divergence, front, measured, recommend, small
 from tools.shared.cli import megabytes
 
@@ -67,7 +68,8 @@ def write_report(place: Path, text: str) -> None:
     """
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_text(text, encoding="utf-8")
+        with write_whole(place) as part:
+            part.write_text(text, encoding="utf-8")
     except OSError as error:
         message = f"the report cannot be written: {error.strerror}"
         raise LadingError("U935", message, where=str(place), hint="choose another file or folder") from error

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ir.base.diag import LadingError
+from ir.base.whole_files import write_whole
 from tools.matrix.words import CHECK_MEANINGS, COLOURS, MEANINGS, SYMBOLS, failures, short, status_of, unreferenced
 
 if TYPE_CHECKING:
@@ -217,6 +218,7 @@ def write_reports(matrix: Matrix, places: Mapping[str, Path | None]) -> None:
             continue
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_text(writers[name](), encoding="utf-8")
+            with write_whole(place) as part:
+                part.write_text(writers[name](), encoding="utf-8")
         except OSError as error:
             raise LadingError("U975", f"the report cannot be written: {error.strerror}", where=str(place)) from error

@@ -18,7 +18,7 @@ from ir.base.diag import LadingError
 from ir.base.whole_files import write_whole
 from ir.graph.graph import Graph, GraphError, Node, Value
 from ir.text.parser import parse
-from ir.text.printer import print_graph
+from ir.text.printer import print_graph, save_graph
 from ir.verify.stages import verify
 from tools.reduce.smaller_sizes import dims, extents, fill, resize, resize_dim, short_names
 
@@ -52,10 +52,12 @@ class Reducer:
         self._tried: set[int] = set()
         self._candidate = self.path.with_name(self.path.stem + ".candidate.lading")
         self._side = self.path.with_suffix(".bin")
-        self._text = self._print(graph, side=True)
+        try:
+            self._text, self._has_side = save_graph(graph, self.path, base=self.path.parent)
+        except OSError as error:
+            raise LadingError("U922", f"cannot write: {error.strerror}", str(self.path)) from None
         self.best = self._parsed()
         self._allowed = Counter(item.code for item in verify(self.best) if item.severity == "error")
-        self._write(self.path, self._text)
 
     def run(self, test: Test) -> bool:
         """Shrink as far as possible; False when time ran out or it was interrupted before that."""
@@ -84,7 +86,7 @@ class Reducer:
             return False
         finally:
             self._candidate.unlink(missing_ok=True)
-            if self._side.name not in self._text:
+            if self._has_side and self._side.name not in self._text:
                 self._side.unlink(missing_ok=True)
 
     def _step(self, name: str, edits: Callable[[], Iterator[Edit]]) -> None:
@@ -131,15 +133,12 @@ class Reducer:
     def _parsed(self) -> Graph:
         return parse(self._text, base=self.path.parent, source=str(self.path))
 
-    def _print(self, graph: Graph, side: bool = False) -> str:
-        try:
-            return print_graph(graph, side=self._side if side else None, base=self.path.parent)
-        except OSError as error:
-            raise LadingError("U922", f"cannot write: {error.strerror}", str(self._side)) from None
+    def _print(self, graph: Graph) -> str:
+        return print_graph(graph, base=self.path.parent)
 
     def _write(self, path: Path, text: str) -> None:
         try:
-            with write_whole(path) as part:
+            with write_whole(path, durable=False) as part:
                 part.write_text(text, encoding="utf-8")
         except OSError as error:
             raise LadingError("U922", f"cannot write: {error.strerror}", str(path)) from None

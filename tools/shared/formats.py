@@ -31,7 +31,7 @@ class TextFile(Backend):
         from passes.framework.instruments import write_graph
 
         try:
-            write_graph(graph, path)
+            write_graph(graph, path, durable=True)
         except ValueError as error:
             raise LadingError("P364", str(error), str(path), "write to another name") from None
 

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from tools.shared.interrupts import held_interrupts
+from ir.base.interrupts import held_interrupts
 
 
 @pytest.fixture(autouse=True)

@@ -27,6 +27,11 @@ def note_written(path: Path) -> None:
     _WRITTEN.append(path)
 
 
+def forget_written() -> None:
+    """Begin again, as a command does that is not the first of its process."""
+    _WRITTEN.clear()
+
+
 def written() -> list[Path]:
     """What this process has put in place and is still there, each once, so that messages can say it."""
     return [path for path in dict.fromkeys(_WRITTEN) if path.exists()]
@@ -41,7 +46,8 @@ def write_whole(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
     Args:
         path: the file.
-        durable: wait until the content is on the disk before it takes its place; for what nothing could replace.
+        durable: wait until the content is on the disk before it takes its place, and count it among what is
+            `written`; False for what can be made again and is told to nobody.
 
     Raises:
         OSError: it cannot be written or moved.
@@ -67,7 +73,8 @@ def write_whole(path: Path, *, durable: bool = True) -> Iterator[Path]:
             sync(made.path)
         with held_interrupts(firmly=True):
             os.replace(made.path, place)
-            note_written(path)
+            if durable:
+                note_written(path)
         if durable:
             sync(place.parent)
     finally:
@@ -130,7 +137,6 @@ def write_pair(
                 os.replace(made.path, beside)
             _write(place, head(side), durable)
             needed = False
-            note_written(path)
         # No file names any more what an earlier run may have left half done.
         for left in abandoned(place.parent, prefix):
             remove(left)
@@ -181,4 +187,4 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-__all__ = ["note_written", "sha256_of", "sync", "write_pair", "write_whole", "written"]
+__all__ = ["forget_written", "note_written", "sha256_of", "sync", "write_pair", "write_whole", "written"]

@@ -48,7 +48,7 @@ def _child(action: Callable[[], object], files: set[str], point: int, number: in
     gc.disable()
     for item in (signal.SIGINT, signal.SIGTERM):
         signal.signal(item, signal.SIG_DFL)
-    whole_files._WRITTEN.clear()
+    whole_files.forget_written()
     lines = 0
 
     def watch(frame: FrameType, event: str, argument: Any) -> Any:

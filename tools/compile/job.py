@@ -319,7 +319,8 @@ class _Job:
         options = _options(request, name, formats, calibrated)
         _check_used(request, pipeline, calibrated)
         compilation = backend.begin(self._order(origin, target, options))
-        with staged_directory(request.out, force=request.force) as staging, compilation.working(staging):
+        staged = staged_directory(request.out, force=request.force, executor=self.pool)
+        with staged as staging, compilation.working(staging):
             with paused_collection():
                 if graph is None:
                     graph = self._read(origin, compilation, calibrated)
@@ -329,20 +330,24 @@ class _Job:
                 compilation.verify(graph, original)
             self.warnings += [*default_store().take_warnings(), *compilation.warnings]
             contract = self._contract(graph, compilation, report, staging)
-        return Result(
-            request.out,
-            backend.runtime,
-            contract,
-            report,
-            compilation.emission,
-            compilation.verification,
-            compilation.sample(),
-            compilation.lines(),
-            compilation.figures(),
-            dict(graph.facts),
-            {**self.clock.seconds, "total": self.clock.total()},
-            self.warnings,
-        )
+            # All that can fail is done before the folder takes its place.
+            result = Result(
+                request.out,
+                backend.runtime,
+                contract,
+                report,
+                compilation.emission,
+                compilation.verification,
+                compilation.sample(),
+                compilation.lines(),
+                compilation.figures(),
+                dict(graph.facts),
+                self.clock.seconds,
+                self.warnings,
+            )
+            self.listener.phase("putting the folder in place")
+        result.seconds["total"] = self.clock.total()
+        return result
 
     def _opened(self) -> tuple[Origin, str, Graph | None]:
         """The model, the backend that it is compiled for, and the graph where it had to be read to choose."""

@@ -8,7 +8,6 @@ import selectors
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import count as count_from
@@ -17,6 +16,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from ir.base.scratch import scratch_folder
 from tools.fuzz.finding import ROOT, Finding, place_of
 from tools.fuzz.target import Target
 from tools.fuzz.worker import run_cases
@@ -71,8 +71,7 @@ class Search:
         """Search for so many seconds, or so many cases of each target, whichever comes first; None for no limit."""
         self.tallies = {name: Tally() for name in self.targets}
         deadline = monotonic() + seconds if seconds is not None else float("inf")
-        with tempfile.TemporaryDirectory(prefix="lading-fuzz-") as made:
-            scratch = Path(made)
+        with scratch_folder() as scratch:
             for name in cycle(self.targets):
                 left = deadline - monotonic()
                 open_ = [item for item, tally in self.tallies.items() if cases is None or tally.cases < cases]

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ir.base.diag import Diagnostic, LadingError
+from ir.base.scratch import scratch_folder
 
 PATIENCE_S = 15.0
 """Seconds that a child that was interrupted has to tidy up."""
@@ -32,8 +32,7 @@ def compile_rung(request: Mapping[str, Any], say: Say, timeout_s: float) -> dict
     Raises:
         LadingError: what is wrong with the rung; U937 when the process ended without an answer or took too long.
     """
-    with tempfile.TemporaryDirectory(prefix="lading-rung-") as name:
-        folder = Path(name)
+    with scratch_folder() as folder:
         answer = folder / "answer.json"
         asked = folder / "request.json"
         asked.write_text(json.dumps({**request, "answer": str(answer)}), encoding="utf-8")

@@ -66,7 +66,7 @@ def read_kept(place: Path, made_of: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def write_kept(place: Path, data: Any) -> None:
     """Write JSON that is there as a whole or not at all."""
-    with write_whole(place) as part:
+    with write_whole(place, durable=False) as part:
         part.write_text(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
 
 

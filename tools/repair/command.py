@@ -145,7 +145,7 @@ def repair(
     require_readable(subject)
     before = examine(path, chosen.releases)
     graph, report = lifted(subject, chosen)
-    with staged_directory(out, force=force) as staging, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool, staged_directory(out, force=force, executor=pool) as staging:
         describe(graph, subject, pool)
         emission = rewrite(graph, subject, staging, chosen, pool)
         after = examine(staging, chosen.releases)

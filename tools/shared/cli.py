@@ -7,14 +7,18 @@ import io
 import json
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ir.base.diag import Diagnostic, LadingError
+from ir.base.interrupts import Stopped, raising_signals
+from ir.base.whole_files import forget_written, written
+from tools.shared.streams import give_up_output, ready_streams
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,7 +35,7 @@ EXIT_UNPROVEN = 4
 """The result was written, and what it should have been compared with could not be run."""
 
 EXIT_INTERRUPTED = 130
-"""Stopped from the keyboard."""
+"""Stopped from the keyboard; another signal gives 128 and its number."""
 
 JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 QUIET_OPTION = click.option("--quiet", "-q", is_flag=True, help="Print errors only.")
@@ -84,40 +88,80 @@ def command(name: str) -> Callable[[Callable[..., int]], click.Command]:
 
 def guarded(action: Callable[[], int], as_json: bool) -> int:
     """Run an action and turn what users can cause into messages and exit codes."""
+    ready_streams()
+    forget_written()
     for stream in (sys.stdout, sys.stderr):
         # Names in files may hold halves of characters, which no encoding has.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        return action()
+        with raising_signals():
+            code = action()
+            sys.stdout.flush()
+        return code
     except LadingError as error:
         return _told(error, as_json)
     except MemoryError as error:
         hint = "close other programs, or give the machine more memory"
         return _told(LadingError("U908", f"there is not enough memory: {error}", hint=hint), as_json)
-    except KeyboardInterrupt:
-        click.echo("interrupted; nothing was written", err=True)
-        return EXIT_INTERRUPTED
+    except KeyboardInterrupt as stop:
+        return _stopped(stop)
     except BrokenPipeError:
-        sys.stderr.close()
+        give_up_output()
+        if written():
+            _say(f"standard output was closed early; {_what_is_there()}")
         return EXIT_FAILED
     except OSError as error:
         where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
         return _told(LadingError("U902", f"the system refused: {error.strerror or error}", where), as_json)
 
 
+def _stopped(stop: KeyboardInterrupt) -> int:
+    """Say truly what is there after a signal; returns the exit code."""
+    number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
+    word = "interrupted" if number == signal.SIGINT else f"stopped by {stop}"
+    _say(f"{word}; {'; '.join(getattr(stop, '__notes__', ())) or _what_is_there()}")
+    return 128 + number
+
+
+def _what_is_there() -> str:
+    names = ", ".join(map(str, written()))
+    return f"written before that: {names}" if names else "nothing was written"
+
+
+def _say(line: str) -> None:
+    """Print a line on standard error, if anybody still reads it."""
+    with suppress(OSError):
+        click.echo(line, err=True)
+
+
 def _told(error: LadingError, as_json: bool) -> int:
-    """Print an error; returns the exit code."""
+    """Print an error, and what was written all the same; returns the exit code."""
+    try:
+        _print_error(error, as_json)
+        sys.stdout.flush()
+    except OSError:
+        give_up_output()
+        if as_json:
+            _say(str(error))
+    return EXIT_FAILED
+
+
+def _print_error(error: LadingError, as_json: bool) -> None:
     # What instruments noted, such as the line that reproduces the failure, is shown like the error itself.
     notes = [Diagnostic(error.code, text, severity="note") for text in getattr(error, "__notes__", ())]
     found = [*error.diagnostics, *notes]
     if as_json:
-        click.echo(json.dumps({"errors": [item.as_dict() for item in found]}, indent=2))
+        data: dict[str, Any] = {"errors": [item.as_dict() for item in found]}
+        if written():
+            data["written"] = [str(path) for path in written()]
+        click.echo(json.dumps(data, indent=2))
     else:
         for item in found:
             click.echo(str(item), err=True)
         click.echo(f"  (lading explain {error.code})", err=True)
-    return EXIT_FAILED
+        if written():
+            click.echo(_what_is_there(), err=True)
 
 
 def split_list(text: str) -> list[str]:

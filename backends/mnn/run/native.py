@@ -17,7 +17,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -29,6 +28,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from ir.base.diag import LadingError
+from ir.base.scratch import scratch_folder
 from ir.base.whole_files import write_whole
 
 RUNNER = Path(__file__).with_name("runner.py")
@@ -48,8 +48,22 @@ EXACT_CONFIG: Mapping[str, Any] = {
 }
 """Runtime settings for comparing numbers: weights expanded to fp32, no activation quantization, logits of every row."""
 
-_CONVERT = f"""
-import ctypes, os, sys
+_END_WITH_PARENT = """
+import ctypes, os, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+if os.getppid() != int(sys.argv.pop(1)):
+    os._exit(1)
+"""
+"""What a child does first, given the number of its parent: nobody would watch its time once the parent is gone."""
+
+_SCRIPT = f"""{_END_WITH_PARENT}
+import runpy
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+_CONVERT = f"""{_END_WITH_PARENT}
 libc = ctypes.CDLL(None)
 try:
     stdout = ctypes.c_void_p.in_dll(libc, "__stdoutp" if sys.platform == "darwin" else "stdout")
@@ -125,12 +139,12 @@ def run_child(
     Raises:
         LadingError: B666 when the interpreter cannot be started.
     """
-    with tempfile.TemporaryDirectory(prefix="lading-") as name:
-        folder = Path(name)
+    with scratch_folder() as folder:
         (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
         if arrays:
             np.savez(folder / "inputs.npz", **dict[str, Any](arrays))
-        argv = [_command(interpreter), "-I", "-X", "faulthandler", str(script.resolve()), str(folder)]
+        argv = [_command(interpreter), "-I", "-X", "faulthandler", "-c", _SCRIPT, str(os.getpid())]
+        argv += [str(script.resolve()), str(folder)]
         ended = _spawn(argv, folder, timeout_s, memory_limit)
         records = _read_records(folder / "results.jsonl")
         outputs = sorted(path for path in folder.glob("*.npz") if path.name != "inputs.npz")
@@ -276,8 +290,7 @@ def json_to_mnn(
             text = json.dumps(net, allow_nan=False, separators=(",", ":")).encode("ascii")
         except ValueError as error:
             raise LadingError("B661", f"the net cannot be written as JSON: {error}") from error
-    with tempfile.TemporaryDirectory(prefix="lading-") as name:
-        folder = Path(name)
+    with scratch_folder() as folder:
         (folder / "in.json").write_bytes(text)
         arguments = ["-f", "JSON", "--modelFile", "in.json", "--MNNModel", "out.mnn"]
         log = _convert(arguments, folder, timeout_s, interpreter)
@@ -296,8 +309,7 @@ def mnn_to_json(mnn: Path, *, timeout_s: float = 120, interpreter: Path | str = 
     """
     if not mnn.is_file():
         raise LadingError("B665", f"there is no MNN file {mnn}")
-    with tempfile.TemporaryDirectory(prefix="lading-") as name:
-        folder = Path(name)
+    with scratch_folder() as folder:
         (folder / "in.mnn").symlink_to(mnn.resolve())
         arguments = ["-f", "MNN", "--modelFile", "in.mnn", "--JsonFile", "out.json"]
         _convert(arguments, folder, timeout_s, interpreter)
@@ -306,7 +318,7 @@ def mnn_to_json(mnn: Path, *, timeout_s: float = 120, interpreter: Path | str = 
 
 def _convert(arguments: list[str], folder: Path, timeout_s: float, interpreter: Path | str) -> str:
     """Run the converter in `folder` and return its log; the last argument names the file that must be there then."""
-    ended = _spawn([_command(interpreter), "-I", "-c", _CONVERT, *arguments], folder, timeout_s)
+    ended = _spawn([_command(interpreter), "-I", "-c", _CONVERT, str(os.getpid()), *arguments], folder, timeout_s)
     if ended.timed_out:
         raise LadingError("B663", f"the MNN converter {ended.outcome}", where=_last_lines(ended.log))
     if ended.exit_code == NO_CONVERTER:
@@ -323,7 +335,7 @@ def _convert(arguments: list[str], folder: Path, timeout_s: float, interpreter: 
 
 def _move(source: Path, target: Path) -> None:
     """Copy beside the target, then rename: the temporary folder may be on another file system."""
-    with write_whole(target) as staged:
+    with write_whole(target, durable=False) as staged:
         staged.write_bytes(source.read_bytes())
 
 

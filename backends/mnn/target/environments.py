@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from ir.base.diag import LadingError
+from ir.base.scratch import scratch_folder
 
 LLM_RELEASES = ("3.4.0", "3.4.1", "3.5.0", "3.6.0", "3.6.1")
 """Releases that one portable artefact is meant for; the wheels before them have no usable ``llm`` module."""
@@ -77,8 +77,8 @@ class ReleaseEnvironments:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise LadingError("B670", f"cannot make {self.folder}: {error.strerror}") from error
-        with tempfile.TemporaryDirectory(prefix=f".mnn-{version}-", dir=self.folder) as name:
-            made = Path(name) / "environment"
+        with scratch_folder(self.folder, f".mnn-{version}-") as folder:
+            made = folder / "environment"
             _install(made, version, timeout_s)
             try:
                 made.rename(target)

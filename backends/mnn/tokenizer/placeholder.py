@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from backends.mnn.target.releases import MnnTarget
 from backends.mnn.tokenizer.write_files import TokenizerFiles, write_files
+from ir.base.scratch import scratch_folder
 
 
 def write_placeholder(folder: Path, target: MnnTarget, rows: int) -> TokenizerFiles:
@@ -23,9 +23,9 @@ def write_placeholder(folder: Path, target: MnnTarget, rows: int) -> TokenizerFi
     model = {"type": "BPE", "vocab": vocab, "merges": []}
     parts = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
     data: dict[str, Any] = {"version": "1.0", "added_tokens": [], **dict.fromkeys(parts), "model": model}
-    with TemporaryDirectory() as scratch:
-        (Path(scratch) / "tokenizer.json").write_text(json.dumps(data), encoding="utf-8")
-        request = tokenizer_request(Path(scratch), folder, target, compare=False, lines=None)
+    with scratch_folder() as scratch:
+        (scratch / "tokenizer.json").write_text(json.dumps(data), encoding="utf-8")
+        request = tokenizer_request(scratch, folder, target, compare=False, lines=None)
         return replace(write_files(request), kind="", exact_reasons=(), text_reasons=(), notes=())
 
 

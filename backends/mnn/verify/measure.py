@@ -12,7 +12,6 @@ file a window, and the process that runs MNN compares there, so that neither hol
 from __future__ import annotations
 
 import sys
-import tempfile
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -27,6 +26,7 @@ from backends.mnn.run.native import ModelRun, run_child
 from backends.mnn.target.environments import installed_version
 from backends.mnn.write.configs import config_for
 from ir.base.diag import LadingError
+from ir.base.scratch import scratch_folder
 from ir.base.store import FolderStore, Store
 from ir.evaluate.evaluator import Evaluator
 from ir.evaluate.token_feeds import window_feeds
@@ -77,8 +77,12 @@ class FloatReference:
         if not self.windows or min(map(len, self.windows)) < 2:
             raise ValueError("a reference needs windows of two or more tokens")
         self._graph = graph
-        self._temporary = tempfile.TemporaryDirectory(prefix="lading-logits-") if store is None else None
-        self._store = store or FolderStore(Path(self._temporary.name))  # type: ignore[union-attr]
+        self._is_temporary = store is None
+        if store is None:
+            temporary = ExitStack()
+            store = FolderStore(temporary.enter_context(scratch_folder()))
+            weakref.finalize(self, temporary.close)
+        self._store = store
         self._threads = threads
         self._say = progress or (lambda what: None)
         self._paths: list[Path] | None = None
@@ -91,7 +95,7 @@ class FloatReference:
             LadingError: Q470 they cannot be kept; T220 to T225 the graph cannot be evaluated.
         """
         if self._paths is None:
-            stem = "window" if self._temporary else graph_digest(self._graph)
+            stem = "window" if self._is_temporary else graph_digest(self._graph)
             digests = [windows_digest([window]) for window in self.windows]
             names = [f"logits/{stem}-{digest}" for digest in digests]
             if self._held is None:

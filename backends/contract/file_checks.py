@@ -8,6 +8,7 @@ from pathlib import Path
 from backends.contract.codec import CONTRACT_FILE
 from backends.contract.records import Contract, FileEntry
 from ir.base.diag import Diagnostic, suggest
+from ir.base.inside import outside
 from ir.base.whole_files import sha256_of
 
 
@@ -29,6 +30,10 @@ def check_files(contract: Contract, folder: str | os.PathLike[str], *, digests: 
 
 def _file_problem(entry: FileEntry, root: Path, extra: list[str], digests: bool) -> Diagnostic | None:
     path = root / entry.path
+    if (real := outside(path, root)) is not None:
+        return Diagnostic(
+            "C814", f"the {entry.role} file is a link out of the folder, to {real}", str(path), "copy it there"
+        )
     try:
         if not path.is_file():
             return Diagnostic("C810", f"the {entry.role} file is missing", str(path), suggest(entry.path, extra))

@@ -109,6 +109,13 @@ CODES: dict[str, str] = {
         "for each id, because the engine loads no model without one."
     ),
     "V702": "The installed MNN gives other numbers than the stored weights or the original model give.",
+    "B780": (
+        "A configuration or a link leads to a file outside of the model's folder. It is neither read nor copied, and it "
+        "would be missing on the device."
+    ),
+    "B781": "The weight file is not of this model, or damaged: matrices begin with other shapes than the model says.",
+    "B782": "Scales, norms, weights or embedding rows are numbers that no model has: NaN, infinity, zeros, other magnitudes.",
+    "B783": "A file of the model is a Git LFS pointer: the repository was cloned without its large files.",
     "F642": "A weight of the MNN model lies beyond the end of the weight file. The file is cut off or of another model.",
     "F643": "A weight or constant of the MNN model is in a form that is not read back.",
     "F644": "The MNN model holds an operator, or a form of one, that cannot be brought back into the IR.",

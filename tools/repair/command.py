@@ -291,7 +291,7 @@ def _set_masks(graph: Graph, window: int) -> None:
 def _set_embedding(graph: Graph, subject: Subject, target: MnnTarget) -> None:
     """Make embedding rows a table of the graph, but for quantized ones in a file of their own."""
     from backends.mnn.dialect.linear import add_weight
-    from backends.mnn.doctor.files import tie_forms, tie_numbers
+    from backends.mnn.doctor.tied import tie_forms, tie_numbers
     from backends.mnn.lift.embedding import embedding_matrix
     from backends.mnn.read.stored_tensors import WeightFile
 

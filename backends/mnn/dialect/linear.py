@@ -10,7 +10,7 @@ import numpy as np
 from backends.mnn.dialect.builder import Builder
 from backends.mnn.dialect.operator import Decoded, Main, MnnOperator, Operands
 from backends.mnn.read.net_file import numbers
-from backends.mnn.read.stored_tensors import WeightFile
+from backends.mnn.read.stored_tensors import WeightFile, first_code
 from backends.mnn.write.weight_layout import Layout, Matrix
 from ir.base.diag import LadingError
 from ir.base.types import DTYPES, F16, F32, TensorType, ValueType
@@ -175,16 +175,9 @@ def _stored_codes(
 def _first_code(weights: WeightFile, offset: int, nbytes: int, shape: tuple[int, int], name: str) -> tuple[int, int]:
     """Place of the first code and width of the codes, from the dimensions and the table before them."""
     head = weights.tensor(offset, TensorType(U8, (min(nbytes, 270),)), name).load()
-    for kind, size in (("<u2", 2), ("<u4", 4)):
-        place = 1 + 2 * size
-        dims = tuple(head[1:place].copy().view(kind).tolist())
-        count = int(head[place]) or 256
-        bits = count.bit_length() - 1
-        whole = 1 + place + count + (shape[0] * shape[1] * bits + 7) // 8
-        table = head[place + 1 : place + 1 + count].view(np.int8)
-        straight = np.array_equal(table, np.arange(-count // 2, count // 2))
-        if head[0] == 2 and dims == shape and count == 1 << bits and whole == nbytes and straight:
-            return offset + place + 1 + count, bits
+    found = first_code(head, nbytes, shape)
+    if found is not None and found.straight:
+        return offset + found.place, found.bits
     raise LadingError("F643", f"the codes of a matrix {list(shape)} have another header or table", where=name)
 
 

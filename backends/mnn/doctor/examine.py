@@ -15,10 +15,11 @@ import numpy as np
 from backends.contract import CONTRACT_FILE, check_files
 from backends.contract import read as read_contract
 from backends.mnn.doctor.files import file_findings
-from backends.mnn.doctor.findings import Finding, Report
+from backends.mnn.doctor.findings import Finding, Report, versions_of
 from backends.mnn.doctor.graph import graph_findings, lacking
 from backends.mnn.doctor.ranks import rank_findings
-from backends.mnn.read.model_folder import Subject, alpha_form
+from backends.mnn.doctor.weights import weight_findings
+from backends.mnn.read.model_folder import Subject, alpha_form, is_lfs_pointer
 from backends.mnn.read.net_file import numbers
 from backends.mnn.run.native import EXACT_CONFIG, run_model
 from backends.mnn.target.releases import Release
@@ -45,12 +46,13 @@ def examine(path: Path, releases: Sequence[Release]) -> Report:
     kind: Literal["directory", "mnn"] = "directory" if subject.is_folder else "mnn"
     findings: list[Finding] = []
     net = subject.net
-    if subject.net_problem is not None and subject.model_path.is_file():
-        item = subject.net_problem.diagnostics[0]
-        versions = tuple(release.version for release in releases)
-        findings.append(Finding(item.code, item.message, versions, "copy or export it again", item.where))
+    unread = subject.net_problem if subject.has(subject.model_path) else None
+    if unread is not None and not is_lfs_pointer(subject.model_path):
+        item = unread.diagnostics[0]
+        findings.append(Finding(item.code, item.message, versions_of(releases), "copy or export it again", item.where))
     findings += graph_findings(subject, releases)
     findings += rank_findings(subject, releases)
+    findings += weight_findings(subject, releases)
     if subject.is_folder:
         findings += file_findings(subject, releases)
         findings += _contract_findings(subject, releases)
@@ -104,21 +106,26 @@ def _needs(subject: Subject) -> dict[str, Any]:
 
 
 def _contract_findings(subject: Subject, releases: Sequence[Release]) -> list[Finding]:
+    """What the contract tells of the folder. No release reads it, so only changes of what a release reads break that."""
     path = subject.folder / CONTRACT_FILE
-    if not path.is_file():
+    if not subject.has(path):
         return []
-    versions = tuple(release.version for release in releases)
+    every = versions_of(releases)
     try:
         contract = read_contract(path)
     except LadingError as error:
-        return [
-            Finding(item.code, item.message, versions, item.hint or "copy the folder again", str(path))
-            for item in error.diagnostics
-        ]
-    found = [
-        Finding(item.code, item.message, versions, item.hint, item.where, "warning" if item.code == "C813" else "error")
-        for item in check_files(contract, subject.folder)
-    ]
+        item = error.diagnostics[0]
+        message = f"{item.message}, so nothing vouches for the other files"
+        return [Finding(item.code, message, every, item.hint or "copy the folder again", str(path), "warning")]
+    found = []
+    for item in check_files(contract, subject.folder):
+        readers = tuple(
+            release.version
+            for release in releases
+            if item.severity == "error" and Path(item.where) in subject.read_files(release).values()
+        )
+        severity: Literal["error", "warning"] = "error" if readers else "warning"
+        found.append(Finding(item.code, item.message, readers or every, item.hint, item.where, severity))
     other = lacking(releases, lambda release: release.version in contract.target.releases)
     if other:
         message = f"the contract promises {', '.join(contract.target.releases)} only"
@@ -148,6 +155,9 @@ def run_and_compare(report: Report, interpreters: Mapping[str, Path | str], *, t
     for release in report.releases:
         if release.version not in interpreters:
             report.runs[release.version] = "not run: no environment of this release"
+            continue
+        if any(item.code == "B780" for item in report.problems(release.version)):
+            report.runs[release.version] = "not run: it would open files outside of its folder"
             continue
         folder = Path(report.subject)
         config = config_for(folder, release.version)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
-from backends.mnn.doctor.findings import Finding
-from backends.mnn.doctor.graph import REPAIR, lacking
-from backends.mnn.read.model_folder import Settings, Subject, alpha_form
+from backends.mnn.doctor.findings import Finding, versions_of
+from backends.mnn.doctor.graph import lacking
+from backends.mnn.doctor.tied import TiedRows, half_scales, tie_forms, tie_numbers, vocabulary, width
+from backends.mnn.read.model_folder import Settings, Subject, is_lfs_pointer
 from backends.mnn.read.net_file import numbers
 from backends.mnn.target.releases import Release
 from backends.mnn.tokenizer.files.read import read_tokenizer
@@ -47,30 +49,62 @@ _FLOATS = ("temperature", "topP", "minP", "tfsZ", "typical", "penalty", "ngram_f
 
 def file_findings(subject: Subject, releases: Sequence[Release]) -> Iterator[Finding]:
     """Everything that can be told from the files of a directory."""
-    for check in (_readable, _keys, _mask, _contradictions, _embedding, _weights, _tokenizer, _token_count):
+    for check in (_places, _pointers, _readable, _keys, _mask, _contradictions, _embedding, _weights, _tokenizer,
+                  _token_count):  # fmt: skip
         yield from check(subject, releases)
 
 
-def _every(releases: Sequence[Release]) -> tuple[str, ...]:
-    return tuple(release.version for release in releases)
+def _places(subject: Subject, releases: Sequence[Release]) -> Iterator[Finding]:
+    """Files outside of the folder, which are not opened here and do not travel with it."""
+    seen: dict[tuple[str, str, str], list[str]] = {}
+    for release in releases:
+        for what, path in subject.read_files(release).items():
+            if message := subject.misplaced(what, path, release):
+                seen.setdefault((message, str(path), what), []).append(release.version)
+    for (message, where, _), versions in seen.items():
+        yield Finding("B780", message, tuple(versions), "copy the file into the folder and name it there", where)
+    if "base_dir" in subject.config.values:
+        yield Finding(
+            "B780", f"base_dir {subject.config.values['base_dir']!r} lets the runtime look for every other file there and "
+            "not beside config.json", versions_of(releases), "remove base_dir", str(subject.folder / CONFIG),
+        )  # fmt: skip
+
+
+def _pointers(subject: Subject, releases: Sequence[Release]) -> Iterator[Finding]:
+    """Small texts that Git leaves in the place of large files that were not fetched."""
+    seen: dict[Path, list[str]] = {}
+    for release in releases:
+        for path in set(subject.read_files(release).values()):
+            if subject.has(path) and is_lfs_pointer(path):
+                seen.setdefault(path, []).append(release.version)
+    for path, versions in sorted(seen.items()):
+        yield Finding(
+            "B783", f"{path.name} is a Git LFS pointer: the file itself was never fetched", tuple(versions),
+            "run git lfs pull in the repository, or download the file", str(path),
+        )  # fmt: skip
 
 
 def _readable(subject: Subject, releases: Sequence[Release]) -> Iterator[Finding]:
-    every = _every(releases)
-    for settings in (subject.config, subject.llm_config):
-        where = str(subject.folder / settings.name)
-        if settings.missing:
-            yield Finding("B723", f"{settings.name} is missing", every, "copy the whole folder, or export again", where)
-        elif settings.problem:
-            yield Finding(
-                "B723", f"{settings.name} cannot be read as JSON: {settings.problem}", every, "mend it", where
-            )
-    if not subject.model_path.is_file():
+    every = versions_of(releases)
+    yield from _json_file(subject, subject.llm_config, every)
+    for settings in dict.fromkeys(id(subject.config_of(release)) for release in releases):
+        own = tuple(release for release in releases if id(subject.config_of(release)) == settings)
+        yield from _json_file(subject, subject.config_of(own[0]), versions_of(own))
+    if not subject.has(subject.model_path):
         yield Finding("B723", f"{subject.model_path.name} is missing", every, "copy it again", str(subject.model_path))
 
 
+def _json_file(subject: Subject, settings: Settings, versions: tuple[str, ...]) -> Iterator[Finding]:
+    where = str(subject.folder / settings.name)
+    if settings.missing:
+        yield Finding("B723", f"{settings.name} is missing", versions, "copy the whole folder, or export again", where)
+    elif settings.problem:
+        message = f"{settings.name} cannot be read as JSON: {settings.problem}"
+        yield Finding("B723", message, versions, "mend it", where)
+
+
 def _keys(subject: Subject, releases: Sequence[Release]) -> Iterator[Finding]:
-    every = _every(releases)
+    every = versions_of(releases)
     for settings in (subject.config, subject.llm_config):
         where = str(subject.folder / settings.name)
         for key in settings.values.keys() - _KNOWN:
@@ -90,10 +124,11 @@ def _both_files(subject: Subject, releases: Sequence[Release]) -> Iterator[Findi
             "B724",
             f"{', '.join(both)} stand in both files with different values: config.json wins on 3.4.0 and earlier, "
             "llm_config.json later",
-            _every(releases),
+            versions_of(releases),
             "keep each key in one file",
             str(subject.folder / CONFIG),
             "warning",
+            True,
         )
 
 
@@ -103,14 +138,14 @@ def _spelling(subject: Subject, releases: Sequence[Release]) -> Iterator[Finding
     if old := lacking(releases, lambda release: release.snake_sampler) if snake else ():
         yield Finding(
             "B725", f"{', '.join(snake)} are not read; defaults are used", old,
-            f"write {', '.join(_SNAKE[key] for key in snake)} as well", where, "warning",
+            f"write {', '.join(_SNAKE[key] for key in snake)} as well", where, "warning", True,
         )  # fmt: skip
     everything = {**values, **subject.llm_config.values}
     whole = [key for key in _FLOATS if type(everything.get(key)) is int]
     if old := lacking(releases, lambda release: not release.exact_kinds) if whole else ():
         yield Finding(
             "B725", f"{', '.join(whole)} are integers where floats are read; defaults are used", old,
-            "write 1.0 for 1", where, "warning",
+            "write 1.0 for 1", where, "warning", True,
         )  # fmt: skip
 
 
@@ -129,24 +164,25 @@ def _mask(subject: Subject, releases: Sequence[Release]) -> Iterator[Finding]:
             bad,
             'write "attention_mask": "float" in llm_config.json',
             str(subject.folder / subject.llm_config.name),
+            mended=True,
         )  # fmt: skip
 
 
 def _contradictions(subject: Subject, releases: Sequence[Release]) -> Iterator[Finding]:
-    every, where = _every(releases), str(subject.folder / subject.llm_config.name)
+    every, where = versions_of(releases), str(subject.folder / subject.llm_config.name)
     values = {**subject.config.values, **subject.llm_config.values}
     rows = numbers(subject.inputs.get("input_ids", {}).get("dims"))
     hidden = values.get("hidden_size", 4096)
     if len(rows) == 3 and rows[-1] > 0 and not subject.llm_config.missing and hidden != rows[-1]:
         yield Finding(
             "B727", f"hidden_size is {hidden}, but the model reads embedding rows of {rows[-1]}", every,
-            f'write "hidden_size": {rows[-1]}', where,
+            f'write "hidden_size": {rows[-1]}', where, mended=True,
         )  # fmt: skip
     layers = sum(op.get("type") in ("Attention", "LinearAttention") for op in subject.ops)
     if layers and values.get("layer_nums", layers) != layers:
         yield Finding(
             "B727", f"layer_nums is {values['layer_nums']}, but the model has {layers} attention layers", every,
-            f'write "layer_nums": {layers}', where, "warning",
+            f'write "layer_nums": {layers}', where, "warning", True,
         )  # fmt: skip
     if values.get("attention_type") == "mix" and not values.get("sliding_window"):
         yield Finding(
@@ -164,83 +200,76 @@ def _embedding(subject: Subject, releases: Sequence[Release]) -> Iterator[Findin
     forms = tie_forms(subject, tie)
     if forms is None:
         yield Finding(
-            "B728", f"tie_embeddings is neither five numbers nor an object: {str(tie)[:60]}", _every(releases),
+            "B728", f"tie_embeddings is neither five numbers nor an object: {str(tie)[:60]}", versions_of(releases),
             "write [weight_offset, alpha_offset, alpha_size, bits, block]", where,
         )  # fmt: skip
         return
     old = lacking(releases, lambda release: forms <= set(release.tie_embeddings))
     if old:
         kind = " and ".join(sorted(forms - {"pairs"})) or "five numbers"
-        happens = "read from the embedding file" if subject.embedding_path.is_file() else "uninitialized memory"
+        happens = "read from the embedding file" if subject.has(subject.embedding_path) else "uninitialized memory"
         happens = happens if forms & {"object", "six"} else "decoded with other formulas"
         yield Finding(
             "B728",
             f"tie_embeddings is spelled in a way ({kind}) that is not understood; rows are {happens}: garbage without a "
             "message",
             old,
-            f"write five numbers and single-precision scales, or {REPAIR}",
+            "write five numbers and single-precision scales",
             where,
+            mended=True,
         )
-    yield from _tied_place(subject, releases, tie, where)
-
-
-def tie_numbers(tie: Any) -> list[int] | None:
-    """Offset of codes, offset and size of scales, bits and block of either spelling; None when it is neither."""
-    if isinstance(tie, dict):
-        keys = ("weight_offset", "alpha_offset", "alpha_size", "quant_bit", "quant_block")
-        found: list[Any] = [tie.get(key) for key in keys]
-    elif isinstance(tie, list) and len(tie) in (5, 6):
-        found = tie[:5]
-    else:
-        return None
-    return found if all(type(value) is int and value >= 0 for value in found) else None
-
-
-def tie_forms(subject: Subject, tie: Any) -> set[str] | None:
-    """Names of the forms that a release must read, as in the profiles; None when nothing reads the value."""
-    found = tie_numbers(tie)
-    if found is None:
-        return None
-    forms = {"object"} if isinstance(tie, dict) else {"six"} if len(tie) == 6 else set()
-    bits, block = found[3:]
-    if bits == 16:
-        return forms | {"half"}
-    form = alpha_form(subject.logits_layer) if subject.logits_layer else None
-    pairs = form is None or form[2]
-    return forms | {"pairs" if pairs else "scales"} | (set() if block else {"row"})
+    yield from _odd_rows(subject, releases, tie, where)
+    numbers_ = tie_numbers(tie)
+    if numbers_ is not None and not numbers_[0]:
+        yield from _coded_file(subject, releases, TiedRows.of(subject, numbers_, half_scales(tie)))
 
 
 def _embedding_file(subject: Subject, releases: Sequence[Release]) -> Iterator[Finding]:
-    path, every = subject.embedding_path, _every(releases)
-    if not path.is_file():
+    path, every = subject.embedding_path, versions_of(releases)
+    if not subject.has(path):
         yield Finding(
             "B729", f"there is neither tie_embeddings nor {path.name}: embedding rows are uninitialized memory", every,
             "export again with the embedding, or copy the file", str(path),
         )  # fmt: skip
         return
-    layer, hidden = subject.logits_layer, subject.llm_config.values.get("hidden_size", 4096)
-    rows = layer["main"].get("common", {}).get("outputCount", 0) if layer and "main" in layer else 0
-    if isinstance(hidden, int) and path.stat().st_size < 2 * rows * hidden:
+    rows, columns, size = vocabulary(subject), width(subject), path.stat().st_size
+    if not columns:
+        return
+    if size < 2 * rows * columns:
         yield Finding(
-            "B729", f"{path.name} has {path.stat().st_size:,} bytes, fewer than {rows:,} rows of {hidden} need", every,
+            "B729", f"{path.name} has {size:,} bytes, fewer than {rows:,} rows of {columns} need", every,
             "copy the file again", str(path),
         )  # fmt: skip
-
-
-def _tied_place(subject: Subject, releases: Sequence[Release], tie: Any, where: str) -> Iterator[Finding]:
-    found = tie_numbers(tie)
-    if found is None or not subject.weight_path.is_file():
-        return
-    offset, alpha, size, bits, _ = found
-    nbytes = subject.weight_path.stat().st_size
-    if max(offset, alpha + size) > nbytes:
+    elif size % (2 * columns):
         yield Finding(
-            "B728", f"tie_embeddings points behind the end of {subject.weight_path.name} ({nbytes:,} bytes)",
-            _every(releases), "the weight file is cut off or of another model", where,
+            "B729", f"{path.name} has {size:,} bytes, which are no whole rows of {columns} bfloat16 numbers", every,
+            "is it the file of another model? copy or export it again", str(path),
         )  # fmt: skip
-    layer = subject.logits_layer
-    rows = layer["main"].get("common", {}).get("outputCount", 0) if layer and "main" in layer else 0
-    if bits == 4 and rows % 2 and (old := lacking(releases, lambda release: release.odd_tied_int4)):
+
+
+def _coded_file(subject: Subject, releases: Sequence[Release], rows: TiedRows) -> Iterator[Finding]:
+    """Quantized rows in a file of their own."""
+    path, every = subject.embedding_path, versions_of(releases)
+    where = str(subject.folder / subject.llm_config.name)
+    if not subject.has(path):
+        yield Finding(
+            "B729", f"{path.name}, where tie_embeddings says that the rows are, is missing", every,
+            "copy the file, or export again", str(path),
+        )  # fmt: skip
+    elif max(rows.end, rows.alpha_end) > path.stat().st_size:
+        yield Finding(
+            "B729", f"{path.name} has {path.stat().st_size:,} bytes, fewer than the {max(rows.end, rows.alpha_end):,} that "
+            "tie_embeddings speaks of", every, "copy the file again", str(path),
+        )  # fmt: skip
+    elif fault := rows.fault():
+        yield Finding("B728", f"tie_embeddings {fault}", every, "export again", where)
+
+
+def _odd_rows(subject: Subject, releases: Sequence[Release], tie: Any, where: str) -> Iterator[Finding]:
+    found, rows = tie_numbers(tie), vocabulary(subject)
+    if found is None or found[3] != 4 or not rows % 2:
+        return
+    if old := lacking(releases, lambda release: release.odd_tied_int4):
         yield Finding(
             "B728", f"4-bit embedding rows of an odd vocabulary ({rows:,}) are misread: wrong numbers", old,
             "store the logits matrix with 8 bits, or pad the vocabulary", where,
@@ -252,54 +281,58 @@ def _weights(subject: Subject, releases: Sequence[Release]) -> Iterator[Finding]
     if not ends:
         return
     path = subject.weight_path
-    size = path.stat().st_size if path.is_file() else None
+    size = path.stat().st_size if subject.has(path) else None
     last, op = max(ends, key=lambda item: item[0])
     if size is None:
         crash = lacking(releases, lambda release: release.no_weight_file != "crash")
-        happens = "the process crashes" if crash == _every(releases) else "loading fails, on 3.4 with a crash"
-        yield Finding("B723", f"{path.name} is missing: {happens}", _every(releases), "copy it again", str(path))
-    elif last > size:
+        happens = "the process crashes" if crash == versions_of(releases) else "loading fails, on 3.4 with a crash"
+        yield Finding("B723", f"{path.name} is missing: {happens}", versions_of(releases), "copy it again", str(path))
+    elif last > size and not is_lfs_pointer(path):
         yield Finding(
             "B730", f"{path.name} has {size:,} bytes, and {op.get('name') or op.get('type')} ends at {last:,}: a crash",
-            _every(releases), "the file is cut off or of another model; copy it again", str(path),
+            versions_of(releases), "the file is cut off or of another model; copy it again", str(path),
         )  # fmt: skip
 
 
 def _tokenizer(subject: Subject, releases: Sequence[Release]) -> Iterator[Finding]:
-    if subject.config.missing or subject.config.problem:
-        return
-    seen: dict[tuple[str, str], list[str]] = {}
+    seen: dict[tuple[str, str, bool], list[str]] = {}
     for release in releases:
-        path = subject.tokenizer_path(release)
-        problem = _tokenizer_problem(subject.config_of(release), path, release)
+        settings, path = subject.config_of(release), subject.tokenizer_path(release)
+        if settings.missing or settings.problem:
+            continue
+        problem, mended = _tokenizer_problem(subject, settings, path, release)
         if problem:
-            seen.setdefault((str(path), f"{problem}: {release.no_tokenizer}"), []).append(release.version)
-    for (place, problem), versions in seen.items():
+            seen.setdefault((str(path), f"{problem}: {release.no_tokenizer}", mended), []).append(release.version)
+    for (place, problem, mended), versions in seen.items():
+        fix = "name a text tokenizer (tokenizer.txt) in the configuration of these releases"
         yield Finding(
-            "B731", problem, tuple(versions), "name a text tokenizer (tokenizer.txt) in the configuration of these releases",
-            place,
-        )  # fmt: skip
+            "B731", problem, tuple(versions), fix if mended else "copy or export it again", place, mended=mended
+        )
 
 
-def _tokenizer_problem(settings: Settings, path: Any, release: Release) -> str:
-    if not path.is_file():
-        return f"the tokenizer file {path.name} named in {settings.name} is missing"
+def _tokenizer_problem(subject: Subject, settings: Settings, path: Path, release: Release) -> tuple[str, bool]:
+    """What is wrong with a tokenizer, empty for nothing, and whether another form of it would do."""
+    if not subject.has(path):
+        return f"the tokenizer file {path.name} named in {settings.name} is missing", False
+    if is_lfs_pointer(path):
+        return "", False
     with path.open("rb") as file:
         head = file.readline(64).split()
     if len(head) != 2 or head[0] != b"430" or not head[1].isdigit():
-        return f"{path.name} does not begin like a tokenizer file"
+        return f"{path.name} does not begin like a tokenizer file", False
     kind = int(head[1])
-    return "" if kind in release.tokenizers else f"{path.name} is of type {kind}, which is not read"
+    return ("", False) if kind in release.tokenizers else (f"{path.name} is of type {kind}, which is not read", True)
 
 
 def _token_count(subject: Subject, releases: Sequence[Release]) -> Iterator[Finding]:
-    layer = subject.logits_layer or {}
-    rows = layer.get("main", {}).get("common", {}).get("outputCount", 0)
+    rows = vocabulary(subject)
     paths = {release.version: subject.tokenizer_path(release) for release in releases}
     for path in dict.fromkeys(paths.values()):
         versions = tuple(version for version, own in paths.items() if own == path)
         readers = tuple(release for release in releases if release.version in versions)
-        if not path.is_file() or all(_tokenizer_problem(subject.config_of(item), path, item) for item in readers):
+        if not subject.has(path) or is_lfs_pointer(path):
+            continue
+        if all(_tokenizer_problem(subject, subject.config_of(item), path, item)[0] for item in readers):
             continue
         try:
             count = len(read_tokenizer(path.read_bytes(), str(path)).tokens)

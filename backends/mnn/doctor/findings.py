@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ class Finding:
         fix: what to do about it.
         where: file or operator.
         severity: ``error`` when the model does not load or computes wrong numbers there, else ``warning``.
+        mended: the command repair writes a copy that does not have it.
     """
 
     code: str
@@ -28,6 +30,7 @@ class Finding:
     fix: str = ""
     where: str = ""
     severity: Literal["error", "warning"] = "error"
+    mended: bool = False
 
     def diagnostic(self) -> Diagnostic:
         """The finding as a diagnostic."""
@@ -35,7 +38,12 @@ class Finding:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able form."""
-        return {**self.diagnostic().as_dict(), "releases": list(self.releases)}
+        return {**self.diagnostic().as_dict(), "releases": list(self.releases), "mended_by_repair": self.mended}
+
+
+def versions_of(releases: Sequence[Release]) -> tuple[str, ...]:
+    """Versions of all releases."""
+    return tuple(release.version for release in releases)
 
 
 @dataclass

@@ -14,7 +14,8 @@ from backends.mnn.read.net_file import PARAMETERS, numbers
 from backends.mnn.target.releases import Release
 from backends.mnn.write.configs import BLOCK_UNIT
 
-REPAIR = "python -m tools.repair writes a copy in forms that these releases read"
+REPAIR = "lading repair writes a copy in forms that these releases read"
+"""What is advised where nothing else is."""
 
 
 def graph_findings(subject: Subject, releases: Sequence[Release]) -> Iterator[Finding]:
@@ -64,6 +65,7 @@ def _inputs(subject: Subject, releases: Sequence[Release]) -> Iterator[Finding]:
                 old,
                 _input_fix(name),
                 str(subject.model_path),
+                mended=name == "logits_index",
             )
 
 
@@ -87,6 +89,7 @@ def _missing_inputs(subject: Subject, releases: Sequence[Release]) -> Iterator[F
             fed,
             REPAIR,
             str(subject.model_path),
+            mended=True,
         )
 
 
@@ -100,7 +103,7 @@ def _outputs(subject: Subject, releases: Sequence[Release]) -> Iterator[Finding]
     if subject.llm_config.values.get("hidden_states") and "hidden_states" not in subject.names:
         yield Finding(
             "B714", "the configuration asks for the output 'hidden_states' and the model has none: loading fails", every,
-            "remove hidden_states from llm_config.json", str(subject.folder / subject.llm_config.name),
+            "remove hidden_states from llm_config.json", str(subject.folder / subject.llm_config.name), mended=True,
         )  # fmt: skip
 
 
@@ -135,7 +138,7 @@ def _operators(subject: Subject, releases: Sequence[Release]) -> Iterator[Findin
                 "unary": "the function {}, which does not exist: Create execution error at the first call",
                 "binary": "the function {}, which does not exist: Create execution error at the first call",
             }[sort]
-            yield Finding("B716", f"the model uses {what.format(value)}", old, REPAIR, place_of(ops))
+            yield Finding("B716", f"the model uses {what.format(value)}", old, REPAIR, place_of(ops), mended=True)
 
 
 def _needs(op: dict[str, Any]) -> Iterator[str]:
@@ -164,8 +167,9 @@ def _scales(subject: Subject, releases: Sequence[Release]) -> Iterator[Finding]:
             "B717",
             "half-float scales are read as single floats: garbage without a message, or SIGFPE",
             old,
-            f"export with single-precision scales, or {REPAIR}",
+            "export with single-precision scales",
             place_of(ops),
+            mended=True,
         )
 
 
@@ -179,8 +183,9 @@ def _norms(subject: Subject, releases: Sequence[Release]) -> Iterator[Finding]:
             "LayerNorm works on tensors in the packed layout (NC4HW4), where these releases normalize an axis of length 1: "
             "garbage without a message",
             old,
-            f"export with the fusion of transformers off, or {REPAIR}",
+            "export with the fusion of transformers off",
             place_of(found),
+            mended=True,
         )
     bare = [op for op in norms if "gamma" in op.get("main", {}) and "beta" not in op["main"] and not _outside(op)]
     if bare:
@@ -218,7 +223,7 @@ def _attention(subject: Subject, releases: Sequence[Release]) -> Iterator[Findin
     ops = [op for op in subject.ops if op.get("type") == "Attention"]
     bare = [op for op in ops if len(numbers(op.get("inputIndexes"))) < 4]
     if old := lacking(releases, lambda release: release.maskless_attention) if bare else ():
-        yield Finding("B720", "Attention without a mask input crashes", old, REPAIR, place_of(bare))
+        yield Finding("B720", "Attention without a mask input crashes", old, REPAIR, place_of(bare), mended=True)
     packed = [op for op in ops if op.get("main", {}).get("output_c4")]
     if old := _lacking_form(releases, "packed-attention") if packed else ():
         yield Finding(
@@ -227,6 +232,7 @@ def _attention(subject: Subject, releases: Sequence[Release]) -> Iterator[Findin
             old,
             REPAIR,
             place_of(packed),
+            mended=True,
         )
     shared = [op for op in ops if op.get("main", {}).get("kv_shared_layer_index", -1) >= 0]
     if old := lacking(releases, lambda release: release.shared_cache) if shared else ():
@@ -258,6 +264,7 @@ def _scale(subject: Subject, releases: Sequence[Release], ops: Sequence[dict[str
             old,
             "multiply the queries by the factor in the graph, as this compiler does",
             str(subject.folder / subject.llm_config.name),
+            mended=True,
         )
 
 

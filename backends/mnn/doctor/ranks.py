@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from backends.mnn.doctor.findings import Finding
-from backends.mnn.doctor.graph import REPAIR, lacking, place_of, reshape_dims
+from backends.mnn.doctor.graph import lacking, place_of, reshape_dims
 from backends.mnn.read.model_folder import Subject
 from backends.mnn.read.net_file import numbers
 from backends.mnn.target.releases import Release
@@ -53,9 +53,10 @@ def _positions(subject: Subject, releases: Sequence[Release]) -> Iterator[Findin
                 f"{readers[0].get('type')} reads position_ids as it is fed, declared with {rank} axes, and fed with "
                 f"{' or '.join(map(str, ranks))}: {happens}",
                 versions,
-                f"reshape position_ids to the shape wanted before anything reads it, or {REPAIR}",
+                "reshape position_ids to the shape wanted before anything reads it",
                 place_of(readers),
                 "error" if versions is crash else "warning",
+                True,
             )
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from backends.mnn.run.native import mnn_to_json
 from ir.base.diag import LadingError
+from ir.base.inside import outside
 from ir.base.json_numbers import whole
 
 P = ParamSpec("P")
@@ -88,6 +89,8 @@ class MnnModel:
         path = self.folder / name
         if not path.is_file():
             raise LadingError("B680", f"the model directory lacks {name}", where=str(self.folder))
+        if (real := outside(path, self.folder)) is not None:
+            raise LadingError("B780", f"{name} leads out of the model's folder, to {real}", where=str(self.folder))
         return path
 
     def _json(self, name: str) -> dict[str, Any]:

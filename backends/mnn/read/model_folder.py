@@ -1,6 +1,7 @@
 """A model that somebody made: its files, configuration and graph, opened for looking, without native code.
 
-What cannot be read is a problem to report and not an error, so every part may be absent.
+What cannot be read is a problem to report and not an error, so every part may be absent. Nothing outside of the folder
+is opened, whatever a configuration or a link says: `Subject.has` is asked before any file is.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from backends.mnn.read.net_file import numbers, read_net
 from backends.mnn.target.releases import Release
 from backends.mnn.write.configs import CONFIG, CONFIG_TEXT, EMBEDDING, LLM_CONFIG, MODEL, WEIGHTS
 from ir.base.diag import LadingError
+from ir.base.inside import outside
 from ir.base.json_numbers import whole
 
 TOKENIZER = "tokenizer.txt"
 """What the runtime opens when the configuration does not say."""
+_POINTER = b"version https://git-lfs.github.com/spec/"
 SHORT_NAME = 60
 """Characters that every file system takes."""
 
@@ -67,11 +70,11 @@ class Subject:
     @cached_property
     def text_config(self) -> Settings | None:
         """The second configuration that this compiler writes for releases without the exact tokenizer form."""
-        return self._settings(CONFIG_TEXT) if (self.folder / CONFIG_TEXT).is_file() else None
+        return self._settings(CONFIG_TEXT) if self.has(self.folder / CONFIG_TEXT) else None
 
     def _settings(self, name: str) -> Settings:
         found, path = Settings(name), self.file(name)
-        if not self.is_folder or not path.is_file():
+        if not self.is_folder or not self.has(path):
             found.missing = True
             return found
 
@@ -96,19 +99,51 @@ class Subject:
         return found
 
     def file_key(self, key: str, default: str) -> str:
-        """A file name from ``config.json``."""
-        value = self.config.values.get(key, default)
+        """A file name from ``config.json``, or from the other file where only that has it."""
+        value = self.config.values.get(key)
+        if value is None and key != "llm_config":
+            value = self.llm_config.values.get(key)
         return value if isinstance(value, str) and value else default
 
     def file(self, name: str) -> Path:
-        """The path of a file that a configuration names; a name that no file can have is cut, so that one may ask for
-        it."""
-        path = self.folder / name
+        """The path of a file that a configuration names, joined as the runtime does, so an absolute name is one below
+        the folder; a name that no file can have is cut, so that one may ask for it."""
+        path = self.folder / name.lstrip("/")
         try:
             path.is_file()
         except OSError:
             return self.folder / name[:SHORT_NAME]
         return path
+
+    def has(self, path: Path) -> bool:
+        """There is a regular file at a path of the model, and it lies in the model's folder."""
+        return path.is_file() and (path == self.path or outside(path, self.folder) is None)
+
+    def read_files(self, release: Release) -> dict[str, Path]:
+        """Files that a release opens, by what names them, whether they exist or not."""
+        if not self.is_folder:
+            return {"the model": self.model_path, "its weights": self.weight_path}
+        own = self.config_of(release)
+        found = {
+            own.name: self.folder / own.name,
+            "llm_config": self.folder / self.llm_config.name,
+            "llm_model": self.model_path,
+            "llm_weight": self.weight_path,
+            "tokenizer_file": self.tokenizer_path(release),
+        }
+        tie = self.llm_config.values.get("tie_embeddings")
+        first = tie.get("weight_offset") if isinstance(tie, dict) else tie[0] if isinstance(tie, list) and tie else None
+        # Rows that are tied to the logits matrix come from the weight file.
+        return found if first else {**found, "embedding_file": self.embedding_path}
+
+    def misplaced(self, what: str, path: Path, release: Release) -> str:
+        """Why a file of `read_files` is not one of the folder; empty when it is."""
+        if path != self.path and (real := outside(path, self.folder)) is not None:
+            return f"{path.name} ({what}) leads out of the model's folder, to {real}, and was not read"
+        name = self.setting(release, what)
+        if isinstance(name, str) and name.startswith("/"):
+            return f"{what} is an absolute path, which the runtime looks for below the folder: {name}"
+        return ""
 
     def config_of(self, release: Release) -> Settings:
         """The configuration file that a release should load."""
@@ -142,7 +177,7 @@ class Subject:
 
     def tokenizer_path(self, release: Release) -> Path:
         """The tokenizer file that a release opens."""
-        name = self.config_of(release).values.get("tokenizer_file", TOKENIZER)
+        name = self.setting(release, "tokenizer_file", TOKENIZER)
         return self.file(name if isinstance(name, str) else TOKENIZER)
 
     # ---- graph ----
@@ -151,6 +186,8 @@ class Subject:
     def net(self) -> dict[str, Any]:
         """The graph; empty with `net_problem` set when it cannot be read."""
         try:
+            if not self.has(self.model_path):
+                raise LadingError("B711", "there is no such file in the model's folder", where=str(self.model_path))
             return read_net(self.model_path)
         except LadingError as error:
             self.net_problem = error
@@ -226,6 +263,12 @@ class Subject:
             external = numbers(op.get("main", {}).get("external"))
             if len(external) > 1:
                 yield op, sum(external)
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """A file is the text that Git LFS leaves in the place of one that was not fetched."""
+    with path.open("rb") as file:
+        return file.read(len(_POINTER)) == _POINTER
 
 
 def alpha_form(op: dict[str, Any]) -> tuple[int, int, bool] | None:

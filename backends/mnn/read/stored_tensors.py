@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from ir.base.diag import LadingError
 from ir.base.types import TensorType
@@ -34,3 +37,34 @@ class WeightFile:
                 "F642", f"{key} needs bytes {offset:,} to {offset + nbytes:,} of {self.size:,}", where=str(self.path)
             )
         return FileTensor(self.path, offset, type, key)
+
+
+@dataclass(frozen=True)
+class FirstCode:
+    """Where the codes of a matrix begin behind its header, their width, and whether code i stands for i - 2^(bits-1)."""
+
+    place: int
+    bits: int
+    straight: bool
+
+
+def first_code(head: np.ndarray, nbytes: int, shape: tuple[int, int]) -> FirstCode | None:
+    """What the header of integer codes says; None when it is for another matrix.
+
+    Args:
+        head: uint8, the first bytes of the blob, at most 270: number of dimensions, dimensions, table.
+        nbytes: size of the whole blob.
+        shape: rows and columns that are wanted.
+    """
+    for kind, size in (("<u2", 2), ("<u4", 4)):
+        place = 1 + 2 * size
+        if head.size <= place:
+            return None
+        dims = tuple(head[1:place].copy().view(kind).tolist())
+        count = int(head[place]) or 256
+        bits = count.bit_length() - 1
+        whole = 1 + place + count + (shape[0] * shape[1] * bits + 7) // 8
+        if head[0] == 2 and dims == shape and count == 1 << bits and whole == nbytes:
+            table = head[place + 1 : place + 1 + count].view(np.int8)
+            return FirstCode(place + 1 + count, bits, np.array_equal(table, np.arange(-count // 2, count // 2)))
+    return None

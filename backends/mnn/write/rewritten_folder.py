@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from backends.mnn.card import ATTENTION, last_size, sizes
-from backends.mnn.doctor.files import tie_numbers
+from backends.mnn.doctor.tied import tie_numbers
 from backends.mnn.lower.fit import check_storage, fit
-from backends.mnn.read.model_folder import Subject
+from backends.mnn.read.model_folder import TOKENIZER, Subject, is_lfs_pointer
 from backends.mnn.run.native import json_to_mnn
-from backends.mnn.target.releases import MnnTarget
+from backends.mnn.target.releases import RELEASES, MnnTarget
 from backends.mnn.tokenizer.files.lift import spec_of
 from backends.mnn.tokenizer.files.read import MtokFile, read_tokenizer
 from backends.mnn.tokenizer.forms import encode_text, inexact
@@ -47,16 +47,35 @@ def require_readable(subject: Subject) -> None:
     """Raise what makes a directory unfit for being lifted.
 
     Raises:
-        LadingError: B741 no directory, or a configuration that cannot be read; B710 or B711 the model file.
+        LadingError: B741 no directory, or a configuration that cannot be read; B710 or B711 the model file; B780 a file
+            outside of the folder; B783 one that was never fetched.
     """
     if not subject.is_folder:
         raise LadingError("B741", "a model directory is needed, not a file", where=str(subject.path))
     for settings in (subject.config, subject.llm_config):
         if settings.missing or settings.problem:
+            if not settings.problem:
+                _require_own_files(subject)
             problem = settings.problem or "it is missing"
             raise LadingError("B741", f"{settings.name} cannot be read: {problem}", where=str(subject.folder))
+    _require_own_files(subject)
     if not subject.net["oplists"] and subject.net_problem is not None:
         raise subject.net_problem
+
+
+def _require_own_files(subject: Subject) -> None:
+    for release in RELEASES.values():
+        for what, path in subject.read_files(release).items():
+            if message := subject.misplaced(what, path, release):
+                raise LadingError(
+                    "B780", message, where=str(path), hint="copy the file into the folder and name it there"
+                )
+            if subject.has(path) and is_lfs_pointer(path):
+                message = f"{path.name} is a Git LFS pointer: the file itself was never fetched"
+                raise LadingError("B783", message, where=str(path), hint="run git lfs pull in the repository")
+    if "base_dir" in subject.config.values:
+        message = f"base_dir {subject.config.values['base_dir']!r} moves every other file away from config.json"
+        raise LadingError("B780", message, where=str(subject.folder / configs.CONFIG), hint="remove base_dir")
 
 
 def describe(graph: Graph, subject: Subject, executor: Executor) -> None:
@@ -78,16 +97,16 @@ def describe(graph: Graph, subject: Subject, executor: Executor) -> None:
 
 def _read_files(subject: Subject) -> list[Path]:
     """The files of the original that are read or copied."""
-    names = {subject.file_key("tokenizer_file", "tokenizer.txt"), configs.CONFIG, subject.llm_config.name}
+    names = {subject.file_key("tokenizer_file", TOKENIZER), configs.CONFIG, subject.llm_config.name}
     if subject.text_config is not None:
         beside = subject.text_config.values.get("tokenizer_file")
         names |= {configs.CONFIG_TEXT, *([beside] if isinstance(beside, str) else [])}
-    paths = {subject.folder / name for name in names} | {
+    paths = {subject.file(name) for name in names} | {
         subject.model_path,
         subject.weight_path,
         subject.embedding_path,
     }
-    return sorted(path for path in paths | set(_others(subject)) if path.is_file())
+    return sorted(path for path in paths | set(_others(subject)) if subject.has(path))
 
 
 def _source(path: Path, folder: Path) -> tuple[str, SourceFile]:
@@ -136,7 +155,7 @@ def _others(subject: Subject) -> list[Path]:
     """Files that the configuration names and nothing here writes: parts for pictures and sound, context."""
     skip = {subject.model_path.name, subject.weight_path.name, configs.CONFIG, subject.llm_config.name, *_SKIPPED}
     named = {value for key, value in subject.config.values.items() if isinstance(value, str) and key not in _OWN}
-    return [path for path in sorted(subject.folder.iterdir()) if path.is_file() and path.name in named - skip]
+    return [path for path in sorted(subject.folder.iterdir()) if path.name in named - skip and subject.has(path)]
 
 
 def _copy_others(subject: Subject, emission: Emission) -> None:
@@ -147,7 +166,7 @@ def _copy_others(subject: Subject, emission: Emission) -> None:
     if emission.layout.embedding is not None or emission.layout.embedding_file is not None:
         return
     source = subject.embedding_path
-    if not source.is_file():
+    if not subject.has(source):
         raise LadingError("B742", f"there are no embedding rows: {source.name} is missing", where=str(subject.folder))
     shutil.copy(source, emission.folder / configs.EMBEDDING)
     emission.roles[configs.EMBEDDING] = "embedding"
@@ -156,8 +175,8 @@ def _copy_others(subject: Subject, emission: Emission) -> None:
 
 def _tokenizers(subject: Subject, folder: Path, target: MnnTarget) -> TokenizerFiles:
     """Write the tokenizer; a text form too where a release cannot read the one that exists."""
-    source = subject.folder / subject.file_key("tokenizer_file", "tokenizer.txt")
-    if not source.is_file():
+    source = subject.file(subject.file_key("tokenizer_file", TOKENIZER))
+    if not subject.has(source):
         raise LadingError("B742", f"the tokenizer file {source.name} is missing", where=str(subject.folder))
     data = source.read_bytes()
     file = read_tokenizer(data, str(source))
@@ -180,8 +199,8 @@ def _tokenizers(subject: Subject, folder: Path, target: MnnTarget) -> TokenizerF
 def _text_form(subject: Subject, file: MtokFile, source: Path) -> tuple[bytes, list[str]]:
     """The text form that lies beside the binary one, else one made from it; and why its ids may differ."""
     beside = subject.text_config.values.get("tokenizer_file") if subject.text_config is not None else None
-    if isinstance(beside, str) and subject.file(beside).is_file():
-        return (subject.folder / beside).read_bytes(), [
+    if isinstance(beside, str) and subject.has(subject.file(beside)):
+        return subject.file(beside).read_bytes(), [
             "copied from the original folder and not compared with the exact form"
         ]
     spec = spec_of(file, str(source))

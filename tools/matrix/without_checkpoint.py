@@ -39,11 +39,11 @@ class FolderSource(Source):
     @cached_property
     def graph(self) -> Graph:
         """The graph that is stored, from the inputs that the runtime feeds to logits."""
+        from backends.mnn.lift.folder import lifted
         from backends.mnn.read.model_folder import Subject
         from backends.mnn.target.releases import target
         from backends.mnn.write.rewritten_folder import describe, require_readable
         from ir.facts.model_card import ModelCard
-        from tools.repair.command import lifted
 
         subject = Subject(self.folder)
         require_readable(subject)

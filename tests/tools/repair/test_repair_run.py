@@ -13,6 +13,7 @@ from click.testing import CliRunner
 import tools.repair.run as tool
 from backends.contract import read
 from backends.mnn.dialect import norm
+from backends.mnn.lift.folder import lifted
 from backends.mnn.read.model_folder import Subject
 from backends.mnn.target.environments import interpreters
 from backends.mnn.target.releases import target
@@ -20,7 +21,7 @@ from ir.base.diag import LadingError
 from tests.support.checkpoints import make_checkpoint
 from tests.support.paths import DATA
 from tests.support.runs import compiled
-from tools.repair.command import lifted, main, repair
+from tools.repair.command import main, repair
 from tools.repair.run import Runs
 from tools.shared.cli import EXIT_UNPROVEN
 

@@ -33,12 +33,12 @@ class Frontend:
 
     def recognises(self, source: str) -> bool:
         """True when a path or name is something that this frontend reads; by default, a file with its suffix."""
-        path = Path(source).expanduser()
+        path = Path(os.path.expanduser(source))
         return path.suffix.lower() in self.suffixes and not path.is_dir()
 
     def locate(self, source: str, **options: Any) -> Path:
         """The file or folder that `load` reads, brought to this machine where it is not there yet."""
-        return Path(source).expanduser()
+        return Path(os.path.expanduser(source))
 
     def load(self, path: str, **options: Any) -> Graph:
         """The graph of a file or folder; LadingError for what is wrong with it."""
@@ -97,7 +97,7 @@ class CheckpointFolder(Frontend):
 
     def recognises(self, source: str) -> bool:
         """Every folder, and names ``owner/name`` that are no path."""
-        path = Path(source).expanduser()
+        path = Path(os.path.expanduser(source))
         named = source.count("/") == 1 and not source.startswith((".", "/", "~"))
         return path.is_dir() or (named and not path.exists())
 

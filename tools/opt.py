@@ -110,7 +110,7 @@ def _instruments(folder: Path, options) -> list:
 
 
 def _stem(source: str) -> str:
-    name = "stdin" if source == "-" else Path(source).expanduser().resolve().stem
+    name = "stdin" if source == "-" else Path(os.path.expanduser(source)).resolve().stem
     return f"{name}-{os.getpid()}"
 
 

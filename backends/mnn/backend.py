@@ -19,12 +19,11 @@ from ir.base.diag import Diagnostic, LadingError
 from ir.facts.model_card import ModelCard
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
     from backends.contract import Contract
     from backends.mnn.tokenizer.write_files import TokenizerFiles
     from backends.mnn.verify.written_weights import WeightError
     from backends.mnn.write.llm_folder import Emission, Settings
+    from frontends.text.tokenizer import ForeignTokenizer
     from ir.graph.graph import Graph
 
 QUICK_SAMPLE = 1 << 20
@@ -91,7 +90,7 @@ class MnnLlm(Backend):
 class LlmCompilation(Compilation):
     """One model directory in the making."""
 
-    native = ("onnxruntime", "tokenizers")
+    native = ("onnxruntime",)
     emission: Emission
 
     def __init__(self, order: Order) -> None:
@@ -147,7 +146,7 @@ class LlmCompilation(Compilation):
         return lambda: write_placeholder(self.folder, self.target, _vocabulary(graph))
 
     @cached_property
-    def _opened(self) -> Tokenizer:
+    def _opened(self) -> ForeignTokenizer:
         from frontends.text.tokenizer import open_tokenizer
 
         assert self.tokenizer is not None

@@ -23,7 +23,7 @@ from ir.base.diag import Diagnostic, LadingError
 from ir.base.types import Dim, TensorType
 from ir.evaluate.divergence import DistanceMeter
 from ir.evaluate.evaluator import Evaluator
-from ir.evaluate.onnxruntime_session import run_file
+from ir.evaluate.kernels import run_file
 from ir.evaluate.random_feeds import sample_feeds
 from ir.facts.precision import PrecisionPlan
 from ir.graph.graph import Graph
@@ -104,10 +104,10 @@ def verify(
     given = [
         sample_feeds(original, _sizes(original, LENGTHS[number % len(LENGTHS)]), number) for number in range(feeds)
     ]
-    plain, got = (run_file(model, given, optimized=optimized) for optimized in (False, True))
+    plain, got = (run_file(model, given, optimized=optimized, foreign=original.foreign) for optimized in (False, True))
     meant = Evaluator(graph, memory_limit=MEMORY_LIMIT).run_many(given)
     if source is not None:
-        wanted = run_file(source, given, optimized=False)
+        wanted = run_file(source, given, optimized=False, foreign=True)
     else:
         wanted = Evaluator(original, memory_limit=MEMORY_LIMIT).run_many(given)
     exact = _measured(original, given, "decoded weights", meant, plain)

@@ -128,6 +128,7 @@ def lift_message(
     _check(model, place)
     with paused_collection():
         root = Graph(text(model.graph.name, str(place)), _opsets(model.opset_import, place) or {"": 1})
+        root.foreign = True
         lift = Lift(root, model.graph, place, model.ir_version, free)
         lift.constants = constants or {}
         lift.fill(lift.scope)
@@ -200,6 +201,7 @@ def _functions(root: Graph, model: onnx.ModelProto, place: Place) -> None:
 
 def _function(proto: onnx.FunctionProto, place: Place, ir_version: int, name: str) -> Graph:
     body = Graph(proto.name, _opsets(proto.opset_import, place))
+    body.foreign = True
     if not proto.opset_import:
         body.opsets.clear()
     graph = onnx.GraphProto(name=proto.name, node=proto.node, value_info=proto.value_info)

@@ -1,42 +1,148 @@
-"""The original tokenizer of a checkpoint, as the tokenizers library reads it."""
+"""The original tokenizer of a checkpoint, as the tokenizers library reads it, in a child process."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from frontends.text.tokenizer_child import TokenizerWork
 from ir.base.diag import LadingError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
-def open_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a checkpoint folder, which neither cuts nor fills up what it encodes.
+@dataclass(frozen=True)
+class Encoding:
+    """What a text became: its token ids."""
+
+    ids: list[int]
+
+
+class ForeignTokenizer:
+    """A tokenizer that neither cuts nor fills up what it encodes; the work is done in a child."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder.absolute()
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> Encoding:
+        """Ids of a text.
+
+        Raises:
+            LadingError: Q435 the tokenizer cannot be read any more, F650 the library fails on this text.
+        """
+        return self.encode_all([text], add_special_tokens)[0]
+
+    def encode_all(self, texts: Iterable[str], add_special_tokens: bool = True) -> list[Encoding]:
+        """The same for several texts at once."""
+        given = list(texts)
+        found = self._ask("encode", {"texts": given, "special": add_special_tokens}, sum(map(len, given)))
+        return [Encoding(ids) for ids in found["ids"]]
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Text of ids; errors as for `encode`."""
+        return self._ask("decode", {"ids": [int(item) for item in ids], "skip": skip_special_tokens}, len(ids))["text"]
+
+    def check(self) -> None:
+        """Raise LadingError Q435 when the tokenizer cannot be read."""
+        self._ask("check", {}, 0)
+
+    def _ask(self, what: str, request: dict[str, Any], texts: int) -> dict[str, Any]:
+        function = f"{__name__}:work_{what}"
+        with TokenizerWork(function, {"folder": str(self._folder), **request}, self._folder, texts) as work:
+            return work.result()
+
+
+def open_tokenizer(folder: Path) -> ForeignTokenizer:
+    """The tokenizer of a checkpoint folder.
+
+    Raises:
+        LadingError: Q435 ``tokenizer.json`` is missing or cannot be read, F650 the library crashes on it.
+    """
+    found = ForeignTokenizer(folder)
+    found.check()
+    return found
+
+
+def prefix_of(tokenizer: ForeignTokenizer) -> list[int]:
+    """The ids that a tokenizer puts in front of every text, such as BOS."""
+    bare = tokenizer.encode("a", add_special_tokens=False).ids
+    whole = tokenizer.encode("a").ids
+    return next((whole[:at] for at in range(len(whole) - len(bare) + 1) if whole[at : at + len(bare)] == bare), [])
+
+
+# ---- the child's side ----
+
+
+def load_in_process(folder: Path) -> Tokenizer:
+    """The library's own object, for what runs in a child.
 
     Raises:
         LadingError: Q435 ``tokenizer.json`` is missing or cannot be read.
     """
-    from tokenizers import Tokenizer
-
     path = folder / "tokenizer.json"
     try:
-        if not path.is_file():
-            raise FileNotFoundError("no such file")
-        tokenizer = Tokenizer.from_file(str(path))
+        found = path.stat()
+        return _load(str(path), found.st_mtime_ns, found.st_size)
     except (KeyboardInterrupt, SystemExit):
         raise
     # The library raises bare Exception for whatever is wrong with the file, or panics, which is no Exception at all.
     except BaseException as error:
+        reason = getattr(error, "strerror", None) or error
         hint = "save the checkpoint's tokenizer with transformers"
-        raise LadingError("Q435", f"cannot read the tokenizer: {error}", where=str(path), hint=hint) from error
+        raise LadingError("Q435", f"cannot read the tokenizer: {reason}", where=str(path), hint=hint) from error
+
+
+@lru_cache(maxsize=1)
+def _load(path: str, changed: int, size: int) -> Tokenizer:
+    """A tokenizer; `changed` and `size` tell versions of its file apart."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(path)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
 
 
-def prefix_of(tokenizer: Tokenizer) -> list[int]:
-    """The ids that a tokenizer puts in front of every text, such as BOS."""
-    bare = tokenizer.encode("a", add_special_tokens=False).ids
-    whole = tokenizer.encode("a").ids
-    return next((whole[:at] for at in range(len(whole) - len(bare) + 1) if whole[at : at + len(bare)] == bare), [])
+def encoded(tokenizer: Tokenizer, text: str, special: bool, where: str) -> list[int]:
+    """Ids of a text by the library's object; LadingError F650 when it fails."""
+    try:
+        return tokenizer.encode(text, add_special_tokens=special).ids
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise _refused(f"cannot encode {text[:40]!r}", error, where) from error
+
+
+def _refused(what: str, error: BaseException, where: str) -> LadingError:
+    reason = " ".join(str(error).split())[:200]
+    return LadingError("F650", f"the tokenizers library {what}: {reason}", where, "the tokenizer's file may be damaged")
+
+
+def work_check(request: dict[str, Any]) -> dict[str, Any]:
+    """Load a tokenizer."""
+    load_in_process(Path(request["folder"]))
+    return {}
+
+
+def work_encode(request: dict[str, Any]) -> dict[str, Any]:
+    """Encode texts."""
+    tokenizer = load_in_process(Path(request["folder"]))
+    return {"ids": [encoded(tokenizer, text, request["special"], request["folder"]) for text in request["texts"]]}
+
+
+def work_decode(request: dict[str, Any]) -> dict[str, Any]:
+    """Decode ids."""
+    tokenizer = load_in_process(Path(request["folder"]))
+    try:
+        return {"text": tokenizer.decode(request["ids"], skip_special_tokens=request["skip"])}
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise _refused("cannot decode what the runtime wrote", error, request["folder"]) from error
+
+
+__all__ = ["Encoding", "ForeignTokenizer", "encoded", "load_in_process", "open_tokenizer", "prefix_of"]

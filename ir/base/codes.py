@@ -58,6 +58,7 @@ CODES: dict[str, str] = {
     "T226": "A size asked for lies outside the range of the symbolic dimension, or contradicts it.",
     "T227": "An input has more elements than are made up for a trial run.",
     "T230": "An operator of another domain cannot be defined in ONNX terms: an input type is unknown, or the opset too old.",
+    "T280": "The process that computes a graph read from a file crashed, went on for too long or needed too much memory.",
     "T232": "The model or its data file cannot be written.",
     "F500": "MODEL names neither a checkpoint folder on this machine nor a hub repository written owner/name.",
     "F501": "MODEL is a file. A checkpoint is a folder with config.json and .safetensors files.",
@@ -304,5 +305,8 @@ CODES: dict[str, str] = {
     "Q445": "LADING_CACHE_SIZE holds no size such as 500MB or 20GB.",
     "Q442": "The calibration statistics are of another number of input features than the weight has.",
     "U908": "The machine has less memory than the command needs for this input.",
+    "F650": "The work on a tokenizer crashed, failed inside the tokenizers library, took too long or too much memory.",
+    "U980": "The program met an error that it does not know, which is its own fault. A report file says more.",
+    "U981": "A helper process cannot be started: there are too many processes or open files, or too little memory.",
     "U940": "There is no fuzz target of this name, or the module to load has no table of targets.",
 }

@@ -18,14 +18,8 @@ import numpy as np
 from ir.base.diag import LadingError, suggest
 from ir.base.types import Dim, TensorType, dtype_of_onnx
 from ir.evaluate import large_weights as pieces
-from ir.evaluate.onnxruntime_session import (
-    Session,
-    constant_values,
-    give_memory_back,
-    load_constant,
-    numpy_value,
-    ort_value,
-)
+from ir.evaluate.kernels import Kernels, OpenModel, kernels_for
+from ir.evaluate.onnxruntime_session import constant_values, give_memory_back, load_constant
 from ir.evaluate.random_feeds import sample_feeds
 from ir.evaluate.segments import Plan, Segment, plan_segments
 from ir.graph.describe import describe
@@ -95,6 +89,7 @@ class Evaluator:
         """
         self.graph = graph
         self.memory_limit = memory_limit
+        self._kernels = kernels_for(graph)
         self._threads = threads
         names = [value.name for value in graph.outputs] if outputs is None else outputs
         self._wanted = {name: _find(graph, name) for name in names}
@@ -171,7 +166,7 @@ class Evaluator:
                     continue
                 if not isinstance(value.type, TensorType) or value.dtype.numpy.kind not in "fiubc":
                     return None
-                arrays[value.name] = _array(value, state)
+                arrays[value.name] = _array(value, state, self._kernels)
             found.append(arrays)
         return found
 
@@ -195,7 +190,7 @@ class Evaluator:
         if observe is not None:
             for name, value in self._wanted.items():
                 if value in segment.outputs:
-                    observe(track, number, name, _array(value, state))
+                    observe(track, number, name, _array(value, state, self._kernels))
         for value in segment.dead:
             state.pop(value, None)
 
@@ -218,7 +213,7 @@ class Evaluator:
 
     def _run_session(self, segment: Segment, tracks: Sequence[Track], observe: Observer | None) -> None:
         fixed = {**self._weights(segment), **self._constants(segment)}
-        shared = _Replacements(segment, tracks)
+        shared = _Replacements(segment, tracks, self._kernels)
         for track in tracks:
             own = fixed
             if any(value in track.replaced for value in segment.constants):
@@ -226,7 +221,7 @@ class Evaluator:
                 own = {**fixed, **self._weights(segment, replaced), **_present(replaced, segment.consts)}
                 del replaced
             for number, state in enumerate(track.states):
-                fed = {**own, **{value: _carried(value, state) for value in segment.inputs}}
+                fed = {**own, **{value: _carried(value, state, self._kernels) for value in segment.inputs}}
                 if segment.session is None:
                     segment.session = self._open(segment, fed)
                 state.update(_run(segment, fed))
@@ -259,12 +254,12 @@ class Evaluator:
         """The constants that are fed to a segment; without a memory limit they are held for later."""
         tensors = {value: value.tensor for value in segment.consts}
         missing = dict.fromkeys(tensor for tensor in tensors.values() if tensor not in self._held)
-        loaded = {**self._held, **constant_values(missing)}
+        loaded = {**self._held, **constant_values(missing, self._kernels.value)}
         if hold and self.memory_limit is None:
             self._held = loaded
         return {value: loaded[tensor] for value, tensor in tensors.items()}
 
-    def _open(self, segment: Segment, fed: Mapping[Value, Any]) -> Session:
+    def _open(self, segment: Segment, fed: Mapping[Value, Any]) -> OpenModel:
         """Load the model of a segment, its inputs declared as the values that are really fed."""
         model = export_nodes(
             self.graph,
@@ -276,7 +271,7 @@ class Evaluator:
         )
         first, last = segment.nodes[0], segment.nodes[-1]
         where = describe(first) if first is last else f"{len(segment.nodes)} nodes\nfrom {first!r}\nto {last!r}"
-        return Session(model, self._threads, where)
+        return self._kernels.open(model, self._threads, where)
 
     def _run_pieces(self, segment: Segment, tracks: Sequence[Track], observe: Observer | None) -> None:
         node = segment.nodes[0]
@@ -287,7 +282,10 @@ class Evaluator:
         for tensor, group in by_tensor.items():
             states = [(track, number) for track in group for number in range(len(track.states))]
             operands = [
-                [None if value is None or value is weight else _operand(value, track, number) for value in node.inputs]
+                [
+                    None if value is None or value is weight else _operand(value, track, number, self._kernels)
+                    for value in node.inputs
+                ]
                 for track, number in states
             ]
             try:
@@ -307,13 +305,14 @@ class Evaluator:
 
     def fetch(self, track: Track, number: int) -> dict[str, np.ndarray]:
         """The wanted values of one state after the last segment."""
-        return {name: _array(value, track.states[number]) for name, value in self._wanted.items()}
+        return {name: _array(value, track.states[number], self._kernels) for name, value in self._wanted.items()}
 
 
 class _Replacements:
     """The replaced constants of one segment, loaded when a track needs them and kept while a later one still does."""
 
-    def __init__(self, segment: Segment, tracks: Sequence[Track]) -> None:
+    def __init__(self, segment: Segment, tracks: Sequence[Track], kernels: Kernels) -> None:
+        self._kernels = kernels
         self._values = segment.constants
         self._left = Counter(tensor for track in tracks for tensor in self._of(track).values())
         self._loaded: dict[Tensor, Any] = {}
@@ -326,7 +325,7 @@ class _Replacements:
         found: dict[Value, Any] = {}
         for value, tensor in self._of(track).items():
             if tensor not in self._loaded:
-                (self._loaded[tensor],) = constant_values([tensor]).values()
+                (self._loaded[tensor],) = constant_values([tensor], self._kernels.value).values()
             found[value] = self._loaded[tensor]
             self._left[tensor] -= 1
             if not self._left[tensor]:
@@ -354,10 +353,10 @@ def _present(found: Mapping[Value, Any], values: Iterable[Value]) -> dict[Value,
     return {value: found[value] for value in values if value in found}
 
 
-def _operand(value: Value, track: Track, number: int) -> np.ndarray:
+def _operand(value: Value, track: Track, number: int, kernels: Kernels) -> np.ndarray:
     if value in track.replaced:
         return load_constant(track.replaced[value])
-    return _array(value, track.states[number])
+    return _array(value, track.states[number], kernels)
 
 
 def _run(segment: Segment, fed: Mapping[Value, Any]) -> dict[Value, Any]:
@@ -368,19 +367,19 @@ def _run(segment: Segment, fed: Mapping[Value, Any]) -> dict[Value, Any]:
     return dict(zip(segment.outputs, results, strict=True))
 
 
-def _array(value: Value, state: Mapping[Value, Any]) -> np.ndarray:
+def _array(value: Value, state: Mapping[Value, Any], kernels: Kernels) -> np.ndarray:
     if value.const is not None:
         return load_constant(value.const)
     found = state[value]
     if isinstance(found, np.ndarray):
         return found
-    return numpy_value(found, value.type.dtype if isinstance(value.type, TensorType) else None)
+    return kernels.array(found, value.type.dtype if isinstance(value.type, TensorType) else None)
 
 
-def _carried(value: Value, state: Mapping[Value, Any]) -> Any:
+def _carried(value: Value, state: Mapping[Value, Any], kernels: Kernels) -> Any:
     """The ``OrtValue`` of a value; arrays are wrapped anew, since a wrapper does not keep its array alive."""
     found = state[value]
-    return ort_value(found, value.dtype) if isinstance(found, np.ndarray) else found
+    return kernels.value(found, value.dtype) if isinstance(found, np.ndarray) else found
 
 
 def _declared(value: Value, carried: Any) -> Any:

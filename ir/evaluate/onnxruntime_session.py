@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,8 +82,8 @@ def run_file(path: Path, feeds: Sequence[Mapping[str, np.ndarray]], *, optimized
 class Session:
     """One loaded model."""
 
-    def __init__(self, model: onnx.ModelProto, threads: int | None = None, where: str = "") -> None:
-        """Load a model; `where` says in errors which part of a graph it is.
+    def __init__(self, model: onnx.ModelProto | bytes, threads: int | None = None, where: str = "") -> None:
+        """Load a model, or what one is as bytes; `where` says in errors which part of a graph it is.
 
         Raises:
             LadingError: T220 with onnxruntime's message.
@@ -102,11 +102,10 @@ class Session:
         if threads:
             options.intra_op_num_threads = threads
         self._where = where
-        self.outputs = [item.name for item in model.graph.output]
+        data = model if isinstance(model, bytes) else model.SerializeToString()
         try:
-            self._session = runtime.InferenceSession(
-                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
+            self._session = runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+            self.outputs = [item.name for item in self._session.get_outputs()]
         except _failures() as error:
             raise _refused(error, where) from error
 
@@ -166,8 +165,13 @@ def ort_value(array: np.ndarray, dtype: DType) -> Any:
     return library.ortvalue_from_numpy_with_onnx_type(room, code)
 
 
-def constant_values(tensors: Iterable[Tensor]) -> dict[Tensor, Any]:
-    """``OrtValue`` with the contents of each tensor; codes, scales and zeros of one weight are quantized together."""
+def constant_values(
+    tensors: Iterable[Tensor], wrap: Callable[[np.ndarray, DType], Any] = ort_value
+) -> dict[Tensor, Any]:
+    """``OrtValue``, or what else `wrap` makes, with the contents of each tensor.
+
+    Codes, scales and zeros of one weight are quantized together.
+    """
     given = list(tensors)
     groups: dict[int, list[Tensor]] = {}
     for tensor in given:
@@ -181,12 +185,12 @@ def constant_values(tensors: Iterable[Tensor]) -> dict[Tensor, Any]:
         recipe = quantized_of(stored_form(tensor))
         group = groups.get(id(recipe), [])
         if recipe is None or len(group) < 2:
-            found[tensor] = ort_value(load_constant(tensor), tensor.type.dtype)
+            found[tensor] = wrap(load_constant(tensor), tensor.type.dtype)
             continue
         blocks = recipe.rows(0, recipe.shape[0])
         for part in group:
             array = getattr(blocks, _PARTS[stored_form(part).recipe()[0]]).astype(part.type.dtype.numpy, copy=False)
-            found[part] = ort_value(array if stored_form(part) is part else array.T, part.type.dtype)
+            found[part] = wrap(array if stored_form(part) is part else array.T, part.type.dtype)
     return found
 
 

@@ -10,7 +10,7 @@ from math import prod
 from ir.base.diag import LadingError
 from ir.base.types import TensorType
 from ir.evaluate import large_weights as pieces
-from ir.evaluate.onnxruntime_session import Session
+from ir.evaluate.kernels import OpenModel
 from ir.graph.describe import describe
 from ir.graph.graph import Graph, Node, Value
 from ir.onnx.export import outside_reads, stored_bytes
@@ -53,7 +53,7 @@ class Segment:
     inputs: list[Value] = field(default_factory=list)
     outputs: list[Value] = field(default_factory=list)
     consts: list[Value] = field(default_factory=list)
-    session: Session | None = None
+    session: OpenModel | None = None
     dead: list[Value] = field(default_factory=list)
 
     @property

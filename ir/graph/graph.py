@@ -334,6 +334,8 @@ class Graph:
         opsets: opset version by domain.
         functions: bodies of model-local functions by operator name.
         metadata: free key/value strings that survive a round trip.
+        foreign: read from a file or message, so that its operators, attributes and numbers may be anything: it is
+            computed in a process of its own. A graph that the program builds is not.
         analyses: results of `ir.graph.view.cached` and the version they belong to.
     """
 
@@ -351,6 +353,7 @@ class Graph:
         self.opsets: dict[str, int] = dict(opsets) if opsets else {"": OPSET}
         self.functions: dict[str, Graph] = {}
         self.metadata: dict[str, Any] = {}
+        self.foreign: bool = owner.home.foreign if owner is not None else False
         self.analyses: tuple[int, dict[Any, Any]] = (-1, {})
         self._names: dict[str, Value] = {}
         self._pins: dict[Value, int] = {}

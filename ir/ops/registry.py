@@ -186,9 +186,12 @@ def schema_of(domain: str, name: str, opset: int) -> Any:
     from onnx import defs
 
     newest = defs.onnx_opset_version() if not domain else 1 << 20
+    if opset < 1:
+        return None
     try:
         return defs.get_schema(name, min(opset, newest), domain)
-    except defs.SchemaError:
+    # A name that is no text is a TypeError there, or a UnicodeEncodeError.
+    except (defs.SchemaError, TypeError, UnicodeError):
         return None
 
 

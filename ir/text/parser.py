@@ -63,6 +63,7 @@ class _Parser(Literals):
         graph = Graph(at.name(), owner.home.opsets if owner is not None else None, owner)
         if owner is None:
             graph.opsets = {}
+            graph.foreign = True
         scope = Scope(graph, {}, outer)
         at.expect("{")
         while True:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,7 +129,7 @@ def _compile(screen: Screen, model: str | None, out: Path | None, pipeline: str 
 
     example = None if model is not None else example_checkpoint()
     model = model or str(example)
-    path = Path(model).expanduser()
+    path = Path(os.path.expanduser(model))
     name = path.resolve().name if path.is_dir() else path.stem if path.is_file() else model.replace("/", "--")
     instruments = _instruments(options)
     watch = {key: options.pop(key) for key in ("dump_ir", "verify_each", "check_numbers", "timing")}

@@ -6,6 +6,7 @@ higher - as one command, with numbers of the real runtime at every step.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -162,7 +163,7 @@ def make_job(model: str | None, specs: Any, options: Mapping[str, Any]) -> Job:
 
 
 def _file_name(model: str) -> str:
-    path = Path(model).expanduser()
+    path = Path(os.path.expanduser(model))
     return path.resolve().name if path.is_dir() else model.replace("/", "--")
 
 

@@ -84,7 +84,9 @@ def main(source, text, out, status, match, time_limit, timeout, frontend, quiet)
     from tools.reduce.reducer import Reducer, size_of
     from tools.shared.formats import Formats
 
-    target = out or Path("graph" if source == "-" else Path(source).expanduser().name).with_suffix(".reduced.lading")
+    target = out or Path("graph" if source == "-" else Path(os.path.expanduser(source)).name).with_suffix(
+        ".reduced.lading"
+    )
     pattern = _pattern(match)
     if "{}" not in text:
         raise LadingError("U921", "the command has no place {} for the file", text)

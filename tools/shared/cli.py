@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import io
 import json
@@ -30,6 +31,9 @@ EXIT_FAILED = 1
 
 EXIT_USAGE = 2
 """The command line itself was wrong."""
+
+EXIT_FAULT = 3
+"""The program itself is at fault; a report was written."""
 
 EXIT_UNPROVEN = 4
 """The result was written, and what it should have been compared with could not be run."""
@@ -113,7 +117,29 @@ def guarded(action: Callable[[], int], as_json: bool) -> int:
         return EXIT_FAILED
     except OSError as error:
         where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
-        return _told(LadingError("U902", f"the system refused: {error.strerror or error}", where), as_json)
+        hint = _REMEDIES.get(error.errno or 0, "")
+        return _told(LadingError("U902", f"the system refused: {error.strerror or error}", where, hint), as_json)
+    except (SystemExit, click.ClickException, click.exceptions.Exit, click.Abort):
+        raise
+    except BaseException as error:  # Panics of foreign libraries are no Exception.
+        return _last_resort(error, as_json)
+
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space there, or write to another disk",
+    errno.EDQUOT: "free some space there, or write to another disk",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "close other programs: the system has no more open files to give",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+
+
+def _last_resort(error: BaseException, as_json: bool) -> int:
+    """Tell of a fault of the program; returns the exit code."""
+    from tools.shared.last_resort import fault
+
+    _told(fault(error), as_json)
+    return EXIT_FAULT
 
 
 def _stopped(stop: KeyboardInterrupt) -> int:

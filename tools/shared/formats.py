@@ -109,7 +109,7 @@ class Formats:
             raise self._several("frontends", source, found, "--from")
         if otherwise:
             return otherwise
-        path = Path(source).expanduser()
+        path = Path(os.path.expanduser(source))
         if not path.exists():
             raise LadingError("U910", "there is no such file or folder", source)
         hint = f"name the frontend with --from; there are {', '.join(sorted(self.frontends))}"
@@ -176,7 +176,7 @@ class Formats:
         chosen = name or self.frontend_for(source, otherwise=CHECKPOINT)
         frontend = self.frontend(chosen)
         path = frontend.locate(source, **self._options(chosen, options)) if hasattr(frontend, "locate") else None
-        path = path or Path(source).expanduser()
+        path = path or Path(os.path.expanduser(source))
         title = path.resolve().name if path.is_dir() else path.stem
         return Origin(source, chosen, path, title if os.path.exists(os.path.expanduser(source)) else source)
 
@@ -219,7 +219,7 @@ class Formats:
         if target != STANDARD:
             if getattr(backend, "stores_weights", False):
                 _keep(graph)
-            backend.write(graph, Path(target).expanduser())
+            backend.write(graph, Path(os.path.expanduser(target)))
             return
         if chosen != TEXT:
             raise LadingError("U914", f"the backend {chosen!r} cannot write to standard output", hint="give -o FILE")
@@ -242,7 +242,7 @@ def _recognises(frontend: Any, source: str) -> bool:
     own = getattr(frontend, "recognises", None)
     if own is not None:
         return bool(own(source))
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     return path.suffix.lower() in frontend.suffixes and not path.is_dir()
 
 

@@ -36,6 +36,7 @@ class Builder:
         self.convention = convention
         self.attention_scale = attention_scale
         self.graph = Graph("main")
+        self.graph.foreign = True
         self.seq = self.graph.add_dim(Dim("seq", 1, None))
         self.rows = self.graph.add_dim(Dim("rows", 1, None))
         self.index: Value | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ class MnnFile(Frontend):
 
     def recognises(self, source: str) -> bool:
         """Files of that suffix, and folders with such a file and no checkpoint."""
-        path = Path(source).expanduser()
+        path = Path(os.path.expanduser(source))
         if not path.is_dir():
             return super().recognises(source)
         return any(path.glob("*.mnn")) and not any(path.glob("*.safetensors"))

@@ -6,15 +6,13 @@ file down. The child also counts, when asked, how often the nearest text form gi
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ir.base.diag import Diagnostic, LadingError
+from frontends.text.tokenizer_child import TokenizerWork
+from ir.base.diag import LadingError
 
 MAX_LINES = 500
 """Lines of the user's text that are compared."""
@@ -91,67 +89,44 @@ class TokenizerJob:
     """A running child; use it as a context manager, so that it does not outlive a failure."""
 
     def __init__(self, request: TokenizerRequest) -> None:
-        code = (
-            f"import sys; sys.path[:] = {sys.path!r}\n"
-            "from backends.mnn.tokenizer.write_files import serve\n"
-            "sys.exit(serve(sys.stdin.read()))"
-        )
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", code],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-        )
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(asdict(request)))
-        self._process.stdin.close()
-        self._process.stdin = None
+        """Begin to write; LadingError U981, F650 as `TokenizerWork`."""
+        lines = _size(request.lines) if request.lines else 0
+        self._work = TokenizerWork(f"{__name__}:serve", asdict(request), Path(request.source), lines)
 
     def __enter__(self) -> TokenizerJob:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdout, self._process.stderr):
-            if stream is not None:
-                stream.close()
+        self._work.__exit__(*error)
 
     def result(self) -> TokenizerFiles:
         """Wait for the files.
 
         Raises:
-            LadingError: whatever the child found wrong with the tokenizer.
-            RuntimeError: the child failed in a way that it could not report.
+            LadingError: whatever the child found wrong with the tokenizer; F650 the child did not survive it.
+            RuntimeError: the child failed in a way that nobody foresaw.
         """
-        output, log = self._process.communicate()
-        if self._process.returncode != 0:
-            raise RuntimeError(f"writing the tokenizer failed:\n{log}")
-        answer = json.loads(output)
-        if "errors" in answer:
-            raise LadingError.of([Diagnostic(**item) for item in answer["errors"]])
-        return TokenizerFiles(**answer)
+        return TokenizerFiles(**self._work.result())
 
 
-def serve(text: str) -> int:
-    """The child's side: read a request, write the files, print the answer as JSON."""
+def _size(path: str) -> int:
     try:
-        answer: dict[str, Any] = asdict(write_files(TokenizerRequest(**json.loads(text))))
-    except LadingError as error:
-        answer = {"errors": [item.as_dict() for item in error.diagnostics]}
-    sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
-    print(json.dumps(answer))
-    return 0
+        return Path(path).stat().st_size
+    except OSError:
+        return 0
+
+
+def serve(request: dict[str, Any]) -> dict[str, Any]:
+    """The child's side: write the files of a request."""
+    return asdict(write_files(TokenizerRequest(**request)))
 
 
 def write_files(request: TokenizerRequest) -> TokenizerFiles:
     """Write the forms that were asked for.
 
     Raises:
-        LadingError: B640 to B659, see `backends.mnn.tokenizer.forms`; B620 when a file cannot be written.
+        LadingError: B640 to B659, see `backends.mnn.tokenizer.forms`; B620 when a file cannot be written; Q435, F650
+            when the original tokenizer that the text form is compared with cannot be run.
     """
     from backends.mnn.tokenizer.forms import encode_mtok, encode_text, inexact, jinja_template
     from backends.mnn.tokenizer.spec import load_tokenizer
@@ -191,11 +166,10 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _count_differences(spec: Any, source: Path, lines: str) -> tuple[int, int]:
-    from tokenizers import Tokenizer
-
     from backends.mnn.tokenizer.forms import text_tokenizer
+    from frontends.text.tokenizer import encoded, load_in_process
 
-    original = Tokenizer.from_file(str(source / "tokenizer.json"))
+    original = load_in_process(source)
     emulated = text_tokenizer(spec)
     strings = [*SAMPLES]
     if lines:
@@ -203,6 +177,6 @@ def _count_differences(spec: Any, source: Path, lines: str) -> tuple[int, int]:
         strings += [line for line in text if line.strip()][:MAX_LINES]
     # What the chat template writes itself is not written a second time, so the prefix is the exported one.
     prefix = list(spec.encode_prefix_ids)
-    wanted = [prefix + original.encode(string, add_special_tokens=False).ids for string in strings]
+    wanted = [prefix + encoded(original, string, False, str(source)) for string in strings]
     differing = sum(ids != emulated.encode(string) for ids, string in zip(wanted, strings, strict=True))
     return differing, len(strings)

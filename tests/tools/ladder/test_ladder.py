@@ -23,7 +23,6 @@ from hypothesis import strategies as st
 
 import backends.mnn.verify.measure
 from backends.mnn.target.environments import LLM_RELEASES, installed_version
-from frontends.text.tokenizer import open_tokenizer
 from ir.base.diag import LadingError
 from ir.facts.sensitivity import CurvePoint, Sensitivity, TriedPlan, WeightSensitivity
 from tests.support.paths import ROOT
@@ -443,9 +442,10 @@ def test_windows_are_spread_over_the_text():
 
 
 def test_windows_begin_with_what_the_tokenizer_puts_before_a_text(tmp_path):
+    from tokenizers import Tokenizer
     from tokenizers.processors import TemplateProcessing
 
-    tokenizer = open_tokenizer(EXAMPLE)
+    tokenizer = Tokenizer.from_file(str(EXAMPLE / "tokenizer.json"))
     tokenizer.post_processor = TemplateProcessing(single="{ $A }", special_tokens=[("{", 5), ("}", 6)])
     tokenizer.enable_truncation(5)
     tokenizer.save(str(tmp_path / "tokenizer.json"))

@@ -212,7 +212,7 @@ class Child:
         tail = self._tail()
         self.close()
         if late:
-            return ChildFailed(f"was stopped after {self._limit:g} s", tail, "late")
+            return ChildFailed(f"was stopped after {self._limit:.3g} s", tail, "late")
         if _NO_MEMORY.search(tail):
             return ChildFailed(self._short_of_memory(), tail, "memory")
         return ChildFailed(_how(code), tail)

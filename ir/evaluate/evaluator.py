@@ -18,7 +18,7 @@ import numpy as np
 from ir.base.diag import LadingError, suggest
 from ir.base.types import Dim, TensorType, dtype_of_onnx
 from ir.evaluate import large_weights as pieces
-from ir.evaluate.kernels import Kernels, OpenModel, kernels_for
+from ir.evaluate.kernels import ChildDied, Kernels, OpenModel, kernels_for
 from ir.evaluate.onnxruntime_session import constant_values, give_memory_back, load_constant
 from ir.evaluate.random_feeds import sample_feeds
 from ir.evaluate.segments import Plan, Segment, plan_segments
@@ -123,12 +123,38 @@ class Evaluator:
 
         Raises:
             LadingError: T221 an input is missing, T222 an array does not fit, T220 onnxruntime failed, T225 a value is
-                not a tensor.
+                not a tensor, T280 the child that computes a foreign graph did not survive it.
         """
+        try:
+            return self._run_all(feeds)
+        except ChildDied as error:
+            raise self._blamed(error, feeds) from error
+
+    def _run_all(self, feeds: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
         track = self.track(feeds)
         for place in range(len(self._segments)):
             self.advance(place, [track])
         return [self.fetch(track, number) for number in range(len(track.states))]
+
+    def _blamed(self, error: ChildDied, feeds: Sequence[Mapping[str, np.ndarray]]) -> LadingError:
+        """The error, with the first node in program order at which the child dies."""
+        nodes = [node for segment in self._segments for node in segment.nodes]
+        nodes = [node for node in self.graph.nodes if node in set(nodes)]
+        fewest, most = 0, len(nodes)  # Without the first, the child lives; with the second, it dies.
+        while most - fewest > 1:
+            middle = (fewest + most) // 2
+            names = [value.name for node in nodes[:middle] for value in node.outputs]
+            inner = Evaluator(self.graph, names, memory_limit=self.memory_limit, threads=self._threads)
+            try:
+                inner._run_all([{v.name: feed[v.name] for v in inner._needed if v.name in feed} for feed in feeds])
+            except ChildDied:
+                most = middle
+                continue
+            except LadingError:
+                pass
+            fewest = middle
+        found = error.diagnostics[0]
+        return LadingError(found.code, found.message, describe(nodes[most - 1]) if nodes else found.where, found.hint)
 
     def track(self, feeds: Sequence[Mapping[str, np.ndarray]], replaced: Mapping[str, Tensor] | None = None) -> Track:
         """The states before the first segment; errors as for `run_many`.

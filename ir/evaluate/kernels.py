@@ -35,6 +35,10 @@ LEAST_MEMORY = 4 << 30
 """Address space of the child on machines that have less memory."""
 
 
+class ChildDied(LadingError):
+    """The child crashed, which one of the nodes that it ran is to blame for."""
+
+
 class OpenModel(Protocol):
     """A loaded model."""
 
@@ -227,7 +231,8 @@ def _dead(error: ChildFailed, where: str) -> LadingError:
         "died": "integer divisions by zero, and damaged models, do that",
     }.get(error.kind, "")
     place = "\n".join(part for part in (where, *error.detail.splitlines()[-3:]) if part)
-    return LadingError("T280", f"the process that computes the graph with onnxruntime {error.how}", place, hint)
+    kind = ChildDied if error.kind == "died" else LadingError
+    return kind("T280", f"the process that computes the graph with onnxruntime {error.how}", place, hint)
 
 
 def _described(array: np.ndarray) -> tuple[dict[str, Any], list[Any]]:
@@ -357,4 +362,4 @@ def serve() -> _Server:
     return _Server()
 
 
-__all__ = ["Kernels", "OpenModel", "kernels_for", "run_file"]
+__all__ = ["ChildDied", "Kernels", "OpenModel", "kernels_for", "run_file"]

@@ -15,8 +15,8 @@ from backends import staging as stagings
 from backends.staging import MARKER, check_target, staged_directory
 from ir.base import scratch, whole_files
 from ir.base.diag import LadingError
-from tests.support.compiled_folder import contents, fill, is_whole
-from tests.support.kill_points import run_stopped
+from tests.support.kills.compiled_folder import contents, fill, is_whole
+from tests.support.kills.kill_points import run_stopped
 from tests.support.paths import ROOT
 
 OLD, NEW, NEWER = {"weights": "old", "only.old": "o"}, {"weights": "new", "below/only.new": "n"}, {"weights": "newer"}

@@ -16,7 +16,7 @@ import pytest
 from ir.base import scratch, whole_files
 from ir.base.scratch import abandoned, new_file, new_folder, scratch_folder, scratch_prefix
 from ir.base.whole_files import write_pair, write_whole, written
-from tests.support.kill_points import run_stopped
+from tests.support.kills.kill_points import run_stopped
 from tests.support.paths import ROOT
 
 MODULES = (scratch, whole_files)

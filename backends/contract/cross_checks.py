@@ -99,6 +99,12 @@ def _release_disagreements(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]
         for part in ("files", "inexact")
         for index, row in enumerate(tokenizer[part])
     ]
+    generation = data["generation"] or {"samplers": (), "lost": ()}
+    places += [
+        (f"/generation/{part}/{index}/releases", row["releases"])
+        for part in ("samplers", "lost")
+        for index, row in enumerate(generation[part])
+    ]
     places += [
         (f"/signature/{side}/{index}/shapes/{number}/releases", form["releases"])
         for side in ("inputs", "outputs")

@@ -372,6 +372,49 @@ class Tokenizer(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SamplerFile(Record):
+    """A configuration file and the sampler in it."""
+
+    file: Annotated[RelativePath, "one of the files of the folder"]
+    releases: Annotated[Releases, "releases that read it; empty means all"] = ()
+    mode: Annotated[Literal["greedy", "sample"], "whether the most likely token is taken or tokens are drawn"]
+    keys: Annotated[dict[str, Setting], "the keys of the sampler, as written"] = field(default_factory=dict)
+    logit_bias: Annotated[dict[str, float], "what is added to the scores of tokens, by id"] = field(
+        default_factory=dict
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndToken(Record):
+    """A token that ends generation."""
+
+    id: Annotated[Count, "its id"]
+    text: Annotated[str | None, "its text; null where the tokenizer has none"] = None
+    sources: Annotated[tuple[str, ...], "the files that name it"] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LostSetting(Record):
+    """A setting of the checkpoint for generation that the runtime has no equal of."""
+
+    setting: Annotated[Name, "its name in generation_config.json"]
+    value: Annotated[str, "its value, as JSON"]
+    releases: Annotated[Releases, "releases concerned; empty means all"] = ()
+    reason: Annotated[str, "why"] = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation(Record):
+    """How the runtime chooses tokens, and what ends its answers."""
+
+    samplers: Annotated[tuple[SamplerFile, ...], "the samplers as written"] = ()
+    ends: Annotated[tuple[EndToken, ...], "tokens that end generation; empty when nothing but a limit does"] = ()
+    lost: Annotated[tuple[LostSetting, ...], "settings of the checkpoint that are not kept"] = ()
+    unused: Annotated[tuple[str, ...], "settings of the checkpoint without effect, because do_sample is not true"] = ()
+    tried: Annotated[Releases, "releases on which tokens were sampled with these files, and the end tokens tried"] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Verification(Record):
     """One real run of the finished files. Never filled by anything else."""
 
@@ -439,6 +482,7 @@ class Contract(Record):
     calibration: Annotated[Calibration | None, "null when no method looked at data"] = None
     runtime: Annotated[Runtime, "what it needs to run"]
     tokenizer: Annotated[Tokenizer | None, "null for a model without text"] = None
+    generation: Annotated[Generation | None, "null for a model that is not asked for tokens"] = None
     verified: Annotated[tuple[Verification, ...], Limits(sort=_run_order), "real runs of the finished files"] = ()
     warnings: Annotated[tuple[Notice, ...], "what the compiler warned of"] = ()
 

@@ -6,7 +6,7 @@ continues, sampling settings, the runtime's own configuration.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -98,6 +98,8 @@ class LlmCompilation(Compilation):
         assert isinstance(order.target, MnnTarget)
         self.target = order.target
         self.errors: dict[str, WeightError] = {}
+        self.tried: list[str] = []
+        """Releases on which tokens were sampled with the settings as written."""
         self._written: Callable[[], TokenizerFiles] | None = None
 
     # ---- the tokenizer ----
@@ -182,6 +184,7 @@ class LlmCompilation(Compilation):
 
     def emit(self, graph: Graph) -> None:
         """Write model, weights, tokenizer and configuration."""
+        from backends.mnn.summary import sampling_warnings
         from backends.mnn.write.llm_folder import emit
 
         self.order.say("writing the weights")
@@ -196,6 +199,7 @@ class LlmCompilation(Compilation):
             side=self.order.side,
             progress=self.order.weights,
         )
+        self.warnings += sampling_warnings(self.emission)
         self.order.lap("write")
 
     def _settings(self, graph: Graph) -> Settings:
@@ -215,6 +219,7 @@ class LlmCompilation(Compilation):
         from backends.mnn.target.environments import installed_version
         from backends.mnn.verify.logits import LEVELS, Subject, verify
         from backends.mnn.verify.written_weights import read_back
+        from backends.mnn.write.configs import config_for
 
         order, emission = self.order, self.emission
         order.say("reading back what was written")
@@ -224,16 +229,54 @@ class LlmCompilation(Compilation):
         text = order.options.get("text")
         words = self._encode(text.read_text(encoding="utf-8", errors="replace")) if text else []
         settings = emission.settings.as_run()
-        subject = Subject(emission.folder, original, graph, self._prompts(graph), words, settings)
+        version = installed_version() or "unknown"
+        subject = Subject(
+            emission.folder, original, graph, self._prompts(graph), words, settings,
+            emission.samplers[config_for(emission.folder, version).name][1], self._ends, [text for text, _ in self._samples],
+        )  # fmt: skip
         self.verification = verify(
             subject,
             LEVELS[order.verify],
-            version=installed_version() or "unknown",
+            version=version,
             max_kl=order.options.get("kl_bar"),
             progress=order.say,
         )
         self.verification.require()
+        self.tried = [version]
+        if order.verify == "full":
+            self._try_others(self._prompts(graph)[0], _vocabulary(graph))
         order.lap("verify")
+
+    @property
+    def _ends(self) -> list[int]:
+        written = self.emission.tokenizer
+        assert written is not None
+        return [end.id for end in written.ends]
+
+    @property
+    def _samples(self) -> Sequence[tuple[str, Sequence[int]]]:
+        """Strings whose ids on the runtime are compared with the original tokenizer's."""
+        written = self.emission.tokenizer
+        assert written is not None
+        return written.samples
+
+    def _try_others(self, prompt: Sequence[int], rows: int) -> None:
+        """Sample on every other release of the target that this machine can run."""
+        from backends.mnn.target.environments import interpreters
+        from backends.mnn.verify.logits import LEVELS
+        from backends.mnn.verify.sampling import trial, try_release
+
+        ends = self._ends
+        for version, python in interpreters().items():
+            if version in self.tried or version not in self.target.versions:
+                continue
+            self.order.say(f"sampling on MNN {version}")
+            sampler = next(one for releases, one in self.emission.samplers.values()
+                           if version in [release.version for release in releases])  # fmt: skip
+            found = trial(prompt, LEVELS["full"].sampled, ends, rows)
+            if problems := try_release(self.emission.folder, version, python, found, sampler):
+                raise LadingError.of(problems)
+            self.tried.append(version)
 
     def contract(self, graph: Graph, made: Made) -> Contract:
         """What the directory promises."""
@@ -246,16 +289,30 @@ class LlmCompilation(Compilation):
             made=made,
             errors={name: (item.rms_relative, item.max_abs) for name, item in self.errors.items()},
             measurements=self.verification.measurements if self.verification is not None else [],
+            tried=self.tried,
             executor=self.order.pool,
         )
 
     # ---- for people ----
 
     def lines(self) -> list[tuple[str, str]]:
-        """The tokenizer files and what reads them."""
-        from backends.mnn.summary import tokenizer_text
+        """The tokenizer files and what reads them, and how tokens are chosen until which."""
+        from backends.mnn.summary import ends_text, sampler_text, tokenizer_text
 
-        return [("tokenizer", tokenizer_text(self.emission.tokenizer, self.target))]
+        written = self.emission.tokenizer
+        lines = [
+            ("tokenizer", tokenizer_text(written, self.target, self._differing())),
+            ("sampler", sampler_text(self.emission)),
+        ]
+        return [*lines, ("ends at", ends_text(written))] if written is not None and written.kind else lines
+
+    def _differing(self) -> tuple[int, int] | None:
+        """How many texts got other ids on the runtime, of how many; None where none were encoded."""
+        if self.verification is None or not self.verification.encoded:
+            return None
+        encoded = self.verification.encoded
+        pairs = [(ids, got) for (_, ids), got in zip(self._samples, encoded, strict=True) if got is not None]
+        return sum(list(ids) != got for ids, got in pairs), len(pairs)
 
     def figures(self) -> Figures | None:
         """The measurements."""

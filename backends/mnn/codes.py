@@ -15,7 +15,7 @@ CODES: dict[str, str] = {
     "B649": "The vocabulary or the merge list contradicts itself, or a token is too long to be stored.",
     "B650": "No single chat template can be chosen, or it is not text.",
     "B651": "The tokenizer cannot be written as text for MNN 3.4, whose reader needs tokens that it lacks.",
-    "B652": "A token id in generation_config.json or config.json is not a whole number within the vocabulary.",
+    "B652": "A token id in generation_config.json or config.json is not a whole number from 0 on.",
     "B653": "The model's vocabulary is smaller than the tokenizer's: some tokens would have no embedding.",
     "B655": "The file is not a tokenizer of MNN, or its header is damaged.",
     "B656": "The tokenizer file ends too early, has bytes left over, or holds a part of unknown kind.",
@@ -108,6 +108,16 @@ CODES: dict[str, str] = {
         "No tokenizer belongs to the model, so the directory runs on token ids only. Its tokenizer file holds a token "
         "for each id, because the engine loads no model without one."
     ),
+    "B760": (
+        "MNN crashed, or raised an error, when it sampled tokens with the settings that would be written. They come from "
+        "generation_config.json of the checkpoint."
+    ),
+    "B761": "A setting for generation has no equal on some releases of the target, where other tokens may come.",
+    "B762": "No token ends generation, so every answer goes on until the limit on its length.",
+    "B763": "A token that should end generation has no row in the embedding, or is no token of the tokenizer.",
+    "B764": "MNN does not end generation at a token at which it should.",
+    "B765": "MNN sampled a token that the settings for generation exclude.",
+    "B766": "A token has another id than a file says, as in transformers, or is left out for want of a row in the embedding.",
     "V702": "The installed MNN gives other numbers than the stored weights or the original model give.",
     "B780": (
         "A configuration or a link leads to a file outside of the model's folder. It is neither read nor copied, and it "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
@@ -11,6 +12,7 @@ import backends.contract as c
 from backends import described
 from backends.backend import Made
 from backends.mnn.card import completed
+from backends.mnn.sampling.translate import lost_on
 from backends.mnn.target.releases import MnnTarget
 from backends.mnn.write import configs
 from backends.mnn.write.llm_folder import Emission
@@ -35,6 +37,7 @@ def make_contract(
     errors: Mapping[str, tuple[float, float]],
     measurements: Sequence[Measurement],
     executor: Executor,
+    tried: Sequence[str] = (),
 ) -> c.Contract:
     """The contract of what was just emitted.
 
@@ -46,6 +49,7 @@ def make_contract(
         errors: relative RMS and largest absolute error by weight, where measured.
         measurements: real runs.
         executor: digests files in parallel.
+        tried: releases on which tokens were sampled.
     """
     card = completed(graph)
     entries = executor.map(
@@ -64,6 +68,7 @@ def make_contract(
         calibration=described.calibration(graph),
         runtime=_runtime(graph, emission, target, measurements),
         tokenizer=_tokenizer(emission, target),
+        generation=_generation(emission, tried),
         verified=tuple(_verification(item) for item in measurements),
         warnings=described.notices(made),
     )
@@ -267,6 +272,35 @@ def _tokenizer(emission: Emission, target: MnnTarget) -> c.Tokenizer | None:
             counts = (written.differing, written.compared) if compared else (None, None)
             inexact.append(c.Inexact(releases=releases, differing=counts[0], of=counts[1], reasons=tuple(reasons)))
     return c.Tokenizer(form=written.kind, files=tuple(files), inexact=tuple(inexact))
+
+
+def _generation(emission: Emission, tried: Sequence[str]) -> c.Generation | None:
+    written = emission.tokenizer
+    if not emission.samplers or written is None:
+        return None
+    samplers = []
+    for name, (releases, sampler) in emission.samplers.items():
+        keys = dict(sampler.config)
+        biases = keys.pop("logit_bias", {})
+        versions = tuple(release.version for release in releases)
+        samplers.append(c.SamplerFile(file=name, releases=versions, mode=sampler.mode, keys=keys, logit_bias=biases))
+    ends = [c.EndToken(id=end.id, text=end.text, sources=tuple(end.sources)) for end in written.ends]
+    lost = [
+        c.LostSetting(
+            setting=item.lost.setting,
+            value=json.dumps(item.lost.value),
+            releases=item.releases,
+            reason=item.lost.reason,
+        )
+        for item in lost_on(list(emission.samplers.values()))
+    ]
+    return c.Generation(
+        samplers=tuple(samplers),
+        ends=tuple(ends),
+        lost=tuple(lost),
+        unused=next(iter(emission.samplers.values()))[1].unused,
+        tried=tuple(tried),
+    )
 
 
 def _verification(item: Measurement) -> c.Verification:

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from backends.backend import Figures
+from backends.mnn.sampling.translate import Sampler, lost_on, spelled
+from frontends.checkpoint.generation import effective
+from ir.base.diag import Diagnostic
 
 if TYPE_CHECKING:
     from backends.mnn.target.releases import MnnTarget
     from backends.mnn.tokenizer.write_files import TokenizerFiles
     from backends.mnn.verify.logits import Measurement
+    from backends.mnn.write.llm_folder import Emission
 
 AGAINST = {"float": "float model", "decoded weights": "its weights", "runtime model": "prediction"}
 """What a measurement compares with, in two words."""
 
 
-def tokenizer_text(written: TokenizerFiles | None, target: MnnTarget) -> str:
-    """The files, the releases that read each, and how exact it is."""
+def tokenizer_text(written: TokenizerFiles | None, target: MnnTarget, measured: tuple[int, int] | None = None) -> str:
+    """The files, the releases that read each, and how exact it is.
+
+    Args:
+        written: what was written.
+        target: the releases.
+        measured: how many test strings got other ids on the release that ran, of how many; None where none did.
+    """
     if written is None or not written.kind:
         return "none; the model runs on token ids"
     lines = []
@@ -28,14 +39,80 @@ def tokenizer_text(written: TokenizerFiles | None, target: MnnTarget) -> str:
         if not name:
             continue
         releases = [item.version for item in target.releases if not written.exact or item.mtok is exact]
-        differing = not exact and written.compared > 0 and written.differing > 0
-        note = "exact" if not reasons and not differing else "exact but for rare characters"
-        if not exact and (reasons or differing):
-            note = "approximate"
-            if written.compared:
-                note = f"other ids for {written.differing} of {written.compared} test strings"
+        note = _exact(reasons, written.raw, measured) if exact else _approximate(reasons, written)
         lines.append(f"{name} for {span(releases)}: {note}")
-    return "\n".join(lines)
+    counts = f" ({_counts(measured)})" if measured is not None else ""
+    return "\n".join([*lines, *(f"{reason}{counts}" for reason in written.raw)])
+
+
+def _exact(reasons: Sequence[str], raw: Sequence[str], measured: tuple[int, int] | None) -> str:
+    if raw:
+        return "exact but for raw text"
+    if measured is not None and measured[0]:
+        return f"other ids for {_counts(measured)}"
+    return "exact but for rare characters" if reasons else "exact"
+
+
+def _approximate(reasons: Sequence[str], written: TokenizerFiles) -> str:
+    if written.compared and (reasons or written.differing):
+        return f"other ids for {_counts((written.differing, written.compared))}"
+    return "approximate" if reasons else "exact"
+
+
+def _counts(counts: tuple[int, int]) -> str:
+    return f"{counts[0]} of {counts[1]} test strings"
+
+
+def sampler_text(emission: Emission) -> str:
+    """How tokens are chosen, told for each group of releases where they differ."""
+    found: dict[str, list[str]] = {}
+    for releases, sampler in emission.samplers.values():
+        found.setdefault(_choice(sampler), []).extend(release.version for release in releases)
+    if len(found) == 1:
+        return next(iter(found))
+    return "\n".join(
+        f"{text} on {span(sorted(versions))}" for text, versions in sorted(found.items(), key=itemgetter(1))
+    )
+
+
+def _choice(sampler: Sampler) -> str:
+    settings = effective(sampler.kept)
+    parts = ["the most likely token"]
+    if sampler.mode == "sample":
+        parts = [f"temperature {settings['temperature']:g}"]
+        parts.append(f"top_k {settings['top_k']}" if settings["top_k"] else "no top_k")
+        parts += [f"{name} {settings[name]:g}" for name in ("top_p", "typical_p") if settings[name] < 1]
+    if settings["repetition_penalty"] > 1:
+        parts.append(f"repetition_penalty {settings['repetition_penalty']:g}")
+    for key, what in (("banned_tokens", "forbidden"), ("logit_bias", "biased")):
+        if count := len(sampler.config.get(key, ())):
+            parts.append(f"{count} tokens {what}" if count > 1 else f"1 token {what}")
+    if "max_new_tokens" in sampler.config:
+        parts.append(f"at most {sampler.config['max_new_tokens']:,} new tokens")
+    text = ", ".join(parts)
+    if sampler.unused:
+        return f"{text} ({', '.join(sampler.unused)} without effect, as do_sample is not true)"
+    return text
+
+
+def ends_text(written: TokenizerFiles, most: int = 4) -> str:
+    """The tokens that end generation."""
+    if not written.ends:
+        return "nothing; an answer ends at its limit only"
+    shown = [f"{end.text} ({end.id})" if end.text is not None else str(end.id) for end in written.ends[:most]]
+    more = len(written.ends) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
+
+
+def sampling_warnings(emission: Emission) -> list[Diagnostic]:
+    """What people should know of the tokenizer's tokens, and of settings that releases have no equal of."""
+    found = [] if emission.tokenizer is None else list(emission.tokenizer.warnings)
+    for item in lost_on(list(emission.samplers.values())):
+        lost = item.lost
+        hint = "it is left out there" if lost.instead is None else f"{spelled(lost.instead)} is written there"
+        message = f"MNN {span(item.releases)} has no equal of {lost.setting} {spelled(lost.value)}: {lost.reason}"
+        found.append(Diagnostic("B761", message, hint=hint, severity="warning"))
+    return found
 
 
 def span(releases: Sequence[str]) -> str:
@@ -72,4 +149,4 @@ def _greedy(item: Measurement) -> str:
     return f"{item.decode_equal}/{item.decode_tokens}"
 
 
-__all__ = ["figures", "span", "tokenizer_text"]
+__all__ = ["ends_text", "figures", "sampler_text", "sampling_warnings", "span", "tokenizer_text"]

@@ -6,18 +6,16 @@ missing, left over, misshapen or stored in an unreadable type is reported by nam
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from frontends.checkpoint.config_file import ModelConfig, read_config
+from frontends.checkpoint.generation import read_generation
 from frontends.checkpoint.hub import resolve
 from frontends.checkpoint.match_tensors import Layout, make_layout
 from frontends.containers.formats import open_weights
@@ -25,7 +23,6 @@ from frontends.families.llama import Family
 from frontends.families.table import FAMILIES
 from frontends.modules.decoder import build_decoder
 from ir.base.diag import Diagnostic, LadingError, suggest
-from ir.base.json_numbers import whole
 from ir.facts.model_card import ModelCard, RopeCard
 from ir.graph.graph import Graph
 from ir.tensor.base import Tensor
@@ -58,10 +55,11 @@ def load(
 
     Raises:
         LadingError: F500 to F509 for the place, F510 to F529 for the files, F530 to F541 for the configuration, F550 to
-            F554 for the tensors.
+            F554 for the tensors, F570, F571 and U904 for the settings for generation.
     """
     folder = resolve(model, revision=revision, cache_dir=cache_dir, offline=offline)
     config = read_config(folder / "config.json", families)
+    generation = read_generation(folder)
     stored = open_weights(folder)
     graph = build(config, stored.tensors, str(folder))
     local = os.path.isdir(os.path.expanduser(model))
@@ -71,28 +69,10 @@ def load(
         sources=dict(stored.files),
         config_digest=config.digest,
         folder=str(folder),
-        sampling=_sampling(folder),
+        sampling=generation.given,
     )
-    graph.set_fact(card.name, card)
+    graph.set_fact(card.name, replace(card, warnings=(*card.warnings, *generation.warnings)))
     return graph
-
-
-def _sampling(folder: Path) -> Mapping[str, Any]:
-    """The checkpoint's sampling defaults; empty when it has none.
-
-    Raises:
-        LadingError: U904 a file that is not a JSON object.
-    """
-    path = folder / "generation_config.json"
-    if not path.is_file():
-        return {}
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"), parse_int=whole)
-    except (ValueError, RecursionError, OSError) as error:
-        raise LadingError("U904", f"cannot be read as JSON: {error}", where=str(path)) from error
-    if not isinstance(data, dict):
-        raise LadingError("U904", "is not a JSON object", where=str(path))
-    return data
 
 
 def build(config: ModelConfig, tensors: Mapping[str, Tensor], where: str) -> Graph:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from frontends.text.added_tokens import read_named_tokens
 from frontends.text.tokenizer_child import TokenizerWork
 from ir.base.diag import LadingError
+from ir.base.json_numbers import whole
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -80,13 +83,15 @@ def prefix_of(tokenizer: ForeignTokenizer) -> list[int]:
 def load_in_process(folder: Path) -> Tokenizer:
     """The library's own object, for what runs in a child.
 
+    Tokens that the folder names beside ``tokenizer.json`` are added, as far as the model has rows for them.
+
     Raises:
         LadingError: Q435 ``tokenizer.json`` is missing or cannot be read.
     """
     path = folder / "tokenizer.json"
     try:
         found = path.stat()
-        return _load(str(path), found.st_mtime_ns, found.st_size)
+        return _load(folder, found.st_mtime_ns, found.st_size)
     except (KeyboardInterrupt, SystemExit):
         raise
     # The library raises bare Exception for whatever is wrong with the file, or panics, which is no Exception at all.
@@ -97,14 +102,40 @@ def load_in_process(folder: Path) -> Tokenizer:
 
 
 @lru_cache(maxsize=1)
-def _load(path: str, changed: int, size: int) -> Tokenizer:
+def _load(folder: Path, changed: int, size: int) -> Tokenizer:
     """A tokenizer; `changed` and `size` tell versions of its file apart."""
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(path)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    _add_named(tokenizer, folder)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def _add_named(tokenizer: Tokenizer, folder: Path) -> None:
+    """Add the tokens that transformers adds on loading and that have a row in the embedding."""
+    listed = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    named = [token for token in read_named_tokens(folder) if token.content not in listed]
+    if not named:
+        return
+    from tokenizers import AddedToken
+
+    rows = _rows(folder)
+    for token in named:
+        new = tokenizer.token_to_id(token.content) is None
+        if new and rows is not None and tokenizer.get_vocab_size() >= rows:
+            continue
+        flags = {key: getattr(token, key) for key in ("lstrip", "rstrip", "normalized", "single_word")}
+        tokenizer.add_tokens([AddedToken(token.content, special=token.special, **flags)])
+
+
+def _rows(folder: Path) -> int | None:
+    """Rows of the embedding as far as ``config.json`` says."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8-sig"), parse_int=whole) if path.is_file() else {}
+    rows = config.get("vocab_size") if isinstance(config, dict) else None
+    return rows if isinstance(rows, int) else None
 
 
 def encoded(tokenizer: Tokenizer, text: str, special: bool, where: str) -> list[int]:

@@ -33,7 +33,10 @@ from ir.base.whole_files import write_whole
 
 RUNNER = Path(__file__).with_name("runner.py")
 LOG_TAIL_BYTES = 8192
-ACTIONS = ("forward", "greedy", "generate", "bench", "encode", "decode", "chat_template", "set_config")
+ACTIONS = (
+    *("forward", "greedy", "generate", "sample", "stops", "bench"),
+    *("encode", "decode", "chat_template", "set_config"),
+)
 
 NO_CONVERTER = 90
 """Exit code of the conversion child when the interpreter has no MNN wheel."""
@@ -396,7 +399,7 @@ def run_model(
 ) -> ModelRun:
     """Load a model directory in a fresh process and execute actions on it (see `runner.py` for their fields).
 
-    Texts to ``encode`` may be str or bytes, ``decode`` gives bytes; ``forward`` and ``greedy`` give ``logits`` as a
+    Texts to ``encode`` may be str or bytes, ``decode`` gives bytes; ``forward``, ``greedy`` and ``sample`` give ``logits`` as a
     list of float32 arrays ``[rows, vocabulary]``, one per call of the runtime.
 
     Args:

@@ -14,6 +14,8 @@ Actions, by ``do``:
                    Gives ``ids`` and ``logits``.
     generate       ``prompt``, ``tokens``: the runtime's own loop, which ends at its stop ids. Gives ``ids`` and its own
                    ``prefill_s``, ``decode_s``, ``sample_s``. Greedy only if ``sampler_type`` was so before loading.
+    sample         the same, and the ids once more through forward calls: gives ``logits`` too, those before each id.
+    stops          ``ids``: whether the runtime's own loop ends at each of them. Gives ``stops``.
     bench          ``prompt``, ``tokens``, ``repeat``: seconds of each prefill and of each decoded token through forward
                    calls, and ``prefill_tokens_per_s``, ``decode_tokens_per_s`` from their medians.
     encode         ``texts``: base64 of UTF-8. Gives ``ids``; null for a text with NUL, which the binding would cut.
@@ -174,6 +176,24 @@ class Session:
         context = self.llm.get_context()
         times = {name + "_s": context[name + "_us"] / 1e6 for name in ("prefill", "decode", "sample")}
         return dict(times, ids=[int(token) for token in ids])
+
+    def do_sample(self, action: dict[str, Any]) -> dict[str, Any]:
+        found = self.do_generate(action)
+        self.restart()
+        piece = action["prompt"]
+        with self.last_row_only():
+            for token in found["ids"]:
+                self.keep(self.forward(piece), "last")
+                piece = [token]
+        return dict(found, logits=len(self.arrays))
+
+    def do_stops(self, action: dict[str, Any]) -> dict[str, Any]:
+        stops = []
+        for token in action["ids"]:
+            # A loop that has ended counts as stopped from 3.5 on, so it is put back into its running state.
+            self.llm.set_context({"current_token": int(token), "status": 0})
+            stops.append(bool(self.llm.stoped()))
+        return {"stops": stops}
 
     def do_bench(self, action: dict[str, Any]) -> dict[str, Any]:
         prompt = [int(token) for token in action["prompt"]]

@@ -29,6 +29,7 @@ _TENSORFLOW = "schema/default/TensorflowOp.fbs"
 _DISK = "transformers/llm/engine/src/diskembedding.cpp"
 _CONFIG = "transformers/llm/engine/src/llmconfig.hpp"
 _CPU = "source/backend/cpu"
+_SAMPLER = "transformers/llm/engine/src/sampler.cpp"
 _LAYER = "probe: a model of one linear layer, one row and several, memory low and normal"
 
 
@@ -243,6 +244,49 @@ HISTORIES = (
         "snake_sampler", "sampler settings are read under snake-case names (top_k)",
         ("3.0.0", False, "probe: camel case (topK) only"),
         ("3.5.0", True, "probe"),
+    ),
+    _history(
+        "sampler_steps", "steps of mixed_samplers that do what transformers does, in its order",
+        ("3.0.0", (), f"{_LLM}: the most likely token, repetition penalty 1.1, whatever is written"),
+        (
+            "3.1.0", ("penalty", "topK", "topP", "temperature", "greedy"),
+            f"{_SAMPLER}; probe from 3.4.0 on: tokens within what transformers' processors leave",
+        ),
+        (
+            "3.5.0", ("penalty", "topK", "topP", "typical", "temperature", "greedy"),
+            f"{_SAMPLER}: typical keeps the token that completes the mass; probe",
+        ),
+    ),
+    _history(
+        "usual_sampler", "sampler where sampler_type is absent",
+        ("3.0.0", "greedy", f"{_CONFIG}: sampler_type"),
+        ("3.5.0", "mixed", f"{_CONFIG}: sampler_type"),
+    ),
+    _history(
+        "token_bias", "banned_tokens and logit_bias are read",
+        ("3.0.0", False, f"{_CONFIG}: no such keys"),
+        ("3.5.0", True, f"{_SAMPLER}: stepLogitBias, stepBannedTokens; probe"),
+    ),
+    _history(
+        "time_limit", "timeout_ms ends generation",
+        ("3.0.0", False, f"{_CONFIG}: no such key"),
+        ("3.5.0", True, "transformers/llm/engine/src/speculative_decoding/generate.cpp: TIMEOUT"),
+    ),
+    _history(
+        "no_top_k", "what a topK of 0 does",
+        ("3.0.0", "always the most likely token", f"{_LLM}: nothing is sampled"),
+        ("3.1.0", "crash", f"{_SAMPLER}; probe from 3.4.0 on: segmentation fault at the first token"),
+    ),
+    _history(
+        "no_top_p", "what a topP of 0 does",
+        ("3.0.0", "always the most likely token", f"{_LLM}: nothing is sampled"),
+        ("3.1.0", "crash", f"{_SAMPLER}: no token is left; probe from 3.4.0 on: segmentation fault"),
+        ("3.5.0", "always the most likely token", "probe"),
+    ),
+    _history(
+        "large_top_k", "what a topK above the vocabulary does",
+        ("3.0.0", "always the most likely token", f"{_LLM}: nothing is sampled; probe from 3.4.0 on"),
+        ("3.5.0", "nothing", "probe"),
     ),
 )  # fmt: skip
 """Every field of the profiles."""

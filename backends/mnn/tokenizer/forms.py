@@ -24,7 +24,7 @@ from backends.mnn.tokenizer.files.read import read_text
 from backends.mnn.tokenizer.files.text import text_reasons, write_text
 from backends.mnn.tokenizer.files.text_runtime import TextTokenizer
 from backends.mnn.tokenizer.spec import SPECIAL_NAMES, AddedToken, TokenizerSpec, load_tokenizer
-from backends.mnn.tokenizer.stages import Plan, make_plan
+from backends.mnn.tokenizer.stages import FIRST_SPACE, Plan, make_plan
 
 __all__ = [
     "AddedToken",
@@ -34,6 +34,7 @@ __all__ = [
     "inexact",
     "jinja_template",
     "load_tokenizer",
+    "raw_reasons",
     "text_tokenizer",
 ]
 
@@ -67,6 +68,12 @@ def inexact(spec: TokenizerSpec, form: Form, oldest: str = "3.5.0") -> list[str]
     if form == "text":
         return [*text_reasons(spec, plan), *affix_reasons(spec)]
     return [*plan.reasons, *model_reasons(spec, plan), *affix_reasons(spec), *added_reasons(spec, plan)]
+
+
+def raw_reasons(spec: TokenizerSpec, oldest: str = "3.5.0") -> list[str]:
+    """How ordinary text that is not a chat is encoded otherwise, in whatever form."""
+    plan = _checked_plan(spec, oldest or "3.5.0")
+    return [*affix_reasons(spec), *(reason for reason in plan.reasons if reason in FIRST_SPACE)]
 
 
 _PLANS: WeakKeyDictionary[TokenizerSpec, dict[bool, Plan]] = WeakKeyDictionary()

@@ -26,7 +26,7 @@ def write_placeholder(folder: Path, target: MnnTarget, rows: int) -> TokenizerFi
     with scratch_folder() as scratch:
         (scratch / "tokenizer.json").write_text(json.dumps(data), encoding="utf-8")
         request = tokenizer_request(scratch, folder, target, compare=False, lines=None)
-        return replace(write_files(request), kind="", exact_reasons=(), text_reasons=(), notes=())
+        return replace(write_files(request), kind="", exact_reasons=(), text_reasons=(), warnings=())
 
 
 __all__ = ["write_placeholder"]

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -21,7 +21,9 @@ from typing import Any
 
 import numpy as np
 
+from backends.mnn.tokenizer.ends import EndFiles, find_ends
 from backends.mnn.tokenizer.json_shape import check_shape
+from frontends.text.added_tokens import NamedToken, named_tokens, special_settings
 from ir.base.diag import LadingError
 from ir.base.json_numbers import whole
 
@@ -65,6 +67,8 @@ class TokenizerSpec:
         added: added tokens in the order of tokenizer.json.
         prefix_ids, suffix_ids: what the post-processor puts before and after a single text.
         stop_ids: ids that end generation, without repeats, the most specific source first.
+        end_sources: where each of them comes from.
+        end_problems: end tokens that the files name and that cannot end generation, or look wrong.
         special_texts: `bos`, `eos`, `unk`, `pad`, `sep`, `cls`, `mask` -> text, where named.
         chat_template: jinja text, or None.
         model_vocab_size: rows of the model's embedding, or 0 when not known.
@@ -85,6 +89,8 @@ class TokenizerSpec:
     prefix_ids: tuple[int, ...]
     suffix_ids: tuple[int, ...]
     stop_ids: tuple[int, ...]
+    end_sources: Mapping[int, tuple[str, ...]]
+    end_problems: tuple[str, ...]
     special_texts: Mapping[str, str]
     chat_template: str | None
     model_vocab_size: int
@@ -152,12 +158,14 @@ def load_tokenizer(folder: Path, model_vocab_size: int | None = None, template: 
     model = _section(data, "model", folder)
     kind, vocab, merges, scores = _read_model(model, folder)
     notes: list[str] = []
-    added = _within_model(_read_added(data, vocab, folder, notes), vocab, size, folder, notes)
-    _note_missing(settings, vocab, added, notes)
-    texts = _special_texts(folder, settings)
-    prefix, suffix, stops = _ids_around(folder, data, config, _Known(vocab, added, size), texts.get("eos"))
-    if not stops:
-        notes.append("no id that ends generation is known, so generation runs to its length limit")
+    older = _read_json(folder / "special_tokens_map.json")
+    more = named_tokens(settings, older, _read_json(folder / "added_tokens.json"))
+    added = _within_model(_read_added(data, more, vocab, folder, notes), vocab, size, folder, notes)
+    texts = _special_texts(folder, settings, older)
+    chat = _chat_template(folder, settings, template)
+    known = _Known(vocab, added, size)
+    prefix, suffix = _ids_around(folder, data, known)
+    ends = find_ends(_end_files(folder, config, settings, older), known.id_of, known.count, _special(added), chat)
     spec = TokenizerSpec(
         folder=str(folder),
         kind=kind,
@@ -172,15 +180,17 @@ def load_tokenizer(folder: Path, model_vocab_size: int | None = None, template: 
         added=added,
         prefix_ids=prefix,
         suffix_ids=suffix,
-        stop_ids=stops,
+        stop_ids=tuple(ends.sources),
+        end_sources=ends.sources,
+        end_problems=tuple(ends.problems),
         special_texts=texts,
-        chat_template=_chat_template(folder, settings, template),
+        chat_template=chat,
         model_vocab_size=size,
         notes=tuple(notes),
     )
-    known = len(vocab) + len(added)
-    if spec.table_size > MOST_HOLES + 2 * known:
-        message = f"ids go up to {spec.table_size - 1}, and there are {known} tokens"
+    tokens = len(vocab) + len(added)
+    if spec.table_size > MOST_HOLES + 2 * tokens:
+        message = f"ids go up to {spec.table_size - 1}, and there are {tokens} tokens"
         hint = "the tokenizer belongs to another model, or an id is damaged"
         raise LadingError("B649", message, where=str(folder / "tokenizer.json"), hint=hint)
     return spec
@@ -238,19 +248,20 @@ def _vocab_size(folder: Path, config: Mapping[str, Any]) -> int:
     return value
 
 
-def _special_texts(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
-    """Texts of the named special tokens; `tokenizer_config.json` goes before `special_tokens_map.json`."""
-    older = _read_json(folder / "special_tokens_map.json")
+def _special_texts(folder: Path, settings: Mapping[str, Any], older: Mapping[str, Any]) -> dict[str, str]:
+    """Texts of the named special tokens."""
+    merged = special_settings(settings, older)
     texts: dict[str, str] = {}
     for name in SPECIAL_NAMES:
-        key = name + "_token"
-        value = settings[key] if key in settings else older.get(key)
+        value = merged.get(name + "_token")
         if isinstance(value, dict):
             value = value.get("content")
         if value is None:
             continue
         if not isinstance(value, str):
-            raise LadingError("B641", f"{key} is {value!r}, not text", where=str(folder / "tokenizer_config.json"))
+            raise LadingError(
+                "B641", f"{name}_token is {value!r}, not text", where=str(folder / "tokenizer_config.json")
+            )
         texts[name] = value
     return texts
 
@@ -365,9 +376,9 @@ def _unknown(model: Mapping[str, Any], kind: str) -> str | None:
 
 
 def _read_added(
-    data: Mapping[str, Any], vocab: Mapping[str, int], folder: Path, notes: list[str]
+    data: Mapping[str, Any], more: Sequence[NamedToken], vocab: Mapping[str, int], folder: Path, notes: list[str]
 ) -> tuple[AddedToken, ...]:
-    """Added tokens with the ids that the tokenizers library gives them on loading.
+    """Added tokens with the ids that the tokenizers library gives them on loading; those of tokenizer.json come first.
 
     It ignores the listed id: a token of the vocabulary keeps that id, any other takes the next free one.
     """
@@ -382,17 +393,33 @@ def _read_added(
             raise LadingError("B647", f"added token without text: {row!r}", where=where)
         if content in tokens:
             continue
-        number = vocab.get(content)
-        if number is None:
-            number = last + 1 if last >= len(vocab) else len(vocab)
-            if number in taken:
-                raise LadingError("B647", f"added token {content!r} gets id {number} of another token", where=where)
-        if row.get("id") != number:
-            notes.append(f"added token {content!r} has id {number}, not the {row.get('id')} of tokenizer.json")
-        last = max(last, number)
         flags = {key: bool(row.get(key)) for key in ("special", "lstrip", "rstrip", "normalized", "single_word")}
-        tokens[content] = AddedToken(number, content, **flags)
+        last = _add(tokens, AddedToken(-1, content, **flags), vocab, taken, last, where)
+        if row.get("id") != tokens[content].id:
+            number = tokens[content].id
+            notes.append(f"added token {content!r} has id {number}, not the {row.get('id')} of tokenizer.json")
+    for item in more:
+        if item.content in tokens:
+            continue
+        token = AddedToken(-1, item.content, item.special, item.lstrip, item.rstrip, item.normalized, item.single_word)
+        last = _add(tokens, token, vocab, taken, last, str(folder / item.source))
+        number = tokens[item.content].id
+        if item.id not in (None, number):
+            notes.append(f"token {item.content!r} of {item.source} has id {number}, not {item.id}, as in transformers")
     return tuple(tokens.values())
+
+
+def _add(
+    tokens: dict[str, AddedToken], token: AddedToken, vocab: Mapping[str, int], taken: set[int], last: int, where: str
+) -> int:
+    """Add a token with its id, and return the highest id of an added token."""
+    number = vocab.get(token.content)
+    if number is None:
+        number = last + 1 if last >= len(vocab) else len(vocab)
+        if number in taken:
+            raise LadingError("B647", f"added token {token.content!r} gets id {number} of another token", where=where)
+    tokens[token.content] = replace(token, id=number)
+    return max(last, number)
 
 
 def _within_model(
@@ -414,18 +441,6 @@ def _within_model(
     return tuple(token for token in added if token.id < size)
 
 
-def _note_missing(
-    settings: Mapping[str, Any], vocab: Mapping[str, int], added: tuple[AddedToken, ...], notes: list[str]
-) -> None:
-    """Note tokens of tokenizer_config.json that transformers would add on loading."""
-    rows = settings.get("added_tokens_decoder")
-    listed = [row.get("content") for row in rows.values() if isinstance(row, dict)] if isinstance(rows, dict) else []
-    known = {token.content for token in added}
-    missing = [text for text in listed if isinstance(text, str) and text not in known and text not in vocab]
-    if missing:
-        notes.append(f"{len(missing)} tokens of tokenizer_config.json are not in tokenizer.json: {missing[0]!r}")
-
-
 # -- ids around a text ------------------------------------------------------------------------------------------------
 
 
@@ -441,16 +456,14 @@ class _Known:
         return None if text is None else self.added.get(text, self.vocab.get(text))
 
 
-def _ids_around(
-    folder: Path, data: Mapping[str, Any], config: Mapping[str, Any], known: _Known, eos: str | None
-) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Ids before and after a text, and those that end generation."""
+def _ids_around(folder: Path, data: Mapping[str, Any], known: _Known) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Ids before and after a text."""
     where = str(folder / "tokenizer.json")
     prefix, suffix = _affixes(data.get("post_processor"), where)
     if not all(0 <= number < known.count for number in (*prefix, *suffix)):
         problem = f"the post-processor adds the ids {[*prefix, *suffix]} to a vocabulary of {known.count}"
         raise LadingError("B648", problem, where=where)
-    return prefix, suffix, _stop_ids(folder, config, known.id_of(eos), known.count)
+    return prefix, suffix
 
 
 def _affixes(processor: Any, where: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -498,23 +511,26 @@ def _template_ids(name: Any, processor: Mapping[str, Any], where: str) -> list[i
     return numbers
 
 
-def _stop_ids(folder: Path, config: Mapping[str, Any], own: int | None, limit: int) -> tuple[int, ...]:
-    """Ids that end generation: of generation_config.json, the tokenizer's EOS, of config.json."""
+def _special(added: tuple[AddedToken, ...]) -> list[str]:
+    return [token.content for token in added if token.special]
+
+
+def _end_files(
+    folder: Path, config: Mapping[str, Any], settings: Mapping[str, Any], older: Mapping[str, Any]
+) -> EndFiles:
+    """What the files of a checkpoint say of the end of generation."""
     inner = config.get("text_config")
-    sources = [
-        ("generation_config.json", _read_json(folder / "generation_config.json").get("eos_token_id")),
-        ("tokenizer_config.json", own),
-        ("config.json", config.get("eos_token_id")),
-        ("config.json", inner.get("eos_token_id") if isinstance(inner, dict) else None),
-    ]
-    stops: dict[int, None] = {}
-    for name, value in sources:
-        for token in value if isinstance(value, list) else [value]:
-            if token is None:
-                continue
-            if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < limit:
-                raise LadingError(
-                    "B652", f"eos_token_id {token!r} is not an id of the {limit} tokens", where=str(folder / name)
-                )
-            stops[token] = None
-    return tuple(stops)
+    generation = _read_json(folder / "generation_config.json")
+    return EndFiles(
+        str(folder),
+        [
+            ("generation_config.json", generation.get("eos_token_id")),
+            ("config.json", config.get("eos_token_id")),
+            ("config.json", inner.get("eos_token_id") if isinstance(inner, dict) else None),
+        ],
+        [
+            ("tokenizer_config.json", settings.get("eos_token")),
+            ("special_tokens_map.json", older.get("eos_token")),
+        ],
+        generation.get("stop_strings"),
+    )

@@ -40,6 +40,13 @@ class Part:
     children: tuple[Part, ...] = ()
 
 
+FIRST_SPACE = (
+    "text that follows an added token gets a leading space, as does the beginning of a text",
+    "text that does not follow an added token gets no leading space, as in chats",
+)
+"""How the scheme "first" is resolved: a space everywhere, or nowhere."""
+
+
 @dataclass
 class Plan:
     """What is written before and after the vocabulary, and how it differs from tokenizer.json.
@@ -330,9 +337,9 @@ class _Maker:
         marked = "bos_token" in chat or any(token.content in chat for token in self.spec.added)
         self.plan.always_prefix = not marked
         if self.plan.always_prefix:
-            self.plan.say("text that follows an added token gets a leading space, as does the beginning of a text")
+            self.plan.say(FIRST_SPACE[0])
         else:
-            self.plan.say("text that does not follow an added token gets no leading space, as in chats")
+            self.plan.say(FIRST_SPACE[1])
         return self.plan.always_prefix
 
     # -- spaces as U+2581 ---------------------------------------------------------------------------------------------

@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from frontends.text.tokenizer_child import TokenizerWork
 from ir.base.diag import LadingError
+
+if TYPE_CHECKING:
+    from backends.mnn.tokenizer.spec import TokenizerSpec
 
 MAX_LINES = 500
 """Lines of the user's text that are compared."""
@@ -39,6 +42,15 @@ SAMPLES = (
 
 
 @dataclass(frozen=True)
+class End:
+    """A token that ends generation: its id, its text (None where the tokenizer has none), and the files that name it."""
+
+    id: int
+    text: str | None
+    sources: Sequence[str]
+
+
+@dataclass(frozen=True)
 class TokenizerFiles:
     """What was written.
 
@@ -48,7 +60,10 @@ class TokenizerFiles:
         text: the same for the nearest text form.
         differing, compared: sample strings that the text form encodes otherwise, of how many; zeros when not compared.
         template: ``jinja`` object of ``llm_config.json``; empty without a chat template.
-        notes: what the user should know of the checkpoint's tokenizer.
+        raw: how text outside chats is encoded otherwise in every form.
+        ends: what ends generation.
+        warnings: what the user should know of the checkpoint's tokenizer.
+        samples: test strings, each with the ids that the original gives it; none where nothing is compared.
     """
 
     kind: str
@@ -59,7 +74,10 @@ class TokenizerFiles:
     differing: int
     compared: int
     template: Mapping[str, str]
-    notes: Sequence[str]
+    raw: Sequence[str] = ()
+    ends: Sequence[End] = ()
+    warnings: Sequence[Diagnostic] = ()
+    samples: Sequence[tuple[str, Sequence[int]]] = ()
 
 
 @dataclass(frozen=True)
@@ -106,7 +124,10 @@ class TokenizerJob:
             LadingError: whatever the child found wrong with the tokenizer; F650 the child did not survive it.
             RuntimeError: the child failed in a way that nobody foresaw.
         """
-        return TokenizerFiles(**self._work.result())
+        answer = self._work.result()
+        answer["ends"] = [End(**item) for item in answer["ends"]]
+        answer["warnings"] = [Diagnostic(**item) for item in answer["warnings"]]
+        return TokenizerFiles(**answer)
 
 
 def _size(path: str) -> int:
@@ -128,7 +149,7 @@ def write_files(request: TokenizerRequest) -> TokenizerFiles:
         LadingError: B640 to B659, see `backends.mnn.tokenizer.forms`; B620 when a file cannot be written; Q435, F650
             when the original tokenizer that the text form is compared with cannot be run.
     """
-    from backends.mnn.tokenizer.forms import encode_mtok, encode_text, inexact, jinja_template
+    from backends.mnn.tokenizer.forms import encode_mtok, encode_text, inexact, jinja_template, raw_reasons
     from backends.mnn.tokenizer.spec import load_tokenizer
 
     spec = load_tokenizer(Path(request.source))
@@ -138,11 +159,12 @@ def write_files(request: TokenizerRequest) -> TokenizerFiles:
         _write(out / request.exact, encode_mtok(spec, request.oldest))
         exact_reasons = inexact(spec, "mtok", request.oldest)
     differing = compared = 0
+    samples: list[tuple[str, list[int]]] = []
     if request.text:
         _write(out / request.text, encode_text(spec)[1])
         text_reasons = inexact(spec, "text")
-        if request.compare:
-            differing, compared = _count_differences(spec, Path(request.source), request.lines)
+    if request.compare:
+        differing, compared, samples = _compare(spec, request)
     template = jinja_template(spec)
     found = {"chat_template": template, "eos": spec.eos} if template else {}
     return TokenizerFiles(
@@ -154,8 +176,29 @@ def write_files(request: TokenizerRequest) -> TokenizerFiles:
         differing,
         compared,
         {key: value for key, value in found.items() if value is not None},
-        spec.notes,
+        raw_reasons(spec, request.oldest),
+        [End(token, spec.text_of(token), sources) for token, sources in spec.end_sources.items()],
+        warnings(spec),
+        samples,
     )
+
+
+def warnings(spec: TokenizerSpec) -> list[Diagnostic]:
+    """What the user should know of a tokenizer: tokens that are not what the files say, and how generation ends."""
+    found = [("B766", note, "") for note in _shortened(spec.notes)]
+    found += [("B763", problem, "") for problem in spec.end_problems]
+    for token in spec.stop_ids:
+        if spec.text_of(token) is None:
+            named = ", ".join(spec.end_sources[token])
+            found.append(("B763", f"the id {token} that ends generation ({named}) is no token of the tokenizer", ""))
+    if not spec.stop_ids:
+        hint = "name the end token: eos_token_id in generation_config.json, or eos_token in tokenizer_config.json"
+        found.append(("B762", "no token ends generation, so it goes on until the limit on its length", hint))
+    return [Diagnostic(code, message, spec.folder, hint, "warning") for code, message, hint in found]
+
+
+def _shortened(notes: Sequence[str], most: int = 4) -> Sequence[str]:
+    return notes if len(notes) <= most else [*notes[:most], f"and {len(notes) - most} more tokens like these"]
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -165,18 +208,28 @@ def _write(path: Path, data: bytes) -> None:
         raise LadingError("B620", f"cannot write {path.name}: {error.strerror}", where=str(path)) from error
 
 
-def _count_differences(spec: Any, source: Path, lines: str) -> tuple[int, int]:
-    from backends.mnn.tokenizer.forms import text_tokenizer
-    from frontends.text.tokenizer import encoded, load_in_process
-
-    original = load_in_process(source)
-    emulated = text_tokenizer(spec)
+def _test_strings(lines: str) -> list[str]:
+    """Strings to compare tokenizers on: `SAMPLES`, and the first lines of a file where one is named."""
     strings = [*SAMPLES]
     if lines:
         text = Path(lines).read_text(encoding="utf-8", errors="replace").splitlines()
         strings += [line for line in text if line.strip()][:MAX_LINES]
+    return strings
+
+
+def _compare(spec: TokenizerSpec, request: TokenizerRequest) -> tuple[int, int, list[tuple[str, list[int]]]]:
+    """How many strings the text form encodes otherwise, of how many, and what the original makes of each."""
+    from backends.mnn.tokenizer.forms import text_tokenizer
+    from frontends.text.tokenizer import encoded, load_in_process
+
+    original = load_in_process(Path(request.source))
+    strings = _test_strings(request.lines)
+    samples = [(string, encoded(original, string, True, request.source)) for string in strings]
+    if not request.text:
+        return 0, 0, samples
+    emulated = text_tokenizer(spec)
     # What the chat template writes itself is not written a second time, so the prefix is the exported one.
     prefix = list(spec.encode_prefix_ids)
-    wanted = [prefix + encoded(original, string, False, str(source)) for string in strings]
+    wanted = [prefix + encoded(original, string, False, request.source) for string in strings]
     differing = sum(ids != emulated.encode(string) for ids, string in zip(wanted, strings, strict=True))
-    return differing, len(strings)
+    return differing, len(strings), samples

@@ -23,6 +23,8 @@ from backends.bars import KL_BARS
 from backends.mnn.card import last_size
 from backends.mnn.lower.simulated import integer_weight, simulated
 from backends.mnn.run.native import EXACT_CONFIG, run_model
+from backends.mnn.sampling.translate import Sampler
+from backends.mnn.verify.sampling import Trial, judge, require_sampled, trial
 from backends.mnn.write.configs import config_for
 from ir.base.diag import Diagnostic, LadingError
 from ir.evaluate.divergence import Distance, DistanceMeter, PairedLoss, PairedLossMeter, PerplexityMeter
@@ -66,16 +68,18 @@ ReferenceName = Literal["float", "decoded weights", "runtime model"]
 class Level:
     """How much is run: prompts, decoded tokens per prompt, windows of the perplexity text.
 
+    `sampled`: tokens drawn with the settings as written.
     `choices`: also measure other runtime settings, and predict the loss of exact arithmetic from the decoded weights.
     """
 
     prompts: int
     decode: int
     windows: int
+    sampled: int = 12
     choices: bool = False
 
 
-LEVELS = {"quick": Level(2, 48, 2), "full": Level(4, 64, 16, choices=True)}
+LEVELS = {"quick": Level(2, 48, 2), "full": Level(4, 64, 16, sampled=48, choices=True)}
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,8 @@ class Verification:
     load_s: float = 0.0
     sample: list[int] = field(default_factory=list)
     """Ids that the runtime decoded greedily after the first prompt."""
+    encoded: list[list[int] | None] = field(default_factory=list)
+    """Ids that the runtime made of the texts; None for one that it cannot be given."""
 
     def require(self) -> None:
         """Raise the problems, if there are any."""
@@ -140,6 +146,9 @@ class Subject:
         prompts: token ids of each prompt.
         text: token ids of the perplexity text; empty for none.
         settings: runtime settings written into the configuration.
+        sampler: the sampler in the configuration that the release reads; None to sample nothing.
+        ends: ids that end generation.
+        texts: strings to encode on the runtime.
     """
 
     folder: Path
@@ -148,6 +157,9 @@ class Subject:
     prompts: Sequence[Sequence[int]]
     text: Sequence[int]
     settings: Mapping[str, Any]
+    sampler: Sampler | None = None
+    ends: Sequence[int] = ()
+    texts: Sequence[str] = ()
 
 
 def verify(
@@ -177,7 +189,8 @@ def verify(
     work.rest()
     found = Verification(work.measurements(), load_s=work.exact.load_s, sample=work.sample())
     found.activations = work.activations.result() if work.quantizes else None
-    found.problems = _below_bar(found, work, subject.final, max_kl)
+    found.encoded = work.encoded
+    found.problems = [*_below_bar(found, work, subject.final, max_kl), *work.sampling_problems()]
     return found
 
 
@@ -194,8 +207,11 @@ class _Run:
             {"do": "greedy", "prompt": prompt, "tokens": tokens, "keep": "all"}
             for prompt, tokens in zip(work.prompt_ids, budget, strict=True)
         ]
-        results = self._run([*actions, *map(_forward, work.first_windows)])
-        self.first_windows: list[np.ndarray] = [item["logits"][0] for item in results[len(actions) :]]
+        more = work.more_actions() if name == "shipped" else []
+        results = self._run([*actions, *map(_forward, work.first_windows), *more])
+        windows = results[len(actions) : len(results) - len(more)]
+        self.more = results[len(results) - len(more) :]
+        self.first_windows: list[np.ndarray] = [item["logits"][0] for item in windows]
         results = results[: len(actions)]
         self.decoded: list[list[int]] = [item["ids"] for item in results]
         self.logits = [np.concatenate(item["logits"]) for item in results]
@@ -208,6 +224,7 @@ class _Run:
         config = config_for(self.work.subject.folder, self.work.version)
         python = self.work.interpreter or sys.executable
         found = run_model(config, actions, overrides=self.overrides, interpreter=python, timeout_s=1800)
+        require_sampled(found, str(config))
         run = found.require(str(config))
         self.load_s = float(run.load["load_s"])
         return [dict(item) for item in run.results if item is not None]
@@ -264,10 +281,34 @@ class _Work:
         self.predicted: dict[str, DistanceMeter] = {"exact": DistanceMeter(), "shipped": DistanceMeter()}
         self.perplexities = {name: PerplexityMeter() for name in ("float", "decoded weights", "runtime model")}
         self.activations = PairedLossMeter()
+        self.trial = self._trial()
         say("running on MNN")
         self.exact = _Run("exact", self, EXACT_CONFIG, level.decode)
         self.shipped = _Run("shipped", self, {"all_logits": True}, level.decode)
         self.others = [_Run("other", self, setting, 1) for setting in self._choices()]
+
+    def _trial(self) -> Trial | None:
+        if self.subject.sampler is None or not self.prompt_ids:
+            return None
+        prompt, rows = self.prompt_ids[0], last_size(self.subject.final.outputs[0]) or 0
+        tokens = min(self.level.sampled, self.context - len(prompt))
+        return trial(prompt, tokens, self.subject.ends, rows)
+
+    def more_actions(self) -> list[dict[str, Any]]:
+        """What is done with the shipped settings besides: tokens are sampled, end tokens tried, texts encoded."""
+        encode = [{"do": "encode", "texts": list(self.subject.texts)}] if self.subject.texts else []
+        return [*encode, *(self.trial.actions() if self.trial is not None else [])]
+
+    @property
+    def encoded(self) -> list[list[int] | None]:
+        """What the runtime made of the texts."""
+        return list(self.shipped.more[0]["ids"]) if self.subject.texts else []
+
+    def sampling_problems(self) -> list[Diagnostic]:
+        """What is wrong with the sampled tokens and with what ends generation."""
+        if self.trial is None or self.subject.sampler is None:
+            return []
+        return judge(self.trial, self.subject.sampler, self.shipped.more[-2:], self.version)
 
     def _choices(self) -> Iterator[dict[str, Any]]:
         """Other settings worth knowing the loss of."""

@@ -26,7 +26,7 @@ TOKENIZER, TOKENIZER_TEXT = "tokenizer.mtok", "tokenizer.txt"
 
 def runtime_config(
     layout: Layout,
-    sampling: Mapping[str, Any],
+    sampler: Mapping[str, Any],
     tokenizer_file: str,
     *,
     precision: str,
@@ -38,7 +38,7 @@ def runtime_config(
 
     Args:
         layout: decides whether an embedding file exists.
-        sampling: the checkpoint's ``generation_config.json``.
+        sampler: keys of the sampler, see `backends.mnn.sampling.translate`.
         tokenizer_file: which tokenizer form this configuration names.
         precision, memory: ``low``, ``normal`` or ``high``, see the MNN documentation of its CPU backend.
         threads: CPU threads.
@@ -56,7 +56,7 @@ def runtime_config(
     }
     if dynamic_option:
         config["dynamic_option"] = dynamic_option
-    return config | _sampler(sampling)
+    return {**config, **sampler}
 
 
 @dataclass(frozen=True)
@@ -97,24 +97,6 @@ def recommend(storage: Iterable[Storage]) -> Recommendation:
         reason = "the weights are so exact that activations rounded by row would cost more than they do; by block they do not"
         return Recommendation("low", "low", 2, reason)
     return Recommendation("low", "low", 0, "codes stay packed, and activations cost little beside the weights")
-
-
-def _sampler(sampling: Mapping[str, Any]) -> dict[str, Any]:
-    """Sampler settings under the names of 3.4 (camel case) and of later releases (snake case)."""
-    if not sampling.get("do_sample"):
-        return {"sampler_type": "greedy"}
-    found: dict[str, Any] = {"sampler_type": "mixed", "mixed_samplers": ["penalty", "topK", "topP", "temperature"]}
-    for names, kind in (
-        (("temperature",), float),
-        (("topK", "top_k"), int),
-        (("topP", "top_p"), float),
-        (("minP", "min_p"), float),
-        (("penalty", "repetition_penalty"), float),
-    ):
-        number = sampling.get(names[-1])
-        if isinstance(number, (int, float)) and not isinstance(number, bool):
-            found |= dict.fromkeys(names, kind(number))
-    return found
 
 
 def model_config(graph: Graph, layout: Layout, template: Mapping[str, str]) -> dict[str, Any]:

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from backends.contract.records import Memory
+from backends.mnn.card import last_size
 from backends.mnn.lower.fit import check_storage, fit
 from backends.mnn.run.native import json_to_mnn
-from backends.mnn.target.releases import MnnTarget
+from backends.mnn.sampling.translate import Sampler, translate
+from backends.mnn.target.releases import MnnTarget, Release
 from backends.mnn.tokenizer.write_files import TokenizerFiles, TokenizerRequest
 from backends.mnn.write import configs
 from backends.mnn.write.net_json import build_net
@@ -56,6 +58,7 @@ class Emission:
         settings: runtime settings written into the configuration.
         tokenizer: what was written of the tokenizer.
         seconds: time by step.
+        samplers: configuration files, the releases that read each, and the sampler in it.
         declared: inputs that the original declared itself.
         declared_by: who found the others.
         copied_table: embedding rows were copied as they were.
@@ -68,6 +71,7 @@ class Emission:
     settings: Settings
     tokenizer: TokenizerFiles | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    samplers: dict[str, tuple[tuple[Release, ...], Sampler]] = field(default_factory=dict)
     declared: tuple[str, ...] = ()
     declared_by: str = "discover-inputs"
     copied_table: bool = False
@@ -92,7 +96,7 @@ def emit(
         graph: a graph for which the invariant ``mnn`` holds.
         folder: an existing empty directory.
         tokenizer: waits for the tokenizer files, which are written to the same folder beside this.
-        sampling: the checkpoint's ``generation_config.json``.
+        sampling: the checkpoint's settings for generation.
         target: releases that must read the result.
         settings: runtime settings.
         executor: runs the jobs that fill the weight file.
@@ -175,10 +179,15 @@ def _write_configs(graph: Graph, emission: Emission, sampling: Mapping[str, Any]
     names = {configs.CONFIG: tokenizer.exact or tokenizer.text}
     if tokenizer.exact and tokenizer.text:
         names[configs.CONFIG_TEXT] = tokenizer.text
+    rows = last_size(graph.outputs[0])
+    assert rows is not None, graph.outputs[0]
     for name, tokenizer_file in names.items():
+        releases = tuple(item for item in target.releases if len(names) == 1 or item.mtok is (name == configs.CONFIG))
+        sampler = translate(sampling, releases, rows, {end.id: end.text for end in tokenizer.ends})
+        emission.samplers[name] = (releases, sampler)
         data = configs.runtime_config(
             emission.layout,
-            sampling,
+            sampler.config,
             tokenizer_file,
             precision=settings.precision,
             memory=settings.memory,

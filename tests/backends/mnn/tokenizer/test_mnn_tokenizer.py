@@ -25,6 +25,7 @@ from backends.mnn.tokenizer.files.read import MtokFile, TextFile, read_mtok, rea
 from backends.mnn.tokenizer.forms import encode_mtok, encode_text, inexact, jinja_template, text_tokenizer
 from backends.mnn.tokenizer.merges import spell_bytes, unreachable_tokens
 from backends.mnn.tokenizer.spec import TokenizerSpec, load_tokenizer
+from backends.mnn.tokenizer.write_files import warnings
 from ir.base.diag import LadingError
 from tests.support import tokenizer_data as data
 from tests.support import tokenizer_run as run
@@ -354,8 +355,8 @@ def test_stop_ids_come_from_all_files_once(tmp_path: Path) -> None:
     assert read_text(encode_text(spec)[1]).header.stop_ids == spec.stop_ids
 
 
-def test_no_stop_id_is_noted(tmp_path: Path) -> None:
-    assert "length limit" in load_tokenizer(_folder(tmp_path)).notes[0]
+def test_no_stop_id_is_a_warning(tmp_path: Path) -> None:
+    assert [item.code for item in warnings(load_tokenizer(_folder(tmp_path)))] == ["B762"]
 
 
 @pytest.mark.parametrize(
@@ -495,7 +496,7 @@ def test_what_cannot_be_expressed_is_an_error_with_a_code(code: str, change: Any
         ("B650", {"tokenizer_config": {"chat_template": [{"name": "other", "template": "x"}]}}),
         ("B650", {"tokenizer_config": {"chat_template": 5}}),
         ("B652", {"generation_config": {"eos_token_id": "2"}}),
-        ("B652", {"generation_config": {"eos_token_id": [0, 99999]}}),
+        ("B652", {"generation_config": {"eos_token_id": [0, -1]}}),
         ("B653", {"config": {"vocab_size": 1000}}),
     ],
 )

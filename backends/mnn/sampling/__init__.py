@@ -1,0 +1,1 @@
+"""How a model directory generates: the sampler and what ends generation."""

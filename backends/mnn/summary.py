@@ -109,7 +109,7 @@ def sampling_warnings(emission: Emission) -> list[Diagnostic]:
     found = [] if emission.tokenizer is None else list(emission.tokenizer.warnings)
     for item in lost_on(list(emission.samplers.values())):
         lost = item.lost
-        hint = "it is left out there" if lost.instead is None else f"{spelled(lost.instead)} is written there"
+        hint = "it does not count there" if lost.instead is None else f"{spelled(lost.instead)} counts there"
         message = f"MNN {span(item.releases)} has no equal of {lost.setting} {spelled(lost.value)}: {lost.reason}"
         found.append(Diagnostic("B761", message, hint=hint, severity="warning"))
     return found

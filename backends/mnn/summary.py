@@ -70,9 +70,7 @@ def sampler_text(emission: Emission) -> str:
         found.setdefault(_choice(sampler), []).extend(release.version for release in releases)
     if len(found) == 1:
         return next(iter(found))
-    return "\n".join(
-        f"{text} on {span(sorted(versions))}" for text, versions in sorted(found.items(), key=itemgetter(1))
-    )
+    return "\n".join(f"{span(versions)}: {text}" for text, versions in sorted(found.items(), key=itemgetter(1)))
 
 
 def _choice(sampler: Sampler) -> str:

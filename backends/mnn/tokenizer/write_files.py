@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from frontends.text.tokenizer_child import TokenizerWork
-from ir.base.diag import LadingError
+from ir.base.diag import Diagnostic, LadingError
 
 if TYPE_CHECKING:
     from backends.mnn.tokenizer.spec import TokenizerSpec

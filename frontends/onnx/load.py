@@ -37,6 +37,8 @@ WEIGHT_BYTES = 16 << 10
 """Raw size from which a tensor of such a file counts as a weight."""
 FIRST_WITH_OPSETS = 3
 """Format version from which a model states the versions of its operators; before, they are of version 1."""
+MOST_CALLED = 1_000_000
+"""Nodes that all calls of functions may come to."""
 _TEXTS = ("producer_name", "producer_version", "domain", "doc_string")
 
 
@@ -197,6 +199,7 @@ def _functions(root: Graph, model: onnx.ModelProto, place: Place) -> None:
             raise LadingError("F615", f"the function {name!r} hides an operator of ONNX", str(place))
         root.functions[name] = _function(proto, place, model.ir_version, name)
     _refuse_recursion(root, place)
+    _refuse_expansion(root, place)
 
 
 def _function(proto: onnx.FunctionProto, place: Place, ir_version: int, name: str) -> Graph:
@@ -243,6 +246,35 @@ def _refuse_recursion(root: Graph, place: Place) -> None:
             elif following not in finished:
                 path.add(following)
                 open_.append((following, iter(calls[following])))
+
+
+def _refuse_expansion(root: Graph, place: Place) -> None:
+    """Refuse functions that call others so often that writing the calls out, as every runtime does, never ends."""
+    written: dict[str, int] = {}
+
+    def size(name: str) -> int:
+        if name not in written:
+            waiting = [name]
+            while waiting:
+                body = root.functions[waiting[-1]]
+                calls = [key for node in body.walk() if (key := _called(node)) in root.functions]
+                missing = [key for key in calls if key not in written]
+                if missing:
+                    waiting += dict.fromkeys(missing)
+                    continue
+                written[waiting.pop()] = sum(1 for _ in body.walk()) + sum(written[key] for key in calls)
+        return written[name]
+
+    total = 0
+    for node in root.walk():
+        name = _called(node)
+        if name in root.functions:
+            total += size(name)
+            if total > MOST_CALLED:
+                message = (
+                    f"the function {name!r}, written out where it is called, makes more than {MOST_CALLED:,} nodes"
+                )
+                raise LadingError("F651", message, str(place), "the file is damaged, or made to keep compilers busy")
 
 
 def _called(node: Any) -> str:

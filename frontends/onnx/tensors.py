@@ -22,10 +22,12 @@ from ir.tensor.base import Tensor
 from ir.tensor.files import FileTensor
 from ir.tensor.inline import InlineTensor
 
-MAX_RANK = 64
-"""numpy's limit."""
 DENSE_BYTES = 1 << 30
 """Largest dense form that a sparse tensor is given."""
+DENSE_FREE = 1 << 20
+"""Dense form that a sparse tensor may have whatever it holds."""
+DENSE_RATIO = 1000
+"""Times that the dense form may otherwise be larger than what is in the file: one number in a thousand is kept."""
 
 _TYPED = {
     1: ("float_data", 1), 14: ("float_data", 2), 15: ("double_data", 2), 11: ("double_data", 1), 7: ("int64_data", 1),
@@ -109,13 +111,13 @@ def tensor_of(proto: onnx.TensorProto, place: Place, name: str) -> Tensor:
 
 def tensor_type(proto: onnx.TensorProto, place: Place, name: str) -> TensorType:
     """Element type and shape; LadingError F607 when there are no such tensors."""
-    shape = tuple(proto.dims)
-    if shape and (min(shape) < 0 or len(shape) > MAX_RANK):
-        raise _malformed(place, name, f"the shape {list(shape)} is impossible")
     try:
-        return TensorType(dtype_of_onnx(proto.data_type), shape)
+        found = TensorType(dtype_of_onnx(proto.data_type), tuple(proto.dims))
     except KeyError:
         raise _malformed(place, name, f"element type {proto.data_type} is unknown") from None
+    if not found.is_countable:
+        raise _malformed(place, name, f"the shape {list(proto.dims)} is impossible")
+    return found
 
 
 def _malformed(place: Place, name: str, message: str) -> LadingError:
@@ -182,16 +184,18 @@ def dense(proto: onnx.SparseTensorProto, place: Place, name: str) -> Tensor:
     """A sparse tensor with its zeros.
 
     Raises:
-        LadingError: F607 indices that do not fit, F611 a dense form of more than a gigabyte; others as `tensor_of`.
+        LadingError: F607 indices that do not fit, F611 a dense form of more than a gigabyte, or of more than a
+            thousand times what is in the file; others as `tensor_of`.
     """
     values = tensor_of(proto.values, place, name)
     indices = tensor_of(proto.indices, place, name)
     shape, dtype = tuple(proto.dims), values.type.dtype
-    if not shape or min(shape) < 0 or len(shape) > MAX_RANK:
+    if not shape or not TensorType(dtype, shape).is_countable:
         raise _malformed(place, name, f"the shape {list(shape)} is impossible")
     total = math.prod(shape)
-    if total * dtype.numpy.itemsize > DENSE_BYTES:
-        message = f"the sparse tensor {list(shape)} would take {total * dtype.numpy.itemsize} bytes with its zeros"
+    needed, held = total * dtype.numpy.itemsize, values.nbytes + indices.nbytes
+    if needed > min(DENSE_BYTES, max(DENSE_FREE, DENSE_RATIO * held)):
+        message = f"the sparse tensor {list(shape)} of {held} bytes would take {needed} bytes with its zeros"
         raise LadingError("F611", message, f"{place}, tensor {name!r}")
     flat = _flat_indices(values, indices, shape, place, name)
     out = np.full(total, "", object) if dtype.kind == "s" else np.zeros(total, dtype.numpy)
@@ -208,7 +212,7 @@ def _flat_indices(values: Tensor, indices: Tensor, shape: tuple[int, ...], place
     found = indices.load()
     is_linear = indices.type.shape == linear
     limit = np.array([math.prod(shape)] if is_linear else shape)
-    table = found.reshape(count, -1)
+    table = found.reshape(count, 1 if is_linear else len(shape))
     if table.size and (int(table.min()) < 0 or bool((table >= limit).any())):
         raise _malformed(place, name, "an index lies outside the tensor")
     return table[:, 0] if is_linear else np.ravel_multi_index(tuple(table.T), shape)

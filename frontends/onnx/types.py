@@ -7,9 +7,9 @@ from typing import Any
 
 import onnx
 
-from frontends.onnx.tensors import MAX_RANK, Place, element_type
+from frontends.onnx.tensors import Place, element_type
 from ir.base.diag import LadingError
-from ir.base.types import Dim, MapType, OptionalType, SequenceType, TensorType, ValueType
+from ir.base.types import MOST_AXES, Dim, MapType, OptionalType, SequenceType, TensorType, ValueType
 from ir.graph.graph import Graph
 from ir.onnx.keys import UNKNOWN
 
@@ -55,7 +55,7 @@ class Types:
         raise LadingError("F611", f"a value of kind {kind.removesuffix('_type')} is not supported", self._where(name))
 
     def _shape(self, proto: onnx.TensorShapeProto, name: str) -> tuple[int | Dim, ...]:
-        if len(proto.dim) > MAX_RANK:
+        if len(proto.dim) > MOST_AXES:
             raise LadingError("F613", f"{len(proto.dim)} dimensions are too many", self._where(name))
         return tuple([self._dim(item, name) for item in proto.dim])
 

@@ -311,6 +311,7 @@ CODES: dict[str, str] = {
     "Q442": "The calibration statistics are of another number of input features than the weight has.",
     "U908": "The machine has less memory than the command needs for this input.",
     "F650": "The work on a tokenizer crashed, failed inside the tokenizers library, took too long or too much memory.",
+    "F651": "The functions of an ONNX model call each other so often that nobody could write all calls out.",
     "U980": "The program met an error that it does not know, which is its own fault. A report file says more.",
     "U981": "A helper process cannot be started: there are too many processes or open files, or too little memory.",
     "U940": "There is no fuzz target of this name, or the module to load has no table of targets.",

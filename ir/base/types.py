@@ -148,6 +148,10 @@ class Dim:
 Shape = tuple["int | Dim", ...]
 
 
+MOST_AXES = 64
+"""numpy's limit."""
+
+
 @dataclass(frozen=True)
 class TensorType:
     """Element type and shape; a shape of None means unknown rank."""
@@ -175,6 +179,15 @@ class TensorType:
         """Number of elements of a static type, else None."""
         sizes = self.sizes
         return None if sizes is None else prod(sizes)
+
+    @property
+    def is_countable(self) -> bool:
+        """True for a static type that an array can have, whether or not there is memory for it: at most 64 axes, and
+        addresses that fit 62 bits even where an axis of size 0 leaves nothing to address."""
+        sizes = self.sizes
+        if sizes is None or len(sizes) > MOST_AXES or min(sizes, default=0) < 0:
+            return False
+        return prod(max(size, 1) for size in sizes) * 16 < 1 << 62
 
     @property
     def nbytes(self) -> int | None:

@@ -251,7 +251,10 @@ def _rebuilt(answer: Mapping[str, Any], buffers: Sequence[bytearray]) -> np.ndar
         found = np.empty(len(answer["strings"]), object)
         found[:] = answer["strings"]
         return found.reshape(answer["shape"])
-    return np.frombuffer(buffers[0], DTYPES[answer["dtype"]].numpy).reshape(answer["shape"])
+    try:
+        return np.frombuffer(buffers[0], DTYPES[answer["dtype"]].numpy).reshape(answer["shape"])
+    except ValueError as error:
+        raise LadingError("T225", f"no array can have the shape {answer['shape']}: {error}") from error
 
 
 # ---- which ----

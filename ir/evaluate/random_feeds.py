@@ -8,7 +8,7 @@ from math import prod
 import numpy as np
 
 from ir.base.diag import LadingError
-from ir.base.types import Dim, TensorType
+from ir.base.types import MOST_AXES, Dim, TensorType
 from ir.graph.graph import Graph, Node, Value
 from ir.ops.registry import has_trait
 
@@ -52,8 +52,10 @@ def _shape(value: Value, sizes: Mapping[str, int]) -> tuple[int, ...]:
     if not isinstance(type_, TensorType) or type_.shape is None or type_.dtype.kind not in "fiub":
         raise LadingError("T225", f"no feed can be made for input {value.name!r} of type {type_}", value.graph.name)
     shape = tuple(dim if isinstance(dim, int) else _size(dim, sizes) for dim in type_.shape)
-    if prod(shape) > MOST_ELEMENTS:
-        message = f"input {value.name!r} has {prod(shape):,} elements; at most {MOST_ELEMENTS:,} are made up"
+    # An axis of size 0 leaves nothing to fill, but arrays count the others all the same.
+    size = prod(max(dim, 1) for dim in shape)
+    if size > MOST_ELEMENTS or len(shape) > MOST_AXES:
+        message = f"input {value.name!r} has {size:,} elements; at most {MOST_ELEMENTS:,} are made up"
         raise LadingError("T227", message, value.graph.name, "give smaller sizes")
     return shape
 

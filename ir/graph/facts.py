@@ -75,7 +75,7 @@ def build(name: str, data: Any) -> Fact:
         return RawFact(name, data)
     try:
         return cls.from_data(data)
-    except (KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise LadingError("I107", f"the data of fact {name!r} does not fit {cls.__name__}: {error!r}") from error
 
 

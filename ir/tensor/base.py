@@ -30,6 +30,8 @@ class Tensor(ABC):
     def __init__(self, type: TensorType, loc: str) -> None:
         if not type.is_static:
             raise ValueError(f"a tensor has a static shape, not {type}")
+        if not type.is_countable:
+            raise LadingError("T254", f"no array can be {type}", where=loc)
         self.type = type
         self.loc = loc
 

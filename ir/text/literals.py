@@ -150,6 +150,8 @@ class Literals:
         at = self.at
         if not isinstance(type, TensorType) or min(type.sizes or (), default=0 if type.is_static else -1) < 0:
             at.fail("I104", f"a constant has a static tensor type, not {type}")
+        if not type.is_countable:
+            at.fail("I104", f"no array can be {type}")
         start, end = at.start, at.end
         if at.kind == "mark" and at.text == "[":
             return self.elements(type)
@@ -274,7 +276,7 @@ class Literals:
         except LadingError as error:
             first = error.diagnostics[0]
             self.at.fail("I105", f"{first.message} [{first.code}]", start, end, first.hint)
-        except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
             self.at.fail("I105", f"recipe {name!r} cannot be built from these arguments: {error}", start, end)
 
     def _argument(self, scope: Scope, args: list[Any], kwargs: dict[str, Any]) -> None:

@@ -7,7 +7,11 @@ from tools.fuzz.subjects.damaged_graphs import DAMAGED_GRAPHS
 from tools.fuzz.subjects.damaged_models import DAMAGED_MODELS
 from tools.fuzz.subjects.damaged_plans import DAMAGED_PLANS
 from tools.fuzz.subjects.laws import LAWS
+from tools.fuzz.subjects.tokenizer_children import TOKENIZER_CHILDREN
+from tools.fuzz.subjects.unlucky import UNLUCKY
 from tools.fuzz.target import Target
 
-TARGETS: tuple[Target, ...] = (*LAWS, *DAMAGED_GRAPHS, *DAMAGED_CHECKPOINTS, *DAMAGED_MODELS, *DAMAGED_PLANS)
+TARGETS: tuple[Target, ...] = (
+    *LAWS, *DAMAGED_GRAPHS, *DAMAGED_CHECKPOINTS, *TOKENIZER_CHILDREN, *DAMAGED_MODELS, *DAMAGED_PLANS, *UNLUCKY,
+)  # fmt: skip
 """All targets, in the order in which they are searched."""

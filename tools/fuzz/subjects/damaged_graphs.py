@@ -6,10 +6,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
-from tools.fuzz.inputs.mutate import damage_bytes, damage_text
-from tools.fuzz.inputs.mutate_onnx import damage_model
+from tools.fuzz.inputs.mutate import damage_bytes, damage_json, damage_text
+from tools.fuzz.inputs.mutate_onnx import damage_model, stretch_model
 from tools.fuzz.inputs.random_graphs import decorate, random_graph
 from tools.fuzz.inputs.random_nodes import random_nodes
+from tools.fuzz.inputs.samples import checkpoint
 from tools.fuzz.subjects.laws import reads_back
 from tools.fuzz.target import Broken, Case, Target, require
 
@@ -18,12 +19,16 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
+CHILD_SECONDS = 10.0
+"""Time that the kernels have here, so that a case that keeps them busy for ever does not count as one that hangs."""
+
 _WORDS = (
     "lading", "graph", "opset", "dim", "const", "input", "output", "table", "fact", "function", "meta", "_", "step",
     "..", "f32[]", "i64[2]", "seq<f32[2]>", "optional<f32[]>", "f32[*]", "type",
     "overload", "at", "inf", "nan:ff", "split",
     "bytes", '"\\u{d800}"', 'b"\\u{ff}"', "%a", "@c", "floats[]", "i4[3]", "str[1]", "file", "quantize", "cast",
-    "dynamic-inputs", "precision-plan", "null",
+    "dynamic-inputs", "precision-plan", "null", "4611686018427387904", "f32[0, 4611686018427387904]",
+    "[0, 4611686018427387904]", "str[0, 9223372036854775807]", "[]", "[[]]", "-9223372036854775808", "-1",
 )  # fmt: skip
 
 
@@ -33,12 +38,14 @@ def use(graph: Graph, case: Case) -> None:
     from frontends.onnx.load import load
     from ir.analysis.liveness import peak_memory
     from ir.base.diag import LadingError
+    from ir.evaluate import kernels
     from ir.verify.stages import verify
     from passes.framework.instruments import VerifyEach
     from passes.framework.manager import PassManager
     from tools.diff.match import Differ
     from tools.inspect.summary import lines, summarize
 
+    kernels.SECONDS = CHILD_SECONDS
     problems = [item for item in _told(lambda: verify(graph), "the verifier") if item.severity == "error"]
     # Circles cannot be printed, and what names lack cannot be told apart.
     if {item.code for item in problems} & {"I111", "I112", "I113", "I114"}:
@@ -104,18 +111,17 @@ def _model(case: Case) -> bytes:
     from backends.onnx.write import to_model
 
     graph = random_graph(case.rng, nodes=6)
-    if case.rng.random() < 0.2:
-        graph.add_const("spread", _sparse())
     data = damage_model(case.rng, to_model(graph)).SerializeToString()
     return damage_bytes(case.rng, data) if case.rng.random() < 0.2 else data
 
 
-def _sparse():
-    import numpy as np
+def _stretched(case: Case) -> bytes:
+    from backends.onnx.write import to_model
 
-    from ir.tensor.inline import InlineTensor
-
-    return InlineTensor(np.arange(64, dtype=np.float32))
+    model = stretch_model(case.rng, to_model(random_graph(case.rng, nodes=2)))
+    return (
+        damage_model(case.rng, model, 1).SerializeToString() if case.rng.random() < 0.2 else model.SerializeToString()
+    )
 
 
 def _lift(data: bytes, case: Case) -> None:
@@ -134,6 +140,31 @@ def _judge(data: bytes, case: Case) -> None:
     diagnose(path, releases_of("all"))
 
 
+# ---- facts ----
+
+
+def _planned(case: Case) -> Graph:
+    """A compiled decoder with its recorded decisions, some of them damaged."""
+    from frontends.checkpoint.load import load
+    from ir.graph.facts import build, data_of
+    from passes.framework.manager import PassManager
+
+    graph = load(checkpoint(case.samples, case.rng))
+    PassManager(case.rng.choice(["infer-types,discover-inputs,assign-precision", "infer-types,discover-inputs"])).run(
+        graph
+    )
+    for name in case.rng.sample(sorted(graph.facts), case.rng.randint(1, len(graph.facts))):
+        graph.set_fact(name, build(name, damage_json(case.rng, data_of(graph.facts[name]))))
+    return graph
+
+
+def _use_facts(graph: Graph, case: Case) -> None:
+    from passes.framework.manager import PassManager
+
+    use(graph, case)
+    PassManager("infer-types,assign-precision,insert-qdq,legalize-mnn").run(graph)
+
+
 # ---- nodes ----
 
 
@@ -147,7 +178,9 @@ def _nodes(graph: Graph, case: Case) -> None:
 DAMAGED_GRAPHS = (
     Target("damaged-text", "damaged text of a graph", _text, _parse),
     Target("damaged-onnx", "damaged ONNX models", _model, _lift),
+    Target("stretched-onnx", "ONNX models that promise more than they hold", _stretched, _lift, seconds=60),
     Target("doctor-onnx", "damaged ONNX models, judged by the doctor", _model, _judge),
+    Target("facts", "graphs with damaged decisions recorded on them", _planned, _use_facts),
     Target(
         "nodes",
         "nodes of every operator with inputs and attributes that may not fit",

@@ -72,6 +72,10 @@ class Pattern:
         return LadingError("B645", f"{problem} in the word pattern", where=self.source)
 
 
+MOST_GROUPS = 50
+"""Groups within groups that are followed; word patterns of tokenizers have two or three."""
+
+
 def read_pattern(source: str) -> Pattern:
     """Parse a pattern.
 
@@ -93,6 +97,7 @@ class _Reader:
         self.at = 0
         self.fold = False
         self.long_s = False
+        self.depth = 0
 
     def error(self, problem: str) -> LadingError:
         return LadingError("B645", f"{problem}, at character {self.at} of the word pattern", where=self.pattern)
@@ -152,6 +157,9 @@ class _Reader:
 
     def group(self) -> Node:
         self.take()
+        self.depth += 1
+        if self.depth > MOST_GROUPS:
+            raise self.error(f"groups are nested more than {MOST_GROUPS} deep")
         outer, kind = self.fold, "group"
         if self.peek() == "?":
             self.take()
@@ -165,6 +173,7 @@ class _Reader:
             raise self.error("unbalanced parenthesis")
         self.take()
         self.fold = outer
+        self.depth -= 1
         return Node(kind, branches=branches)
 
     def flags(self) -> None:

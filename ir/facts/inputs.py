@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from ir.base.diag import Diagnostic
+from ir.base.diag import Diagnostic, LadingError
 from ir.graph.graph import Fact, Graph
 
 Why = Literal["runtime-feeds", "frozen-by-tracing", "shape-computed", "whole-sequence", "kv-cache", "renamed"]
@@ -101,7 +101,7 @@ class DynamicInputs(Fact):
         for value in graph.inputs:
             found = next((item for item in self.discoveries if item.input == value.name), None)
             if found is None:
-                raise KeyError(f"input {value.name!r} was not discovered")
+                raise _unknown(f"input {value.name!r} was not discovered", graph)
             if found.kind == "embedding-rows":
                 rows = table_rows(graph, "embedding", ids)
                 made[value.name] = np.ascontiguousarray(rows.reshape(seq, 1, -1))
@@ -112,7 +112,7 @@ class DynamicInputs(Fact):
             elif found.kind == "attention-mask":
                 made[value.name] = self._mask(value.rank, seq)
             else:
-                raise KeyError(f"unknown kind {found.kind!r} of input {value.name!r}")
+                raise _unknown(f"input {value.name!r} is of the unknown kind {found.kind!r}", graph)
         return made
 
     def adapt_feeds(self, feeds: Mapping[str, np.ndarray], graph: Graph) -> dict[str, np.ndarray]:
@@ -136,17 +136,23 @@ class DynamicInputs(Fact):
         return np.stack([full, near])[:, None, None]
 
 
+def _unknown(message: str, graph: Graph) -> LadingError:
+    return LadingError("I133", f"nothing can be fed: {message}", graph.name, "run discover-inputs on the original")
+
+
 def table_rows(graph: Graph, name: str, ids: np.ndarray) -> np.ndarray:
     """Rows of a table of the graph as float32[len(ids), width], reading no others.
 
     The table may be a constant or the output of a blocked dequantization or a Cast of constants.
     """
-    value = graph.tables[name]
+    value = graph.tables.get(name)
+    if value is None:
+        raise _unknown(f"there is no table {name!r}", graph)
     unique, inverse = np.unique(ids, return_inverse=True)
     from ir.quant.stored_weight import obstacle, storage_of
 
     weight = storage_of(value)
     if weight is None:
-        raise ValueError(f"the table {name!r} is no stored weight: {obstacle(value)}")
+        raise _unknown(f"the table {name!r} is no stored weight: {obstacle(value)}", graph)
     rows = np.concatenate([weight.dequantized_rows(int(i), int(i) + 1) for i in unique])
     return rows[inverse]

@@ -13,6 +13,7 @@ from typing import Any
 from ir.base.diag import LadingError
 from ir.base.plugins import rows_of
 from ir.base.tables import Table
+from ir.graph.fact_types import misfit
 from ir.graph.graph import Fact
 
 
@@ -74,9 +75,13 @@ def build(name: str, data: Any) -> Fact:
     if cls is None:
         return RawFact(name, data)
     try:
-        return cls.from_data(data)
+        found = cls.from_data(data)
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise LadingError("I107", f"the data of fact {name!r} does not fit {cls.__name__}: {error!r}") from error
+    wrong = misfit(found)
+    if wrong:
+        raise LadingError("I107", f"the data of fact {name!r} does not fit {cls.__name__}: {wrong}")
+    return found
 
 
 def data_of(fact: Any) -> dict[str, Any]:

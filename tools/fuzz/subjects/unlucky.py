@@ -14,7 +14,7 @@ from tools.fuzz.target import Case, Target, require
 
 _NAMES = (
     "~nobody-of-this-name", "~nobody-of-this-name/x", "~", "", ".", "..", "/", "a" * 300, "a/" * 2100, "\udcff",
-    "x\x00y", "-", "--", "a b", "[x]*?", "{}", "/dev/null", "/dev/zero", "/dev/full", "/proc/self/mem", "/proc/self/fd/0",
+    "-", "--", "a b", "[x]*?", "{}", "/dev/null", "/dev/zero", "/dev/full", "/proc/self/mem", "/proc/self/fd/0",
     "loop", "closed", "closed/x", "file/x", "model.onnx", "graph.lading", "owner/name", "owner/\udcff", "漢字",
     "http://x", "C:\\x", "file", "empty", "big.onnx", "folder.onnx", "folder.mnn", "zero.safetensors",
 )  # fmt: skip
@@ -40,13 +40,14 @@ _COMMANDS = (
     ["repair", "@", "-o", "out"],
     ["repair", "written", "-o", "@"],
     ["explain", "@"],
-    ["ladder", "@"],
 )
 
 
 def _words(case: Case) -> list[str]:
-    name = case.rng.choice(_NAMES)
-    return [word.replace("@", name) for word in case.rng.choice(_COMMANDS)]
+    words = case.rng.choice(_COMMANDS)
+    # A file may say what no command line can.
+    name = case.rng.choice([*_NAMES, "x\x00y", "\ud800"] if "plan=" in words[-1] else _NAMES)
+    return [word.replace("@", name) for word in words]
 
 
 def _place(case: Case) -> None:

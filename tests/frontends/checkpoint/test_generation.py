@@ -46,7 +46,7 @@ def test_the_file_goes_before_config_json_as_a_whole(tmp_path):
 
 
 def test_transformers_reads_the_same_file(tmp_path):
-    from tests.support.generation import EXAMPLE
+    from tests.support.settings.generation import EXAMPLE
 
     pytest.importorskip("torch")
     from transformers import AutoModelForCausalLM

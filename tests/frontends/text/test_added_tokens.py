@@ -11,8 +11,8 @@ import pytest
 
 from backends.mnn.tokenizer.spec import load_tokenizer
 from frontends.text.added_tokens import read_named_tokens
-from frontends.text.tokenizer import open_tokenizer
-from tests.support.generation import EXAMPLE
+from frontends.text.tokenizer import load_in_process
+from tests.support.settings.generation import EXAMPLE
 
 ROWS = 2060
 ROW = {"content": "<|eot|>", "special": True}
@@ -68,7 +68,7 @@ def test_ids_and_texts_are_those_of_transformers(tmp_path, name):
 
     folder = folder_with(tmp_path, **FILES[name])
     theirs = AutoTokenizer.from_pretrained(folder)
-    spec, ours = load_tokenizer(folder), open_tokenizer(folder)
+    spec, ours = load_tokenizer(folder), load_in_process(folder)
     wanted = {token.content: number for number, token in theirs.added_tokens_decoder.items()}
     assert {token.content: token.id for token in spec.added} == wanted
     assert {token.content: number for number, token in ours.get_added_tokens_decoder().items()} == wanted
@@ -85,7 +85,8 @@ def test_tokens_without_a_row_are_not_taken(tmp_path):
     added = [token.content for token in load_tokenizer(folder).added]
     assert "<|eot|>" in added and "<plain>" not in added
     assert (
-        open_tokenizer(folder).token_to_id("<|eot|>") == 2048 and open_tokenizer(folder).token_to_id("<plain>") is None
+        load_in_process(folder).token_to_id("<|eot|>") == 2048
+        and load_in_process(folder).token_to_id("<plain>") is None
     )
 
 

@@ -14,8 +14,8 @@ import pytest
 from backends.mnn.run.native import run_model
 from backends.mnn.target.releases import RELEASES
 from backends.mnn.write.configs import config_for
-from tests.support.generation import edited, processed, surprise
 from tests.support.runs import compiled, each_release, interpreters
+from tests.support.settings.generation import edited, processed, surprise
 
 EXACT = {"memory": "normal", "precision": "high", "thread_num": 1}
 PROMPTS = ([5, 6, 7, 8], [100, 201, 35, 66, 300], [1500, 12, 77])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from backends.mnn.sampling.reference import out_of_reach, scores
-from tests.support.generation import processed
+from tests.support.settings.generation import processed
 
 WORDS = 200
 ENDS = (2,)

@@ -11,7 +11,7 @@ import pytest
 from backends.mnn.tokenizer.ends import TEMPLATE, turn_ends
 from backends.mnn.tokenizer.spec import TokenizerSpec, load_tokenizer
 from backends.mnn.tokenizer.write_files import warnings
-from tests.support.generation import edited
+from tests.support.settings.generation import edited
 
 SPECIAL = (
     "<|im_end|>",

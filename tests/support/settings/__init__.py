@@ -1,0 +1,1 @@
+"""Checkpoints that differ in what they say about generation."""

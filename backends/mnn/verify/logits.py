@@ -75,7 +75,7 @@ class Level:
     prompts: int
     decode: int
     windows: int
-    sampled: int = 12
+    sampled: int = 8
     choices: bool = False
 
 

@@ -118,6 +118,7 @@ CODES: dict[str, str] = {
     "B764": "MNN does not end generation at a token at which it should.",
     "B765": "MNN sampled a token that the settings for generation exclude.",
     "B766": "A token has another id than a file says, as in transformers, or is left out for want of a row in the embedding.",
+    "B767": "A sampler of the configuration crashes a release at the first token, or divides by a temperature of 0.",
     "V702": "The installed MNN gives other numbers than the stored weights or the original model give.",
     "B780": (
         "A configuration or a link leads to a file outside of the model's folder. It is neither read nor copied, and it "

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from backends.mnn.doctor.findings import Finding, versions_of
+from backends.mnn.doctor.generation import generation_findings
 from backends.mnn.doctor.graph import lacking
 from backends.mnn.doctor.tied import TiedRows, half_scales, tie_forms, tie_numbers, vocabulary, width
 from backends.mnn.read.model_folder import Settings, Subject, is_lfs_pointer
@@ -50,7 +51,7 @@ _FLOATS = ("temperature", "topP", "minP", "tfsZ", "typical", "penalty", "ngram_f
 def file_findings(subject: Subject, releases: Sequence[Release]) -> Iterator[Finding]:
     """Everything that can be told from the files of a directory."""
     for check in (_places, _pointers, _readable, _keys, _mask, _contradictions, _embedding, _weights, _tokenizer,
-                  _token_count):  # fmt: skip
+                  _token_count, generation_findings):  # fmt: skip
         yield from check(subject, releases)
 
 

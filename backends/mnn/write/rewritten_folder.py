@@ -14,6 +14,7 @@ from backends.mnn.doctor.tied import tie_numbers
 from backends.mnn.lower.fit import check_storage, fit
 from backends.mnn.read.model_folder import TOKENIZER, Subject, is_lfs_pointer
 from backends.mnn.run.native import json_to_mnn
+from backends.mnn.sampling.hazards import harmless
 from backends.mnn.target.releases import RELEASES, MnnTarget
 from backends.mnn.tokenizer.files.lift import spec_of
 from backends.mnn.tokenizer.files.read import MtokFile, read_tokenizer
@@ -147,7 +148,7 @@ def rewrite(graph: Graph, subject: Subject, folder: Path, target: MnnTarget, exe
     emission.tokenizer = _tokenizers(subject, folder, target)
     names = (emission.tokenizer.exact, emission.tokenizer.text)
     emission.roles |= dict.fromkeys(filter(None, names), "tokenizer")
-    _write_configs(graph, subject, emission)
+    _write_configs(graph, subject, emission, target)
     return emission
 
 
@@ -207,7 +208,7 @@ def _text_form(subject: Subject, file: MtokFile, source: Path) -> tuple[bytes, l
     return encode_text(spec)[1], inexact(spec, "text")
 
 
-def _write_configs(graph: Graph, subject: Subject, emission: Emission) -> None:
+def _write_configs(graph: Graph, subject: Subject, emission: Emission, target: MnnTarget) -> None:
     layout, tokenizer = emission.layout, emission.tokenizer
     assert tokenizer is not None
     llm = dict(subject.llm_config.values)
@@ -216,6 +217,9 @@ def _write_configs(graph: Graph, subject: Subject, emission: Emission) -> None:
     # A key that stands in both keeps the value that most releases read, in one file.
     for key in [key for key in first if key in llm and key not in _OWN]:
         first.pop(key)
+    everything = {**llm, **first}
+    sampler = harmless({**everything, **_sampling(everything)}, target.releases)
+    llm = {key: value for key, value in llm.items() if key not in sampler}
     llm |= _model_keys(graph, layout, llm)
     llm = {key: value for key, value in llm.items() if value is not None and key not in _DEFAULTS}
     names = {configs.CONFIG: tokenizer.exact or tokenizer.text}
@@ -228,7 +232,7 @@ def _write_configs(graph: Graph, subject: Subject, emission: Emission) -> None:
         if layout.embedding is None:
             config["embedding_file"] = configs.EMBEDDING
         config["tokenizer_file"] = tokenizer_file
-        write_json(emission, name, config | _sampling(config), "config")
+        write_json(emission, name, config | _sampling(config) | sampler, "config")
     write_json(emission, configs.LLM_CONFIG, llm, "llm_config")
     emission.backend_type = settings["backend_type"]
     emission.settings = Settings(

@@ -86,14 +86,14 @@ class TextFile:
 
 def read_tokenizer(data: bytes, where: str = "") -> MtokFile | TextFile:
     """Either kind of file, told apart as MNN does: by the type number in the first line."""
-    header, _ = _read_header(data, where)
+    header, _ = read_header(data, where)
     return read_mtok(data, where) if header.type == 4 else read_text(data, where)
 
 
 # -- header -----------------------------------------------------------------------------------------------------------
 
 
-def _read_header(data: bytes, where: str) -> tuple[Header, int]:
+def read_header(data: bytes, where: str) -> tuple[Header, int]:
     """The header and the position of the byte after it."""
     lines, at = [], 0
     for _ in range(3):
@@ -199,7 +199,7 @@ def read_mtok(data: bytes, where: str = "") -> MtokFile:
     Raises:
         LadingError: B655 header, B656 body, B657 a rule that MNN relies on is broken.
     """
-    header, at = _read_header(data, where)
+    header, at = read_header(data, where)
     if header.type != 4:
         raise LadingError("B655", f"type {header.type} where the binary type 4 is expected", where=where)
     cursor = _Cursor(data, at, where)
@@ -351,7 +351,7 @@ def read_text(data: bytes, where: str = "") -> TextFile:
     Raises:
         LadingError: B655 header, B656 body, B657 a rule that MNN relies on is broken.
     """
-    header, at = _read_header(data, where)
+    header, at = read_header(data, where)
     if header.type == 4:
         raise LadingError("B655", "type 4 is binary; a text type is expected", where=where)
     lines = data[at:].split(b"\n")

@@ -19,6 +19,7 @@ from ir.target.target import Target
 
 if TYPE_CHECKING:
     from backends.contract import Contract
+    from backends.verdict import Reading, Verdict
     from ir.graph.graph import Graph
 
 Verify = Literal["none", "quick", "full"]
@@ -85,11 +86,25 @@ class Made:
         pipeline: canonical text of the pipeline.
         passes: name and counts of each pass that ran.
         warnings: what to warn the user of.
+        verdict: what the compilation ends with.
     """
 
     pipeline: str
     passes: Sequence[tuple[str, Mapping[str, int]]] = ()
     warnings: Sequence[Diagnostic] = ()
+    verdict: Verdict | None = None
+
+
+class Rejected(LadingError):
+    """What was written is not good enough, with what helps to decide what to do instead.
+
+    Attributes:
+        figures: what was measured, as a table.
+        worst: weights whose stored numbers are farthest off: name, storage, relative error.
+    """
+
+    figures: Figures | None = None
+    worst: Sequence[tuple[str, str, float]] = ()
 
 
 @dataclass(frozen=True)
@@ -150,6 +165,20 @@ class Compilation:
         """What the result expects, consists of, and was tested with."""
         raise NotImplementedError
 
+    def judged(self) -> str | None:
+        """What was run and how it did, as the rest of a sentence that begins with "passed"; None when nothing was."""
+        return None
+
+    def reading(self) -> Reading:
+        """Whether a checkpoint was read as the original implementation reads it."""
+        from backends.verdict import Reading
+
+        return Reading()
+
+    def worst_weights(self, graph: Graph) -> Sequence[tuple[str, str, float]]:
+        """The weights whose stored numbers are farthest off, worst first: name, storage, relative error."""
+        return ()
+
     # ---- for people ----
 
     def lines(self) -> Sequence[tuple[str, str]]:
@@ -208,4 +237,4 @@ def emits(backend: Any) -> bool:
     return isinstance(backend, Backend) and type(backend).begin is not Backend.begin
 
 
-__all__ = ["Backend", "Compilation", "Figures", "Made", "Order", "Origin", "Verify", "emits"]
+__all__ = ["Backend", "Compilation", "Figures", "Made", "Order", "Origin", "Rejected", "Verify", "emits"]

@@ -64,6 +64,20 @@ def notices(made: Made) -> tuple[c.Notice, ...]:
     )
 
 
+def verdict(made: Made) -> c.Verdict | None:
+    """What the compilation ends with."""
+    found = made.verdict
+    if found is None:
+        return None
+    return c.Verdict(
+        outcome=found.outcome,
+        text=found.text,
+        original=found.original or None,
+        original_note=found.original_note,
+        unread={weight: tuple(keys) for weight, keys in sorted(found.unread.items())},
+    )
+
+
 def calibration(graph: Graph) -> c.Calibration | None:
     """The text that passes looked at, and what it promised; None when none did."""
     fact = graph.fact(Calibration)
@@ -111,4 +125,5 @@ def _dimension(dim: Dim | None, name: str) -> c.Dimension:
 
 __all__ = [
     "calibration", "compiler", "compiler_version", "model", "notices", "pipeline", "shape", "signature", "sources",
+    "verdict",
 ]  # fmt: skip

@@ -422,9 +422,9 @@ class Verification(Record):
     platform: Annotated[Name, "operating system and processor"]
     settings: Annotated[RunSettings | None, "how it was configured; null for a runtime without such settings"]
     reference: Annotated[
-        Literal["float", "decoded weights", "runtime model"],
-        "compared with the original weights in float, with the stored weights decoded to float, or with these times "
-        "activations quantized as the runtime quantizes them under these settings",
+        Literal["float", "decoded weights", "runtime model", "transformers"],
+        "compared with the original weights in float, with the stored weights decoded to float, with these times "
+        "activations quantized as the runtime quantizes them under these settings, or with the original implementation",
     ]
     prompt_tokens: Annotated[Positive | None, "tokens of the prompt; null for a model that reads no tokens"]
     max_abs_error: Annotated[Size, "largest absolute difference of a logit, or of whatever else comes out"]
@@ -452,6 +452,27 @@ class Notice(Record):
     message: Annotated[str, "what was found"]
     where: Annotated[str, "tensor, node, file or option concerned; may be empty"] = ""
     hint: Annotated[str, "what to do about it; may be empty"] = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict(Record):
+    """What the compilation ended with."""
+
+    outcome: Annotated[
+        Literal["passed", "passed with warnings", "not verified"],
+        "whether the files were run and found good, and whether anything is to be warned of",
+    ]
+    text: Annotated[str, "the same in one line for people, with the figures that matter"]
+    original: Annotated[
+        Name | None,
+        "implementation, with its release, whose logits the model was found to give; null when none was run",
+    ] = None
+    original_note: Annotated[str, "how far its logits are off, or why it was not run"] = ""
+    unread: Annotated[
+        dict[str, tuple[str, ...]],
+        "keys of the checkpoint's configuration that the compiler did not read, by what they weigh: 'numbers' for keys "
+        "that the original implementation ignores too, 'training', 'bookkeeping', or 'unknown'",
+    ] = field(default_factory=dict)
 
 
 def _weight_order(weight: WeightEntry) -> tuple[str, int, str]:
@@ -485,6 +506,7 @@ class Contract(Record):
     generation: Annotated[Generation | None, "null for a model that is not asked for tokens"] = None
     verified: Annotated[tuple[Verification, ...], Limits(sort=_run_order), "real runs of the finished files"] = ()
     warnings: Annotated[tuple[Notice, ...], "what the compiler warned of"] = ()
+    verdict: Annotated[Verdict | None, "what the compilation ended with; null for a model that it did not make"] = None
 
     @classmethod
     def from_json(cls, data: Any) -> Contract:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from backends.mnn.tokenizer.write_files import TokenizerFiles
     from backends.mnn.verify.written_weights import WeightError
     from backends.mnn.write.llm_folder import Emission, Settings
+    from backends.verdict import Reading
     from frontends.text.tokenizer import ForeignTokenizer
     from ir.graph.graph import Graph
 
@@ -118,11 +119,13 @@ class LlmCompilation(Compilation):
         """The tokenizer is written beside everything else."""
         from backends.mnn.tokenizer.write_files import TokenizerJob
         from backends.mnn.write.llm_folder import tokenizer_request
+        from frontends.containers.stand_ins import require_real
 
         self.folder = folder
         if self.tokenizer is None:
             yield
             return
+        require_real(self.tokenizer / "tokenizer.json")
         compare = self.order.verify != "none"
         lines = self.order.options.get("text")
         job = tokenizer_request(self.tokenizer, folder, self.target, compare=compare, lines=lines)
@@ -231,9 +234,18 @@ class LlmCompilation(Compilation):
         settings = emission.settings.as_run()
         version = installed_version() or "unknown"
         subject = Subject(
-            emission.folder, original, graph, self._prompts(graph), words, settings,
-            emission.samplers[config_for(emission.folder, version).name][1], self._ends, [text for text, _ in self._samples],
-        )  # fmt: skip
+            emission.folder,
+            original,
+            graph,
+            self._prompts(graph),
+            words,
+            settings,
+            sampler=emission.samplers[config_for(emission.folder, version).name][1],
+            ends=self._ends,
+            texts=[text for text, _ in self._samples],
+            readable=self.tokenizer is not None,
+            checkpoint=self._checkpoint(),
+        )
         self.verification = verify(
             subject,
             LEVELS[order.verify],
@@ -242,6 +254,7 @@ class LlmCompilation(Compilation):
             progress=order.say,
         )
         self.verification.require()
+        self.warnings += self.verification.warnings
         self.tried = [version]
         if order.verify == "full":
             self._try_others(self._prompts(graph)[0], _vocabulary(graph))
@@ -277,6 +290,29 @@ class LlmCompilation(Compilation):
             if problems := try_release(self.emission.folder, version, python, found, sampler):
                 raise LadingError.of(problems)
             self.tried.append(version)
+
+    def _checkpoint(self) -> Path | None:
+        """The folder that the original implementation can read."""
+        return self.order.origin.folder if self.order.origin.frontend == "checkpoint" else None
+
+    def judged(self) -> str | None:
+        """The release that ran, and what was lost there."""
+        if self.verification is None:
+            return None
+        release = self.verification.measurements[0].release
+        return f"on MNN {release}: {self.verification.loss}"
+
+    def reading(self) -> Reading:
+        """Whether the checkpoint was read right."""
+        from backends.verdict import Reading
+
+        return self.verification.reading if self.verification is not None else Reading()
+
+    def worst_weights(self, graph: Graph) -> Sequence[tuple[str, str, float]]:
+        """The weights whose stored numbers are farthest off."""
+        from backends.mnn.verify.written_weights import worst_weights
+
+        return worst_weights(self.emission.layout, self.order.pool)
 
     def contract(self, graph: Graph, made: Made) -> Contract:
         """What the directory promises."""

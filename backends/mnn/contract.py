@@ -71,6 +71,7 @@ def make_contract(
         generation=_generation(emission, tried),
         verified=tuple(_verification(item) for item in measurements),
         warnings=described.notices(made),
+        verdict=described.verdict(made),
     )
 
 

@@ -174,6 +174,7 @@ class ModuleCompilation(Compilation):
             runtime=c.Runtime(requires=c.Requirements(min_release=self.order.target.versions[0])),
             verified=tuple(self._verified()),
             warnings=described.notices(made),
+            verdict=described.verdict(made),
         )
 
     def _verified(self) -> list[c.Verification]:
@@ -192,6 +193,15 @@ class ModuleCompilation(Compilation):
             )
             for reference, gap in pairs
         ]  # fmt: skip
+
+    def judged(self) -> str | None:
+        """The release that ran, and what was lost there."""
+        from backends.mnn.target.environments import installed_version
+
+        if self.verification is None:
+            return None
+        whole = self.verification[1]
+        return f"on MNN {installed_version()}: outputs off by {whole.relative:.1e} of the largest"
 
     def figures(self) -> Figures | None:
         """The measurements."""

@@ -17,7 +17,12 @@ if TYPE_CHECKING:
     from backends.mnn.verify.logits import Measurement
     from backends.mnn.write.llm_folder import Emission
 
-AGAINST = {"float": "float model", "decoded weights": "its weights", "runtime model": "prediction"}
+AGAINST = {
+    "float": "float model",
+    "decoded weights": "its weights",
+    "runtime model": "prediction",
+    "transformers": "transformers",
+}
 """What a measurement compares with, in two words."""
 
 

@@ -12,6 +12,7 @@ from ir.base.diag import LadingError
 if TYPE_CHECKING:
     from backends.contract import Contract
     from backends.onnx.verify import Verification
+    from backends.verdict import Reading
     from ir.graph.graph import Graph
 
 MODEL = "model.onnx"
@@ -94,9 +95,23 @@ class OnnxCompilation(Compilation):
             source=origin.path if origin.frontend == "onnx" else None,
             feeds=FEEDS[self.order.verify],
             max_kl=self.order.options.get("kl_bar"),
+            checkpoint=origin.folder if origin.frontend == "checkpoint" and self.order.verify == "full" else None,
         )
         self.verification.require()
+        self.warnings += self.verification.warnings
         self.order.lap("verify")
+
+    def judged(self) -> str | None:
+        """The release that ran, and what was lost there."""
+        if self.verification is None:
+            return None
+        return f"on onnxruntime {self.verification.measurements[0].release}: {self.verification.loss}"
+
+    def reading(self) -> Reading:
+        """Whether the checkpoint was read right."""
+        from backends.verdict import Reading
+
+        return self.verification.reading if self.verification is not None else Reading()
 
     def contract(self, graph: Graph, made: Made) -> Contract:
         """What the model promises."""

@@ -57,6 +57,7 @@ def make_contract(
         runtime=c.Runtime(requires=c.Requirements(min_release=target.release)),
         verified=tuple(_verification(item) for item in measurements),
         warnings=described.notices(made),
+        verdict=described.verdict(made),
     )
 
 

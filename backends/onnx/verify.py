@@ -18,13 +18,16 @@ from typing import Any, Literal
 import numpy as np
 
 from backends.backend import Figures
-from backends.bars import ERROR_BARS, KL_BARS
+from backends.bars import ERROR_BARS, Loss, judged
+from backends.verdict import Reading, compare_reading, untrained
 from ir.base.diag import Diagnostic, LadingError
 from ir.base.types import Dim, TensorType
 from ir.evaluate.divergence import DistanceMeter
 from ir.evaluate.evaluator import Evaluator
 from ir.evaluate.kernels import run_file
 from ir.evaluate.random_feeds import sample_feeds
+from ir.evaluate.untrained import Guesses
+from ir.facts.model_card import ModelCard
 from ir.facts.precision import PrecisionPlan
 from ir.graph.graph import Graph
 
@@ -41,6 +44,8 @@ precision, and where half precision is computed with."""
 ROUNDED = 2.0
 """Factor of the bars where weights are stored as integers: onnxruntime rounds what it multiplies by them to 8 bits too,
 which may cost as much again."""
+
+HINT = "use more bits or smaller blocks, as --passes onnx-fp16 does"
 
 MEMORY_LIMIT = 256 << 20
 
@@ -74,10 +79,13 @@ class Measurement:
 
 @dataclass
 class Verification:
-    """What was measured, and what is below its bar."""
+    """What was measured, what is below its bar, what is worse than usual, and whether a checkpoint was read right."""
 
     measurements: list[Measurement] = field(default_factory=list)
     problems: list[Diagnostic] = field(default_factory=list)
+    warnings: list[Diagnostic] = field(default_factory=list)
+    loss: str = ""
+    reading: Reading = field(default_factory=Reading)
 
     def require(self) -> None:
         """Raise the problems, if there are any."""
@@ -86,7 +94,14 @@ class Verification:
 
 
 def verify(
-    model: Path, graph: Graph, original: Graph, *, source: Path | None, feeds: int, max_kl: float | None = None
+    model: Path,
+    graph: Graph,
+    original: Graph,
+    *,
+    source: Path | None,
+    feeds: int,
+    max_kl: float | None = None,
+    checkpoint: Path | None = None,
 ) -> Verification:
     """Run and compare.
 
@@ -96,7 +111,8 @@ def verify(
         original: the graph before the passes.
         source: the ONNX file that the original was read from; None for models of other formats.
         feeds: random inputs to run.
-        max_kl: bar for the KL divergence of logits; None takes that of the narrowest width.
+        max_kl: bar for the KL divergence of logits; None takes those of `backends.bars`.
+        checkpoint: the folder that the original implementation is to be run on, or None.
 
     Raises:
         LadingError: T220 onnxruntime refuses a file, T225 an input that cannot be made up.
@@ -112,7 +128,38 @@ def verify(
         wanted = Evaluator(original, memory_limit=MEMORY_LIMIT).run_many(given)
     exact = _measured(original, given, "decoded weights", meant, plain)
     whole = _measured(original, given, "float", wanted, got)
-    return Verification([exact, whole], [*_beyond_exact(exact, graph), *_beyond_width(whole, graph, max_kl)])
+    found = Verification([exact, whole], _beyond_exact(exact, graph))
+    trained = not reads_tokens(original) or _trained(wanted, found)
+    judgement, found.loss = _beyond_width(whole, graph, max_kl, trained)
+    found.problems += [item for item in judgement if item.severity == "error"]
+    found.warnings += [item for item in judgement if item.severity == "warning"]
+    found.reading = Reading(unread=ModelCard.of(original).unread.get("unknown", ()))
+    if checkpoint is not None and reads_tokens(original):
+        found.reading = _compare_original(checkpoint, original, given, wanted)
+        found.problems += found.reading.problems
+    return found
+
+
+def _logits(outputs: Feeds) -> np.ndarray:
+    """The one output as float32[tokens, vocabulary]."""
+    logits = next(iter(outputs.values()))
+    return logits.reshape(-1, logits.shape[-1]).astype(np.float32)
+
+
+def _trained(wanted: Sequence[Feeds], found: Verification) -> bool:
+    """False, with a warning, for a language model whose scores say nothing; ids at random are no text to predict."""
+    rows = [_logits(item) for item in wanted]
+    guesses = Guesses(rows[0].shape[-1] if rows else 1)
+    for item in rows:
+        guesses.add(item, None)
+    if guesses.untrained:
+        found.warnings.append(untrained(guesses))
+    return not guesses.untrained
+
+
+def _compare_original(folder: Path, graph: Graph, given: Sequence[Feeds], wanted: Sequence[Feeds]) -> Reading:
+    ids = [next(iter(feeds.values())).reshape(-1).tolist() for feeds in given]
+    return compare_reading(folder, graph, ids, [_logits(item) for item in wanted])
 
 
 def reads_tokens(graph: Graph) -> bool:
@@ -200,20 +247,24 @@ def _beyond_exact(found: Measurement, graph: Graph) -> list[Diagnostic]:
     return [Diagnostic("V710", message, hint="nothing was written; please report the model")]
 
 
-def _beyond_width(found: Measurement, graph: Graph, max_kl: float | None) -> list[Diagnostic]:
+def _beyond_width(
+    found: Measurement, graph: Graph, max_kl: float | None, trained: bool
+) -> tuple[list[Diagnostic], str]:
+    """The problems of the chosen widths, and the loss in words."""
     plan = graph.fact(PrecisionPlan)
     narrowest = min((item.bits for item in plan.storage.values()), default=32) if plan is not None else 32
-    what, value, limit = "relative error", found.error, ERROR_BARS[narrowest]
-    if found.kl is not None:
-        what, value, limit = "KL divergence", found.kl, KL_BARS[narrowest] if max_kl is None else max_kl
-    elif narrowest == 32 and _halves(graph):
+    rounded = ROUNDED if narrowest <= 8 else 1.0
+    if found.kl is not None and found.top1 is not None:
+        loss = Loss(found.kl, found.top1, narrowest, "onnxruntime", rounded, text=False)
+        return judged(loss, "V711", HINT, trained=trained, bar=max_kl), str(loss)
+    limit = ERROR_BARS[narrowest] * rounded
+    if narrowest == 32 and _halves(graph):
         limit = HALF_BAR
-    if narrowest <= 8 and max_kl is None:
-        limit *= ROUNDED
-    if value <= limit:
-        return []
-    message = f"{what} {value:.3g} from the original is above {limit:.3g}, the bar for {narrowest} bits"
-    return [Diagnostic("V711", message, hint="use more bits or smaller blocks, as --passes onnx-fp16 does")]
+    words = f"outputs off by {found.error:.1e} of their size, {narrowest} bits"
+    if found.error <= limit:
+        return [], words
+    message = f"relative error {found.error:.3g} from the original is above {limit:.3g}, the bar for {narrowest} bits"
+    return [Diagnostic("V711", message, hint=HINT)], words
 
 
 # ---- for people ----

@@ -11,13 +11,14 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from frontends.checkpoint.config_keys import Unread, unread, weigh_rope
 from frontends.families.llama import LINEARS, Factors, Family
 from frontends.families.table import FAMILIES
-from frontends.modules.rope import MAX_LENGTH, Rope, read_rope, shown, unread_keys
+from frontends.modules.rope import KINDS, MAX_LENGTH, Rope, read_rope, shown, unread_keys
 from ir.base.diag import Diagnostic, LadingError, suggest
 from ir.base.json_numbers import whole
 
@@ -52,37 +53,6 @@ SIZES: dict[str, int] = {
 }
 """Largest believable value of each size; the smallest is 1."""
 
-IGNORED: dict[str, tuple[object, ...]] = {
-    "alibi": (False,),
-    "attention_bias": (False,),
-    "attention_multiplier": (),
-    "attn_logit_softcapping": (),
-    "dim_model_base": (),
-    "embedding_multiplier": (1,),
-    "final_logit_softcapping": (),
-    "layer_types": (["full_attention"],),
-    "logit_scale": (1,),
-    "logits_scaling": (1,),
-    "mlp_bias": (False,),
-    "n_routed_experts": (0, 1),
-    "no_rope_layers": ([], [1]),
-    "num_experts": (0, 1),
-    "num_local_experts": (0, 1),
-    "qk_layernorm": (False,),
-    "query_pre_attn_scalar": (),
-    "residual_multiplier": (1,),
-    "rope_interleaved": (False,),
-    "rope_ratio": (1,),
-    "scale_depth": (),
-    "scale_emb": (1,),
-    "sliding_window": (),
-    "use_mrope": (False,),
-    "use_qk_norm": (False,),
-}
-"""Keys that change the computation in some families, with the values (besides null) that do not; a list stands for any
-number of its only element. In a family whose row does not read such a key the reference implementation ignores it; so
-does this reader, with a warning."""
-
 
 @dataclass(frozen=True)
 class Layer:
@@ -110,6 +80,7 @@ class ModelConfig:
         attention_scale: multiplier of the scores; None means one over the root of `head_dim`.
         embedding_scale, residual_scale, logit_scale: multipliers, 1 when absent.
         warnings: keys of the file that were left out of account.
+        unread: every key of the file that was not read, by `frontends.checkpoint.config_keys.Weight`.
     """
 
     path: str
@@ -134,6 +105,7 @@ class ModelConfig:
     residual_scale: float
     logit_scale: float
     warnings: tuple[Diagnostic, ...] = ()
+    unread: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def context(self) -> int:
@@ -147,7 +119,8 @@ def read_config(path: Path, families: Mapping[str, Family] = FAMILIES) -> ModelC
     Raises:
         LadingError: F530 unreadable or not a JSON object, F531 a value of the wrong type or size, F532 no model type,
             F533 unknown family, F534 a feature the family lacks, F535 quantized checkpoint, F536 heads that do not fit,
-            F537 unknown activation, F538 impossible window, F540 or F541 impossible rope.
+            F537 unknown activation, F538 impossible window, F540 or F541 impossible rope, F561 keys that are not read
+            and change the numbers.
     """
     data = _read_bytes(path)
     return resolve(parse_config(data, str(path)), str(path), families, hashlib.sha256(data).hexdigest())
@@ -189,10 +162,10 @@ def resolve(
     if head_dim == 0:
         raise LadingError("F536", f"hidden_size {hidden} is smaller than the {heads} heads", keys.at("hidden_size"))
     max_position = keys.size("max_position_embeddings")
-    rope, rope_warnings = _rope(keys, head_dim, max_position)
+    rope, record = _rope(keys, head_dim, max_position)
     windows = WINDOW_RULES[family.windows](keys)
     ropes = ROPE_RULES[family.rope_layers](keys)
-    return ModelConfig(
+    config = ModelConfig(
         path=path,
         digest=digest,
         family=family,
@@ -214,8 +187,12 @@ def resolve(
         embedding_scale=_product(keys, family.embedding_scale),
         residual_scale=_product(keys, family.residual_scale),
         logit_scale=_product(keys, family.logit_scale),
-        warnings=(*_ignored(keys), *rope_warnings),
     )
+    left = unread(raw, keys.seen, family.model_type, path)
+    _weigh_rope(left, keys, rope, record)
+    left.finish()
+    weighed: dict[str, tuple[str, ...]] = {weight: tuple(names) for weight, names in sorted(left.keys.items())}
+    return replace(config, warnings=tuple(left.warnings), unread=weighed)
 
 
 # ---- reading the file ----
@@ -330,19 +307,6 @@ def _refuse_unsupported(raw: Mapping[str, Any], path: str) -> None:
         raise LadingError("F534", "encoder-decoder models are not supported", f"{path}:is_encoder_decoder")
 
 
-def _ignored(keys: _Keys) -> list[Diagnostic]:
-    found = []
-    for key, harmless in IGNORED.items():
-        value = keys.raw.get(key)
-        if isinstance(value, list) and all(item == value[0] for item in value):
-            value = value[:1]
-        if value is None or key in keys.seen or value in harmless:
-            continue
-        message = f"{key} is {shown(keys.raw[key])}, but the {keys.family.model_type} family does not use it"
-        found.append(Diagnostic("F560", message, keys.at(key), severity="warning"))
-    return found
-
-
 # ---- parts ----
 
 
@@ -369,11 +333,11 @@ def _product(keys: _Keys, factors: Factors) -> float:
     return math.prod(keys.number(key, 1e-9, 1e9) ** power for key, power in factors)
 
 
-def _rope(keys: _Keys, head_dim: int, max_position: int) -> tuple[Rope, list[Diagnostic]]:
-    """The rope record of either spelling; keys at top level fill what the record leaves out."""
-    key = "rope_scaling" if keys.record("rope_scaling") else "rope_parameters"
-    record = keys.record(key)
-    stated = tuple(record)
+def _rope(keys: _Keys, head_dim: int, max_position: int) -> tuple[Rope, dict[str, Any]]:
+    """The rope record of either spelling, read and as it stands; keys at top level fill what the record leaves out."""
+    key = _rope_key(keys)
+    stated = keys.record(key)
+    record = dict(stated)
     nested = [name for name, value in record.items() if isinstance(value, dict)]
     if nested:
         raise LadingError("F534", f"a rope for each layer type ({shown(nested)}) is not supported", keys.at(key))
@@ -383,10 +347,32 @@ def _rope(keys: _Keys, head_dim: int, max_position: int) -> tuple[Rope, list[Dia
     if original is not None:
         record["original_max_position_embeddings"] = original
     width = _rotary_dim(keys, record, head_dim, key)
-    rope = read_rope(record, width, max_position, keys.at(key))
-    unread = [name for name in unread_keys(record) if name in stated]
-    messages = [f"{shown(name)} is not used by a rope of kind {rope.kind!r}" for name in unread]
-    return rope, [Diagnostic("F560", text, keys.at(key), severity="warning") for text in messages]
+    return read_rope(record, width, max_position, keys.at(key)), stated
+
+
+def _rope_key(keys: _Keys) -> str:
+    both = [name for name in ("rope_scaling", "rope_parameters") if keys.record(name)]
+    return both[0] if both else "rope_parameters"
+
+
+def _weigh_rope(left: Unread, keys: _Keys, rope: Rope, record: Mapping[str, Any]) -> None:
+    """Weigh the entries of the rope record that its kind does not read, and a second record that is passed over."""
+    key = _rope_key(keys)
+    for name in unread_keys(record):
+        weight = weigh_rope(name, record[name])
+        if any(name in (*kind.needs, *kind.reads) for kind in KINDS.values()):
+            left.note(f"{key}.{name}", "numbers")
+            text = f"{shown(name)} is not used by a rope of kind {rope.kind!r}"
+            left.warnings.append(Diagnostic("F560", text, keys.at(key), severity="warning"))
+        elif weight == "numbers":
+            left.refuse(f"{key}.{name}", record[name])
+        else:
+            left.note(f"{key}.{name}", weight)
+    other = keys.record("rope_parameters") if key == "rope_scaling" else {}
+    if any(record.get(name) != value for name, value in other.items()):
+        left.note("rope_parameters", "numbers")
+        text = "rope_parameters is not used where rope_scaling stands"
+        left.warnings.append(Diagnostic("F560", text, keys.at("rope_parameters"), severity="warning"))
 
 
 def _rotary_dim(keys: _Keys, record: Mapping[str, Any], head_dim: int, where: str) -> int:

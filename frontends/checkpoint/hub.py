@@ -11,7 +11,9 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from frontends.checkpoint.folder_kinds import refuse_adapter, refuse_other_kind
 from frontends.containers.formats import Safetensors, format_of
+from frontends.containers.stand_ins import require_present, require_real
 from ir.base.diag import LadingError
 
 DOWNLOAD = ("*.safetensors", "*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken", "*.md", "LICENSE*", "NOTICE*")
@@ -56,7 +58,7 @@ def resolve(
     Raises:
         LadingError: F500 neither folder nor hub name, F501 a file, F502 no safetensors, F503 no ``config.json``,
             F504 no such repository, F505 no access, F506 no network and nothing cached, F507 other download
-            failures, F508 no such revision, F509 a revision of a folder.
+            failures, F508 no such revision, F509 a revision of a folder; `check_folder` for what is in it.
     """
     name = os.fspath(model)
     path = os.path.expanduser(name)
@@ -66,7 +68,11 @@ def resolve(
             raise LadingError("F509", message, name, "leave the revision out, or give the hub name owner/name")
         return check_folder(Path(os.path.abspath(path)))
     if os.path.lexists(path):
+        if Path(path).suffix in OTHER_FORMATS or path.endswith(".safetensors"):
+            require_real(Path(path))
         hint = "give the folder that holds config.json"
+        if Path(path).suffix in OTHER_FORMATS:
+            hint = f"{Path(path).suffix} files are {OTHER_FORMATS[Path(path).suffix]}"
         raise LadingError("F501", "the model must be a checkpoint folder; this is a file", name, hint)
     if not _HUB_NAME.fullmatch(name):
         raise LadingError("F500", "no such folder", name, "a model on the Hugging Face Hub is written owner/name")
@@ -74,15 +80,23 @@ def resolve(
 
 
 def check_folder(folder: Path, repository: str = "") -> Path:
-    """Return a folder that has a configuration and weights that are read; F502 or F503 when it has not.
+    """Return a folder that has a configuration and weights that are read.
 
     `repository` is the hub name that the folder is a copy of, if it is one.
+
+    Raises:
+        LadingError: F502 no weights, F503 no configuration, F563 or F564 files that are not there although their names
+            are, F565 an adapter, F566 a folder of another kind.
     """
     try:
         names = os.listdir(folder)
     except OSError as error:
         raise LadingError("F500", f"the folder cannot be read: {error.strerror}", str(folder)) from error
+    require_present(folder, names)
+    refuse_adapter(folder, names)
     if not any(name.endswith(".safetensors") for name in names) and isinstance(format_of(folder), Safetensors):
+        if not repository:
+            refuse_other_kind(folder, names)
         message = f"the folder has no .safetensors files{_instead(names)}"
         advice = _advice(names)
         if repository:

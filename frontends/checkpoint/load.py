@@ -15,6 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from frontends.checkpoint.config_file import ModelConfig, read_config
+from frontends.checkpoint.folder_kinds import refuse_quantized
 from frontends.checkpoint.generation import read_generation
 from frontends.checkpoint.hub import resolve
 from frontends.checkpoint.match_tensors import Layout, make_layout
@@ -54,13 +55,16 @@ def load(
         families: rows to choose from.
 
     Raises:
-        LadingError: F500 to F509 for the place, F510 to F529 for the files, F530 to F541 for the configuration, F550 to
-            F554 for the tensors, F570, F571 and U904 for the settings for generation.
+        LadingError: F500 to F509 and F563 to F566 for the place, F510 to F529 for the files, F530 to F541 and F561 for the
+            configuration, F550 to F554 for the tensors, F570, F571 and U904 for the settings for generation.
     """
     folder = resolve(model, revision=revision, cache_dir=cache_dir, offline=offline)
     config = read_config(folder / "config.json", families)
     generation = read_generation(folder)
     stored = open_weights(folder)
+    if not stored.tensors:
+        raise LadingError("F512", "the files hold no tensor at all", str(folder), "fetch the checkpoint again")
+    refuse_quantized({name: tensor.type.dtype.name for name, tensor in stored.tensors.items()}, folder)
     graph = build(config, stored.tensors, str(folder))
     local = os.path.isdir(os.path.expanduser(model))
     card = replace(
@@ -221,4 +225,5 @@ def _card(config: ModelConfig, layout: Layout, tensors: Mapping[str, Tensor]) ->
         ),
         dtypes=tuple(sorted({tensors[name].type.dtype.name for name in layout.shapes})),
         warnings=tuple(config.warnings),
+        unread=config.unread,
     )

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from frontends.containers.stand_ins import require_real
 from ir.base.diag import LadingError, suggest
 from ir.base.types import DTYPES, TensorType
 from ir.tensor.base import PIECE_BYTES
@@ -176,9 +177,12 @@ def _nothing_found(folder: Path, names: list[str]) -> LadingError:
 def _read_indexed(folder: Path, index: str) -> Checkpoint:
     wanted = _weight_map(folder / index)
     shards = sorted(set(wanted.values()))
-    for name in shards:
-        if not os.path.lexists(folder / name):
-            raise LadingError("F524", f"{index} names the file {name}, which is missing", where=str(folder))
+    missing = [name for name in shards if not os.path.lexists(folder / name)]
+    if missing:
+        some = ", ".join(missing[:8]) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
+        message = f"{index} names {len(shards)} files, and {len(missing)} of them {'is' if len(missing) == 1 else 'are'} missing"
+        hint = "the download was not completed: fetch the rest"
+        raise LadingError("F524", f"{message}: {some}", where=str(folder), hint=hint)
     files = [read_file(folder / name) for name in shards]
     found = _assemble(folder, files)
     for name, shard in wanted.items():
@@ -238,6 +242,7 @@ def read_file(path: str | os.PathLike[str]) -> CheckpointFile:
     start, size = _read_start(place, 8, "F511")
     if size < 8:
         raise LadingError("F516", f"{size} bytes are too few for a safetensors file", where=place)
+    require_real(Path(place))
     length = int.from_bytes(start, "little")
     if length > min(HEADER_LIMIT, size - 8):
         message = f"the header claims {length} bytes; the file has {size} and a header at most {HEADER_LIMIT}"

@@ -23,6 +23,7 @@ from typing import Any
 import onnx
 from google.protobuf.message import DecodeError, Message
 
+from frontends.containers.stand_ins import require_real
 from frontends.onnx.lift import Free, Lift, pairs, text
 from frontends.onnx.tensors import Place
 from frontends.onnx.without_weights import Malformed, without_weights
@@ -80,6 +81,7 @@ def _read(path: Path) -> onnx.ModelProto:
         if not stat.S_ISREG(found.st_mode):
             hint = "give the .onnx file itself" if stat.S_ISDIR(found.st_mode) else ""
             raise LadingError("F600", "not a file", str(path), hint)
+        require_real(path)
         with open(path, "rb") as file:
             if found.st_size < SCAN_BYTES:
                 return _parse(file.read(), str(path))

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from frontends.containers.stand_ins import require_real
 from frontends.onnx.without_weights import SELF
 from ir.base.diag import LadingError
 from ir.base.types import DType, TensorType, dtype_of_onnx
@@ -91,6 +92,7 @@ class Place:
             raise LadingError("F608", f"the data file {location!r} is a link that leaves the model's folder", where)
         if not stat.S_ISREG(found.st_mode):
             raise LadingError("F609", f"the data file {location!r} is not a regular file", where)
+        require_real(path)
         return str(path), found.st_size
 
 

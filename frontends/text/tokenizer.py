@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from frontends.containers.stand_ins import require_real
 from frontends.text.added_tokens import read_named_tokens
 from frontends.text.tokenizer_child import TokenizerWork
 from ir.base.diag import LadingError
@@ -63,8 +64,10 @@ def open_tokenizer(folder: Path) -> ForeignTokenizer:
     """The tokenizer of a checkpoint folder.
 
     Raises:
-        LadingError: Q435 ``tokenizer.json`` is missing or cannot be read, F650 the library crashes on it.
+        LadingError: F563 or F564 something else lies in the place of ``tokenizer.json``, Q435 it is missing or cannot be
+            read, F650 the library crashes on it.
     """
+    require_real(folder / "tokenizer.json")
     found = ForeignTokenizer(folder)
     found.check()
     return found

@@ -94,6 +94,20 @@ CODES: dict[str, str] = {
     "F574": "A key of generation_config.json is no setting of transformers and looks like one, so it may be misspelt.",
     "F560": "A key of config.json that matters in some models is not used by this family; the reference "
     "implementation ignores it as well.",
+    "F561": "A key of config.json changes what the model computes, and nothing here reads it. What is compiled would be "
+    "another model. A key whose value changes nothing (is_causal: true) is let pass.",
+    "F562": "config.json has keys that are in no table of keys, so nobody knows whether they change what the model "
+    "computes. The result is not verified against the original implementation until transformers agrees.",
+    "V720": "What was read from the checkpoint computes other logits than the original implementation in transformers. "
+    "The compiler misreads the checkpoint, or the checkpoint is read otherwise by transformers of this release.",
+    "V721": "The float model predicts text no better than chance, so its weights look untrained, or were read wrongly. "
+    "What a width costs on trained models says nothing of it and is not judged.",
+    "V722": "The widths cost more on this model than they do on other trained models. It may still do; read what it writes.",
+    "F563": "A file of the model is a pointer of Git LFS or git-annex: the clone did not bring the file itself.",
+    "F564": "A file of the model is something else than its name says: empty, a web page, a message of a server.",
+    "F565": "MODEL is an adapter (LoRA and the like). It changes a base model and computes nothing by itself.",
+    "F566": "MODEL is a folder of another kind: a diffusers pipeline, a training state, a tokenizer alone, or the folder "
+    "above the checkpoint.",
     "F600": "The ONNX file is missing, is not a regular file, or cannot be read.",
     "F601": "The file or bytes are not an ONNX model: they cannot be decoded, or hold no graph. The file may be cut off.",
     "F602": "The model is in a version of the format or of an operator set that the installed onnx package does not know.",

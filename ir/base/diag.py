@@ -71,11 +71,12 @@ class LadingError(Exception):
     """A user-facing failure that carries one or more diagnostics.
 
     Raise it as ``LadingError("F503", "no such folder", where=path, hint="...")`` or from a list of
-    `Diagnostic` with `LadingError.of`.
+    `Diagnostic` with `LadingError.of`. What ``--json`` tells of it besides stands in `details`.
     """
 
     def __init__(self, code: str, message: str, where: str = "", hint: str = "") -> None:
         self.diagnostics: tuple[Diagnostic, ...] = (Diagnostic(code, message, str(where), hint),)
+        self.details: dict[str, Any] = {}
         super().__init__(str(self.diagnostics[0]))
 
     @classmethod

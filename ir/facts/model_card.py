@@ -59,6 +59,8 @@ class ModelCard(Fact):
         folder: where the files that belong to it, such as those of its tokenizer, are.
         sampling: its sampling defaults, as in ``generation_config.json``.
         warnings: what its frontend left out of account.
+        unread: keys of its configuration that nobody read, by weight: ``numbers``, ``training``, ``bookkeeping`` and
+            ``unknown``.
     """
 
     name: ClassVar[str] = "model-card"
@@ -85,6 +87,7 @@ class ModelCard(Fact):
     folder: str | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[Diagnostic, ...] = ()
+    unread: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, graph: Graph) -> ModelCard:
@@ -121,6 +124,7 @@ class ModelCard(Fact):
             found["rope"] = RopeCard(**{**rope, "layers": tuple(rope.get("layers", ()))})
         found["sources"] = {key: SourceFile(**item) for key, item in found.get("sources", {}).items()}
         found["warnings"] = tuple(Diagnostic(**item) for item in found.get("warnings", ()))
+        found["unread"] = {key: tuple(names) for key, names in found.get("unread", {}).items()}
         return cls(**found)
 
     def check(self, graph: Graph) -> list[Diagnostic]:

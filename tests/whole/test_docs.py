@@ -13,11 +13,11 @@ from pathlib import Path
 import click
 import pytest
 
-from backends.bars import KL_BARS
+from backends.bars import EXACT_BAR, KL_BARS, KL_USUAL, TOP1_BARS, TOP1_USUAL
 from backends.contract import read
 from backends.mnn.backend import QUICK_SAMPLE
 from backends.mnn.target.releases import RELEASES
-from backends.mnn.verify.logits import EXACT_BAR, LEVELS, WINDOW
+from backends.mnn.verify.logits import LEVELS, WINDOW
 from frontends.families.table import FAMILIES
 from frontends.modules.rope import KINDS
 from ir.base.plugins import Plugin
@@ -345,18 +345,24 @@ def test_targets_are_the_releases(path):
 def test_levels_and_bars_of_verification():
     page = DOCS / "verification.md"
     text = page.read_text()
-    stated = {row[0].split()[0]: tuple(map(int, row[2:])) for row in rows(page, "level")}
+    stated = {row[0].split()[0]: tuple(map(int, row[2:5])) for row in rows(page, "level")}
+    assert {row[0].split()[0] for row in rows(page, "level") if row[5] == "yes"} == {
+        name for name, level in LEVELS.items() if level.original
+    }
     assert stated == {
         "none": (0, 0, 0),
         **{name: (level.prompts, level.decode, level.windows) for name, level in LEVELS.items()},
     }
     assert f"{QUICK_SAMPLE:,} weights" in text and f"A window is {WINDOW} tokens" in text
     assert f"more than {EXACT_BAR:g} against" in text
-    bars = re.findall(r"^\| (?:bits|KL) \|(.*)\|$", text, flags=re.MULTILINE)
-    widths, limits = ([cell.strip() for cell in line.split("|")] for line in bars)
-    assert dict(zip(map(int, widths), limits, strict=True)) == {
-        bits: "no bar" if limit == float("inf") else str(limit) for bits, limit in KL_BARS.items()
-    }
+    found = re.findall(r"^\| (bits|KL|top-1|usual KL|usual top-1) \|(.*)\|$", text, flags=re.MULTILINE)
+    bars = {name: [cell.strip() for cell in line.split("|")] for name, line in found}
+    widths = list(map(int, bars["bits"]))
+    assert list(KL_BARS) == list(TOP1_BARS) == list(KL_USUAL) == list(TOP1_USUAL) == widths
+    for name, table in (("KL", KL_BARS), ("usual KL", KL_USUAL)):
+        assert bars[name] == [str(limit) for limit in table.values()]
+    for name, table in (("top-1", TOP1_BARS), ("usual top-1", TOP1_USUAL)):
+        assert bars[name] == [f"{limit:.0%}" for limit in table.values()]
 
 
 def test_files_of_the_model_directory(tmp_path):

@@ -52,6 +52,9 @@ CASES = {
     ),
     "llama-llama3": ("llama", {"rope_scaling": LLAMA3, "tie_word_embeddings": True}),
     "llama-longrope": ("llama", {"rope_scaling": LONG, "max_position_embeddings": 160}),
+    "llama-gelu": ("llama", {"hidden_act": "gelu"}),
+    "qwen2-gelu-tanh": ("qwen2", {"hidden_act": "gelu_pytorch_tanh"}),
+    "qwen3-relu": ("qwen3", {"hidden_act": "relu"}),
     "mistral": ("mistral", {"head_dim": 24}),
     "mistral-window": ("mistral", {"sliding_window": 11, "num_key_value_heads": 1}),
 }

@@ -14,7 +14,7 @@ from tools.shared.cli import JSON_OPTION, QUIET_OPTION, Screen, command
 if TYPE_CHECKING:
     from passes.framework.manager import Instrument
     from passes.framework.options import OptionSpec
-    from tools.compile.job import Request
+    from tools.compile.job import Listener, Request, Result
 
 
 @command("compile")
@@ -125,7 +125,7 @@ def _default(option: OptionSpec) -> str:
 
 
 def _compile(screen: Screen, model: str | None, out: Path | None, pipeline: str | None, options: dict[str, Any]) -> int:
-    from tools.compile.job import Request, compile_model, example_checkpoint, with_example_texts
+    from tools.compile.job import Request, example_checkpoint, with_example_texts
 
     example = None if model is not None else example_checkpoint()
     model = model or str(example)
@@ -137,7 +137,7 @@ def _compile(screen: Screen, model: str | None, out: Path | None, pipeline: str 
     if example is not None:
         request = with_example_texts(request, example)
     with screen.progress() as listener:
-        result = compile_model(request, listener)
+        result = _run(request, listener, screen)
     if screen.as_json:
         from tools.compile.report import result_data
 
@@ -147,6 +147,27 @@ def _compile(screen: Screen, model: str | None, out: Path | None, pipeline: str 
 
         show_result(screen.console, result, timing=watch["timing"])
     return 0
+
+
+def _run(request: Request, listener: Listener, screen: Screen) -> Result:
+    """Compile; what is refused after it was measured is shown with its figures, and below the errors a command to try."""
+    from backends.backend import Rejected
+    from tools.compile.job import compile_model
+
+    try:
+        return compile_model(request, listener)
+    except Rejected as error:
+        from tools.compile.advice import command_to_try
+        from tools.compile.report import rejected_data, show_rejected
+
+        command = command_to_try(request, error.diagnostics)
+        if screen.as_json:
+            error.details = rejected_data(error, command)
+        else:
+            show_rejected(screen.errors, error)
+        if command:
+            error.add_note(f"a command to try:\n  {command}")
+        raise
 
 
 def _instruments(options: dict[str, Any]) -> list[Instrument]:

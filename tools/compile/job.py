@@ -21,6 +21,7 @@ from ir.base.paused_gc import paused_collection
 if TYPE_CHECKING:
     from backends.backend import Backend, Compilation, Figures, Order, Origin
     from backends.contract import Contract
+    from backends.verdict import Verdict
     from ir.facts.model_card import SourceFile
     from ir.graph.graph import Fact, Graph
     from passes.framework.base import Pass
@@ -108,6 +109,7 @@ class Result:
         facts: what the passes decided, by name: ``precision-plan``, ``sensitivity``, ``calibration`` and others.
         seconds: wall time by phase.
         warnings: what the user should know.
+        verdict: what it all comes to.
     """
 
     out: Path
@@ -122,6 +124,7 @@ class Result:
     facts: Mapping[str, Fact] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[Diagnostic] = field(default_factory=list)
+    verdict: Verdict | None = None
 
 
 class Listener:
@@ -327,9 +330,10 @@ class _Job:
                 original, report = self._lower(graph, origin, compilation, pipeline, calibrated)
                 compilation.emit(graph)
             if original is not None:
-                compilation.verify(graph, original)
+                self._verify(graph, original, compilation)
             self.warnings += [*default_store().take_warnings(), *compilation.warnings]
-            contract = self._contract(graph, compilation, report, staging)
+            verdict = self._verdict(graph, compilation)
+            contract = self._contract(graph, compilation, report, verdict, staging)
             # All that can fail is done before the folder takes its place.
             result = Result(
                 request.out,
@@ -344,10 +348,35 @@ class _Job:
                 dict(graph.facts),
                 self.clock.seconds,
                 self.warnings,
+                verdict,
             )
             self.listener.phase("putting the folder in place")
         result.seconds["total"] = self.clock.total()
         return result
+
+    def _verify(self, graph: Graph, original: Graph, compilation: Compilation) -> None:
+        """Run what was written; what is refused is told with what was measured."""
+        from backends.backend import Rejected
+
+        try:
+            compilation.verify(graph, original)
+        except LadingError as error:
+            if compilation.verification is None:
+                raise
+            rejected = Rejected.of(error.diagnostics)
+            rejected.figures = compilation.figures()
+            rejected.worst = compilation.worst_weights(graph)
+            raise rejected from error
+
+    def _verdict(self, graph: Graph, compilation: Compilation) -> Verdict:
+        """What the compilation comes to; unknown keys are no matter where the original implementation agrees."""
+        from backends.verdict import verdict_of
+        from ir.facts.model_card import ModelCard
+
+        reading, unread = compilation.reading(), ModelCard.of(graph).unread
+        if reading.verified and not reading.doubts:
+            self.warnings = [item for item in self.warnings if item.code != "F562"]
+        return verdict_of(compilation.judged(), reading, self.warnings, unread)
 
     def _opened(self) -> tuple[Origin, str, Graph | None]:
         """The model, the backend that it is compiled for, and the graph where it had to be read to choose."""
@@ -428,13 +457,15 @@ class _Job:
         text = load_calibration(self.request.calibration, self.request.tokenizer or order.origin.folder)
         return PassContext(order.target, text, progress=self.listener.step, executor=self.pool)
 
-    def _contract(self, graph: Graph, compilation: Compilation, report: Report, folder: Path) -> Contract:
+    def _contract(
+        self, graph: Graph, compilation: Compilation, report: Report, verdict: Verdict, folder: Path
+    ) -> Contract:
         from backends.backend import Made
         from backends.contract import write
 
         self.listener.phase("writing the contract")
         passes = [(item.name, item.counts) for item in report.passes]
-        contract = compilation.contract(graph, Made(report.pipeline, passes, self.warnings))
+        contract = compilation.contract(graph, Made(report.pipeline, passes, self.warnings, verdict))
         if self.request.guard:
             from backends.guard.write import add_guard
 

@@ -12,11 +12,16 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from backends.verdict import NO_CHECKPOINT, ONLY_FULL
 from tools.shared.cli import megabytes
 
 if TYPE_CHECKING:
-    from backends.backend import Figures
+    from backends.backend import Figures, Rejected
+    from backends.verdict import Verdict
     from tools.compile.job import Result
+
+COLOURS = {"passed": "bold green", "passed with warnings": "bold yellow", "not verified": "bold yellow"}
+"""Colour of each outcome."""
 
 
 def result_data(result: Result) -> dict[str, Any]:
@@ -32,7 +37,39 @@ def result_data(result: Result) -> dict[str, Any]:
         "verified": [item.to_json() for item in result.contract.verified],
         "sample": {"prompt": result.sample[0], "continuation": result.sample[1]} if result.sample else None,
         "warnings": [item.as_dict() for item in result.warnings],
+        "verdict": asdict(result.verdict) if result.verdict is not None else None,
     }
+
+
+def rejected_data(error: Rejected, command: str) -> dict[str, Any]:
+    """What was measured of a result that was refused, and the command to try, as JSON-able data."""
+    figures = error.figures
+    names = () if figures is None else figures.columns
+    return {
+        "measurements": [dict(zip(names, row, strict=True)) for row in (figures.rows if figures else ())],
+        "worst_weights": [{"name": name, "storage": how, "error": off} for name, how, off in error.worst],
+        "try": command or None,
+    }
+
+
+def show_rejected(console: Console, error: Rejected) -> None:
+    """Print what was measured, and the worst weights."""
+    if error.figures is not None:
+        console.print(Text(error.figures.title, style="italic"))
+        console.print(_measurements(error.figures))
+    if error.worst:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+        table.add_column("weights farthest off", overflow="fold")
+        table.add_column("stored as", no_wrap=True)
+        table.add_column("error", justify="right", no_wrap=True)
+        for name, how, off in error.worst:
+            table.add_row(name, how, f"{off:.1%}")
+        console.print(table)
+
+
+def show_verdict(console: Console, verdict: Verdict) -> None:
+    """Print the line that a compilation ends with."""
+    console.print(Text(verdict.text, style=COLOURS[verdict.outcome]))
 
 
 def bits_per_weight(result: Result) -> float | None:
@@ -65,6 +102,8 @@ def show_result(console: Console, result: Result, *, timing: bool = False) -> No
         )
     for item in result.warnings:
         console.print(Text(str(item), style="yellow"))
+    if result.verdict is not None:
+        show_verdict(console, result.verdict)
     console.print(Text.assemble("written to ", (str(result.out), "bold")))
 
 
@@ -89,8 +128,16 @@ def _summary(result: Result) -> Group:
     table.add_row("inputs", Text("\n".join(inputs)))
     for word, text in result.lines:
         table.add_row(word, text)
+    if result.verdict is not None and result.verdict.original_note not in ("", ONLY_FULL, NO_CHECKPOINT):
+        table.add_row("original", _original(result.verdict))
     table.add_row("time", _time(result))
     return Group(title, table)
+
+
+def _original(verdict: Verdict) -> str:
+    if verdict.original:
+        return f"logits of {verdict.original}, {verdict.original_note}"
+    return f"not compared with the original implementation: {verdict.original_note}"
 
 
 def _model(result: Result) -> str:

@@ -332,7 +332,7 @@ class _Judge:
         return self._near(got, self.artefact.logits(self.artefact.source.ids[: len(got)], self.artefact.kind))
 
     def _near(self, got: np.ndarray, wanted: np.ndarray) -> dict[str, Any]:
-        from backends.mnn.verify.logits import exact_bar
+        from backends.bars import exact_bar
 
         if got.shape != wanted.shape:
             return _check(False, f"logits {list(got.shape)} instead of {list(wanted.shape)}")
@@ -343,7 +343,7 @@ class _Judge:
 
     def _greedy(self, result: Mapping[str, Any]) -> dict[str, Any]:
         """Each token must be the reference's first choice, or level with it within rounding."""
-        from backends.mnn.verify.logits import exact_bar
+        from backends.bars import exact_bar
 
         prompt, ids = self.exact.actions[2]["prompt"], result["ids"]
         wanted = self.artefact.logits([*prompt, *ids[:-1]], self.artefact.kind)[len(prompt) - 1 :]

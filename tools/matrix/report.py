@@ -105,8 +105,8 @@ def markdown_page(matrix: Matrix, made: str) -> str:
         matrix: what was run.
         made: date of the run.
     """
+    from backends.bars import EXACT_BAR
     from backends.described import compiler_version
-    from backends.mnn.verify.logits import EXACT_BAR
     from tools.matrix.cell import this_platform
 
     run, good = len(matrix.cells), matrix.right()
@@ -152,7 +152,7 @@ def _wrapped(part: str) -> str:
 
 def _reach(matrix: Matrix) -> str:
     """How large the logits are, which the bars follow."""
-    from backends.mnn.verify.logits import EXACT_BAR
+    from backends.bars import EXACT_BAR
 
     bars = [check["bar"] for cell in matrix.cells.values() if "bar" in (check := cell["checks"].get("logits", {}))]
     return f" (here they reach {10 * max(bars) / EXACT_BAR:.0f})" if bars and max(bars) > EXACT_BAR else ""

@@ -284,7 +284,7 @@ def _distance(wanted: np.ndarray, got: np.ndarray, whose: str, path: Path) -> Di
     Raises:
         LadingError: U952 further than rounding explains.
     """
-    from backends.mnn.verify.logits import EXACT_BAR
+    from backends.bars import EXACT_BAR
     from ir.evaluate.divergence import DistanceMeter
 
     meter = DistanceMeter()

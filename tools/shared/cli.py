@@ -59,6 +59,13 @@ class Screen:
 
         return Console(highlight=False, soft_wrap=False)
 
+    @functools.cached_property
+    def errors(self) -> Console:
+        """Standard error likewise."""
+        from rich.console import Console
+
+        return Console(stderr=True, highlight=False, soft_wrap=False)
+
     def data(self, data: Any, text: str) -> None:
         """Print a result: JSON or text."""
         click.echo(json.dumps(data, indent=2, ensure_ascii=False) if self.as_json else text)
@@ -178,7 +185,7 @@ def _print_error(error: LadingError, as_json: bool) -> None:
     notes = [Diagnostic(error.code, text, severity="note") for text in getattr(error, "__notes__", ())]
     found = [*error.diagnostics, *notes]
     if as_json:
-        data: dict[str, Any] = {"errors": [item.as_dict() for item in found]}
+        data: dict[str, Any] = {"errors": [item.as_dict() for item in found], **error.details}
         if written():
             data["written"] = [str(path) for path in written()]
         click.echo(json.dumps(data, indent=2))

@@ -214,6 +214,35 @@ def _unary(node: Node, low: Lowering) -> None:
     low.replace(node.output, low.add("Unary", [node.inputs[0]], node.output.type, {"kind": UNARY[node.op]}))
 
 
+def _relu(node: Node, low: Lowering) -> None:
+    x = node.operand(0)
+    if x.dtype != F32:
+        raise _no_form(node, f"MNN computes Relu in single precision, not in {x.dtype}")
+    zero = low.const(np.zeros((), np.float32), "zero")
+    low.replace(node.output, low.binary("MAXIMUM", x, zero, node.output.type))
+
+
+def _gelu(node: Node, low: Lowering) -> None:
+    """The error function's form is one operator. That of the tanh formula is off by 1.6e-4 in the runtime, so the formula
+    is written out."""
+    x = node.operand(0)
+    if x.dtype != F32:
+        raise _no_form(node, f"MNN computes Gelu in single precision, not in {x.dtype}")
+    if node.attrs.get("approximate", "none") == "none":
+        low.replace(node.output, low.add("Unary", [x], node.output.type, {"kind": "GELU_STANDARD"}))
+        return
+
+    def times(value: Value, factor: float, stem: str) -> Value:
+        return low.binary("MUL", value, low.const(np.array(factor, np.float32), stem))
+
+    one = low.const(np.array(1, np.float32), "one")
+    cube = times(low.binary("MUL", low.binary("MUL", x, x), x), 0.044715, "gelu.cubic")
+    inner = times(low.binary("ADD", x, cube), math.sqrt(2 / math.pi), "gelu.slope")
+    wave = low.add("Unary", [inner], x.type, {"kind": "TANH"})
+    gate = times(low.binary("ADD", wave, one), 0.5, "gelu.half")
+    low.replace(node.output, low.binary("MUL", x, gate, node.output.type))
+
+
 def _binary(node: Node, low: Lowering) -> None:
     if not isinstance(node.output.type, TensorType) or len(node.inputs) != 2:
         raise LadingError(
@@ -304,6 +333,8 @@ LOWER: dict[str, Callable[[Node, Lowering], None]] = {
     "Concat": _concat,
     "Where": _where,
     "ReduceMax": _reduce_max,
+    "Relu": _relu,
+    "Gelu": _gelu,
     **dict.fromkeys(UNARY, _unary),
     **dict.fromkeys(BINARY, _binary),
 }

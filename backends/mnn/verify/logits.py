@@ -19,16 +19,18 @@ from typing import Any, Literal
 
 import numpy as np
 
-from backends.bars import KL_BARS
+from backends.bars import Loss, exact_bar, judged
 from backends.mnn.card import last_size
 from backends.mnn.lower.simulated import integer_weight, simulated
 from backends.mnn.run.native import EXACT_CONFIG, run_model
 from backends.mnn.sampling.translate import Sampler
 from backends.mnn.verify.sampling import Trial, judge, require_sampled, trial
 from backends.mnn.write.configs import config_for
+from backends.verdict import Reading, compare_reading, untrained
 from ir.base.diag import Diagnostic, LadingError
 from ir.evaluate.divergence import Distance, DistanceMeter, PairedLoss, PairedLossMeter, PerplexityMeter
 from ir.evaluate.evaluator import Evaluator
+from ir.evaluate.untrained import Guesses
 from ir.facts.inputs import DynamicInputs
 from ir.facts.model_card import ModelCard
 from ir.facts.precision import PrecisionPlan
@@ -46,10 +48,6 @@ LONGEST = 2048
 WINDOW = 256
 """Tokens per window of the perplexity text; each window starts from an empty cache."""
 
-EXACT_BAR = 1e-3
-"""Largest allowed logit error, per unit of the larger of 1 and a tenth of the largest logit, against decoded
-weights."""
-
 ACTIVATION_BAR = 0.15
 """Largest allowed difference of measured and predicted activation loss, relative to the predicted one; besides, five
 standard errors of the difference are allowed. Of 105 combinations of models, widths and settings none was above
@@ -61,7 +59,7 @@ EXACT_LOSS = 1e-8
 MODELLED = ("x86_64", "AMD64")
 """Machines whose activation quantization is the one that is modelled; on others the prediction is not judged."""
 
-ReferenceName = Literal["float", "decoded weights", "runtime model"]
+ReferenceName = Literal["float", "decoded weights", "runtime model", "transformers"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +68,7 @@ class Level:
 
     `sampled`: tokens drawn with the settings as written.
     `choices`: also measure other runtime settings, and predict the loss of exact arithmetic from the decoded weights.
+    `original`: also compare with the original implementation of a checkpoint.
     """
 
     prompts: int
@@ -77,9 +76,10 @@ class Level:
     windows: int
     sampled: int = 8
     choices: bool = False
+    original: bool = False
 
 
-LEVELS = {"quick": Level(2, 48, 2), "full": Level(4, 64, 16, sampled=48, choices=True)}
+LEVELS = {"quick": Level(2, 48, 2), "full": Level(4, 64, 16, sampled=48, choices=True, original=True)}
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Measurement:
     Attributes:
         release, platform: what ran where.
         settings: memory, precision and threads of the run, and ``dynamic_option`` where it is not 0.
-        reference: ``float``, ``decoded weights`` or ``runtime model``.
+        reference: ``float``, ``decoded weights``, ``runtime model`` or ``transformers``.
         prompt_tokens: tokens of all prompts.
         distance: over all positions of prompts, decoding and, but for the decoded weights, text.
         decode_tokens, decode_equal: greedy tokens and how many of them came before the first difference, over prompts.
@@ -116,12 +116,18 @@ class Measurement:
 class Verification:
     """All measurements of one artefact on one release, and what is below its bar.
 
-    `activations` is the loss that quantized activations add to the stored weights, measured and predicted; None where
-    the shipped settings quantize none.
+    `problems` are errors, `warnings` what is worse than usual. `loss` is what is lost under the shipped settings,
+    `trained` whether the model looks so, and `reading` whether its checkpoint was read right. `activations` is the loss
+    that quantized activations add to the stored weights, measured and predicted; None where the shipped settings
+    quantize none.
     """
 
     measurements: list[Measurement] = field(default_factory=list)
     problems: list[Diagnostic] = field(default_factory=list)
+    warnings: list[Diagnostic] = field(default_factory=list)
+    loss: Loss | None = None
+    trained: bool = True
+    reading: Reading = field(default_factory=Reading)
     activations: PairedLoss | None = None
     load_s: float = 0.0
     sample: list[int] = field(default_factory=list)
@@ -149,6 +155,8 @@ class Subject:
         sampler: the sampler in the configuration that the release reads; None to sample nothing.
         ends: ids that end generation.
         texts: strings to encode on the runtime.
+        readable: the prompts are text, not ids at random.
+        checkpoint: the folder that the original implementation reads; None where there is none.
     """
 
     folder: Path
@@ -160,6 +168,8 @@ class Subject:
     sampler: Sampler | None = None
     ends: Sequence[int] = ()
     texts: Sequence[str] = ()
+    readable: bool = True
+    checkpoint: Path | None = None
 
 
 def verify(
@@ -178,7 +188,7 @@ def verify(
         level: how much to run.
         version: MNN release of the interpreter.
         interpreter: Python that has the release; None for this one.
-        max_kl: bar for the KL divergence from the float model; None takes it from `KL_BARS`.
+        max_kl: bar for the KL divergence from the float model; None takes those of `backends.bars`.
         progress: told what happens.
 
     Raises:
@@ -190,7 +200,8 @@ def verify(
     found = Verification(work.measurements(), load_s=work.exact.load_s, sample=work.sample())
     found.activations = work.activations.result() if work.quantizes else None
     found.encoded = work.encoded
-    found.problems = [*_below_bar(found, work, subject.final, max_kl), *work.sampling_problems()]
+    _judge(found, work, subject.final, max_kl)
+    found.problems += work.sampling_problems()
     return found
 
 
@@ -282,6 +293,8 @@ class _Work:
         self.perplexities = {name: PerplexityMeter() for name in ("float", "decoded weights", "runtime model")}
         self.activations = PairedLossMeter()
         self.trial = self._trial()
+        self.reading = Reading(unread=ModelCard.of(subject.original).unread.get("unknown", ()))
+        self.guesses = Guesses(last_size(subject.original.outputs[0]) or 1)
         say("running on MNN")
         self.exact = _Run("exact", self, EXACT_CONFIG, level.decode)
         self.shipped = _Run("shipped", self, {"all_logits": True}, level.decode)
@@ -329,6 +342,12 @@ class _Work:
         for run, wanted in zip(runs, floats, strict=True):
             run.compare("float", wanted)
         texts = {"float": text}
+        for prompt, rows in zip(self.prompt_ids, floats[0], strict=True):
+            self.guesses.add(rows[: len(prompt)], np.array(prompt) if self.subject.readable else None)
+        for window, rows in zip(windows, text, strict=True):
+            self.guesses.add(rows, np.array(window))
+        if self.level.original:
+            self._compare_original(floats[0])
         self.say("evaluating the decoded weights")
         count = len(self.prompt_ids)
         found = self.decoded_logits(exact.sequences + (windows if self.level.choices else []))
@@ -342,6 +361,14 @@ class _Work:
             texts["runtime model"] = found[count:]
             self._compare_model(floats[1], found[:count])
         self._compare_text(windows, texts, {run: run.first_windows for run in runs})
+
+    def _compare_original(self, floats: Sequence[np.ndarray]) -> None:
+        """Compare the float model and the exact run with the original implementation, on prompts and decoding."""
+        self.say("running transformers")
+        exact = self.exact
+        self.reading = compare_reading(self.subject.checkpoint, self.subject.original, exact.sequences, floats)
+        if self.reading.distance is not None:
+            exact.compare("transformers", self.reading.original.logits)
 
     def _compare_model(self, floats: Sequence[np.ndarray], modelled: Sequence[np.ndarray]) -> None:
         """Compare prompts and decoding with the runtime model; the loss of activations where both runs read the
@@ -427,10 +454,13 @@ class _Work:
         found.append(self._measurement(self.shipped, "float", "runtime model" if self.quantizes else None))
         if self.quantizes:
             found.append(self._measurement(self.shipped, "runtime model", None))
-        return found + [self._measurement(run, "float", None) for run in self.others]
+        found += [self._measurement(run, "float", None) for run in self.others]
+        if self.reading.distance is not None:
+            found.append(self._measurement(self.exact, "transformers", None))
+        return found
 
     def _measurement(self, run: _Run, reference: ReferenceName, predictor: ReferenceName | None) -> Measurement:
-        texted = reference != "decoded weights"
+        texted = reference in self.perplexities and reference != "decoded weights"
         predicted = self.predicted[run.name].result() if predictor is not None else None
         whole = predictor is not None and (not self.first_windows or self.perplexities[predictor].tokens > 0)
         return Measurement(
@@ -508,30 +538,30 @@ def _logits(graph: Graph, feeds: Sequence[Mapping[str, np.ndarray]]) -> list[np.
 # ---- bars ----
 
 
-def _below_bar(found: Verification, work: _Work, graph: Graph, max_kl: float | None) -> list[Diagnostic]:
+HINT = "use more bits or smaller blocks, keep the worst weights with keep=..., or set --kl-bar"
+
+
+def _judge(found: Verification, work: _Work, graph: Graph, max_kl: float | None) -> None:
+    """Fill in what is below the bars, and what is worse than usual."""
     decoded, exact, shipped = found.measurements[:3]
-    problems = _beyond_exact(decoded)
+    found.reading = work.reading
+    found.problems = [*found.reading.problems, *_beyond_exact(decoded)]
     if found.activations is not None and platform.machine() in MODELLED:
-        problems += _beyond_model(shipped.release, found.activations)
+        found.problems += _beyond_model(shipped.release, found.activations)
     plan = graph.required_fact(PrecisionPlan)
     narrowest = min((item.bits for item in plan.storage.values()), default=32)
-    limit = KL_BARS[narrowest] if max_kl is None else max_kl
+    found.trained = not work.guesses.untrained
+    if not found.trained:
+        found.warnings.append(untrained(work.guesses))
+    text = work.subject.readable or bool(work.first_windows)
+    judgements = []
     for item, what in ((exact, "exact arithmetic"), (shipped, "the shipped settings")):
-        if not item.distance.kl <= limit:
-            problems.append(
-                Diagnostic(
-                    "V701",
-                    f"KL divergence {item.distance.kl:.3g} from the float model with {what} is above {limit:.3g}, "
-                    f"the bar for {narrowest} bits",
-                    hint="use more bits or smaller blocks, keep the worst weights with keep=..., or set --kl-bar",
-                )
-            )
-    return problems
-
-
-def exact_bar(max_logit: float) -> float:
-    """How far logits of exact arithmetic may be off, where the largest reference logit has this size."""
-    return EXACT_BAR * max(1.0, max_logit / 10)
+        found.loss = Loss(item.distance.kl, item.distance.top1, narrowest, what, text=text)
+        judgements.append(judged(found.loss, "V701", HINT, trained=found.trained, bar=max_kl))
+    errors = [item for items in judgements for item in items if item.severity == "error"]
+    found.problems += errors
+    if not errors:
+        found.warnings += judgements[-1]
 
 
 def _beyond_exact(decoded: Measurement) -> list[Diagnostic]:

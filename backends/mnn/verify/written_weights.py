@@ -19,6 +19,9 @@ from ir.tensor.base import Tensor
 
 PIECE = 1 << 18
 
+WORST_SAMPLE = 1 << 20
+"""Elements of a matrix that its error is taken from when the worst weights are looked for."""
+
 
 @dataclass(frozen=True)
 class WeightError:
@@ -53,6 +56,31 @@ def read_back(
     if "embedding" in graph.tables:
         _check_embedding(model, graph)
     return errors
+
+
+def worst_weights(layout: Layout, executor: Executor, *, most: int = 6) -> list[tuple[str, str, float]]:
+    """Name, storage and relative error of the quantized weights that are farthest from their source, worst first.
+
+    The error is the root mean square of the difference relative to that of the source, over `WORST_SAMPLE` elements.
+    """
+    weights = {matrix.weight.name: matrix.weight for matrix in layout.matrices.values()}
+    chosen = [weight for weight in weights.values() if weight.quantized is not None]
+    found = executor.map(lambda weight: (weight.name, _stored_as(weight), _sampled_error(weight)), chosen)
+    return sorted(found, key=lambda item: -item[2])[:most]
+
+
+def _stored_as(weight: StoredWeight) -> str:
+    return f"{weight.bits} bits, blocks of {weight.block}"
+
+
+def _sampled_error(weight: StoredWeight) -> float:
+    squares = base = 0.0
+    whole = weight.rows * weight.columns <= WORST_SAMPLE
+    for start, stop in _spans(weight, None if whole else WORST_SAMPLE):
+        original = _original(weight).rows(start, stop).astype(np.float32)
+        squares += float(np.square(weight.dequantized_rows(start, stop) - original, dtype=np.float64).sum())
+        base += float(np.square(original, dtype=np.float64).sum())
+    return float(np.sqrt(squares / base)) if base else 0.0
 
 
 def _check_matrix(model: MnnModel, op: str, matrix: Matrix, sample: int | None) -> WeightError | None:

@@ -322,7 +322,7 @@ def test_near_names_are_suggested() -> None:
 def test_keys_left_out_of_account_are_reported() -> None:
     raw = small(sliding_window=64, final_logit_softcapping=30.0, scale_emb=1, use_mrope=False)
     raw["layer_types"] = ["full_attention"] * 2
-    raw["rope_scaling"] = {"rope_type": "linear", "factor": 2.0, "attn_factor": 0.8}
+    raw["rope_scaling"] = {"rope_type": "linear", "factor": 2.0, "attention_factor": 0.8}
     warnings = resolve(raw).warnings
     assert [item.where for item in warnings] == [
         "config.json:final_logit_softcapping",

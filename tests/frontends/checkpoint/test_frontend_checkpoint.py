@@ -256,7 +256,8 @@ def test_the_card_is_complete_and_survives_the_text_form(tmp_path: Path) -> None
     assert ModelCard.of(parse(print_graph(graph))) == card
     assert card.title == "some-model" and card.folder == str(folder)
     assert card.rope.kind == "linear"
-    assert [item.code for item in card.warnings] == ["F560"]
+    assert [item.code for item in card.warnings] == ["F562"]
+    assert card.unread["unknown"] == ("rope_scaling.unheard_of",)
     assert sorted(card.sources) == ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     assert card.sources["model-00001-of-00002.safetensors"].bytes > 0 and len(card.config_digest) == 64
     assert graph.metadata == {}

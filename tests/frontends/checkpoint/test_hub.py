@@ -22,7 +22,7 @@ def test_places_that_are_no_checkpoint(tmp_path: Path) -> None:
         other.mkdir()
         (other / name).touch()
     (tmp_path / "bare").mkdir()
-    (tmp_path / "bare" / "model.safetensors").write_bytes(b"")
+    (tmp_path / "bare" / "model.safetensors").write_bytes(b"\0" * 8)
     codes = {
         tmp_path / "absent": "F500",
         "no-such-model": "F500",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import struct
@@ -73,6 +74,11 @@ def test_example_compiles_by_the_first_command_of_the_readme(tmp_path):
     assert result.returncode == 0, result.stderr
     assert "def tearDownModule" in result.stdout and "perplexity" in result.stdout
     contract = read(tmp_path / "out")
+    verdict, written = result.stdout.splitlines()[-2:]
+    assert verdict == contract.verdict.text and written.startswith("written to")
+    shown = (ROOT / "README.md").read_text().split("\nwritten to build/")[0].splitlines()[-1]
+    numbers = r"[\d.]+(?:e-\d\d)?"
+    assert re.sub(numbers, "N", shown) == re.sub(numbers, "N", verdict)
     assert check_files(contract, tmp_path / "out") == []
     assert {item.reference for item in contract.verified} == {"float", "decoded weights", "runtime model"}
 
@@ -409,6 +415,14 @@ def test_wrong_option_of_the_command_is_a_usage_error():
 def test_quality_below_the_bar_fails_and_leaves_nothing(tmp_path):
     result = run("-o", tmp_path / "out", "--passes", "default{bits=2}", "--kl-bar", "0.001")
     assert result.exit_code == 1 and "error[V701]" in result.stderr and not (tmp_path / "out").exists()
+    table, _, errors = result.stderr.partition("error[V701]")
+    assert "float model" in table and "weights farthest off" in table
+    assert "v_proj.weight" in table and "2 bits, blocks of 64" in table
+    assert f"lading compile {EXAMPLE} -o {tmp_path / 'out'} --passes int8 --text" in errors
+    shown = json.loads(run("-o", tmp_path / "out", "--passes", "default{bits=2}", "--kl-bar", "0.001", "--json").stdout)
+    assert [item["code"] for item in shown["errors"] if item["severity"] == "error"] == ["V701", "V701"]
+    assert shown["measurements"][1]["against"] == "float model" and "--passes int8" in shown["try"]
+    assert len(shown["worst_weights"]) == 6 and shown["worst_weights"][0]["error"] > 0.3
 
 
 def test_interrupt_leaves_nothing(tmp_path):

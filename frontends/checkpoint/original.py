@@ -1,0 +1,136 @@
+"""What the original implementation makes of a checkpoint, where ``transformers`` and torch are installed.
+
+It runs in a child process with limits of time and memory. Neither package is needed for anything else, so that they are
+missing is an answer like any other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+
+CHILD = Path(__file__).with_name("original_child.py")
+
+NEEDED = ("torch", "transformers")
+
+BASE_MEMORY = 2 << 30
+"""Bytes that the libraries take."""
+
+START_S, WEIGHTS_A_SECOND = 300.0, 10e6
+"""Limit of time: for the start, and for reading and computing with so many weights."""
+
+
+@dataclass(frozen=True)
+class Original:
+    """Logits of the original implementation.
+
+    Attributes:
+        name: who computed them, such as ``transformers 5.24.0``; empty when nobody did.
+        reason: why nobody did.
+        logits: float32[tokens, vocabulary] of each sequence.
+    """
+
+    name: str = ""
+    reason: str = ""
+    logits: tuple[np.ndarray, ...] = ()
+
+
+def original_logits(
+    folder: Path,
+    sequences: Sequence[Sequence[int]],
+    *,
+    parameters: int,
+    vocabulary: int,
+    timeout_s: float | None = None,
+) -> Original:
+    """Logits of every position of each sequence of token ids, read at once.
+
+    Args:
+        folder: the checkpoint.
+        sequences: token ids.
+        parameters, vocabulary: sizes of the model, for the limits.
+        timeout_s: limit of time; None takes one by the size.
+    """
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        return Original(reason=f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} not installed")
+    need = memory_needed(parameters, vocabulary, sum(map(len, sequences)))
+    free = free_memory()
+    if free is not None and need > free:
+        return Original(reason=f"it needs {need / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free")
+    limit = timeout_s if timeout_s is not None else START_S + parameters / WEIGHTS_A_SECOND
+    with tempfile.TemporaryDirectory(prefix="lading-") as name:
+        place = Path(name)
+        ids = [[int(token) for token in sequence] for sequence in sequences]
+        request = {"model": str(folder.resolve()), "sequences": ids, "memory": 2 * need}
+        (place / "request.json").write_text(json.dumps(request), encoding="utf-8")
+        return _run(place, len(ids), limit)
+
+
+def memory_needed(parameters: int, vocabulary: int, tokens: int) -> int:
+    """Bytes that evaluation in single precision takes: the weights, one copy of the largest part, and the logits."""
+    return BASE_MEMORY + 5 * parameters + 8 * vocabulary * tokens
+
+
+def free_memory() -> int | None:
+    """Bytes that can be taken; None where the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return None
+    try:
+        group = Path("/sys/fs/cgroup")
+        room = int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
+    except (OSError, ValueError):
+        return free
+    return min(free, max(room, 0))
+
+
+def _run(place: Path, count: int, timeout_s: float) -> Original:
+    quiet = {
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TOKENIZERS_PARALLELISM": "0",
+    }
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-I", str(CHILD), str(place)],
+            cwd=place,
+            env={**os.environ, **quiet},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=timeout_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return Original(reason=f"transformers was stopped after {timeout_s:.0f} s")
+    except OSError as error:
+        return Original(reason=f"no process could be started: {error.strerror or error}")
+    try:
+        outcome = json.loads((place / "outcome.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        said = ended.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        return Original(reason=f"transformers ended with {ended.returncode}: {' '.join(said)[:200]}")
+    if "version" not in outcome:
+        return Original(reason=str(outcome.get("reason")))
+    try:
+        with np.load(place / "logits.npz", allow_pickle=False) as arrays:
+            found = tuple(arrays[str(number)] for number in range(count))
+    except (OSError, ValueError, KeyError, BadZipFile) as error:
+        return Original(reason=f"its logits cannot be read: {error}")
+    return Original(f"transformers {outcome['version']}", logits=found)
+
+
+__all__ = ["Original", "free_memory", "memory_needed", "original_logits"]

@@ -106,6 +106,13 @@ def require_real(path: Path) -> None:
         raise LadingError.of([_told(path.parent, what, [path.name])])
 
 
+def require_fetched(path: Path) -> None:
+    """Refuse a pointer in the place of a file that may hold any text; LadingError F563."""
+    what = stand_in(path)
+    if what in (LFS, ANNEX):
+        raise LadingError.of([_told(path.parent, what, [path.name])])
+
+
 def _worth_a_look(folder: Path, names: Iterable[str]) -> Iterator[str]:
     """Every file that is small enough for a pointer, and some of the others."""
     others = 0
@@ -129,4 +136,4 @@ def _told(folder: Path, what: StandIn, files: Sequence[str]) -> Diagnostic:
     return Diagnostic(code, f"{len(files)} files are each {what.what}: {some}", str(folder), what.hint)
 
 
-__all__ = ["StandIn", "require_present", "require_real", "stand_in"]
+__all__ = ["StandIn", "require_fetched", "require_present", "require_real", "stand_in"]

@@ -14,6 +14,9 @@ import numpy as np
 CHANCE = 0.9
 """Share of chance from which a prediction counts as a guess."""
 
+PIECE = 1 << 21
+"""Scores that are looked at together."""
+
 FLAT = 0.95
 """Share of the largest entropy from which scores say nothing."""
 
@@ -38,12 +41,19 @@ class Guesses:
 
     def add(self, logits: np.ndarray, ids: np.ndarray | None) -> None:
         """Count in a text: its logits float[tokens, vocabulary], and its ids; None where they are no text."""
-        rows = logits.astype(np.float64)
-        rows -= rows.max(axis=1, keepdims=True)
-        logs = rows - np.log(np.exp(rows).sum(axis=1, keepdims=True))
-        self._entropies.append(float(-(np.exp(logs) * logs).sum(axis=1).mean()))
+        step = max(1, PIECE // self.vocabulary)
+        entropy = loss = 0.0
+        for start in range(0, len(logits), step):
+            rows = logits[start : start + step].astype(np.float64)
+            rows -= rows.max(axis=1, keepdims=True)
+            rows -= np.log(np.exp(rows).sum(axis=1, keepdims=True))
+            entropy -= float((np.exp(rows) * rows).sum())
+            if ids is not None:
+                following = ids[start + 1 : start + step + 1]
+                loss -= float(rows[np.arange(len(following)), following].sum())
+        self._entropies.append(entropy / max(1, len(logits)))
         if ids is not None and len(ids) > 1:
-            self._texts.append(float(-logs[np.arange(len(ids) - 1), ids[1:]].mean()))
+            self._texts.append(loss / (len(ids) - 1))
 
     @property
     def untrained(self) -> bool:

@@ -193,11 +193,14 @@ def with_example_texts(request: Request, example: Path) -> Request:
 def _check(request: Request) -> None:
     """Refuse now what can be refused before work starts."""
     from backends.staging import check_target
+    from frontends.containers.stand_ins import require_fetched
 
     check_target(request.out, request.force)
     for text in (request.text, request.calibration):
         if text is not None and not text.is_file():
             raise LadingError("U903", "no such text file", where=str(text))
+        if text is not None:
+            require_fetched(text)
 
 
 def _check_used(request: Request, pipeline: Pipeline, calibrated: bool) -> None:

@@ -65,8 +65,9 @@ def test_a_pointer_as_onnx_model_or_as_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(POINTER)
     with pytest.raises(LadingError, match=r"tokenizer\.json is a Git LFS pointer"):
         open_tokenizer(tmp_path)
-    found = CliRunner().invoke(main, [str(EXAMPLE), "--tokenizer", str(tmp_path), "-o", str(tmp_path / "out")])
-    assert found.exit_code == 1 and "error[F563]" in found.stderr and not (tmp_path / "out").exists()
+    for option, value in (("--tokenizer", tmp_path), ("--text", tmp_path / "tokenizer.json")):
+        found = CliRunner().invoke(main, [str(EXAMPLE), option, str(value), "-o", str(tmp_path / "out")])
+        assert found.exit_code == 1 and "error[F563]" in found.stderr and not (tmp_path / "out").exists()
 
 
 def test_a_pointer_in_the_place_of_external_data(tmp_path: Path) -> None:

@@ -42,13 +42,18 @@ ELSEWHERE: dict[str, tuple[object, ...]] = {
     "dual_chunk_attention_config": ({},),
     "embedding_multiplier": (1,),
     "final_logit_softcapping": (),
+    "hidden_activation": (),
     "kv_lora_rank": (0,),
+    "layer_norm_eps": (),
+    "layer_norm_epsilon": (),
     "layer_types": (["full_attention"],),
     "logit_scale": (1,),
     "logits_scaling": (1,),
     "mlp_bias": (False,),
     "n_routed_experts": (0, 1),
     "no_rope_layers": ([], [1]),
+    "norm_eps": (),
+    "norm_type": ("rmsnorm", "rms_norm"),
     "num_experts": (0, 1),
     "num_local_experts": (0, 1),
     "partial_rotary_factor": (1,),
@@ -58,6 +63,8 @@ ELSEWHERE: dict[str, tuple[object, ...]] = {
     "residual_multiplier": (1,),
     "rope_interleaved": (False,),
     "rope_ratio": (1,),
+    "rotary_dim": (),
+    "rotary_pct": (1,),
     "scale_depth": (),
     "scale_emb": (1,),
     "sliding_window": (),
@@ -91,8 +98,8 @@ BOOKKEEPING = frozenset(
     """
     architectures attn_implementation bos_token_id chunk_size_feed_forward cross_attention_hidden_size
     decoder_start_token_id dtype eos_token_id finetuning_task id2label is_decoder is_llama_config keys_to_ignore
-    label2id max_window_layers name_or_path num_labels output_attentions output_hidden_states pad_token_id
-    prefix pretraining_tp problem_type pruned_heads return_dict sep_token_id task_specific_params
+    label2id max_sequence_length max_window_layers model_max_length name_or_path num_labels output_attentions
+    output_hidden_states pad_token_id prefix pretraining_tp problem_type pruned_heads return_dict seq_length sep_token_id task_specific_params
     tf_legacy_loss tie_encoder_decoder tokenizer_class torch_dtype torchscript transformers.js_config
     transformers_version unk_token_id unsloth_fixed unsloth_version use_cache use_flash_attn use_flash_attention
     use_sliding_window use_return_dict

@@ -325,8 +325,8 @@ def test_keys_left_out_of_account_are_reported() -> None:
     raw["rope_scaling"] = {"rope_type": "linear", "factor": 2.0, "attention_factor": 0.8}
     warnings = resolve(raw).warnings
     assert [item.where for item in warnings] == [
-        "config.json:final_logit_softcapping",
         "config.json:sliding_window",
+        "config.json:final_logit_softcapping",
         "config.json:rope_scaling",
     ]
     assert {(item.code, item.severity) for item in warnings} == {("F560", "warning")}

@@ -86,10 +86,11 @@ ROPE_HONOURED: dict[str, tuple[object, ...]] = {
 
 TRAINING = frozenset(
     """
-    attention_dropout attention_probs_dropout_prob attn_pdrop classifier_dropout dropout embd_pdrop emb_dropout_prob
-    gradient_checkpointing hidden_dropout hidden_dropout_prob init_std initializer_factor initializer_range layerdrop
-    mlp_dropout neftune_noise_alpha output_router_logits resid_pdrop residual_dropout rope_theta_base_for_training
-    router_aux_loss_coef router_jitter_noise router_z_loss_coef use_bfloat16 loss_type label_smoothing z_loss
+    attention_dropout attention_probs_dropout_prob attn_pdrop classifier_dropout dropout emb_dropout_prob
+    embd_pdrop gradient_checkpointing hidden_dropout hidden_dropout_prob init_std initializer_factor
+    initializer_range label_smoothing layerdrop loss_type mlp_dropout neftune_noise_alpha output_router_logits
+    resid_pdrop residual_dropout rope_theta_base_for_training router_aux_loss_coef router_jitter_noise
+    router_z_loss_coef use_bfloat16 z_loss
     """.split()
 )
 """Keys that training alone reads."""
@@ -99,15 +100,16 @@ BOOKKEEPING = frozenset(
     architectures attn_implementation bos_token_id chunk_size_feed_forward cross_attention_hidden_size
     decoder_start_token_id dtype eos_token_id finetuning_task id2label is_decoder is_llama_config keys_to_ignore
     label2id max_sequence_length max_window_layers model_max_length name_or_path num_labels output_attentions
-    output_hidden_states pad_token_id prefix pretraining_tp problem_type pruned_heads return_dict seq_length sep_token_id task_specific_params
-    tf_legacy_loss tie_encoder_decoder tokenizer_class torch_dtype torchscript transformers.js_config
-    transformers_version unk_token_id unsloth_fixed unsloth_version use_cache use_flash_attn use_flash_attention
-    use_sliding_window use_return_dict
+    output_hidden_states pad_token_id prefix pretraining_tp problem_type pruned_heads return_dict sep_token_id
+    seq_length task_specific_params tf_legacy_loss tie_encoder_decoder tokenizer_class torch_dtype torchscript
+    transformers.js_config transformers_version unk_token_id unsloth_fixed unsloth_version use_cache
+    use_flash_attention use_flash_attn use_return_dict use_sliding_window
 
     bad_words_ids begin_suppress_tokens diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size
-    exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id length_penalty max_length max_new_tokens
-    min_length no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_scores
-    remove_invalid_values repetition_penalty return_dict_in_generate suppress_tokens temperature top_k top_p typical_p
+    exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id length_penalty max_length
+    max_new_tokens min_length no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_scores
+    remove_invalid_values repetition_penalty return_dict_in_generate suppress_tokens temperature top_k top_p
+    typical_p
     """.split()
 )
 """Keys that change nothing of what a text model computes: names, number formats, defaults of generation (which are read

@@ -223,6 +223,7 @@ class LlmCompilation(Compilation):
         from backends.mnn.verify.logits import LEVELS, Subject, verify
         from backends.mnn.verify.written_weights import read_back
         from backends.mnn.write.configs import config_for
+        from frontends.text.documents import plain_text
 
         order, emission = self.order, self.emission
         order.say("reading back what was written")
@@ -230,7 +231,7 @@ class LlmCompilation(Compilation):
         self.errors = read_back(graph, emission.layout, emission.folder, order.pool, sample=sample)
         order.lap("read back")
         text = order.options.get("text")
-        words = self._encode(text.read_text(encoding="utf-8", errors="replace")) if text else []
+        words = self._encode(plain_text(text)) if text else []
         settings = emission.settings.as_run()
         version = installed_version() or "unknown"
         subject = Subject(

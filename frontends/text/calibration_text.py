@@ -7,17 +7,17 @@ options, so that a second run finds the statistics of the first.
 
 from __future__ import annotations
 
-import codecs
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
-from frontends.text.chat_template import ChatTemplate, Message, chat_template
+from frontends.text.chat_template import Chat, chat_template
+from frontends.text.documents import Document, parsed_lines, read_documents
 from frontends.text.tokenizer import open_tokenizer, prefix_of
 from ir.base.diag import Diagnostic, LadingError
 from ir.quant.statistics.moments import CalibrationText
@@ -33,18 +33,7 @@ LEAST_WINDOW = 32
 SAMPLE = "calibration.jsonl"
 """Name of the sample in the package's data."""
 MOST_BYTES_PER_TOKEN = 64
-"""Of a file with more bytes than this for every token wanted, evenly spaced excerpts are read."""
-EXCERPTS = 64
-"""Number of excerpts of such a file."""
-
-
-@dataclass(frozen=True)
-class Document:
-    """One text, or one chat that is yet to be made text; `where` says which for messages."""
-
-    where: str
-    text: str = ""
-    messages: Sequence[Message] = ()
+"""Of a file with more bytes than this for every token wanted, evenly spaced parts are read."""
 
 
 def load_calibration(
@@ -58,16 +47,17 @@ def load_calibration(
     """Windows of token ids for a checkpoint.
 
     Args:
-        path: UTF-8 text, or JSON lines (``.jsonl``) with ``{"messages": [{"role", "content"}, ...]}`` or
-            ``{"text": ...}``; None for the package's sample.
+        path: plain text, or chats and texts in one of the forms of `frontends.text.documents`; None for the package's
+            sample.
         folder: the checkpoint, for its ``tokenizer.json`` and chat template.
         tokens: tokens to gather statistics on; the text may have fewer, see `shortfall`.
         held_out: tokens to measure divergence on, from other windows; 0 for none.
         window: tokens of a window, a BOS token included where the tokenizer puts one in front of a text.
 
     Raises:
-        LadingError: Q432 the file cannot be read or has a bad line, Q433 it is too short, Q434 the chat template is
-            missing or fails, Q435 the tokenizer is missing or cannot be read.
+        LadingError: Q432 the file cannot be read or has a bad row, Q433 it is too short, Q434 the chat template is
+            missing or fails, Q435 the tokenizer is missing or cannot be read, Q480 the template was stopped, Q481 the
+            file is empty or binary.
         ValueError: a count that makes no sense.
     """
     if tokens < 1 or held_out < 0 or window < LEAST_WINDOW:
@@ -75,14 +65,16 @@ def load_calibration(
     tokenizer = open_tokenizer(folder)
     sample = path is None
     if path is None:
-        documents = _parsed_lines(files("frontends.text").joinpath(SAMPLE).read_text(encoding="utf-8"), SAMPLE)
+        found = parsed_lines(files("frontends.text").joinpath(SAMPLE).read_text(encoding="utf-8"), SAMPLE)
     else:
-        documents = _documents(path, MOST_BYTES_PER_TOKEN * (tokens + held_out))
+        found = read_documents(path, MOST_BYTES_PER_TOKEN * (tokens + held_out))
+    documents = list(found)
     texts = _texts(documents, folder, plain_chats=sample)
     prefix = prefix_of(tokenizer)
     stream = _stream(tokenizer, texts, prefix)
     window = min(window, _longest(folder) or window)
-    return _cut(stream, prefix, tokens, held_out, window, str(path or SAMPLE))
+    cut = _cut(stream, prefix, tokens, held_out, window, str(path or SAMPLE))
+    return replace(cut, read_as=_what(documents))
 
 
 def shortfall(text: CalibrationText, *, tokens: int = TOKENS, held_out: int = HELD_OUT) -> Diagnostic | None:
@@ -95,117 +87,46 @@ def shortfall(text: CalibrationText, *, tokens: int = TOKENS, held_out: int = HE
     return Diagnostic("Q433", message, hint=f"{tokens} and {held_out} were asked for", severity="warning")
 
 
-# ---- reading ----
+# ---- chats ----
 
 
-def _documents(path: Path, budget: int) -> Iterator[Document]:
-    """The texts of a file, or of evenly spaced excerpts where it has more bytes than `budget`."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            excerpts = _excerpts(file, size, budget)
-    except OSError as error:
-        raise LadingError("Q432", f"cannot read the calibration text: {error.strerror}", where=str(path)) from error
-    except UnicodeDecodeError as error:
-        raise _not_utf8(error, str(path)) from error
-    for start, data in excerpts:
-        where = str(path) if len(excerpts) == 1 else f"{path} from byte {start}"
-        try:
-            text = data.decode("utf-8-sig" if start == 0 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise _not_utf8(error, where) from error
-        if path.suffix.lower() in (".jsonl", ".ndjson"):
-            yield from _parsed_lines(text, where)
-        else:
-            yield Document(where, text)
-
-
-def _not_utf8(error: UnicodeDecodeError, where: str) -> LadingError:
-    message = f"the calibration text is not UTF-8: {error.reason} at byte {error.start}"
-    return LadingError("Q432", message, where, "save it as UTF-8")
-
-
-def _excerpts(file: BinaryIO, size: int, budget: int) -> list[tuple[int, bytes]]:
-    """The whole file, or whole lines from evenly spaced places; each with its offset. No byte is in two excerpts."""
-    file.seek(0)
-    if size <= max(budget, 1 << 20):
-        return [(0, file.read())]
-    length = budget // EXCERPTS
-    found = []
-    for number in range(EXCERPTS):
-        start = number * (size - length) // (EXCERPTS - 1)
-        file.seek(start)
-        data = file.read(length)
-        end = data.rfind(b"\n") + 1 if number < EXCERPTS - 1 else len(data)
-        begin = data.find(b"\n") + 1 if number else 0
-        found.append((start, data[begin:end] if begin < end else _whole_letters(data)))
-    return found
-
-
-def _whole_letters(data: bytes) -> bytes:
-    """A piece of one long line without the halves of letters at its ends."""
-    begin = next((at for at in range(min(4, len(data))) if data[at] & 0xC0 != 0x80), 0)
-    _, used = codecs.utf_8_decode(data[begin:], "strict", False)
-    return data[begin : begin + used]
-
-
-def _parsed_lines(text: str, where: str) -> Iterator[Document]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield _parsed(line, f"{where}, line {number}")
-
-
-def _parsed(line: str, where: str) -> Document:
-    try:
-        data = json.loads(line)
-        if "\\ud" in line.lower():
-            json.dumps(data, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
-        raise LadingError("Q432", f"the line is not JSON: {error}", where) from error
-    if isinstance(data, dict) and isinstance(data.get("text"), str):
-        return Document(where, data["text"])
-    messages = data.get("messages") if isinstance(data, dict) else None
-    if isinstance(messages, list) and messages and all(_is_message(item) for item in messages):
-        return Document(where, messages=messages)
-    raise LadingError(
-        "Q432",
-        "the line is neither a chat nor a text",
-        where,
-        'write {"text": "..."} or {"messages": [{"role": "user", "content": "..."}]}',
-    )
-
-
-def _is_message(item: Any) -> bool:
-    return isinstance(item, dict) and all(isinstance(item.get(key), str) for key in ("role", "content"))
-
-
-def _texts(documents: Iterator[Document], folder: Path, *, plain_chats: bool) -> Iterator[str]:
+def _texts(documents: Sequence[Document], folder: Path, *, plain_chats: bool) -> list[str]:
     """Documents as text; chats through the template, or as labelled lines where there is none and that is allowed."""
-    template: ChatTemplate | None = None
-    looked = False
-    for document in documents:
-        if not document.messages:
-            yield document.text
-            continue
-        if not looked:
-            template, looked = chat_template(folder), True
-        if template is not None:
-            yield template.render(document.messages, document.where)
-        elif plain_chats:
-            yield "".join(f"{item['role'].capitalize()}: {item['content']}\n\n" for item in document.messages)
-        else:
+    chats = [item for item in documents if item.messages]
+    template = chat_template(folder) if chats else None
+    if template is not None:
+        rendered = iter(template.render([(Chat(item.messages, item.tools), item.where) for item in chats]))
+        return [next(rendered) if item.messages else item.text for item in documents]
+    if plain_chats:
+        return [_labelled(item) for item in documents]
+    for item in chats:
+        if not item.text:
             raise LadingError(
                 "Q434",
                 "the text holds chats, and the checkpoint has no chat template",
-                document.where,
+                item.where,
                 f'add chat_template.jinja to {folder}, or give plain text or {{"text": ...}} lines',
             )
+    return [item.text for item in documents]
+
+
+def _labelled(item: Document) -> str:
+    if not item.messages:
+        return item.text
+    return "".join(f"{turn['role'].capitalize()}: {turn['content']}\n\n" for turn in item.messages)
+
+
+def _what(documents: Sequence[Document]) -> str:
+    """How a file was read, for people."""
+    chats = sum(bool(item.messages) for item in documents)
+    counts = ((chats, "chat"), (len(documents) - chats, "text"))
+    return " and ".join(f"{count:,} {word}{'s' if count != 1 else ''}" for count, word in counts if count)
 
 
 # ---- tokens ----
 
 
-def _stream(tokenizer: Any, texts: Iterator[str], prefix: list[int]) -> np.ndarray:
+def _stream(tokenizer: Any, texts: Sequence[str], prefix: list[int]) -> np.ndarray:
     """int32 ids of all texts one after the other, each without the ids that windows begin with."""
     parts = []
     for text in texts:

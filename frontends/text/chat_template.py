@@ -1,94 +1,84 @@
-"""A chat as the text a model was trained on: the checkpoint's own template, run in a sandbox."""
+"""A chat as the text a model was trained on: the checkpoint's own template, run in a limited process."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from frontends.text.chat_child import Chat, ChildStoppedError, Limits, Message, Rendered, render_chats
 from ir.base.diag import LadingError
 
-Message = Mapping[str, str]
-
-SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
+SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 """Tokens that templates may speak of."""
 TODAY = datetime(2024, 7, 26)
-"""The date that templates are told, so that a chat is the same text every day."""
+"""The date that templates are told in calibration, so that a chat is the same text every day."""
 
 
+@dataclass(frozen=True)
 class ChatTemplate:
-    """The chat template of a checkpoint."""
+    """The chat template of a checkpoint.
 
-    def __init__(self, source: str, tokens: Mapping[str, str], where: str) -> None:
-        """Compile a template; `tokens` are the special tokens by name.
+    Attributes:
+        source: its text.
+        tokens: the special tokens by name.
+        where: the file it stands in.
+    """
 
-        Raises:
-            LadingError: Q434 the template is not valid.
-        """
-        from jinja2 import TemplateError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
+    source: str
+    tokens: Mapping[str, str]
+    where: str
 
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.filters["tojson"] = lambda item, indent=None: json.dumps(item, ensure_ascii=False, indent=indent)
-        environment.globals["raise_exception"] = _refuse
-        environment.globals["strftime_now"] = TODAY.strftime
-        self._tokens = dict(tokens)
-        self._where = where
-        try:
-            self._template = environment.from_string(source)
-        except TemplateError as error:
-            raise LadingError("Q434", f"the chat template is not valid: {error}", where=where) from error
-
-    def render(self, messages: Sequence[Message], where: str) -> str:
-        """The text of a chat.
+    def render(self, chats: Sequence[tuple[Chat, str]], limits: Limits | None = None) -> list[str]:
+        """The texts of chats, each with its place for messages.
 
         Raises:
-            LadingError: Q434 the template refuses the chat or fails.
+            LadingError: Q434 the template is not valid, refuses a chat or fails; Q480 it takes too much time, memory
+                or text.
         """
+        hint = f"the template is that of {self.where}; give plain text instead of chats"
         try:
-            return self._template.render(
-                messages=[dict(item) for item in messages],
-                tools=None,
-                documents=None,
-                add_generation_prompt=False,
-                **self._tokens,
-            )
-        # A template is a program of the checkpoint and can fail in any way.
-        except Exception as error:
-            message = f"the chat template cannot be applied: {type(error).__name__}: {error}"
-            hint = f"the template is that of {self._where}; give plain text instead of chats"
-            raise LadingError("Q434", message, where, hint) from error
+            found = render_chats(self.source, self.tokens, [chat for chat, _ in chats], now=TODAY, limits=limits)
+        except ValueError as error:
+            raise LadingError("Q434", f"the chat template is not valid: {error}", where=self.where) from error
+        except ChildStoppedError as error:
+            raise LadingError("Q480", f"the chat template {error}", self.where, hint) from error
+        return [_text(item, where, hint) for item, (_, where) in zip(found, chats, strict=True)]
 
 
-def _refuse(message: str) -> None:
-    from jinja2 import TemplateError
-
-    raise TemplateError(message)
+def _text(item: Rendered, where: str, hint: str) -> str:
+    if item.text is None:
+        raise LadingError("Q434", f"the chat template cannot be applied: {item.problem}", where, hint)
+    return item.text
 
 
 def chat_template(folder: Path) -> ChatTemplate | None:
-    """The chat template of a checkpoint folder, or None.
+    """The chat template of a checkpoint folder, or None; `transformers` looks in the same places in the same order.
 
     Raises:
-        LadingError: Q434 the template is not valid, Q435 tokenizer_config.json cannot be read.
+        LadingError: Q434 the template cannot be read, Q435 one of the JSON files cannot be read.
     """
     settings = _settings(folder / "tokenizer_config.json")
-    tokens = {name: text for name in SPECIAL_TOKENS if (text := _token(settings.get(name))) is not None}
+    named = {**_settings(folder / "special_tokens_map.json"), **settings}
+    tokens = {name: text for name in SPECIAL_TOKENS if (text := _token(named.get(name))) is not None}
     path = folder / "chat_template.jinja"
     if path.is_file():
         try:
             return ChatTemplate(path.read_text(encoding="utf-8"), tokens, str(path))
         except (OSError, UnicodeDecodeError) as error:
             raise LadingError("Q434", f"the chat template cannot be read: {error}", where=str(path)) from error
-    found = settings.get("chat_template")
+    apart = folder / "chat_template.json"
+    found = _settings(apart).get("chat_template")
+    where = folder / "tokenizer_config.json" if found is None else apart
+    found = settings.get("chat_template") if found is None else found
     if isinstance(found, list):
-        named = {item.get("name"): item.get("template") for item in found if isinstance(item, dict)}
-        found = named.get("default")
-    return ChatTemplate(found, tokens, str(folder / "tokenizer_config.json")) if isinstance(found, str) else None
+        found = {item.get("name"): item.get("template") for item in found if isinstance(item, dict)}
+    if isinstance(found, dict):
+        found = found.get("default")
+    return ChatTemplate(found, tokens, str(where)) if isinstance(found, str) and found else None
 
 
 def _settings(path: Path) -> Mapping[str, Any]:
@@ -107,4 +97,4 @@ def _token(item: Any) -> str | None:
     return text if isinstance(text, str) else None
 
 
-__all__ = ["ChatTemplate", "Message", "chat_template"]
+__all__ = ["Chat", "ChatTemplate", "Message", "chat_template"]

@@ -201,6 +201,10 @@ def _check(request: Request) -> None:
             raise LadingError("U903", "no such text file", where=str(text))
         if text is not None:
             require_fetched(text)
+    if request.text is not None:
+        from frontends.text.documents import plain_text
+
+        plain_text(request.text)
 
 
 def _check_used(request: Request, pipeline: Pipeline, calibrated: bool) -> None:
@@ -309,6 +313,7 @@ class _Job:
         self.side = side
         self.clock = _Clock()
         self.warnings: list[Diagnostic] = []
+        self.told: list[tuple[str, str]] = []
 
     def run(self) -> Result:
         from backends.staging import staged_directory
@@ -346,7 +351,7 @@ class _Job:
                 compilation.emission,
                 compilation.verification,
                 compilation.sample(),
-                compilation.lines(),
+                [*self.told, *compilation.lines()],
                 compilation.figures(),
                 dict(graph.facts),
                 self.clock.seconds,
@@ -458,6 +463,7 @@ class _Job:
         from frontends.text.calibration_text import load_calibration
 
         text = load_calibration(self.request.calibration, self.request.tokenizer or order.origin.folder)
+        self.told.append(("calibrated", f"on {text.read_as} of {self.request.calibration or 'the sample'}"))
         return PassContext(order.target, text, progress=self.listener.step, executor=self.pool)
 
     def _contract(

@@ -210,9 +210,11 @@ def _write(path: Path, data: bytes) -> None:
 
 def _test_strings(lines: str) -> list[str]:
     """Strings to compare tokenizers on: `SAMPLES`, and the first lines of a file where one is named."""
+    from frontends.text.documents import plain_text
+
     strings = [*SAMPLES]
     if lines:
-        text = Path(lines).read_text(encoding="utf-8", errors="replace").splitlines()
+        text = plain_text(Path(lines)).splitlines()
         strings += [line for line in text if line.strip()][:MAX_LINES]
     return strings
 

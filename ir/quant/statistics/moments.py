@@ -32,10 +32,12 @@ class CalibrationText:
     Attributes:
         calibration: int32[n] token ids of each window that statistics are gathered on.
         held_out: windows of text that no statistic has seen, for measuring divergence.
+        read_as: what the text was read as, for people; such as ``120 chats``.
     """
 
     calibration: tuple[np.ndarray, ...]
     held_out: tuple[np.ndarray, ...]
+    read_as: str = ""
 
     def digest(self) -> str:
         """Digest of the windows of both kinds and of their order."""

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from frontends.checkpoint.load import load
-from frontends.text import calibration_text
+from frontends.text import calibration_text, documents
 from frontends.text.calibration_text import load_calibration, shortfall
+from frontends.text.chat_template import Chat
 from ir.base.diag import LadingError
 from ir.base.store import default_store, folder_store
 from ir.base.types import F32, TensorType
@@ -417,11 +418,11 @@ def test_less_text_than_asked_for_is_used_whole_and_told(checkpoint: Path, tmp_p
 
 def test_too_little_text(checkpoint: Path, tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
-    for content in ("", "word " * 3):
+    for content, code in (("", "Q481"), ("word " * 3, "Q433")):
         path.write_text(content)
         with pytest.raises(LadingError) as error:
             load_calibration(path, checkpoint)
-        assert error.value.code == "Q433"
+        assert error.value.code == code
 
 
 def test_chats_go_through_the_template(checkpoint: Path, tmp_path: Path) -> None:
@@ -448,7 +449,7 @@ def test_templates_of_the_tokenizer_configuration(checkpoint: Path, tmp_path: Pa
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     found = calibration_text.chat_template(folder)
     chat = [{"role": "x", "content": "no"}, {"role": "user", "content": " <é> "}]
-    assert found.render(chat, "") == '<|endoftext|><é>|2024|{"role": "user", "content": " <é> "}'
+    assert found.render([(Chat(chat), "")]) == ['<|endoftext|><é>|2024|{"role": "user", "content": " <é> "}']
 
 
 @pytest.mark.parametrize(
@@ -541,8 +542,8 @@ def test_of_a_huge_file_excerpts_from_everywhere_are_read(tmp_path: Path, checkp
             line = f"Zeile {number:05d} mit größeren Wörtern"
             file.write((json.dumps({"text": line}) if suffix == ".jsonl" else line) + "\n")
     size = path.stat().st_size
-    documents = list(calibration_text._documents(path, 200_000))
-    read = "\n".join(item.text for item in documents)
+    found = list(documents.read_documents(path, 200_000))
+    read = "\n".join(item.text for item in found)
     assert size > 2_000_000 and len(read.encode()) < 300_000
     numbers = [int(line.split()[1]) for line in read.split("\n") if line]
     assert numbers == sorted(set(numbers))
@@ -552,7 +553,7 @@ def test_of_a_huge_file_excerpts_from_everywhere_are_read(tmp_path: Path, checkp
 def test_a_huge_file_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "line.txt"
     path.write_text("größer " * 200_000, encoding="utf-8")
-    read = "".join(item.text for item in calibration_text._documents(path, 100_000))
+    read = "".join(item.text for item in documents.read_documents(path, 100_000))
     assert 50_000 < len(read.encode()) < 300_000 and set(read) == set("größer ")
 
 

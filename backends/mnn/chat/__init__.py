@@ -1,0 +1,1 @@
+"""Chat templates: what each release makes of them."""

@@ -1,0 +1,294 @@
+"""Chat templates are programs of strangers: they run in a process of their own, with limits of time, memory and output.
+
+The sandbox of jinja2 keeps a template from reaching Python objects, and from nothing else: a loop may run for ever and a
+product of a text may take all memory, even while the template is compiled. So the child limits itself before it looks
+at a template, and whoever waits for it waits no longer than it was given. What a template is given and may use
+(filters, functions, block tags, how white space is trimmed) is what `transformers` gives it.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import Any
+
+Message = Mapping[str, Any]
+
+REASONING = ("reasoning_content", "thinking", "reasoning")
+"""Names that a message's reasoning is handed over under; templates read the first."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a child may take: seconds of wall time, bytes of address space (where the system limits them), bytes of all
+    rendered text."""
+
+    seconds: float = 30.0
+    memory: int = 1 << 30
+    output: int = 256 << 20
+
+
+@dataclass(frozen=True)
+class Chat:
+    """What a template renders.
+
+    Attributes:
+        messages: with ``role``, ``content`` and whatever else a template may look at.
+        tools: definitions of functions; None for none.
+        add_generation_prompt: begin the assistant's turn at the end.
+        variables: further names that the template sees, such as ``enable_thinking``.
+    """
+
+    messages: Sequence[Message]
+    tools: Sequence[Mapping[str, Any]] | None = None
+    add_generation_prompt: bool = False
+    variables: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """The text of a chat; where there is none, why."""
+
+    text: str | None
+    problem: str = ""
+
+
+class ChildStoppedError(Exception):
+    """The child was stopped at one of its limits, or died; the message is the predicate of a sentence."""
+
+
+class LimitedChild:
+    """A function of this project at work in a process of its own; use it as a context manager.
+
+    Args:
+        entry: ``module:function``; takes the request and returns JSON-able data. The module must be quick to import.
+        request: JSON-able data.
+        limits: what the process may take.
+    """
+
+    def __init__(self, entry: str, request: Mapping[str, Any], limits: Limits | None = None) -> None:
+        self.limits = limits or Limits()
+        module, function = entry.split(":")
+        code = (
+            f"import sys; sys.path[:] = {sys.path!r}\n"
+            "from frontends.text.chat_child import limit, serve\n"
+            f"limit({self.limits.memory}, {self.limits.seconds})\n"
+            f"from {module} import {function}\n"
+            f"serve({function})"
+        )
+        self._request = json.dumps(request)
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            encoding="ascii",
+        )
+
+    def __enter__(self) -> LimitedChild:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                stream.close()
+
+    def result(self) -> Any:
+        """Wait for the answer, for as long as the limits say.
+
+        Raises:
+            ChildStoppedError: there is none.
+        """
+        try:
+            output, _ = self._process.communicate(self._request, timeout=self.limits.seconds)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            raise ChildStoppedError(f"was stopped after {self.limits.seconds:g} s") from None
+        code = self._process.returncode
+        if code == MEMORY_EXIT:
+            raise ChildStoppedError(f"wanted more than {self.limits.memory >> 20} MiB of memory")
+        if code:
+            raise ChildStoppedError(f"ended with {f'signal {-code}' if code < 0 else f'exit code {code}'}")
+        return json.loads(output)
+
+
+MEMORY_EXIT = 86
+"""Exit code of a child that ran out of the memory it was given."""
+
+
+def limit(memory: int, seconds: float) -> None:
+    """Bound this process: address space, processor time (for the case that nobody waits any more), no core file."""
+    try:
+        import resource
+    except ImportError:  # systems without it; whoever waits still limits the time
+        return
+    spent = resource.getrusage(resource.RUSAGE_SELF)
+    processor = int(spent.ru_utime + spent.ru_stime + seconds) + 2
+    for what, value in (
+        (resource.RLIMIT_AS, memory),
+        (resource.RLIMIT_CPU, processor),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        _, hard = resource.getrlimit(what)
+        wanted = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(what, (wanted, wanted))
+
+
+def serve(work: Callable[[Mapping[str, Any]], Any]) -> None:
+    """The child's side: answer the request on standard input."""
+    try:
+        print(json.dumps(work(json.loads(sys.stdin.read()))))
+    except MemoryError:
+        sys.exit(MEMORY_EXIT)
+
+
+def render_chats(
+    source: str,
+    tokens: Mapping[str, str],
+    chats: Sequence[Chat],
+    *,
+    now: datetime | None = None,
+    limits: Limits | None = None,
+) -> list[Rendered]:
+    """Chats as text.
+
+    Args:
+        source: the template.
+        tokens: special tokens by name, such as ``bos_token``.
+        now: the time that the template is told; None for the present.
+        limits: of all chats together.
+
+    Raises:
+        ChildStoppedError: a limit was reached.
+        ValueError: the template is not valid; the message says why.
+    """
+    request = {
+        "source": source,
+        "tokens": dict(tokens),
+        "chats": [asdict(chat) for chat in chats],
+        "now": now.isoformat() if now is not None else None,
+        "output": (limits or Limits()).output,
+    }
+    with LimitedChild("frontends.text.chat_child:rendered", request, limits) as child:
+        answer = child.result()
+    if "invalid" in answer:
+        raise ValueError(answer["invalid"])
+    if "overflow" in answer:
+        raise ChildStoppedError(f"wrote more than {(limits or Limits()).output >> 20} MiB of text")
+    return [Rendered(**item) for item in answer["rendered"]]
+
+
+def rendered(request: Mapping[str, Any]) -> dict[str, Any]:
+    """The child's side of `render_chats`."""
+    now = datetime.fromisoformat(request["now"]) if request["now"] else None
+    try:
+        template = Template(request["source"], request["tokens"], now)
+    except ValueError as error:
+        return {"invalid": str(error)}
+    found, size = [], 0
+    for chat in request["chats"]:
+        item = template.render(Chat(**chat))
+        size += len(item.text or "")
+        if size > request["output"]:
+            return {"overflow": True}
+        found.append(asdict(item))
+    return {"rendered": found}
+
+
+class Template:
+    """A template as `transformers` runs it; for children alone, since nothing here limits it."""
+
+    def __init__(self, source: str, tokens: Mapping[str, str], now: datetime | None = None) -> None:
+        """Compile.
+
+        Raises:
+            ValueError: the template is not valid.
+        """
+        from jinja2 import TemplateError
+
+        try:
+            self._template = environment(now).from_string(source)
+        except (TemplateError, RecursionError) as error:
+            raise ValueError(str(error) or type(error).__name__) from error
+        self._tokens = dict(tokens)
+
+    def render(self, chat: Chat) -> Rendered:
+        """The text of a chat, or the error with which the template refuses it or fails."""
+        try:
+            text = self._template.render(
+                messages=[_message(item) for item in chat.messages],
+                tools=chat.tools,
+                documents=None,
+                add_generation_prompt=chat.add_generation_prompt,
+                **{**self._tokens, **chat.variables},
+            )
+        except MemoryError:
+            raise
+        # A template is a program of the checkpoint and can fail in any way.
+        except Exception as error:
+            return Rendered(None, f"{type(error).__name__}: {error}"[:1000])
+        return Rendered(text)
+
+
+def _message(item: Message) -> dict[str, Any]:
+    """A message as templates see it: nothing that is null, the reasoning under the name that they read."""
+    found = {key: value for key, value in item.items() if value is not None}
+    reasoning = next((found[key] for key in REASONING if key in found), None)
+    return found if reasoning is None else {"thinking": reasoning, **found, "reasoning_content": reasoning}
+
+
+def environment(now: datetime | None = None) -> Any:
+    """The jinja2 environment of chat templates."""
+    from jinja2 import TemplateError, nodes
+    from jinja2.ext import Extension
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """``{% generation %}`` marks what the assistant wrote, which changes nothing of the text."""
+
+        tags = frozenset({"generation"})  # type: ignore[assignment]
+
+        def parse(self, parser: Any) -> Any:
+            """The statements between the tags."""
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.Scope(body, lineno=line)
+
+    def refuse(message: str) -> None:
+        raise TemplateError(message)
+
+    def tojson(item: Any, ensure_ascii: bool = False, indent: Any = None, **more: Any) -> str:
+        kept = {key: more[key] for key in ("separators", "sort_keys") if key in more}
+        return json.dumps(item, ensure_ascii=ensure_ascii, indent=indent, **kept)
+
+    found = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
+    )
+    found.filters["tojson"] = tojson
+    found.globals["raise_exception"] = refuse
+    found.globals["strftime_now"] = lambda form: (now or datetime.now()).strftime(form)
+    return found
+
+
+__all__ = [
+    "Chat",
+    "ChildStoppedError",
+    "LimitedChild",
+    "Limits",
+    "Message",
+    "Rendered",
+    "Template",
+    "environment",
+    "limit",
+    "render_chats",
+    "rendered",
+    "serve",
+]

@@ -362,6 +362,10 @@ class Inexact(Record):
     reasons: Annotated[tuple[str, ...], "why, one sentence each"] = ()
 
 
+def _chat_run_order(run: ChatRun) -> tuple[int, ...]:
+    return version_key(run.release)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tokenizer(Record):
     """How text becomes ids."""
@@ -412,6 +416,30 @@ class Generation(Record):
     lost: Annotated[tuple[LostSetting, ...], "settings of the checkpoint that are not kept"] = ()
     unused: Annotated[tuple[str, ...], "settings of the checkpoint without effect, because do_sample is not true"] = ()
     tried: Annotated[Releases, "releases on which tokens were sampled with these files, and the end tokens tried"] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatRun(Record):
+    """What one release made of the chat template."""
+
+    release: Annotated[Release, "release of the runtime that rendered"]
+    same: Annotated[Count, "conversations that it renders as the original template does"]
+    differing: Annotated[tuple[str, ...], "conversations of which it makes another text"] = ()
+    not_handed_over: Annotated[tuple[str, ...], "conversations that its interface cannot be told"] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chat(Record):
+    """How chats become text."""
+
+    template: Annotated[Digest, "SHA-256 of the template of the model that was compiled"]
+    written: Annotated[Digest, "SHA-256 of the template in the configuration"]
+    rewritten: Annotated[tuple[str, ...], "what was spelled otherwise, for the runtime; empty means nothing"] = ()
+    problem: Annotated[str | None, "why the original template could not be run; null when it could"] = None
+    conversations: Annotated[Count, "conversations that were tried on the original template"]
+    refused: Annotated[Count, "how many of them it refuses, so that there is nothing to compare with"] = 0
+    runs: Annotated[tuple[ChatRun, ...], Limits(sort=_chat_run_order), "the releases that were tried"] = ()
+    untried: Annotated[Releases, "releases of the target that were not tried"] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -504,6 +532,7 @@ class Contract(Record):
     runtime: Annotated[Runtime, "what it needs to run"]
     tokenizer: Annotated[Tokenizer | None, "null for a model without text"] = None
     generation: Annotated[Generation | None, "null for a model that is not asked for tokens"] = None
+    chat: Annotated[Chat | None, "null for a model without chat template, or when none was looked at"] = None
     verified: Annotated[tuple[Verification, ...], Limits(sort=_run_order), "real runs of the finished files"] = ()
     warnings: Annotated[tuple[Notice, ...], "what the compiler warned of"] = ()
     verdict: Annotated[Verdict | None, "what the compilation ended with; null for a model that it did not make"] = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,8 @@ from ir.facts.model_card import ModelCard
 
 if TYPE_CHECKING:
     from backends.contract import Contract
+    from backends.mnn.chat.plan import ChatJob
+    from backends.mnn.chat.report import ChatReport
     from backends.mnn.tokenizer.write_files import TokenizerFiles
     from backends.mnn.verify.written_weights import WeightError
     from backends.mnn.write.llm_folder import Emission, Settings
@@ -102,6 +105,8 @@ class LlmCompilation(Compilation):
         self.tried: list[str] = []
         """Releases on which tokens were sampled with the settings as written."""
         self._written: Callable[[], TokenizerFiles] | None = None
+        self._chat_job: ChatJob | None = None
+        self.chat: ChatReport | None = None
 
     # ---- the tokenizer ----
 
@@ -117,6 +122,7 @@ class LlmCompilation(Compilation):
     @contextmanager
     def working(self, folder: Path) -> Iterator[None]:
         """The tokenizer is written beside everything else."""
+        from backends.mnn.chat.plan import ChatJob
         from backends.mnn.tokenizer.write_files import TokenizerJob
         from backends.mnn.write.llm_folder import tokenizer_request
         from frontends.containers.stand_ins import require_real
@@ -129,14 +135,15 @@ class LlmCompilation(Compilation):
         compare = self.order.verify != "none"
         lines = self.order.options.get("text")
         job = tokenizer_request(self.tokenizer, folder, self.target, compare=compare, lines=lines)
-        with TokenizerJob(job) as running:
+        older = not all(release.mtok for release in self.target.releases)
+        with TokenizerJob(job) as running, ChatJob(self.tokenizer, older=older) as self._chat_job:
             self._written = running.result
             yield
 
     def _tokenizer_files(self, graph: Graph) -> Callable[[], TokenizerFiles]:
         """What waits for the tokenizer; where there is none, what writes one that the engine can load."""
         if self._written is not None:
-            return self._written
+            return self._with_template
         from backends.mnn.tokenizer.placeholder import write_placeholder
 
         self.warnings.append(
@@ -149,6 +156,44 @@ class LlmCompilation(Compilation):
             )
         )
         return lambda: write_placeholder(self.folder, self.target, _vocabulary(graph))
+
+    def _with_template(self) -> TokenizerFiles:
+        """Wait for the tokenizer and the chat template; the template in the spelling that all releases share."""
+        from backends.mnn.chat.report import ChatReport
+
+        assert self._written is not None and self._chat_job is not None
+        files, plan = self._written(), self._chat_job.result()
+        if plan is None or "chat_template" not in files.template:
+            return files
+        template = plan.written(files.template)
+        rewritten = template != dict(files.template)
+        self.chat = ChatReport(plan, template, rewritten, {}, tuple(self.target.versions))
+        return replace(files, template=template)
+
+    def _try_chats(self) -> Callable[[], None]:
+        """Begin to render chats beside the verification of numbers; the result waits, and keeps what is best."""
+        from backends.mnn.chat.plan import use_template
+        from backends.mnn.chat.report import tried
+        from backends.mnn.target.environments import installed_version, interpreters
+        from backends.mnn.write import configs
+
+        planned = self.chat
+        if planned is None:
+            return lambda: None
+        found = {release: python for release, python in interpreters().items() if release in self.target.versions}
+        if self.order.verify == "quick":
+            found = {release: python for release, python in found.items() if release == installed_version()}
+        job = self.order.side.submit(tried, planned.plan, planned.written, found, self.target.versions)
+
+        def finish() -> None:
+            self.chat = job.result()
+            if dict(self.chat.written) != dict(planned.written):
+                use_template(self.folder, self.chat.written, configs.LLM_CONFIG)
+            self.warnings.extend(self.chat.warnings())
+            if problems := self.chat.problems():
+                raise LadingError.of(problems)
+
+        return finish
 
     @cached_property
     def _opened(self) -> ForeignTokenizer:
@@ -226,6 +271,7 @@ class LlmCompilation(Compilation):
         from frontends.text.documents import plain_text
 
         order, emission = self.order, self.emission
+        chats = self._try_chats()
         order.say("reading back what was written")
         sample = QUICK_SAMPLE if order.verify == "quick" else None
         self.errors = read_back(graph, emission.layout, emission.folder, order.pool, sample=sample)
@@ -259,6 +305,8 @@ class LlmCompilation(Compilation):
         self.tried = [version]
         if order.verify == "full":
             self._try_others(self._prompts(graph)[0], _vocabulary(graph))
+        order.say("waiting for the releases to render chats")
+        chats()
         order.lap("verify")
 
     @property
@@ -328,17 +376,19 @@ class LlmCompilation(Compilation):
             measurements=self.verification.measurements if self.verification is not None else [],
             tried=self.tried,
             executor=self.order.pool,
+            chat=self.chat,
         )
 
     # ---- for people ----
 
     def lines(self) -> list[tuple[str, str]]:
-        """The tokenizer files and what reads them, and how tokens are chosen until which."""
+        """The tokenizer files and what reads them, the chat template, and how tokens are chosen until which."""
         from backends.mnn.summary import ends_text, sampler_text, tokenizer_text
 
         written = self.emission.tokenizer
         lines = [
             ("tokenizer", tokenizer_text(written, self.target, self._differing())),
+            *([("chat", self.chat.text())] if self.chat is not None else []),
             ("sampler", sampler_text(self.emission)),
         ]
         return [*lines, ("ends at", ends_text(written))] if written is not None and written.kind else lines

@@ -119,6 +119,9 @@ CODES: dict[str, str] = {
     "B765": "MNN sampled a token that the settings for generation exclude.",
     "B766": "A token has another id than a file says, as in transformers, or is left out for want of a row in the embedding.",
     "B767": "A sampler of the configuration crashes a release at the first token, or divides by a temperature of 0.",
+    "B770": "A release makes another text of some chats than the original chat template does.",
+    "B771": "A release crashes or hangs while it renders the chat template.",
+    "B772": "The chat template cannot be run as the original implementation runs it, so nothing is known of chats.",
     "V702": "The installed MNN gives other numbers than the stored weights or the original model give.",
     "B780": (
         "A configuration or a link leads to a file outside of the model's folder. It is neither read nor copied, and it "

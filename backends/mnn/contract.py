@@ -25,6 +25,7 @@ from ir.graph.graph import Graph, Value
 from ir.quant.storage import Storage
 
 if TYPE_CHECKING:
+    from backends.mnn.chat.report import ChatReport
     from backends.mnn.verify.logits import Measurement
 
 
@@ -38,6 +39,7 @@ def make_contract(
     measurements: Sequence[Measurement],
     executor: Executor,
     tried: Sequence[str] = (),
+    chat: ChatReport | None = None,
 ) -> c.Contract:
     """The contract of what was just emitted.
 
@@ -50,6 +52,7 @@ def make_contract(
         measurements: real runs.
         executor: digests files in parallel.
         tried: releases on which tokens were sampled.
+        chat: what became of the chat template; None without one.
     """
     card = completed(graph)
     entries = executor.map(
@@ -69,6 +72,7 @@ def make_contract(
         runtime=_runtime(graph, emission, target, measurements),
         tokenizer=_tokenizer(emission, target),
         generation=_generation(emission, tried),
+        chat=chat.contract() if chat is not None else None,
         verified=tuple(_verification(item) for item in measurements),
         warnings=described.notices(made),
         verdict=described.verdict(made),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -80,15 +81,18 @@ class LimitedChild:
             f"from {module} import {function}\n"
             f"serve({function})"
         )
-        self._request = json.dumps(request)
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", code],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            encoding="ascii",
-        )
+        with tempfile.TemporaryFile() as file:
+            # From a file the child reads at its own pace, and works before anybody waits for it.
+            file.write(json.dumps(request).encode("ascii"))
+            file.seek(0)
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", code],
+                stdin=file,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                encoding="ascii",
+            )
 
     def __enter__(self) -> LimitedChild:
         return self
@@ -97,9 +101,8 @@ class LimitedChild:
         if self._process.poll() is None:
             self._process.kill()
         self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                stream.close()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
 
     def result(self) -> Any:
         """Wait for the answer, for as long as the limits say.
@@ -108,7 +111,7 @@ class LimitedChild:
             ChildStoppedError: there is none.
         """
         try:
-            output, _ = self._process.communicate(self._request, timeout=self.limits.seconds)
+            output, _ = self._process.communicate(timeout=self.limits.seconds)
         except subprocess.TimeoutExpired:
             self._process.kill()
             raise ChildStoppedError(f"was stopped after {self.limits.seconds:g} s") from None

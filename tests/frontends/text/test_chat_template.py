@@ -92,7 +92,10 @@ def test_a_template_that_is_none() -> None:
 
 
 def test_a_child_that_dies_is_an_answer() -> None:
-    with LimitedChild("tests.support.text.chats:leave", {}) as child, pytest.raises(ChildStoppedError, match="exit code 7"):
+    with (
+        LimitedChild("tests.support.text.chats:leave", {}) as child,
+        pytest.raises(ChildStoppedError, match="exit code 7"),
+    ):
         child.result()
 
 

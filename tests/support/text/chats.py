@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from backends.mnn.chat.conversations import CONVERSATIONS
 
@@ -344,9 +345,143 @@ TEMPLATES: Mapping[str, str] = {
 }
 
 
+@dataclass(frozen=True)
+class Construct:
+    """One thing that templates do.
+
+    Attributes:
+        source: a template that does it.
+        rule: the rule that rewrites it.
+        broken: generations of releases that render the original otherwise.
+    """
+
+    source: str
+    rule: str
+    broken: tuple[str, ...]
+
+
+BOTH, NEW, OLD = ("3.4", "3.5"), ("3.5",), ("3.4",)
+
+_EACH = "{% for m in messages %}BODY|{% endfor %}"
+
+
+def _each(body: str, rule: str, broken: tuple[str, ...]) -> Construct:
+    return Construct(_EACH.replace("BODY", body), rule, broken)
+
+
+CONSTRUCTS: Mapping[str, Construct] = {
+    "first content": _each("{{ m.content }}", "roles of messages", OLD),
+    "a role by default": _each("[{{ m.name | default(m.role) }}] {{ m.content }}", "default", NEW),
+    "a default for what is empty": _each("{{ m.content | default('nothing', true) }}", "default", NEW),
+    "a default by its short name": _each("{{ m['name'] | d('x') }}{{ m.content }}", "default", NEW),
+    "get": _each("{{ m.get('name', m.role) }}{{ m.get('content') }}", "get", NEW),
+    "reasoning cut off": _each(
+        "{% if '</think>' in m.content %}{{ m.content.split('</think>')[-1].lstrip('\\n') }}{% else %}{{ m.content }}{% endif %}",
+        "in",
+        OLD,
+    ),
+    "not in": _each("{% if '</think>' not in m.content %}{{ m.content }}{% endif %}", "in", OLD),
+    "a key of an object": _each("{% if 'content' in m and 'nothing' not in m %}{{ m.content }}{% endif %}", "in", OLD),
+    "one of a list": _each("{{ m.content if m.role in ['user', 'tool'] else 'other' }}", "roles of messages", OLD),
+    "values of or": _each("{{ m.name or m.content or 'nothing' }}", "a value of and, or", NEW),
+    "values of and": _each("{{ m.content and m.role }}", "a value of and, or", BOTH),
+    "order of integers": _each(
+        "{% if loop.index0 > 1 or loop.index <= 1 %}{{ m.content }}{% endif %}", "order of integers", OLD
+    ),
+    "a length": Construct(
+        "{% if messages|length > 1 %}{{ messages[0].content }}{% endif %}{% if messages|length < 3 %}few{% endif %}",
+        "order of integers",
+        OLD,
+    ),
+    "truth of a length": _each(
+        "{% if m.content|length %}{{ m.content }}{% else %}empty{% endif %}", "truth of an integer", OLD
+    ),
+    "remainders": _each("{{ 'even' if loop.index0 % 2 == 0 else 'odd' }}{{ m.content }}", "remainders", NEW),
+    "divisible": _each("{{ 'yes' if loop.index is divisibleby(3) else 'no' }}{{ m.content }}", "remainders", BOTH),
+    "members of a sum": _each(
+        "{{ (m.role ~ ' ' ~ m.content).split(' ')[0] }}{{ m.content }}", "members of a value without name", NEW
+    ),
+    "a slice of a filter": _each("{{ (m.content | trim).startswith('What') }}", "members of a value without name", NEW),
+    "join": _each("{{ m.content.split(' ') | join('_') }}", "join", NEW),
+    "join of a text": _each("{{ '-'.join(m.content.split(' ')) }}", "join", BOTH),
+    "replace": _each("{{ m.content.replace('a', 'bb') }}{{ m.content | replace('e', '') }}", "replace", BOTH),
+    "first and last": _each("{{ (m.content.split(' ') | first) ~ (m.content.split(' ') | last) }}", "first", BOTH),
+    "reverse": Construct("{% for m in messages | reverse %}{{ m.content }}|{% endfor %}", "reverse", BOTH),
+    "selectattr": Construct(
+        "{% for m in messages | selectattr('role', 'equalto', 'user') | list %}{{ m.content }}|{% endfor %}",
+        "selectattr",
+        NEW,
+    ),
+    "rejectattr": Construct(
+        "{% for m in messages | rejectattr('role', 'in', ['system', 'tool']) %}{{ m.content }}|{% endfor %}",
+        "rejectattr",
+        NEW,
+    ),
+    "split once": _each("{{ m.content.split('\\n', 1)[1] if '\\n' in m.content else m.content }}", "split once", BOTH),
+    "split once from the right": _each("{{ m.content.rsplit('\\n', 1)[-1] }}", "rsplit once", BOTH),
+    "partition": _each("{{ m.content.partition('\\n')[2] }}", "partition once", BOTH),
+    "capitals": _each("{{ m.role.upper() }}{{ m.content }}", "upper", BOTH),
+    "trim of letters": _each("{{ m.content | trim('?') }}", "trim of letters", BOTH),
+    "if without else": _each("{{ 'first ' if loop.first }}{{ m.content }}", "if without else", NEW),
+    "is iterable": Construct(
+        "{% for m in messages %}{% if m is iterable %}{{ m.content }}{% endif %}|{% endfor %}",
+        "is iterable",
+        NEW,
+    ),
+    "is sequence": _each("{{ 'text ' if m.content is sequence else '' }}{{ m.content }}", "is sequence", OLD),
+    "is undefined": _each("{{ 'none ' if m.nothing is undefined else '' }}{{ m.content }}", "is undefined", OLD),
+    "a key that may be missing": _each(
+        "{% if m['nothing'] is defined %}there{% endif %}{{ m['content'] }}", "a key that may be missing", NEW
+    ),
+    "tests that compare": _each(
+        "{{ 'ask ' if m.role is equalto('user') else '' }}{{ m.content }}", "tests that compare", BOTH
+    ),
+    "tools that are none": Construct(
+        "{% if tools is not none %}tools{% endif %}{% for m in messages %}{{ m.content }}{% endfor %}",
+        "tools is none",
+        NEW,
+    ),
+    "json of a text": _each("{{ m.content | tojson }}", "tojson", OLD),
+    "items": _each("{% for k, v in {'a': m.content}.items() %}{{ k }}={{ v }}{% endfor %}", "items", NEW),
+    "defaults of a macro": Construct(
+        "{% macro turn(text, end='!') %}{{ text }}{{ end }}{% endmacro %}"
+        "{% for m in messages %}{{ turn(m.content) }}{{ turn(m.role, end='?') }}{% endfor %}",
+        "defaults of a macro",
+        NEW,
+    ),
+    "set of a block": _each("{% set text %}<{{ m.role }}>{% endset %}{{ m.content }}{{ text }}", "set of a block", NEW),
+    "names set at once": _each("{% set a, b = m.role, m.content %}{{ a }}: {{ b }}", "several names set at once", BOTH),
+    "else of a loop": Construct(
+        "{% for m in messages %}{{ m.content }}{% endfor %}{% for x in [] %}x{% else %}empty{% endfor %}",
+        "else of a loop",
+        NEW,
+    ),
+    "continue": _each("{% if m.role == 'system' %}{% continue %}{% endif %}{{ m.content }}", "continue", NEW),
+    "neighbours": _each(
+        "{% if loop.previtem is defined and loop.previtem.role == m.role %}again {% endif %}{{ m.content }}",
+        "loop.previtem",
+        NEW,
+    ),
+    "from behind": _each("{{ loop.revindex }}{{ loop.revindex0 }}{{ m.content }}", "loop.revindex", NEW),
+    "comments": Construct(
+        "A\n{# one #}\n  {# two #}\nB{% for m in messages %}{{ m.content }}{% endfor %}", "comments", NEW
+    ),
+    "line break at the end": Construct(
+        "{% for m in messages %}{{ m.content }}{% endfor %}end\n", "line break at the end", NEW
+    ),
+    "generation": _each("{% generation %}{{ m.content }}{% endgeneration %}", "roles of messages", OLD),
+    "functions that are there": _each(
+        "{% if strftime_now is not defined %}old{% endif %}{{ m.content }}", "functions that are always there", OLD
+    ),
+    "chains of comparisons": _each(
+        "{{ 'low ' if 0 <= loop.index0 < 2 else '' }}{{ m.content }}", "chains of comparisons", OLD
+    ),
+}
+
+
 def leave(request: object) -> None:
     """What a child does that dies."""
     sys.exit(7)
 
 
-__all__ = ["CONVERSATIONS", "TEMPLATES", "TOKENS", "leave"]
+__all__ = ["CONSTRUCTS", "CONVERSATIONS", "TEMPLATES", "TOKENS", "leave"]

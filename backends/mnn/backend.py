@@ -168,6 +168,7 @@ class LlmCompilation(Compilation):
         template = plan.written(files.template)
         rewritten = template != dict(files.template)
         self.chat = ChatReport(plan, template, rewritten, {}, tuple(self.target.versions))
+        self.warnings.extend(self.chat.warnings())
         return replace(files, template=template)
 
     def _try_chats(self) -> Callable[[], None]:
@@ -178,7 +179,7 @@ class LlmCompilation(Compilation):
         from backends.mnn.write import configs
 
         planned = self.chat
-        if planned is None:
+        if planned is None or planned.plan.problem:
             return lambda: None
         found = {release: python for release, python in interpreters().items() if release in self.target.versions}
         if self.order.verify == "quick":

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from backends.mnn.chat.conversations import CONVERSATIONS
-from frontends.text.chat_child import Chat, ChildStoppedError, LimitedChild, Rendered, Template, environment
+from frontends.text.chat_child import Chat, ChildStoppedError, LimitedChild, Limits, Rendered, Template, environment
 from frontends.text.chat_template import ChatTemplate, chat_template
 from ir.base.diag import LadingError
 
+LIMITS = Limits(seconds=20)
+"""For a template's 17 conversations, which take some hundredths of a second."""
 BOTH = (False, True)
 """With and without the begin of the assistant's turn."""
 
@@ -80,7 +82,7 @@ class ChatJob:
         self._child: LimitedChild | None = None
         if self._template is not None:
             request = {"source": self._template.source, "tokens": dict(self._template.tokens), "older": older}
-            self._child = LimitedChild("backends.mnn.chat.plan:planned", request)
+            self._child = LimitedChild("backends.mnn.chat.plan:planned", request, LIMITS)
 
     def __enter__(self) -> ChatJob:
         return self

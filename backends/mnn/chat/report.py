@@ -56,9 +56,7 @@ class ChatReport:
         for names, releases in self._differing().items():
             count = len(self.plan.references)
             does = "renders" if len(releases) == 1 else "render"
-            message = (
-                f"MNN {' and '.join(releases)} {does} {len(names)} of {count} chats otherwise: {', '.join(names)}"
-            )
+            message = f"MNN {' and '.join(releases)} {does} {len(names)} of {count} chats otherwise: {', '.join(names)}"
             found.append(Diagnostic("B770", message, hint=DETAILS, severity="warning"))
         return found
 

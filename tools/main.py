@@ -12,7 +12,7 @@ from tools.shared.cli import command
 TOOLS = {
     "compile": "tools.compile.command",
     "diff": "tools.diff.command",
-    "doctor": "tools.doctor",
+    "doctor": "tools.doctor.command",
     "fuzz": "tools.fuzz.command",
     "inspect": "tools.inspect.command",
     "ladder": "tools.ladder.command",

@@ -138,6 +138,7 @@ CODES: dict[str, str] = {
     "U905": "The pipeline leaves operators in the graph that MNN does not have, so no model can be written.",
     "U906": "Verification runs the model on MNN, and the MNN package is not installed.",
     "U950": "The file is neither a model directory, nor an .mnn file, nor a readable ONNX model.",
+    "U955": "What was given holds no MNN model: a checkpoint, a GGUF file, an archive. The hint says which command takes it.",
     "U953": "The repaired model cannot be run as asked: no release that it runs on is installed or has an environment.",
     "U970": "None of the MNN releases asked for can be had: they are not installed and cannot be downloaded.",
     "U971": "There is no MNN release of this number whose wheel has the language-model runtime.",

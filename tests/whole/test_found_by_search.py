@@ -137,7 +137,7 @@ def test_a_node_without_outputs_where_inputs_meet():
 
 
 def test_the_doctor_meets_an_input_that_is_no_tensor(tmp_path):
-    from tools.doctor import diagnose, releases_of
+    from tools.doctor.command import diagnose, releases_of
 
     value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [2])
     node = helper.make_node("Neg", ["x"], ["y"])
@@ -296,7 +296,7 @@ def test_a_token_with_a_huge_id(compiled, tmp_path):
 
 @pytest.mark.parametrize("value", [["x"], 3, None, {}, "a" * 3000, "\x00"])
 def test_names_that_no_file_can_have(model, value):
-    from tools.doctor import diagnose, releases_of
+    from tools.doctor.command import diagnose, releases_of
 
     for key in ("llm_weight", "llm_model", "llm_config", "embedding_file", "tokenizer_file"):
         change(model / "config.json", **{key: value})
@@ -320,7 +320,7 @@ def test_weights_that_are_not_as_the_graph_says(model):
 
 
 def test_half_a_character_in_a_configuration(model, tmp_path):
-    from tools.doctor import main
+    from tools.doctor.command import main
 
     change(model / "llm_config.json", note="\ud800")
     assert code_of(lambda: repair(model, tmp_path / "out" / "model")) == "B741"

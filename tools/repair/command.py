@@ -138,9 +138,11 @@ def repair(
     from backends.mnn.target.releases import target
     from backends.mnn.write.rewritten_folder import describe, require_readable, rewrite
     from backends.staging import check_target, staged_directory
+    from tools.doctor.recognise import model_of
 
     chosen = target(target_name)
     check_target(out, force)
+    path = model_of(path)
     subject = Subject(path)
     require_readable(subject)
     before = examine(path, chosen.releases)

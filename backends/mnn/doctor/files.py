@@ -108,9 +108,11 @@ def _keys(subject: Subject, releases: Sequence[Release]) -> Iterator[Finding]:
     every = versions_of(releases)
     for settings in (subject.config, subject.llm_config):
         where = str(subject.folder / settings.name)
-        for key in settings.values.keys() - _KNOWN:
-            fix = suggest(key, sorted(_KNOWN))
-            yield Finding("B724", f"no release reads the key {key!r}", every, fix, where, "warning")
+        unknown = [key for key in settings.values if key not in _KNOWN]
+        if unknown:
+            guesses = [f"{key}: {guess}" for key in unknown if (guess := suggest(key, sorted(_KNOWN)))]
+            message = f"no release reads {', '.join(map(repr, unknown))}"
+            yield Finding("B724", message, every, "; ".join(guesses), where, "warning")
         for key in settings.repeated:
             yield Finding("B724", f"the key {key!r} stands twice", every, "keep one", where, "warning")
     yield from _both_files(subject, releases)

@@ -125,8 +125,8 @@ class Subject:
             return {"the model": self.model_path, "its weights": self.weight_path}
         own = self.config_of(release)
         found = {
-            own.name: self.folder / own.name,
-            "llm_config": self.folder / self.llm_config.name,
+            own.name: self.file(own.name),
+            "llm_config": self.file(self.llm_config.name),
             "llm_model": self.model_path,
             "llm_weight": self.weight_path,
             "tokenizer_file": self.tokenizer_path(release),

@@ -133,7 +133,7 @@ def _lift(data: bytes, case: Case) -> None:
 
 
 def _judge(data: bytes, case: Case) -> None:
-    from tools.doctor import diagnose, releases_of
+    from tools.doctor.command import diagnose, releases_of
 
     path = case.folder / "model.onnx"
     path.write_bytes(data)

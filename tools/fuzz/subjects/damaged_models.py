@@ -21,7 +21,7 @@ def _model(case: Case) -> Path:
 
 
 def _examine(folder: Path, case: Case) -> None:
-    from tools.doctor import diagnose, releases_of
+    from tools.doctor.command import diagnose, releases_of
 
     diagnose(folder, releases_of("all")).as_dict()
 

@@ -17,7 +17,7 @@ from backends.mnn.target.releases import PROFILES, RELEASES
 from tests.support.checkpoints import make_checkpoint
 from tests.support.paths import DATA
 from tests.support.runs import compiled, interpreters, logits_of, pieces, run_actions
-from tools.doctor import main, releases_of
+from tools.doctor.command import main, releases_of
 
 ALL = tuple(PROFILES.values())
 PORTABLE = tuple(RELEASES.values())
@@ -403,7 +403,7 @@ def test_exit_codes_and_json(sound):
 
 def test_what_is_shown():
     text = " ".join(run(DATA / "official-default-int8", "--runtime", "all").stdout.split())
-    for word in ("3.6.1 healthy", "3.6.0 broken", "RoPE", "fix:", "B734", "converted by MNN 3.6.1"):
+    for word in ("3.6.1 healthy", "3.6.0 broken", "RoPE", "lading repair", "B734", "converted by MNN 3.6.1"):
         assert word in text, word
     assert run(DATA / "official-default-int8", "--quiet").stdout == ""
 

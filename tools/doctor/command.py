@@ -14,8 +14,6 @@ from ir.base.types import TensorType
 from tools.shared.cli import EXIT_FAILED, JSON_OPTION, QUIET_OPTION, Screen, command
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from backends.mnn.doctor.findings import Report
     from backends.mnn.target.releases import Release
 
@@ -30,15 +28,21 @@ if TYPE_CHECKING:
 def main(path: Path, runtime: str, really: bool, as_json: bool, quiet: bool) -> int:
     """Judge PATH, an MNN model directory, an .mnn file or an ONNX file, without running it.
 
-    The exit code is 0 when the model is healthy on all releases asked about and 1 when it is not.
+    It begins with what is wrong, on which releases, and the command that mends it. The exit code is 0 when the model is
+    healthy on all releases asked about and 1 when it is not.
     """
+    from backends.mnn.doctor.remedy import remedy
+    from tools.doctor.words import sentence, show
+
     report = diagnose(path, releases_of(runtime))
     if really:
         _run(report)
+    found = remedy(report)
     if as_json:
-        click.echo(json.dumps(report.as_dict(), indent=2, ensure_ascii=False))
+        told = {"summary": sentence(report, found), "repair": found.command if found is not None else ""}
+        click.echo(json.dumps({**told, **report.as_dict()}, indent=2, ensure_ascii=False))
     elif not quiet:
-        show(Screen(as_json, quiet).console, report)
+        show(Screen(as_json, quiet).console, report, found)
     return 0 if report.healthy else EXIT_FAILED
 
 
@@ -59,10 +63,13 @@ def diagnose(path: Path, releases: Sequence[Release]) -> Report:
     """The report on a directory, an ``.mnn`` file or an ONNX file.
 
     Raises:
-        LadingError: B711 there is nothing of this name, U950 an ONNX file that cannot be read.
+        LadingError: B711 there is nothing of this name, U950 an ONNX file that cannot be read or a file of no known kind,
+            U955 something that another command takes.
     """
     from backends.mnn.doctor.examine import examine, examine_signature
+    from tools.doctor.recognise import model_of
 
+    path = model_of(path)
     if path.suffix.lower() != ".onnx" or not path.is_file():
         return examine(path, releases)
     inputs, outputs = _onnx_signature(path)
@@ -108,51 +115,3 @@ def _run(report: Report) -> None:
     interpreters: dict[str, Path | str] = dict(ReleaseEnvironments().available())
     interpreters.setdefault(installed_version() or "", sys.executable)
     run_and_compare(report, interpreters)
-
-
-# ---- what is shown ------------------------------------------------------------------------------------------------
-
-
-def show(console: Console, report: Report) -> None:
-    """Print a report for people."""
-    from rich.table import Table
-    from rich.text import Text
-
-    console.print(Text.assemble((report.subject, "bold"), f"  {_words(report)}"))
-    table = Table(box=None, pad_edge=False, show_edge=False)
-    for head in ("MNN", "verdict", "because of", *(["run"] if report.runs else [])):
-        table.add_column(head)
-    for release in report.releases:
-        codes = ", ".join(dict.fromkeys(item.code for item in report.problems(release.version)))
-        verdict = Text("healthy", "green") if not codes else Text("broken", "red")
-        cells = [release.version, verdict, codes]
-        table.add_row(*cells, *([report.runs.get(release.version, "")] if report.runs else []))
-    console.print(table)
-    for item in report.findings:
-        style = "red" if item.severity == "error" else "yellow"
-        console.print()
-        console.print(
-            Text.assemble((f"{item.code} ", style), (f"on {', '.join(item.releases)}  ", "dim"), item.message)
-        )
-        if item.where:
-            console.print(Text(f"  at {item.where}", "dim"))
-        if item.fix:
-            console.print(Text(f"  fix: {item.fix}"))
-
-
-def _words(report: Report) -> str:
-    needs = report.needs
-    if not needs:
-        return ""
-    parts = [f"inputs {', '.join(needs['inputs'])}"]
-    if needs.get("layers"):
-        parts.append(f"{needs['layers']} attention layers")
-    if needs.get("bits"):
-        parts.append(f"{'/'.join(map(str, needs['bits']))} bits in blocks of {'/'.join(map(str, needs['blocks']))}")
-    if needs.get("made_by"):
-        parts.append(f"converted by MNN {needs['made_by']}")
-    return "; ".join(parts)
-
-
-if __name__ == "__main__":
-    main()

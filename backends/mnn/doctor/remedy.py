@@ -1,0 +1,106 @@
+"""Whether a broken model can be mended, and by which command."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from backends.mnn.doctor.findings import Report
+from backends.mnn.target.releases import RELEASES, VERSIONS, MnnTarget, Release, target
+from ir.base.diag import LadingError
+
+MENDED = "repaired"
+"""What is added to the name of a folder."""
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """What can be done about a broken model.
+
+    Attributes:
+        command: a line for a shell that writes a copy which is whole; empty when nothing mends it.
+        releases: releases that the copy would be for.
+        reason: why no copy can be written; empty when one can.
+    """
+
+    command: str
+    releases: tuple[str, ...]
+    reason: str = ""
+
+
+def remedy(report: Report) -> Remedy | None:
+    """What to do about a model; None when it is healthy, or is no model directory.
+
+    Whether its graph can be read back is tried, in memory.
+    """
+    if report.kind != "directory" or report.healthy:
+        return None
+    hopeless = [item for item in report.findings if item.severity == "error" and not item.mended]
+    possible = [
+        release for release in report.releases if not any(release.version in item.releases for item in hopeless)
+    ]
+    chosen = _target(
+        possible, {release.version for release in report.releases if not report.healthy_on(release.version)}
+    )
+    if chosen is None:
+        return Remedy("", (), hopeless[0].fix if hopeless else "export the model again")
+    if reason := _refused(Path(report.subject), chosen):
+        return Remedy("", (), reason)
+    words = ["lading", "repair", _argument(report.subject), "-o", _argument(free_name(Path(report.subject)))]
+    return Remedy(shlex.join([*words, "--target", chosen.name]), chosen.versions)
+
+
+def _target(possible: Sequence[Release], broken: set[str]) -> MnnTarget | None:
+    """The most releases in a row that one copy can be for, with a broken one among them."""
+    runs: list[list[Release]] = []
+    for release in possible:
+        before = runs[-1][-1] if runs else None
+        row = before is not None and VERSIONS.index(before.version) + 1 == VERSIONS.index(release.version)
+        if before is not None and row and before.signature == release.signature:
+            runs[-1].append(release)
+        else:
+            runs.append([release])
+    useful = [run for run in runs if broken & {release.version for release in run}]
+    if not useful:
+        return None
+    found = [release.version for release in max(reversed(useful), key=len)]
+    if found == list(RELEASES):
+        return target("portable")
+    return target(found[0] if len(found) == 1 else f">={found[0]},<={found[-1]}")
+
+
+def _refused(folder: Path, chosen: MnnTarget) -> str:
+    """Why the command repair would not write the model; empty when it reads it."""
+    from backends.mnn.lift.folder import lifted
+    from backends.mnn.read.model_folder import Subject
+    from backends.mnn.write.rewritten_folder import require_readable
+
+    try:
+        subject = Subject(folder)
+        require_readable(subject)
+        lifted(subject, chosen)
+    except LadingError as error:
+        item = error.diagnostics[0]
+        return f"repair refuses it ({item.code}): {item.message}"
+    return ""
+
+
+def free_name(folder: Path) -> str:
+    """A name for the copy in the working folder at which there is nothing yet."""
+    base = f"{folder.resolve().name or 'model'}-{MENDED}"
+    number, name = 1, base
+    while os.path.lexists(name):
+        number += 1
+        name = f"{base}-{number}"
+    return name
+
+
+def _argument(path: str) -> str:
+    """A path that is not taken for an option."""
+    return f"./{path}" if path.startswith("-") else path
+
+
+__all__ = ["Remedy", "free_name", "remedy"]

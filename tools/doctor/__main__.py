@@ -1,0 +1,5 @@
+"""``python -m tools.doctor``."""
+
+from tools.doctor.command import main
+
+main()

@@ -16,7 +16,7 @@ import pytest
 from backends.bars import EXACT_BAR, KL_BARS, KL_USUAL, TOP1_BARS, TOP1_USUAL
 from backends.contract import read
 from backends.mnn.backend import QUICK_SAMPLE
-from backends.mnn.target.releases import RELEASES
+from backends.mnn.target.releases import PROFILES, RELEASES
 from backends.mnn.verify.logits import LEVELS, WINDOW
 from frontends.families.table import FAMILIES
 from frontends.modules.rope import KINDS
@@ -332,7 +332,7 @@ def test_families_and_rotary_embeddings_are_those_of_the_tables(path, head):
 def test_targets_are_the_releases(path):
     table = rows(path, "--target")
     listed = [name for row in table for name in re.split("[、,] ?", row[0])]
-    assert listed == ["portable", *RELEASES]
+    assert listed == ["portable", *PROFILES]
     halves = {name: row[3] for row in table for name in re.split("[、,] ?", row[0])}
     assert {name for name, text in halves.items() if "scale=f16" in text} == {
         name for name, release in RELEASES.items() if release.f16_scales

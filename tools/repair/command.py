@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from backends.mnn.doctor.findings import Report
     from backends.mnn.target.releases import MnnTarget
     from backends.mnn.verify.logits import Measurement
+    from backends.mnn.write.llm_folder import Emission
     from backends.mnn.write.weight_layout import Layout
     from ir.graph.graph import Graph
     from passes.framework.manager import Report as PassReport
@@ -35,6 +36,7 @@ class Repaired:
         kept: True when all codes and scales were copied as they were; False when scales were widened.
         asked: the result was meant to be run.
         outcome: what running it showed.
+        notes: what is not as in the original on some release.
     """
 
     out: Path
@@ -45,6 +47,7 @@ class Repaired:
     kept: bool = True
     asked: bool = True
     outcome: Outcome = field(default_factory=Outcome)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def compared(self) -> bool:
@@ -60,7 +63,7 @@ class Repaired:
             "run_on": found.releases, "run_outside_target": found.outside, "error": found.error,
             "compared": self.compared, "original_on": found.original or None,
             "original_as_module": found.as_module, "from_original": found.from_original,
-            "not_compared": found.reason or None,
+            "not_compared": found.reason or None, "notes": self.notes,
         }  # fmt: skip
 
 
@@ -99,6 +102,7 @@ def _words(path: Path, done: Repaired) -> str:
         f"operators {done.operators[0]} -> {done.operators[1]}; "
         f"{'weights kept bit for bit' if done.kept else 'codes kept bit for bit, half-float scales widened'}",
     ]
+    lines += done.notes
     if not done.compared:
         # What matters most comes first: nobody knows whether the result is right.
         message = f"{done.out} was written and not compared with the original: {found.reason}"
@@ -135,7 +139,7 @@ def repair(
     from backends.mnn.lift.folder import lifted
     from backends.mnn.read.model_folder import Subject
     from backends.mnn.target.environments import installed_version
-    from backends.mnn.target.releases import target
+    from backends.mnn.target.releases import PROFILES, target
     from backends.mnn.write.rewritten_folder import describe, require_readable, rewrite
     from backends.staging import check_target, staged_directory
     from tools.doctor.recognise import model_of
@@ -145,13 +149,13 @@ def repair(
     path = model_of(path)
     subject = Subject(path)
     require_readable(subject)
-    before = examine(path, chosen.releases)
+    before = examine(path, tuple(PROFILES.values()))
     graph, report = lifted(subject, chosen)
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool, staged_directory(out, force=force, executor=pool) as staging:
         describe(graph, subject, pool)
         emission = rewrite(graph, subject, staging, chosen, pool)
-        after = examine(staging, chosen.releases)
-        _require_healthy(after, path)
+        after = examine(staging, tuple(PROFILES.values()))
+        _require_healthy(after.narrowed(chosen.releases), path)
         done = Repaired(
             out,
             chosen.versions,
@@ -160,22 +164,29 @@ def repair(
             (len(subject.net["oplists"]), len(graph.nodes)),
             not _widened(emission.layout),
             verify != "none",
+            notes=_notes(emission, chosen),
         )
-        runs = _runs(chosen, path, staging)
+        runs = _runs(chosen, before, after)
         done.outcome = verified(runs, installed_version(), verify, graph, path, staging)
         _write_contract(graph, emission, chosen, report, done.outcome.measurements, guard, pool)
     return done
 
 
-def _runs(chosen: MnnTarget, path: Path, folder: Path) -> Runs:
+def _notes(emission: Emission, chosen: MnnTarget) -> list[str]:
+    """How releases without the exact tokenizer form cut text otherwise."""
+    found = emission.tokenizer
+    if found is None or not found.text_reasons:
+        return []
+    older = ", ".join(release.version for release in chosen.releases if not release.mtok)
+    return [f"{found.text} for {older} may give other ids: {'; '.join(found.text_reasons)}"]
+
+
+def _runs(chosen: MnnTarget, original: Report, result: Report) -> Runs:
     """Where result and original can run, among the releases that this machine has."""
-    from backends.mnn.doctor.examine import examine
     from backends.mnn.target.environments import interpreters
-    from backends.mnn.target.releases import PROFILES
 
     here = interpreters()
-    releases = [release for release in PROFILES.values() if release.llm_on_pypi]
-    result, original = examine(folder, releases), examine(path, releases)
+    releases = [release for release in result.releases if release.llm_on_pypi]
     codes = {item.version: {problem.code for problem in original.problems(item.version)} for item in releases}
     return Runs(
         here,
@@ -205,7 +216,7 @@ def _widened(layout: Layout) -> bool:
 
 def _write_contract(
     graph: Graph,
-    emission: Any,
+    emission: Emission,
     chosen: MnnTarget,
     report: PassReport,
     measured: list[Measurement],

@@ -70,6 +70,13 @@ class Report:
         """Findings that break the model on a release."""
         return [item for item in self.findings if item.severity == "error" and version in item.releases]
 
+    def narrowed(self, releases: Sequence[Release]) -> Report:
+        """The report on some of the releases only."""
+        versions = versions_of(releases)
+        found = [item for item in self.findings if set(item.releases) & set(versions)]
+        runs = {version: text for version, text in self.runs.items() if version in versions}
+        return Report(self.subject, self.kind, self.needs, tuple(releases), found, runs)
+
     def healthy_on(self, version: str) -> bool:
         """The verdict for a release."""
         return not self.problems(version)

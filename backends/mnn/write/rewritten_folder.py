@@ -194,7 +194,15 @@ def _tokenizers(subject: Subject, folder: Path, target: MnnTarget) -> TokenizerF
         text = configs.TOKENIZER_TEXT
         form, reasons = _text_form(subject, file, source)
         (folder / text).write_bytes(form)
-    return TokenizerFiles(file.model, exact, (), text, reasons, 0, 0, {}, ())
+    return TokenizerFiles(file.model, exact, (), text, reasons, 0, 0, _template(file), ())
+
+
+def _template(file: MtokFile) -> dict[str, str]:
+    """The ``jinja`` object of a chat template that stands in the tokenizer file, where MNN 3.4 does not look."""
+    if not file.chat_template:
+        return {}
+    named = {"chat_template": file.chat_template, "eos": file.eos, "bos": file.bos}
+    return {key: value for key, value in named.items() if value}
 
 
 def _text_form(subject: Subject, file: MtokFile, source: Path) -> tuple[bytes, list[str]]:
@@ -211,7 +219,8 @@ def _text_form(subject: Subject, file: MtokFile, source: Path) -> tuple[bytes, l
 def _write_configs(graph: Graph, subject: Subject, emission: Emission, target: MnnTarget) -> None:
     layout, tokenizer = emission.layout, emission.tokenizer
     assert tokenizer is not None
-    llm = dict(subject.llm_config.values)
+    # Names of files stand in config.json, where the others may not contradict them.
+    llm = {key: value for key, value in subject.llm_config.values.items() if key not in _OWN}
     first = dict(subject.config.values)
     settings = _settings({**first, **llm})
     # A key that stands in both keeps the value that most releases read, in one file.
@@ -221,6 +230,8 @@ def _write_configs(graph: Graph, subject: Subject, emission: Emission, target: M
     sampler = harmless({**everything, **_sampling(everything)}, target.releases)
     llm = {key: value for key, value in llm.items() if key not in sampler}
     llm |= _model_keys(graph, layout, llm)
+    if tokenizer.text and tokenizer.template and "jinja" not in llm:
+        llm["jinja"] = dict(tokenizer.template)
     llm = {key: value for key, value in llm.items() if value is not None and key not in _DEFAULTS}
     names = {configs.CONFIG: tokenizer.exact or tokenizer.text}
     if tokenizer.exact and tokenizer.text:

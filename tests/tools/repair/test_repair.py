@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import struct
 import sys
 from pathlib import Path
 
@@ -96,6 +97,41 @@ def test_the_text_tokenizer_holds_the_tokens_of_the_binary_one(repaired):
     assert len(text.merges) == len(source.merges)
     spec = spec_of(source)
     assert spec.kind == "bpe" and [token.content for token in spec.added][:2] == ["<|endoftext|>", "<|im_start|>"]
+
+
+def test_a_chat_template_of_the_tokenizer_file_reaches_releases_that_do_not_look_there(tmp_path):
+    folder = shutil.copytree(DATA / NAME, tmp_path / "model")
+    llm = folder / "llm_config.json"
+    template = json.loads(llm.read_text())["jinja"]["chat_template"]
+    llm.write_text(json.dumps({key: value for key, value in json.loads(llm.read_text()).items() if key != "jinja"}))
+    path, eos = folder / "tokenizer.mtok", b"\x0a\x00<|im_end|>"
+    before, after = path.read_bytes().rsplit(bytes(4) + eos, 1)
+    path.write_bytes(before + struct.pack("<I", len(template)) + template.encode() + eos + after)
+    repair(folder, tmp_path / "all")
+    jinja = json.loads((tmp_path / "all" / "llm_config.json").read_text())["jinja"]
+    assert jinja == {"chat_template": template, "eos": "<|im_end|>"}
+    repair(folder, tmp_path / "newer", ">=3.5,<=3.6.1")
+    assert "jinja" not in json.loads((tmp_path / "newer" / "llm_config.json").read_text())
+
+
+def test_that_a_text_form_may_give_other_ids_is_told(tmp_path):
+    text = run(DATA / NAME, "-o", tmp_path / "out", "--verify", "none").stdout
+    assert "tokenizer.txt for 3.4.0, 3.4.1 may give other ids: words are cut by a pattern of MNN 3.4" in text
+    newer = run(DATA / NAME, "-o", tmp_path / "newer", "--target", "3.6.1", "--verify", "none").stdout
+    assert "other ids" not in newer
+
+
+def test_names_of_files_do_not_stay_in_the_other_configuration(tmp_path):
+    folder = shutil.copytree(DATA / NAME, tmp_path / "model")
+    llm = folder / "llm_config.json"
+    (folder / "llm.mnn.weight").rename(folder / "w.bin")
+    llm.write_text(json.dumps({**json.loads(llm.read_text()), "llm_weight": "w.bin"}))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({key: config[key] for key in config if key != "llm_weight"}))
+    assert examine(folder, target("3.6.1").releases).healthy
+    repair(folder, tmp_path / "out")
+    assert "llm_weight" not in json.loads((tmp_path / "out" / "llm_config.json").read_text())
+    assert examine(tmp_path / "out", target("portable").releases).healthy
 
 
 @pytest.mark.parametrize("version", each_release())

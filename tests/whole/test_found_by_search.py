@@ -175,7 +175,7 @@ def test_what_the_system_refuses(tmp_path):
     from tools.main import main
 
     result = CliRunner().invoke(main, ["doctor", str(tmp_path / ("a" * 3000))])
-    assert result.exit_code == 1 and "error[U902]: the system refused: File name too long" in result.stderr
+    assert result.exit_code == 1 and "error[B711]: cannot be looked at: File name too long" in result.stderr
 
 
 def test_too_little_memory(capsys):

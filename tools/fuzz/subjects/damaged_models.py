@@ -21,9 +21,14 @@ def _model(case: Case) -> Path:
 
 
 def _examine(folder: Path, case: Case) -> None:
+    from backends.mnn.doctor.remedy import remedy
     from tools.doctor.command import diagnose, releases_of
+    from tools.doctor.words import sentence
 
-    diagnose(folder, releases_of("all")).as_dict()
+    report = diagnose(folder, releases_of(case.rng.choice(["all", "portable"])))
+    found = remedy(report)
+    require(bool(sentence(report, found)), "the doctor has nothing to say")
+    json.dumps(report.as_dict())
 
 
 def _read_model(folder: Path, case: Case) -> None:

@@ -95,7 +95,8 @@ def _parse(data: bytes | memoryview, where: str) -> onnx.ModelProto:
     model = onnx.ModelProto()
     try:
         model.ParseFromString(_stripped(data))
-    except DecodeError as error:
+    # Beyond 2 GiB the library fails with a SystemError.
+    except (DecodeError, SystemError, ValueError) as error:
         hint = "the file is cut off or of another format"
         raise LadingError("F601", f"not an ONNX model: {error}", where, hint) from error
     return model

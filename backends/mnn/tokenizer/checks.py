@@ -29,7 +29,7 @@ def check_added(spec: TokenizerSpec) -> None:
         if token.single_word and (_in_word(token.content[0]) or _in_word(token.content[-1])):
             raise LadingError(
                 "B647",
-                f"added token {token.content!r} counts only as a word of its own, MNN finds it inside words too",
+                f"added token {token.content!r:.60} counts only as a word of its own, MNN finds it inside words too",
                 where=f"{spec.folder}/tokenizer.json",
             )
 

@@ -390,7 +390,7 @@ def _read_added(
     for row in rows if isinstance(rows, list) else [rows]:
         content = row.get("content") if isinstance(row, dict) else None
         if not isinstance(content, str) or not content:
-            raise LadingError("B647", f"added token without text: {row!r}", where=where)
+            raise LadingError("B647", f"added token without text: {row!r:.60}", where=where)
         if content in tokens:
             continue
         flags = {key: bool(row.get(key)) for key in ("special", "lstrip", "rstrip", "normalized", "single_word")}
@@ -417,7 +417,9 @@ def _add(
     if number is None:
         number = last + 1 if last >= len(vocab) else len(vocab)
         if number in taken:
-            raise LadingError("B647", f"added token {token.content!r} gets id {number} of another token", where=where)
+            raise LadingError(
+                "B647", f"added token {token.content!r:.60} gets id {number} of another token", where=where
+            )
     tokens[token.content] = replace(token, id=number)
     return max(last, number)
 

@@ -161,8 +161,10 @@ class _Clashes:
 
     def __init__(self, others: Sequence[str]) -> None:
         self.whole = set(others)
-        self.heads = {text[:size] for text in others for size in range(1, len(text) + 1)}
-        self.tails = {text[start:] for text in others for start in range(len(text))}
+        # No text that is asked about is longer, so that longer parts of others need not be kept.
+        short = [(text, min(len(text), _LONGEST_LISTED)) for text in others]
+        self.heads = {text[:size] for text, most in short for size in range(1, most + 1)}
+        self.tails = {text[len(text) - size :] for text, most in short for size in range(1, most + 1)}
         self.all = "\0".join(others)
 
     def with_text(self, text: str) -> bool:

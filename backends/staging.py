@@ -14,6 +14,7 @@ import ctypes
 import errno
 import glob
 import os
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
@@ -63,9 +64,11 @@ def staged_directory(out: Path, *, force: bool = False, executor: Executor = SER
         except OSError as error:
             if not _concerns(error, staging.path):
                 raise
-            what = Path(os.fsdecode(error.filename)).name if error.filename else "the output"
-            message = f"cannot write {what}: {error.strerror or error}"
-            raise LadingError("B634", message, str(out), "free some space, or choose another folder with -o") from error
+            # Errors of writing, unlike those of opening, do not say where.
+            what = Path(os.fsdecode(error.filename)).name if error.filename else "a file"
+            where = str(out) if error.filename else f"{out}, or {tempfile.gettempdir()} for temporary files"
+            hint = "free some space there, or choose another folder with -o"
+            raise LadingError("B634", f"cannot write {what}: {error.strerror or error}", where, hint) from error
         check_target(out, force)
         with held_interrupts(firmly=True):
             old = _put_in_place(staging, out)
@@ -285,6 +288,8 @@ def _retire(folder: Path, out: Path) -> None:
         # Without a contract it never was an output.
         remove(folder)
         return
+    except OSError:
+        return
     for path in foreign:
         if out.is_dir() and not os.path.lexists(out / path):
             with suppress(OSError):
@@ -293,9 +298,9 @@ def _retire(folder: Path, out: Path) -> None:
     for path in listed - {PurePosixPath(MARKER)}:
         with suppress(OSError):
             (folder / path).unlink(missing_ok=True)
-        for item in (folder / path.parent / _BYTE_CODE).glob(f"{glob.escape(path.stem)}.*.pyc"):
-            if path.suffix == ".py":
-                item.unlink(missing_ok=True)
+            for item in (folder / path.parent / _BYTE_CODE).glob(f"{glob.escape(path.stem)}.*.pyc"):
+                if path.suffix == ".py":
+                    item.unlink(missing_ok=True)
     # The contract goes last, and only with everything else: without it the next run would remove the folder as a whole.
     for root, _, _ in os.walk(folder, topdown=False):
         with suppress(OSError):

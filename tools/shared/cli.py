@@ -57,7 +57,12 @@ class Screen:
         """Standard output with colours where it is a terminal."""
         from rich.console import Console
 
-        return Console(highlight=False, soft_wrap=False)
+        class Output(Console):
+            def on_broken_pipe(self) -> None:
+                """Let the command say what is there; the console would leave the program."""
+                raise BrokenPipeError
+
+        return Output(highlight=False, soft_wrap=False)
 
     @functools.cached_property
     def errors(self) -> Console:
@@ -177,6 +182,7 @@ def _told(error: LadingError, as_json: bool) -> int:
         give_up_output()
         if as_json:
             _say(str(error))
+            _say(_what_is_there())
     return EXIT_FAILED
 
 

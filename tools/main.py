@@ -10,6 +10,7 @@ from ir.base.diag import LadingError, known_codes, suggest
 from tools.shared.cli import command
 
 TOOLS = {
+    "cache": "tools.cache",
     "compile": "tools.compile.command",
     "diff": "tools.diff.command",
     "doctor": "tools.doctor.command",

@@ -285,6 +285,7 @@ CODES: dict[str, str] = {
     "B633": "The output folder holds files that its contract does not list. --force removes nothing of others.",
     "B634": "A file of the output folder cannot be written: no room, a limit on sizes, or a failing disk.",
     "B635": "The output folder is the current folder or a mount point, so it cannot be replaced in one step.",
+    "U985": "The cache folder holds nothing of this kind, so there is nothing to remove.",
     "U900": "There is no diagnostic of this code.",
     "U901": "No model is named. The example that is compiled then is part of the source tree and is not installed.",
     "U902": "The operating system refused to read or write a file, for the reason given.",

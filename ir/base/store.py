@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -44,6 +45,8 @@ ABANDONED = 7 * DAY
 """Seconds after which an unfinished run that nobody took up again is forgotten."""
 UNFINISHED = "running"
 """Room of what is only of use until a run is finished."""
+DAMAGED = "Q444"
+"""Code of the warning that an entry was damaged; what it held is made again, so that results do not depend on it."""
 FULL_HINT = f"free some space, or set {CACHE_VARIABLE} to another folder"
 
 _LOCK, _SUFFIX = ".lock", ".kept"
@@ -149,6 +152,9 @@ class FolderStore:
                     self._damaged(name, path)
                     return None
             self._sound[name] = state
+        except IsADirectoryError:
+            self._damaged(name, path)
+            return None
         except (OSError, ValueError):
             return None
         with suppress(OSError):
@@ -177,8 +183,12 @@ class FolderStore:
 
     def remove(self, name: str) -> None:
         """See `Store.remove`."""
+        path = self._path(name)
         with suppress(FileNotFoundError, NotADirectoryError):
-            self._path(name).unlink()
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
 
     def entries(self) -> list[Entry]:
         """See `Store.entries`."""
@@ -198,6 +208,25 @@ class FolderStore:
     def total_size(self) -> int:
         """See `Store.total_size`."""
         return sum(entry.size for entry in self.entries())
+
+    def clear(self, room: str | None = None) -> tuple[int, int, int]:
+        """Remove the entries of a room, or all, but for those that a run holds.
+
+        Returns:
+            how many were removed, their bytes, and how many stay.
+
+        Raises:
+            OSError: they cannot be removed.
+        """
+        chosen = [entry for entry in self.entries() if room in (None, entry.name.partition("/")[0])]
+        if not chosen:
+            return 0, 0, 0
+        with self._locked(exclusive=True):
+            held = self._held()
+            removed = [entry for entry in chosen if entry.name not in held]
+            for entry in removed:
+                self.remove(entry.name)
+        return len(removed), sum(entry.size for entry in removed), len(chosen) - len(removed)
 
     @contextmanager
     def holding(self) -> Iterator[None]:
@@ -229,7 +258,7 @@ class FolderStore:
         message = f"a kept file is damaged and was removed: {name}"
         hint = "it is made again; if this happens often, the disk may be failing"
         with self._guard:
-            self._warnings.append(Diagnostic("Q444", message, str(path), hint, "warning"))
+            self._warnings.append(Diagnostic(DAMAGED, message, str(path), hint, "warning"))
 
     # ---- runs ----
 

@@ -64,6 +64,7 @@ class Calibrate(Pass):
     name = "calibrate"
     requires = ("typed",)
     establishes = ("calibration",)
+    passing = frozenset({"computed", "cached"})
 
     memory: int = option(256, help="MiB of weights, and again of sums, to hold at once", low=1)
     threads: int = option(0, help="threads of the evaluation; 0 for one per processor", low=0)

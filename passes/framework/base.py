@@ -53,6 +53,7 @@ class Pass(ABC):
         establishes: invariants that hold after it.
         breaks: invariants that may no longer hold after it.
         lossy: True when it changes numbers by more than rounding.
+        passing: names of counts that depend on what earlier runs left in the store, so that contracts leave them out.
     """
 
     name: ClassVar[str] = ""
@@ -60,6 +61,7 @@ class Pass(ABC):
     establishes: ClassVar[tuple[str, ...]] = ()
     breaks: ClassVar[tuple[str, ...]] = ()
     lossy: ClassVar[bool] = False
+    passing: ClassVar[frozenset[str]] = frozenset()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

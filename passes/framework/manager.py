@@ -53,6 +53,7 @@ class PassReport:
         changed: the graph's version moved.
         seconds: time in the pass itself, instruments not counted.
         counts: what the pass returned.
+        lasting: those counts that are the same in every run, whatever earlier runs left in the store.
         diagnostics: warnings it gave.
         rules: statistics of the rules it applied, by rule name.
         why_not: with ``explain``, why rules did not fire.
@@ -67,6 +68,7 @@ class PassReport:
     changed: bool = False
     seconds: float = 0.0
     counts: dict[str, int] = field(default_factory=dict)
+    lasting: dict[str, int] = field(default_factory=dict)
     diagnostics: list[Diagnostic] = field(default_factory=list)
     rules: dict[str, RuleStat] = field(default_factory=dict)
     why_not: list[WhyNot] = field(default_factory=list)
@@ -324,6 +326,7 @@ class _Run:
             counts = one.run(graph, ctx)
         report.seconds = perf_counter() - start
         report.counts = dict(counts or {})
+        report.lasting = {name: count for name, count in report.counts.items() if name not in one.passing}
         report.changed = graph.version != version
         report.nodes = (nodes, len(graph.nodes))
         report.diagnostics = [*ctx.diagnostics, *ctx.store.take_warnings()]

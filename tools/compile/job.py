@@ -471,10 +471,13 @@ class _Job:
     ) -> Contract:
         from backends.backend import Made
         from backends.contract import write
+        from ir.base.store import DAMAGED
 
         self.listener.phase("writing the contract")
-        passes = [(item.name, item.counts) for item in report.passes]
-        contract = compilation.contract(graph, Made(report.pipeline, passes, self.warnings, verdict))
+        passes = [(item.name, item.lasting) for item in report.passes]
+        # What was found damaged in the store was made again: the result is the same.
+        warnings = [item for item in self.warnings if item.code != DAMAGED]
+        contract = compilation.contract(graph, Made(report.pipeline, passes, warnings, verdict))
         if self.request.guard:
             from backends.guard.write import add_guard
 

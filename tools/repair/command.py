@@ -232,7 +232,7 @@ def _write_contract(
         graph,
         emission,
         target=chosen,
-        made=Made(report.pipeline, [(item.name, item.counts) for item in report.passes]),
+        made=Made(report.pipeline, [(item.name, item.lasting) for item in report.passes]),
         errors={},
         measurements=measured,
         executor=pool,

@@ -10,7 +10,7 @@ from ir.base.diag import LadingError, suggest
 from tools.shared.cli import JSON_OPTION, QUIET_OPTION, Screen, command, megabytes
 
 KINDS = {
-    "logits": "logits that benchmarks compare with",
+    "logits": "logits that benchmarks use",
     "measurements": "what precision was chosen by",
     "moments": "calibration statistics",
     "quantized": "weights quantized by slow methods",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from ir.base.diag import LadingError
-from tools.shared.cli import EXIT_FAILED, JSON_OPTION, QUIET_OPTION, Screen, command
+from tools.shared.cli import EXIT_FAILED, JSON_OPTION, QUIET_OPTION, Screen, command, stopped
 
 
 @command("releases")
@@ -23,12 +23,20 @@ def main(versions: tuple[str, ...], as_json: bool, quiet: bool) -> int:
     environments = ReleaseEnvironments()
     found: dict[str, str] = {}
     failed: dict[str, str] = {}
-    for version in versions or LLM_RELEASES:
-        try:
-            found[version] = str(environments.ensure(version))
-        except LadingError as error:
-            failed[version] = str(error)
-            click.echo(str(error), err=True)
+    wanted = versions or LLM_RELEASES
+    try:
+        with screen.progress() as listener:
+            for number, version in enumerate(wanted):
+                listener.begin(number, len(wanted), f"installing MNN {version}")
+                try:
+                    found[version] = str(environments.ensure(version))
+                except LadingError as error:
+                    failed[version] = str(error)
+    except KeyboardInterrupt as stop:
+        done = ", ".join(found) or "none"
+        return stopped(stop, f"environments made or found: {done}; the same command goes on with the others")
+    for text in failed.values():
+        click.echo(text, err=True)
     if not quiet:
         screen.data({"found": found, "failed": failed}, "\n".join(f"MNN {key}: {path}" for key, path in found.items()))
     return EXIT_FAILED if failed else 0

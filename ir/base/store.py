@@ -76,7 +76,13 @@ class Entry:
 
 
 class Store(Protocol):
-    """Work kept between runs. Stores can be hashed, and pickle, so that jobs can carry them to other processes."""
+    """Work kept between runs. Stores can be hashed, and pickle, so that jobs can carry them to other processes.
+
+    Attributes:
+        puts: how many entries this process has put there.
+    """
+
+    puts: int
 
     def find(self, name: str) -> Kept | None:
         """The content of an entry; None when there is none, or none that is sound."""
@@ -121,10 +127,11 @@ class FolderStore:
     Attributes:
         folder: the folder, made when something is put there.
         limit: most bytes of all entries; None for no limit.
+        puts: see `Store`.
     """
 
     def __init__(self, folder: Path, limit: int | None = None) -> None:
-        self.folder, self.limit = folder, limit
+        self.folder, self.limit, self.puts = folder, limit, 0
         self._guard = threading.RLock()
         self._run: RunFile | None = None
         self._holder: RunFile | None = None
@@ -351,6 +358,7 @@ class FolderStore:
 
     def _grown(self, name: str, size: int) -> None:
         with self._guard:
+            self.puts += 1
             self._total += size
             self._added += size
             if self.limit is not None and (self._total > self.limit or self._added > self.limit * RECOUNTED):

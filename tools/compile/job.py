@@ -128,7 +128,10 @@ class Result:
 
 
 class Listener:
-    """Told how far a compilation is; every method may be left as it is."""
+    """Told how far a command is; every method may be left as it is."""
+
+    def begin(self, number: int, total: int, what: str) -> None:
+        """Work begins on one of several things of a kind, counted from 0."""
 
     def phase(self, what: str) -> None:
         """A phase begins."""
@@ -166,8 +169,15 @@ def compile_model(request: Request, listener: Listener | None = None) -> Result:
     from tools.shared.formats import Formats
 
     workers = request.workers or os.cpu_count() or 1
-    with default_store().holding(), ThreadPoolExecutor(workers) as pool, ThreadPoolExecutor(1) as side:
-        return _Job(request, listener or Listener(), Formats(), pool, side).run()
+    store = default_store()
+    before = store.puts
+    try:
+        with store.holding(), ThreadPoolExecutor(workers) as pool, ThreadPoolExecutor(1) as side:
+            return _Job(request, listener or Listener(), Formats(), pool, side).run()
+    except KeyboardInterrupt as stop:
+        if store.puts > before:
+            stop.add_note("what was measured is kept: the same command goes on from there")
+        raise
 
 
 def pipeline_of(request: Request, formats: Formats, backend: Backend) -> Pipeline:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,7 +18,10 @@ from ir.base.diag import LadingError
 from tools.ladder.climb import Job, Watcher
 from tools.ladder.rungs import DEFAULT_RUNGS, Rule, parse_rungs, parse_size
 from tools.ladder.text import Text
-from tools.shared.cli import EXIT_FAILED, EXIT_INTERRUPTED, QUIET_OPTION, Screen, command
+from tools.shared.cli import EXIT_FAILED, QUIET_OPTION, Screen, command, stopped
+
+if TYPE_CHECKING:
+    from tools.compile.job import Listener
 
 
 @command("ladder")
@@ -70,12 +72,11 @@ def main(model: str | None, rungs: str, uniform: str, json_file: Path | None, ht
     screen = Screen(to_output, quiet)
     specs = parse_rungs(rungs, parse_widths(uniform))
     job = make_job(model, specs, options)
-    with _progress(quiet or to_output, len(specs)) as watcher:
-        try:
-            ladder = climb(job, watcher)
-        except KeyboardInterrupt:
-            click.echo(f"interrupted; rungs that are done are kept in {job.out}, the same command goes on", err=True)
-            return EXIT_INTERRUPTED
+    try:
+        with screen.progress() as listener:
+            ladder = climb(job, _Told(listener, len(specs)))
+    except KeyboardInterrupt as stop:
+        return stopped(stop, f"rungs that are done are kept in {job.out}, the same command goes on")
     data = ladder_data(ladder)
     page = html or job.out / "ladder.html"
     write_report(page, _page(data))
@@ -183,34 +184,18 @@ def _text(folder: Path, options: Mapping[str, Any]) -> Text:
     return sample_text(folder, options["windows"], width)
 
 
-@contextmanager
-def _progress(quiet: bool, total: int) -> Iterator[Watcher]:
-    """A watcher that draws on standard error when it is a terminal and leaves nothing behind."""
-    from rich.console import Console
+class _Told(Watcher):
+    """Passes on to what commands show."""
 
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
-        yield Watcher()
-        return
-    from tools.shared.progress import drawing
-
-    with drawing(console, bar=24) as progress:
-        yield _Drawn(progress, total)
-
-
-class _Drawn(Watcher):
-    def __init__(self, progress: Any, total: int) -> None:
-        self._progress = progress
+    def __init__(self, listener: Listener, total: int) -> None:
+        self._listener = listener
         self._total = total
-        self._all = progress.add_task("rungs", total=total)
-        self._now = progress.add_task("", total=None)
+        self._what = ""
 
     def rung(self, number: int, name: str) -> None:
-        self._progress.update(self._all, completed=number, description=f"rung {number + 1} of {self._total}: {name}")
-        self._progress.reset(self._now, total=None, description="")
+        self._listener.begin(number, self._total, f"rung {name}")
+        self._what = ""
 
     def phase(self, what: str, done: int = 0, total: int = 0) -> None:
-        self._progress.update(self._now, description=what or None, completed=done, total=total or None)
-
-    def ended(self, rung: Mapping[str, Any]) -> None:
-        self._progress.advance(self._all)
+        self._what = what or self._what
+        self._listener.step(done, total, self._what)

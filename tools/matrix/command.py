@@ -19,7 +19,7 @@ import click
 from ir.base.diag import LadingError
 from tools.matrix.model import Job, Matrix, Row
 from tools.matrix.rows import PRECISIONS, find_models, given_rows, made_rows, read_kept, record, write_kept
-from tools.shared.cli import EXIT_FAILED, EXIT_INTERRUPTED, QUIET_OPTION, Screen, command, split_list
+from tools.shared.cli import EXIT_FAILED, QUIET_OPTION, Screen, command, split_list, stopped
 
 
 def find_releases(names: str) -> tuple[str, ...]:
@@ -165,15 +165,21 @@ def main(releases, families, precisions, target, models, sources, out, json_file
     pipelines = split_list(precisions)
     if not models:
         _check_pipelines(pipelines, target)
-    with _progress(quiet) as say:
-        rows: Iterator[Row] | None = iter(given_rows(models, sources, matrix, bool(releases))) if models else None
-        found, matrix.unavailable = find_interpreters(matrix.releases, say)
-        job = Job(out, found, jobs, timeout, not resume, say)
-        try:
-            run_matrix(matrix, rows or made_rows(names, pipelines, target, matrix, job), job)
-        except KeyboardInterrupt:
-            click.echo(f"interrupted; {len(matrix.cells)} cells are kept in {out / 'cells'}", err=True)
-            return EXIT_INTERRUPTED
+    try:
+        with screen.progress() as listener:
+            given = given_rows(models, sources, matrix, bool(releases)) if models else None
+            total = (len(names) * len(pipelines) if given is None else len(given)) * len(matrix.releases)
+            listener.phase("looking for the releases")
+            found, matrix.unavailable = find_interpreters(matrix.releases, listener.phase)
+
+            def say(what: str) -> None:
+                listener.step(len(matrix.cells), total, what)
+
+            job = Job(out, found, jobs, timeout, not resume, say)
+            rows = made_rows(names, pipelines, target, matrix, job) if given is None else iter(given)
+            run_matrix(matrix, rows, job)
+    except KeyboardInterrupt as stop:
+        return stopped(stop, f"{len(matrix.cells)} cells are kept in {out / 'cells'}, the same command goes on")
     if not quiet:
         show_matrix(screen.console, matrix)
     write_reports(matrix, {"json": json_file, "markdown": markdown, "html": html})
@@ -207,16 +213,3 @@ def _check_pipelines(pipelines: Sequence[str], target: str) -> None:
         raise LadingError("U972", "no precision is named", hint=f"known: {', '.join(PRECISIONS)}")
     for text in pipelines:
         load(text)
-
-
-def _progress(quiet: bool) -> Any:
-    from contextlib import nullcontext
-
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
-        return nullcontext(lambda what: None)
-    from tools.matrix.report import spinner
-
-    return spinner(console)

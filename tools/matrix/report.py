@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,16 +26,6 @@ def summary(matrix: Matrix) -> str:
     if matrix.reused:
         text += f", {matrix.reused} of them from an earlier run"
     return f"{text}; {matrix.seconds:.0f} s"
-
-
-@contextmanager
-def spinner(console: Console) -> Iterator[Callable[[str], None]]:
-    """A line on the terminal that says what is being done."""
-    from tools.shared.progress import drawing
-
-    with drawing(console) as progress:
-        task = progress.add_task("")
-        yield lambda what: progress.update(task, description=what)
 
 
 def show_matrix(console: Console, matrix: Matrix) -> None:

@@ -77,15 +77,24 @@ class Screen:
 
     @contextmanager
     def progress(self) -> Iterator[Listener]:
-        """A listener that draws phases and a bar on standard error when it is a terminal."""
+        """A listener that draws on standard error where it is a terminal, and else tells a line now and then."""
         from tools.compile.job import Listener
 
-        if self.as_json or self.quiet or not sys.stderr.isatty():
+        if self.as_json or self.quiet:
             yield Listener()
             return
-        from tools.shared.progress import drawn_progress
+        from tools.shared.progress import drawn_progress, plain_progress
 
-        with drawn_progress() as listener:
+        if sys.stderr.isatty():
+            from rich.console import Console
+
+            # Room for the ^C that terminals echo behind the line, which would be left there if it broke the line.
+            console = Console(stderr=True, width=max(20, Console(stderr=True).width - 3))
+            if not console.is_dumb_terminal:
+                with drawn_progress(console) as listener:
+                    yield listener
+                return
+        with plain_progress(lambda line: click.echo(line, err=True)) as listener:
             yield listener
 
 
@@ -121,7 +130,7 @@ def guarded(action: Callable[[], int], as_json: bool) -> int:
         hint = "close other programs, or give the machine more memory"
         return _told(LadingError("U908", f"there is not enough memory: {error}", hint=hint), as_json)
     except KeyboardInterrupt as stop:
-        return _stopped(stop)
+        return stopped(stop)
     except BrokenPipeError:
         give_up_output()
         if written():
@@ -154,11 +163,11 @@ def _last_resort(error: BaseException, as_json: bool) -> int:
     return EXIT_FAULT
 
 
-def _stopped(stop: KeyboardInterrupt) -> int:
-    """Say truly what is there after a signal; returns the exit code."""
+def stopped(stop: KeyboardInterrupt, told: str = "") -> int:
+    """Say truly what is there after a signal, or what is told instead; returns the exit code."""
     number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
     word = "interrupted" if number == signal.SIGINT else f"stopped by {stop}"
-    _say(f"{word}; {'; '.join(getattr(stop, '__notes__', ())) or _what_is_there()}")
+    _say("; ".join([word, told or _what_is_there(), *getattr(stop, "__notes__", ())]))
     return 128 + number
 
 

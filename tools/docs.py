@@ -21,8 +21,8 @@ Installation makes the command `lading`. In a source tree that is not installed,
 `lading compile`, and so on; `python -m tools.main` is `lading` itself. `lading --version` prints the version, `--help`
 or `-h` after a command its options.
 
-Results go to standard output, progress and errors to standard error. A progress bar is drawn when standard error is a
-terminal.
+Results go to standard output, progress and errors to standard error. Progress is drawn when standard error is a terminal;
+elsewhere a plain line comes every ten seconds, later every minute, and none with `--quiet` or `--json`.
 
 | exit code | meaning |
 |---|---|
@@ -31,8 +31,12 @@ terminal.
 | {EXIT_USAGE} | the command line is wrong |
 | {EXIT_UNPROVEN} | written, and not compared with the original, which could not be run |
 | {EXIT_INTERRUPTED} | stopped from the keyboard |
+| 129, 143 | stopped by SIGHUP or SIGTERM |
 
-No command leaves a half-written folder behind."""
+Whatever stops a command, a folder or file that it writes is there as a whole or as it was before: `--force` exchanges the
+old folder and the new one in one step, once the new one is on the disk. Only what the old folder's contract lists is
+removed; a folder that holds anything else is not replaced (B633). What a killed command left beside it, the next one of
+the same output removes. A command that is stopped, or cannot print its result, says what is there."""
 
 _PASSES = """\
 A pass is named in a [pipeline](#named-pipelines) with its options in braces:

@@ -389,12 +389,14 @@ class _Job:
     def _verdict(self, graph: Graph, compilation: Compilation) -> Verdict:
         """What the compilation comes to; unknown keys are no matter where the original implementation agrees."""
         from backends.verdict import verdict_of
+        from ir.base.store import DAMAGED
         from ir.facts.model_card import ModelCard
 
         reading, unread = compilation.reading(), ModelCard.of(graph).unread
         if reading.verified and not reading.doubts:
             self.warnings = [item for item in self.warnings if item.code != "F562"]
-        return verdict_of(compilation.judged(), reading, self.warnings, unread)
+        warnings = [item for item in self.warnings if item.code != DAMAGED]
+        return verdict_of(compilation.judged(), reading, warnings, unread)
 
     def _opened(self) -> tuple[Origin, str, Graph | None]:
         """The model, the backend that it is compiled for, and the graph where it had to be read to choose."""

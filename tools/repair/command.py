@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,9 +88,11 @@ def main(
     Weights keep their codes and scales. PATH is not changed. The result is compared with the original, run by the
     installed MNN or by the environments of python -m tools.releases; the exit code is 4 when that could not be done.
     """
-    done = repair(path, out, target, verify=verify, guard=guard, force=force)
+    screen = Screen(as_json, quiet)
+    with screen.progress() as listener:
+        done = repair(path, out, target, verify=verify, guard=guard, force=force, say=listener.phase)
     if not quiet:
-        Screen(as_json, quiet).data(done.as_dict(), _words(path, done))
+        screen.data(done.as_dict(), _words(path, done))
     return 0 if done.compared or not done.asked else EXIT_UNPROVEN
 
 
@@ -127,6 +130,7 @@ def repair(
     verify: Verify = "none",
     guard: bool = False,
     force: bool = False,
+    say: Callable[[str], None] = lambda phase: None,
 ) -> Repaired:
     """Lift, rewrite, judge and run; the directory appears complete or not at all.
 
@@ -147,11 +151,13 @@ def repair(
     chosen = target(target_name)
     check_target(out, force)
     path = model_of(path)
+    say("reading the model")
     subject = Subject(path)
     require_readable(subject)
     before = examine(path, tuple(PROFILES.values()))
     graph, report = lifted(subject, chosen)
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool, staged_directory(out, force=force, executor=pool) as staging:
+        say("writing the model")
         describe(graph, subject, pool)
         emission = rewrite(graph, subject, staging, chosen, pool)
         after = examine(staging, tuple(PROFILES.values()))
@@ -166,6 +172,7 @@ def repair(
             verify != "none",
             notes=_notes(emission, chosen),
         )
+        say("running the result and the original")
         runs = _runs(chosen, before, after)
         done.outcome = verified(runs, installed_version(), verify, graph, path, staging)
         _write_contract(graph, emission, chosen, report, done.outcome.measurements, guard, pool)

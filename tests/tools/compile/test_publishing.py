@@ -16,8 +16,8 @@ import pytest
 from backends.mnn.backend import LlmCompilation
 from ir.base.diag import LadingError
 from tests.support.code_record import expect_code
-from tests.support.paths import ROOT
 from tests.support.kills.compiled_folder import is_whole
+from tests.support.paths import ROOT
 from tools.compile.job import EXAMPLE, Request, compile_model
 
 COMPILE = (sys.executable, "-m", "tools.compile", str(EXAMPLE), "--verify", "none")
@@ -108,6 +108,11 @@ def processes_of(folder: Path) -> list[int]:
     return found
 
 
+def ours(folder: Path) -> list[str]:
+    """What the compiler puts into a folder for temporary files; other libraries have things of their own there."""
+    return [name for name in listing(folder) if name.startswith("lading-")]
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at /proc")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
 def test_processes_that_run_the_result_end_with_the_command(tmp_path, number):
@@ -127,12 +132,13 @@ def test_processes_that_run_the_result_end_with_the_command(tmp_path, number):
     assert processes_of(temporary) == []
     if number != signal.SIGKILL:
         assert process.returncode == 128 + number and "nothing was written" in told
-        assert listing(temporary) == [] and listing(tmp_path) == ["temporary"]
+        assert ours(temporary) == [] and listing(tmp_path) == ["temporary"]
         return
     # What is left is removed by the next run.
-    assert [name.rpartition("-")[0] for name in listing(temporary)] == [f"lading-{process.pid}"]
+    assert [name.rpartition("-")[0] for name in ours(temporary)] == [f"lading-{process.pid}"]
+    words[words.index("full")] = "quick"
     done = subprocess.run(words, cwd=ROOT, env=environment, timeout=300, check=False)
-    assert done.returncode == 0 and listing(temporary) == [] and listing(tmp_path) == ["out", "temporary"]
+    assert done.returncode == 0 and ours(temporary) == [] and listing(tmp_path) == ["out", "temporary"]
 
 
 def test_a_signal_that_the_caller_ignores_stays_ignored(tmp_path):

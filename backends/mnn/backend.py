@@ -6,12 +6,12 @@ continues, sampling settings, the runtime's own configuration.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from backends.backend import Backend, Compilation, Figures, Made, Order
 from backends.mnn.card import last_size
@@ -135,6 +135,8 @@ class LlmCompilation(Compilation):
         compare = self.order.verify != "none"
         lines = self.order.options.get("text")
         job = tokenizer_request(self.tokenizer, folder, self.target, compare=compare, lines=lines)
+        if self.order.origin.frontend == "checkpoint":
+            job = replace(job, model=str(self.order.origin.folder))
         older = not all(release.mtok for release in self.target.releases)
         with TokenizerJob(job) as running, ChatJob(self.tokenizer, older=older) as self._chat_job:
             self._written = running.result
@@ -241,7 +243,7 @@ class LlmCompilation(Compilation):
             graph,
             self.folder,
             tokenizer=self._tokenizer_files(graph),
-            sampling=ModelCard.of(graph).sampling,
+            sampling=self._sampling(graph),
             target=self.target,
             settings=self._settings(graph),
             executor=self.order.pool,
@@ -250,6 +252,17 @@ class LlmCompilation(Compilation):
         )
         self.warnings += sampling_warnings(self.emission)
         self.order.lap("write")
+
+    def _sampling(self, graph: Graph) -> Mapping[str, Any]:
+        """The settings for generation: of the checkpoint, else of the folder with the tokenizer."""
+        card = ModelCard.of(graph)
+        if self.order.origin.frontend == "checkpoint" or self.tokenizer is None:
+            return card.sampling
+        from frontends.checkpoint.generation import read_generation
+
+        found = read_generation(self.tokenizer)
+        self.warnings += found.warnings
+        return found.given
 
     def _settings(self, graph: Graph) -> Settings:
         """What suits the stored widths, unless the user says otherwise."""
@@ -303,9 +316,9 @@ class LlmCompilation(Compilation):
         )
         self.verification.require()
         self.warnings += self.verification.warnings
-        self.tried = [version]
+        self.tried = [version] if self.verification.trial is not None else []
         if order.verify == "full":
-            self._try_others(self._prompts(graph)[0], _vocabulary(graph))
+            self._try_others()
         order.say("waiting for the releases to render chats")
         chats()
         order.lap("verify")
@@ -323,21 +336,21 @@ class LlmCompilation(Compilation):
         assert written is not None
         return written.samples
 
-    def _try_others(self, prompt: Sequence[int], rows: int) -> None:
+    def _try_others(self) -> None:
         """Sample on every other release of the target that this machine can run."""
         from backends.mnn.target.environments import interpreters
-        from backends.mnn.verify.logits import LEVELS
-        from backends.mnn.verify.sampling import trial, try_release
+        from backends.mnn.verify.sampling import try_release
 
-        ends = self._ends
+        assert self.verification is not None
+        if self.verification.trial is None:
+            return
         for version, python in interpreters().items():
             if version in self.tried or version not in self.target.versions:
                 continue
             self.order.say(f"sampling on MNN {version}")
             sampler = next(one for releases, one in self.emission.samplers.values()
                            if version in [release.version for release in releases])  # fmt: skip
-            found = trial(prompt, LEVELS["full"].sampled, ends, rows)
-            if problems := try_release(self.emission.folder, version, python, found, sampler):
+            if problems := try_release(self.emission.folder, version, python, self.verification.trial, sampler):
                 raise LadingError.of(problems)
             self.tried.append(version)
 

@@ -11,6 +11,9 @@ from backends.mnn.target.releases import Release
 USUAL_STEPS = ("topK", "tfs", "typical", "topP", "min_p", "temperature")
 """``mixed_samplers`` where it is absent."""
 
+SMALLEST = 1e-45
+"""Numbers below this are 0 to MNN, which reads them as 32-bit floats."""
+
 _DRAWING = ("topK", "topP", "minP", "min_p", "tfs", "typical", "temperature")
 
 
@@ -59,7 +62,7 @@ def hazard(config: Mapping[str, Any], release: Release) -> str:
         return "mixed_samplers is empty: crash when loading"
     if "topK" in found.steps and found.top_k < 1 and release.no_top_k == "crash":
         return f"topK is {found.top_k:g}: crash at the first token"
-    if "topP" in found.steps and found.top_p <= 0 and release.no_top_p == "crash":
+    if "topP" in found.steps and found.top_p < SMALLEST and release.no_top_p == "crash":
         return f"topP is {found.top_p:g}: crash at the first token"
     if found.temperature == 0 and set(found.steps) & {"temperature", "topP", "typical", "tfs", "minP"}:
         return "temperature is 0, by which MNN divides: the last token that is left is taken, however unlikely"
@@ -73,7 +76,7 @@ def harmless(config: Mapping[str, Any], releases: Sequence[Release]) -> dict[str
         return {}
     read = [read_sampler(config, release) for release in releases]
     steps = [step for step in read[-1].steps if step != "topK" or all(item.top_k >= 1 for item in read)]
-    cold = any(item.temperature == 0 or (item.top_p <= 0 and "topP" in item.steps) for item in read)
+    cold = any(item.temperature == 0 or (item.top_p < SMALLEST and "topP" in item.steps) for item in read)
     if cold or not read[-1].steps:
         steps = [*(step for step in steps if step not in _DRAWING and step != "greedy"), "greedy"]
     elif not set(steps) & {"temperature", "greedy"}:

@@ -13,6 +13,9 @@ import numpy as np
 
 from frontends.checkpoint.generation import effective
 
+ROUNDING = 1e-4
+"""How far sums of probabilities may be off."""
+
 
 def scores(given: Mapping[str, Any], logits: np.ndarray, history: Sequence[int], ends: Collection[int]) -> np.ndarray:
     """Scores float64 [vocabulary] that the token is drawn or chosen by.
@@ -49,9 +52,11 @@ def out_of_reach(
 ) -> bool:
     """Whether a token cannot have been chosen, whatever was rounded.
 
-    `slack` is how far logits may be off: a token whose logit is so near to that of a possible one is possible too.
+    `slack` is how far logits may be off: a token whose logit is so near to that of a possible one is possible too. Sums of
+    probabilities may be off by `ROUNDING`.
     """
-    found = scores(given, logits, history, ends)
+    wider = {key: min(1.0, given[key] + ROUNDING) for key in ("top_p", "typical_p") if key in given}
+    found = scores({**given, **wider}, logits, history, ends)
     possible = np.isfinite(found) if effective(given)["do_sample"] else found >= found.max()
     if possible[token]:
         return False

@@ -19,6 +19,9 @@ from frontends.checkpoint.generation import effective, unused
 COLD = 1e-4
 """A temperature below this means the most likely token; 0 makes MNN divide by zero."""
 
+LITTLE = 1e-6
+"""A top-p below this keeps the most likely token alone; MNN may read it as 0, at which 3.4 crashes."""
+
 MOST_PENALTY = 10.0
 """MNN takes a larger repetition penalty for this one."""
 
@@ -196,7 +199,7 @@ def _steps(settings: Mapping[str, Any], rows: int) -> list[str]:
 def _single(settings: Mapping[str, Any]) -> bool:
     """Whether only the most likely token can be drawn."""
     cold = settings["temperature"] < COLD
-    return cold or settings["top_k"] == 1 or settings["top_p"] == 0 or settings["min_p"] == 1
+    return cold or settings["top_k"] == 1 or settings["top_p"] < LITTLE or settings["min_p"] == 1
 
 
 def _never(settings: Mapping[str, Any]) -> Iterator[Lost]:

@@ -138,13 +138,16 @@ class TokenizerSpec:
         return next((text for text, known in self.vocab.items() if known == token), None)
 
 
-def load_tokenizer(folder: Path, model_vocab_size: int | None = None, template: str = "default") -> TokenizerSpec:
+def load_tokenizer(
+    folder: Path, model_vocab_size: int | None = None, template: str = "default", model: Path | None = None
+) -> TokenizerSpec:
     """Read the tokenizer files of a checkpoint folder.
 
     Args:
         folder: holds at least `tokenizer.json`.
         model_vocab_size: rows of the embedding; from `config.json` when None.
         template: which chat template to take where the files name several.
+        model: folder of the model, where it is another one; end tokens that it names count too.
 
     Raises:
         LadingError: B640 no tokenizer.json; B641 unreadable or malformed; B642 model; B647 added token;
@@ -155,8 +158,8 @@ def load_tokenizer(folder: Path, model_vocab_size: int | None = None, template: 
     settings = _read_json(folder / "tokenizer_config.json")
     config = _read_json(folder / "config.json")
     size = _vocab_size(folder, config) if model_vocab_size is None else model_vocab_size
-    model = _section(data, "model", folder)
-    kind, vocab, merges, scores = _read_model(model, folder)
+    section = _section(data, "model", folder)
+    kind, vocab, merges, scores = _read_model(section, folder)
     notes: list[str] = []
     older = _read_json(folder / "special_tokens_map.json")
     more = named_tokens(settings, older, _read_json(folder / "added_tokens.json"))
@@ -165,15 +168,17 @@ def load_tokenizer(folder: Path, model_vocab_size: int | None = None, template: 
     chat = _chat_template(folder, settings, template)
     known = _Known(vocab, added, size)
     prefix, suffix = _ids_around(folder, data, known)
-    ends = find_ends(_end_files(folder, config, settings, older), known.id_of, known.count, _special(added), chat)
+    ends = find_ends(
+        _end_files(folder, model, config, settings, older), known.id_of, known.count, _special(added), chat
+    )
     spec = TokenizerSpec(
         folder=str(folder),
         kind=kind,
         vocab=vocab,
         merges=merges,
         scores=scores,
-        unk=_unknown(model, kind),
-        options={key: value for key, value in model.items() if key not in ("vocab", "merges")},
+        unk=_unknown(section, kind),
+        options={key: value for key, value in section.items() if key not in ("vocab", "merges")},
         normalizer=data.get("normalizer"),
         pre_tokenizer=data.get("pre_tokenizer"),
         decoder=data.get("decoder"),
@@ -518,21 +523,34 @@ def _special(added: tuple[AddedToken, ...]) -> list[str]:
 
 
 def _end_files(
-    folder: Path, config: Mapping[str, Any], settings: Mapping[str, Any], older: Mapping[str, Any]
+    folder: Path,
+    model: Path | None,
+    config: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    older: Mapping[str, Any],
 ) -> EndFiles:
     """What the files of a checkpoint say of the end of generation."""
-    inner = config.get("text_config")
     generation = _read_json(folder / "generation_config.json")
+    ids, strings = _end_ids(config, generation), generation.get("stop_strings")
+    if model is not None and model.resolve() != folder.resolve():
+        generation = _read_json(model / "generation_config.json")
+        ids += _end_ids(_read_json(model / "config.json"), generation)
+        strings = generation.get("stop_strings", strings)
     return EndFiles(
         str(folder),
-        [
-            ("generation_config.json", generation.get("eos_token_id")),
-            ("config.json", config.get("eos_token_id")),
-            ("config.json", inner.get("eos_token_id") if isinstance(inner, dict) else None),
-        ],
+        ids,
         [
             ("tokenizer_config.json", settings.get("eos_token")),
             ("special_tokens_map.json", older.get("eos_token")),
         ],
-        generation.get("stop_strings"),
+        strings,
     )
+
+
+def _end_ids(config: Mapping[str, Any], generation: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    inner = config.get("text_config")
+    return [
+        ("generation_config.json", generation.get("eos_token_id")),
+        ("config.json", config.get("eos_token_id")),
+        ("config.json", inner.get("eos_token_id") if isinstance(inner, dict) else None),
+    ]

@@ -92,6 +92,7 @@ class TokenizerRequest:
         text: name of the text form's file; empty for none.
         compare: count differences of the text form from the original.
         lines: file whose lines are compared too; empty for none.
+        model: folder of the model where it may be another one: its end tokens count too; empty for none.
     """
 
     source: str
@@ -101,6 +102,7 @@ class TokenizerRequest:
     text: str
     compare: bool = False
     lines: str = ""
+    model: str = ""
 
 
 class TokenizerJob:
@@ -152,7 +154,7 @@ def write_files(request: TokenizerRequest) -> TokenizerFiles:
     from backends.mnn.tokenizer.forms import encode_mtok, encode_text, inexact, jinja_template, raw_reasons
     from backends.mnn.tokenizer.spec import load_tokenizer
 
-    spec = load_tokenizer(Path(request.source))
+    spec = load_tokenizer(Path(request.source), model=Path(request.model) if request.model else None)
     out = Path(request.out)
     exact_reasons, text_reasons = [], []
     if request.exact:

@@ -134,6 +134,8 @@ class Verification:
     """Ids that the runtime decoded greedily after the first prompt."""
     encoded: list[list[int] | None] = field(default_factory=list)
     """Ids that the runtime made of the texts; None for one that it cannot be given."""
+    trial: Trial | None = None
+    """What was sampled, for further releases."""
 
     def require(self) -> None:
         """Raise the problems, if there are any."""
@@ -199,7 +201,7 @@ def verify(
     work.rest()
     found = Verification(work.measurements(), load_s=work.exact.load_s, sample=work.sample())
     found.activations = work.activations.result() if work.quantizes else None
-    found.encoded = work.encoded
+    found.encoded, found.trial = work.encoded, work.trial
     _judge(found, work, subject.final, max_kl)
     found.problems += work.sampling_problems()
     return found

@@ -52,6 +52,7 @@ def drawn(*steps: str, **keys: Any) -> dict[str, Any]:
         ({"do_sample": True, "top_k": ROWS - 1}, drawn("topK", top_k=ROWS - 1)),
         ({"do_sample": True, "top_k": 1}, {"sampler_type": "greedy"}),
         ({"do_sample": True, "top_p": 0}, {"sampler_type": "greedy"}),
+        ({"do_sample": True, "top_p": 1e-50}, {"sampler_type": "greedy"}),
         ({"do_sample": True, "min_p": 1}, {"sampler_type": "greedy"}),
         ({"do_sample": True, "min_p": 0}, drawn("topK", top_k=50)),
         ({"do_sample": True, "temperature": 0}, {"sampler_type": "greedy"}),

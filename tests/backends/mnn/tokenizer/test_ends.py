@@ -142,3 +142,11 @@ def test_the_end_token_of_the_map_goes_before_the_settings_as_in_transformers(tm
     spec = load(tmp_path, **files)
     assert spec.eos == AutoTokenizer.from_pretrained(tmp_path / "model").eos_token == "<|endoftext|>"
     assert json.loads((tmp_path / "model" / "special_tokens_map.json").read_text()) and set(spec.stop_ids) == {0, 2}
+
+
+def test_another_folders_tokenizer_ends_where_the_model_ends_too(tmp_path):
+    tokenizer = edited(tmp_path / "tokenizer", generation_config={"eos_token_id": 2})
+    model = edited(tmp_path / "model", generation_config={"eos_token_id": 7, "stop_strings": "<|im_start|>"})
+    assert load_tokenizer(tokenizer).stop_ids == (2,)
+    assert load_tokenizer(tokenizer, model=model).stop_ids == (2, 7, 1)
+    assert load_tokenizer(model, model=model).stop_ids == load_tokenizer(model).stop_ids == (7, 1)

@@ -18,6 +18,7 @@ from ir.base.diag import LadingError
 from tests.support.checkpoints import make_checkpoint
 from tests.support.runs import compiled, each_release, interpreters
 from tools.compile.job import Request, Result, compile_model
+from tools.shared.formats import Formats
 
 PROMPT = [5, 6, 7, 8]
 DRAWN = {"do_sample": True, "top_k": 3, "eos_token_id": 2}
@@ -119,3 +120,12 @@ def test_settings_without_effect_and_the_end_are_told(tmp_path):
     text = "the most likely token, at most 64 new tokens (temperature, top_p without effect, as do_sample is not true)"
     assert lines["sampler"] == text
     assert lines["ends at"] == "<|im_end|> (2), <|im_start|> (1)"
+
+
+def test_a_model_that_is_no_checkpoint_generates_as_the_folder_of_its_tokenizer_says(tmp_path):
+    source = checkpoint(tmp_path / "model", **DRAWN)
+    formats = Formats()
+    formats.write(formats.read(str(source)), str(tmp_path / "model.onnx"))
+    request = Request(str(tmp_path / "model.onnx"), tmp_path / "out", "int8", verify="none", tokenizer=source)
+    found = compile_model(request).contract.generation
+    assert found is not None and found.samplers[0].mode == "sample" and [end.id for end in found.ends] == [2]

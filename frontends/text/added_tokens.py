@@ -127,7 +127,7 @@ def _token(row: Mapping[str, Any], source: str, number: int | None) -> NamedToke
 def _whole(text: Any) -> int | None:
     try:
         return int(text)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 

@@ -1,7 +1,7 @@
 """Which tokens transformers may choose, worked out from its definitions and from nothing of MNN.
 
 The processors of transformers in its order: biases, repetition penalty, forbidden tokens, then, where tokens are drawn,
-temperature, top-k, top-p and typical. Scores of a step are float64 and minus infinity for tokens that are out.
+temperature, top-k, top-p, min-p and typical. Scores of a step are float64 and minus infinity for tokens that are out.
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ def scores(given: Mapping[str, Any], logits: np.ndarray, history: Sequence[int],
         found = _kept(found, found >= np.partition(found, -settings["top_k"])[-settings["top_k"]])
     if settings["top_p"] < 1:
         found = _top_p(found, settings["top_p"])
+    if settings["min_p"]:
+        odds = probabilities(found)
+        found = _kept(found, odds >= settings["min_p"] * odds.max())
     if settings["typical_p"] < 1:
         found = _typical(found, settings["typical_p"])
     return found

@@ -93,4 +93,12 @@ def test_tokens_without_a_row_are_not_taken(tmp_path):
 def test_what_is_no_token_is_passed_over(tmp_path):
     odd = {"added_tokens_decoder": {"x": {"content": "<k>"}, "3": "<str>", "4": {}, "5": {"content": ""}}}
     folder = folder_with(tmp_path, tokenizer_config={**odd, "odd_token": 3, "add_bos_token": True})
+    (tmp_path / "added_tokens.json").write_text('{"<i>": Infinity, "": 3}')
     assert [item.content for item in read_named_tokens(folder)] == ["<k>", "<|im_end|>", "<|endoftext|>"]
+
+
+def test_an_id_that_no_number_is_leaves_the_token(tmp_path):
+    folder = folder_with(tmp_path)
+    (tmp_path / "added_tokens.json").write_text('{"<i>": Infinity, "<j>": "x", "": 3}')
+    assert [item.content for item in read_named_tokens(folder)][:2] == ["<i>", "<j>"]
+    assert [token.id for token in load_tokenizer(folder).added[-2:]] == [2048, 2049]

@@ -20,6 +20,7 @@ def drawn_settings(rng: np.random.Generator, last: int) -> dict[str, Any]:
         "temperature": [0.3, 1.0, 2.2],
         "top_k": [0, 1, 5, 150, 1000],
         "top_p": [0.0, 0.3, 0.9, 1.0],
+        "min_p": [0.0, 0.1, 1.0],
         "typical_p": [0.2, 0.9, 1.0],
         "repetition_penalty": [0.8, 1.4, 3.0],
         "suppress_tokens": [[3, 4, 5]],

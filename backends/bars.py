@@ -86,8 +86,12 @@ class Loss:
         """True when trained models lose as much at this width."""
         return self.text and self.kl <= KL_USUAL[self.bits] * self.rounded and self.top1 >= TOP1_USUAL[self.bits]
 
-    def __str__(self) -> str:
-        return f"KL {self.kl:.1e}, top-1 {self.top1:.1%}, {'usual for ' if self.usual else ''}{self.bits} bits"
+    def told(self, trained: bool) -> str:
+        """The loss in a few words; of a model that looks untrained it says nothing."""
+        lost = f"KL {self.kl:.1e}, top-1 {self.top1:.1%}"
+        if not trained:
+            return f"{lost}, not judged since the checkpoint looks untrained"
+        return f"{lost}, {'usual for ' if self.usual else ''}{self.bits} bits"
 
 
 def judged(loss: Loss, code: str, hint: str, *, trained: bool, bar: float | None = None) -> list[Diagnostic]:

@@ -360,10 +360,10 @@ class LlmCompilation(Compilation):
 
     def judged(self) -> str | None:
         """The release that ran, and what was lost there."""
-        if self.verification is None:
+        found = self.verification
+        if found is None or found.loss is None:
             return None
-        release = self.verification.measurements[0].release
-        return f"on MNN {release}: {self.verification.loss}"
+        return f"on MNN {found.measurements[0].release}: {found.loss.told(found.trained)}"
 
     def reading(self) -> Reading:
         """Whether the checkpoint was read right."""

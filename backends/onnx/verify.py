@@ -256,7 +256,7 @@ def _beyond_width(
     rounded = ROUNDED if narrowest <= 8 else 1.0
     if found.kl is not None and found.top1 is not None:
         loss = Loss(found.kl, found.top1, narrowest, "onnxruntime", rounded, text=False)
-        return judged(loss, "V711", HINT, trained=trained, bar=max_kl), str(loss)
+        return judged(loss, "V711", HINT, trained=trained, bar=max_kl), loss.told(trained)
     limit = ERROR_BARS[narrowest] * rounded
     if narrowest == 32 and _halves(graph):
         limit = HALF_BAR

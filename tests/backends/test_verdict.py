@@ -51,6 +51,7 @@ def benchmark_rows():
 def test_what_widths_cost_on_trained_models_is_usual(row, bits):
     loss = Loss(row["kl"], row["top1"], bits, "the shipped settings")
     assert loss.usual and not loss.problem and judged(loss, "V701", "", trained=True) == []
+    assert loss.told(trained=True).endswith(f"usual for {bits} bits")
 
 
 def test_every_bar_is_looser_than_what_is_usual_and_than_that_of_more_bits():
@@ -116,6 +117,8 @@ def test_an_untrained_checkpoint_is_named_and_not_judged_by_the_bars_of_trained_
     result = compile_model(Request(str(make(tmp_path / "model")), tmp_path / "out", "int4"))
     assert "V721" in [item.code for item in result.warnings]
     assert result.verdict.outcome == "passed with warnings" and "V721" in result.verdict.text
+    assert "not judged since the checkpoint looks untrained" in result.verdict.text
+    assert "usual" not in result.verdict.text
     assert read(tmp_path / "out").verdict.text == result.verdict.text
 
 

@@ -89,8 +89,10 @@ def refuse_other_kind(folder: Path, names: Collection[str]) -> None:
         some = ", ".join(inside[:4]) + (f" and {len(inside) - 4} more" if len(inside) > 4 else "")
         hint = f"give one of them, such as {folder / inside[-1]}"
         raise LadingError("F566", f"the checkpoint is not here but in a folder below: {some}", str(folder), hint)
-    if any(name in names for name in TOKENIZER_FILES) and not any(
-        name.endswith((".bin", ".gguf", ".pt")) for name in names
+    if (
+        "config.json" not in names
+        and any(name in names for name in TOKENIZER_FILES)
+        and not any(name.endswith((".bin", ".gguf", ".pt")) for name in names)
     ):
         hint = "give the folder with the weights too; --tokenizer takes this one"
         raise LadingError("F566", "this folder holds a tokenizer and no weights", str(folder), hint)

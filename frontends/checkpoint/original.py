@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -61,6 +58,8 @@ def original_logits(
         parameters, vocabulary: sizes of the model, for the limits.
         timeout_s: limit of time; None takes one by the size.
     """
+    import tempfile
+
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         return Original(reason=f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} not installed")
@@ -98,6 +97,9 @@ def free_memory() -> int | None:
 
 
 def _run(place: Path, count: int, timeout_s: float) -> Original:
+    import subprocess
+    from zipfile import BadZipFile
+
     quiet = {
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",

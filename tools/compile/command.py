@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 @click.option("--target", help="What it must run on; for MNN 'portable', which is the default, a release, or "
               "'>=3.5,<3.6.1'.")  # fmt: skip
 @click.option("--verify", type=click.Choice(["none", "quick", "full"]), default="quick", show_default=True,
-              help="How much to read back and run on the installed runtime.")  # fmt: skip
+              help="How much to read back and run on the installed runtime; full also runs transformers, where it is "
+              "installed.")  # fmt: skip
 @click.option("--text", type=click.Path(path_type=Path), help="File whose perplexity is measured; the example has one.")
 @click.option("--calibration", type=click.Path(path_type=Path), metavar="FILE",
               help="Text or JSONL of chats to measure with; default a sample that comes with the package.")  # fmt: skip

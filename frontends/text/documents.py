@@ -9,6 +9,8 @@ place: nothing is measured on the punctuation of a data format.
 from __future__ import annotations
 
 import codecs
+import csv
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +22,8 @@ from ir.base.diag import LadingError
 
 LINES = (".jsonl", ".ndjson")
 """Suffixes of files with a row a line."""
+TABLES = {".csv": ",", ".tsv": "\t"}
+"""Suffixes of tables, and what stands between their fields."""
 EXCERPTS = 64
 """Number of excerpts that are read of a file which is longer than the text that is wanted."""
 SMALL = 1 << 20
@@ -76,7 +80,8 @@ def read_documents(path: Path, budget: int) -> Iterator[Document]:
             file.seek(0)
             head = file.read(1 << 16)
             check_is_text(head, size, path)
-            if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or _is_document(head, suffix):
+            wide = head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+            if wide or suffix in TABLES or _is_document(head, suffix):
                 if size > MOST_JSON:
                     message = (
                         f"the file has {size} bytes, and a JSON document or UTF-16 of more than {MOST_JSON} is not read"
@@ -203,6 +208,9 @@ def _whole(text: str, path: Path, budget: int) -> Iterator[Document]:
     if suffix in LINES:
         yield from parsed_lines(text, where)
         return
+    if suffix in TABLES:
+        yield from _table(text, TABLES[suffix], where)
+        return
     try:
         data = _loaded(text)
     except ValueError as error:
@@ -223,6 +231,19 @@ def _whole(text: str, path: Path, budget: int) -> Iterator[Document]:
     for number, row in enumerate(rows):
         if number % step == 0:
             yield _known(row, f"{where}, row {number + 1}")
+
+
+def _table(text: str, between: str, where: str) -> Iterator[Document]:
+    """The rows of a table whose first line names the columns.
+
+    Raises:
+        LadingError: Q432 a row is neither a chat nor a text, or the table is damaged.
+    """
+    try:
+        for number, row in enumerate(csv.DictReader(io.StringIO(text), delimiter=between), 1):
+            yield _known({key: value for key, value in row.items() if isinstance(key, str)}, f"{where}, row {number}")
+    except csv.Error as error:
+        raise LadingError("Q432", f"the table cannot be read: {error}", where, FORMS) from error
 
 
 def _rows(data: Any) -> list[Any] | None:

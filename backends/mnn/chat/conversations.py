@@ -36,6 +36,7 @@ class Conversation:
         tools: functions that are offered.
         variables: what an application may tell the template besides.
         prompt: the assistant's turn is begun; False as while training, and for keys of cached prompts.
+        bare: the question is handed over as a text, as applications do that know one turn at a time.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Conversation:
     tools: Sequence[Mapping[str, Any]] | None = None
     variables: Mapping[str, Any] = field(default_factory=dict)
     prompt: bool = True
+    bare: bool = False
 
     @property
     def plain(self) -> bool:
@@ -66,6 +68,7 @@ _LONG = [_say("user" if number % 2 == 0 else "assistant", f"Turn {number}.") for
 
 CONVERSATIONS = (
     Conversation("one question", [_ASK]),
+    Conversation("one question as a text", [_ASK], bare=True),
     Conversation("system prompt", [_SYSTEM, _ASK]),
     Conversation("three turns", [_ASK, _say("assistant", "It is 4."), _say("user", "And 3 + 3?")]),
     Conversation("system prompt, many turns", [_SYSTEM, *_LONG]),
@@ -78,7 +81,7 @@ CONVERSATIONS = (
     ),
     Conversation("reasoning in the last answer", [_ASK, _say("assistant", _THOUGHT)], prompt=False),
     Conversation("without thinking", [_ASK], variables={"enable_thinking": False}),
-    Conversation("empty contents", [_say("system", ""), _say("user", ""), _say("assistant", ""), _ASK]),
+    Conversation("empty contents", [_say("user", ""), _say("assistant", ""), _ASK]),
     Conversation(
         "letters of the world",
         [

@@ -20,7 +20,7 @@ from frontends.text.chat_template import ChatTemplate, chat_template
 from ir.base.diag import LadingError
 
 LIMITS = Limits(seconds=20)
-"""For a template's 17 conversations, which take some hundredths of a second."""
+"""For a template's 18 conversations, which take some hundredths of a second."""
 BOTH = (False, True)
 """With and without the begin of the assistant's turn."""
 

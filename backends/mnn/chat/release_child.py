@@ -2,7 +2,7 @@
 
 A stand-alone script: ``python -I release_child.py FOLDER``. It needs MNN alone, imports nothing of this project and keeps
 to Python 3.8, because it runs under the interpreter of whatever release is asked. FOLDER holds ``request.json``:
-``groups``, each with ``jinja`` (the object of llm_config.json) and ``chats`` (lists of {role, content}). The engine makes
+``groups``, each with ``jinja`` (the object of llm_config.json) and ``chats`` (questions, or lists of {role, content}). The engine makes
 its renderer before it opens the model, so an empty file in the model's place is enough, whose loading fails.
 
 After each chat one line goes to ``results.jsonl``: ``group``, ``chat``, and ``text`` or ``error``; a line with the group

@@ -136,8 +136,10 @@ def _run(
     return run_child(SCRIPT, request, interpreter=interpreter, timeout_s=limit, memory_limit=MEMORY)
 
 
-def _messages(conversation: Conversation, rich: bool) -> list[dict[str, str]]:
+def _messages(conversation: Conversation, rich: bool) -> str | list[dict[str, str]]:
     """Messages as the interface takes them; from 3.5 on a whole message may stand in the content of the role json."""
+    if conversation.bare:
+        return str(conversation.messages[-1]["content"])
     if conversation.plain or not rich:
         return [dict(item) for item in conversation.messages]
     return [{"role": "json", "content": json.dumps(item, ensure_ascii=False)} for item in conversation.messages]

@@ -22,6 +22,7 @@ written                   why
 macros with defaults      3.5+ ignores the defaults
 `set` of blocks, tuples   3.5+ prints the block; 3.4 crashes on a tuple that is not a list
 `tools is not none`       what transformers hands over as none is undefined in the runtime
+empty system prompt       3.4 puts one in front of a question that is handed over as a text
 roles of messages         3.4 moves system prompts and tool results into a user's turn unless the template passes a trial
 ========================  ==============================================================================================
 
@@ -78,6 +79,12 @@ MACROS = {
     ),
 }
 """JSON with the keys of objects in their own order, in one line or indented."""
+WITHOUT_EMPTY = (
+    "{% if ('a'|tojson) == 'a' and messages|length != 0 and messages[0].role == 'system' and messages[0].content == '' %}"
+    "{% set messages = messages[1:] %}{% endif %}"
+)
+"""Drops an empty system message on 3.4, which is known by its texts without quotes: its interface puts one in front of a
+question that is handed over as a text."""
 TRIAL = (
     "{% for turn in messages %}{% if turn.content is defined and turn.content == '<System Needle>' %}{{ turn.content }}"
     "{% endif %}{% if turn.name is defined and turn.name == 'test_tool1' and turn.content == 'Some response!' %}"
@@ -148,7 +155,8 @@ class _Rewriter:
         lead = [self._given(name) for name in HANDED_OVER if self._asked(body, name)]
         found = self.block(body)
         if self.older:
-            self.fired.add("roles of messages")
+            self.fired |= {"roles of messages", "empty system prompt"}
+            lead = [*self.environment.parse(WITHOUT_EMPTY).body, *lead]
             found += self.block(self.environment.parse(TRIAL).body)
         helpers = [item for name in sorted(self.helpers) for item in self.environment.parse(MACROS[name]).body]
         return [*helpers, *lead, *found]

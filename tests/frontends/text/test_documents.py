@@ -80,6 +80,19 @@ def test_one_chat_is_a_document_of_one_row(tmp_path: Path) -> None:
     assert read(tmp_path / "one.json") == [TURN]
 
 
+def test_tables(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(
+        'id,instruction,input,output\n1,"Say, ""hi""",,hi\n2,Add.,"1\n2",3\n', encoding="utf-8-sig"
+    )
+    (tmp_path / "t.tsv").write_text("text\tsource\nein Satz\tbuch\n")
+    (tmp_path / "pairs.csv").write_text("src,tgt\na,b\n")
+    (tmp_path / "long.csv").write_text(f"text\n{'x' * 200_000}\n")
+    assert [item[0]["content"] for item in read(tmp_path / "t.csv")] == ['Say, "hi"', "Add.\n\n1\n2"]
+    assert read(tmp_path / "t.tsv") == ["ein Satz"]
+    assert "row 1" in str(code(tmp_path / "pairs.csv")) and "'src', 'tgt'" in str(code(tmp_path / "pairs.csv"))
+    assert code(tmp_path / "long.csv").code == "Q432"
+
+
 def test_tools_stand_beside_the_messages() -> None:
     tools = [{"type": "function", "function": {"name": "f"}}]
     for given in (tools, json.dumps(tools)):

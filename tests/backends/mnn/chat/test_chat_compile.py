@@ -71,10 +71,10 @@ def test_what_renders_otherwise_is_said(tmp_path: Path) -> None:
     )
     found = [item for item in result.warnings if item.code == "B770"]
     assert len(found) == 1 and found[0].severity == "warning"
-    assert f"MNN {HERE} renders 17 of 17 chats otherwise: one question" in found[0].message
-    assert "other text on 3.6.1: one question and 16 more" in dict(result.lines)["chat"]
+    assert f"MNN {HERE} renders 18 of 18 chats otherwise: one question" in found[0].message
+    assert "other text on 3.6.1: one question and 17 more" in dict(result.lines)["chat"]
     chat = c.read(tmp_path / "out").chat
-    assert chat is not None and len(chat.runs[0].differing) == 17 and not chat.untried
+    assert chat is not None and len(chat.runs[0].differing) == 18 and not chat.untried
     assert any(item.code == "B770" for item in c.read(tmp_path / "out").warnings)
 
 
@@ -125,7 +125,7 @@ def test_the_original_is_kept_where_it_turns_out_better() -> None:
     assert jinja["chat_template"] == lead + "{{ 'worse' }}"
     report = tried(plan, jinja, {HERE: sys.executable}, (HERE, "3.4.0"))
     assert not report.rewritten and report.written["chat_template"] == lead + source
-    assert report.text() == f"template as it is; 17 chats as the original on {HERE}"
+    assert report.text() == f"template as it is; 18 chats as the original on {HERE}"
     assert report.untried == ("3.4.0",) and report.contract().rewritten == ()
 
 
@@ -135,12 +135,12 @@ def test_the_lines_of_several_releases() -> None:
     other = [replace(item, verdict="differs") if item.name.startswith("tool") else item for item in same]
     report = ChatReport(plan, {"chat_template": ""}, True, {"3.4.0": other, "3.4.1": other, "3.5.0": same}, ())
     assert report.text().splitlines() == [
-        "template rewritten; 17 chats as the original on 3.5.0",
+        "template rewritten; 18 chats as the original on 3.5.0",
         "other text on 3.4.0 to 3.4.1: tools and 2 more",
     ]
     assert all(len(line) < 69 for line in report.text().splitlines())
     (warning,) = report.warnings()
-    assert "MNN 3.4.0 and 3.4.1 render 3 of 17 chats otherwise: tools, tool call" in warning.message
+    assert "MNN 3.4.0 and 3.4.1 render 3 of 18 chats otherwise: tools, tool call" in warning.message
 
 
 def test_crashes_are_named_by_release() -> None:

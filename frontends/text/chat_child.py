@@ -215,11 +215,12 @@ class Template:
         Raises:
             ValueError: the template is not valid.
         """
-        from jinja2 import TemplateError
-
         try:
             self._template = environment(now).from_string(source)
-        except (TemplateError, RecursionError) as error:
+        except MemoryError:
+            raise
+        # Whatever the template makes of jinja2 and of Python's compiler: too deep, too many blocks, no syntax.
+        except Exception as error:
             raise ValueError(str(error) or type(error).__name__) from error
         self._tokens = dict(tokens)
 

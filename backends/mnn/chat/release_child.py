@@ -2,8 +2,9 @@
 
 A stand-alone script: ``python -I release_child.py FOLDER``. It needs MNN alone, imports nothing of this project and keeps
 to Python 3.8, because it runs under the interpreter of whatever release is asked. FOLDER holds ``request.json``:
-``groups``, each with ``jinja`` (the object of llm_config.json) and ``chats`` (questions, or lists of {role, content}). The engine makes
-its renderer before it opens the model, so an empty file in the model's place is enough, whose loading fails.
+``groups``, each with ``jinja`` (the object of llm_config.json) and ``chats`` (questions, or lists of {role, content}),
+``seconds`` that a group may take and ``memory`` that all may. The engine makes its renderer before it opens the model, so
+a file of one byte is enough in the model's place, whose loading fails.
 
 After each chat one line goes to ``results.jsonl``: ``group``, ``chat``, and ``text`` or ``error``; a line with the group
 and the chat -1 says that the group's template was taken in.
@@ -46,6 +47,18 @@ def engine(folder: str, number: int, jinja: dict[str, Any]) -> Any:
     return made
 
 
+def limit_memory(more: int) -> None:
+    """Let this process map so many bytes more than it has by now; what libraries map for threads depends on the machine."""
+    try:
+        import resource
+
+        with open("/proc/self/statm") as file:
+            mapped = int(file.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (mapped + more, mapped + more))
+    except (ImportError, OSError, ValueError):
+        pass  # no Linux, or a limit that is lower already: the time is limited anyway
+
+
 def main(folder: str) -> None:
     """Answer the request of a folder."""
     with open(os.path.join(folder, "request.json"), encoding="utf-8") as file:
@@ -56,6 +69,9 @@ def main(folder: str) -> None:
             results.write(json.dumps(line) + "\n")
             results.flush()
 
+        import MNN.llm  # noqa: F401
+
+        limit_memory(request["memory"])
         for number, group in enumerate(request["groups"]):
             # Native code does not return to Python while it loops, so the signal ends the process.
             signal.setitimer(signal.ITIMER_REAL, request["seconds"])

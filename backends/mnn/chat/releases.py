@@ -16,8 +16,8 @@ from frontends.text.chat_child import Rendered
 SCRIPT = Path(__file__).with_name("release_child.py")
 SECONDS = 20.0
 """Time for all chats of one template, of which a release needs some thousandths."""
-MEMORY = 6 << 30
-"""Bytes of address space; a renderer that loops while it allocates is stopped by it."""
+MEMORY = 4 << 30
+"""Bytes that rendering may map; a renderer that loops while it allocates is stopped by it."""
 WITHOUT_PROMPT = "{%- set add_generation_prompt = false -%}"
 """In front of a template: the interface begins the assistant's turn always."""
 
@@ -127,13 +127,14 @@ def _run(
 ) -> ChildResult:
     request = {
         "seconds": SECONDS,
+        "memory": MEMORY,
         "groups": [
             {"jinja": group.jinja, "chats": [_messages(conversations[place], rich) for place in group.places]}
             for group in groups
         ],
     }
     limit = SECONDS * len(groups) + 60
-    return run_child(SCRIPT, request, interpreter=interpreter, timeout_s=limit, memory_limit=MEMORY)
+    return run_child(SCRIPT, request, interpreter=interpreter, timeout_s=limit)
 
 
 def _messages(conversation: Conversation, rich: bool) -> str | list[dict[str, str]]:

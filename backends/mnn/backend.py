@@ -173,6 +173,12 @@ class LlmCompilation(Compilation):
         self.warnings.extend(self.chat.warnings())
         return replace(files, template=template)
 
+    def _words(self, text: Path) -> list[int]:
+        """Token ids of the text to measure perplexity on; without a tokenizer there are none."""
+        from frontends.text.calibration_text import whole_text
+
+        return self._encode(whole_text(text, self.tokenizer)) if self.tokenizer is not None else []
+
     def _try_chats(self) -> Callable[[], None]:
         """Begin to render chats beside the verification of numbers; the result waits, and keeps what is best."""
         from backends.mnn.chat.plan import use_template
@@ -185,7 +191,9 @@ class LlmCompilation(Compilation):
             return lambda: None
         found = {release: python for release, python in interpreters().items() if release in self.target.versions}
         if self.order.verify == "quick":
-            found = {release: python for release, python in found.items() if release == installed_version()}
+            # The installed release, or the newest one where that is not promised.
+            one = installed_version() if installed_version() in found else next(reversed(found), None)
+            found = {release: python for release, python in found.items() if release == one}
         job = self.order.side.submit(tried, planned.plan, planned.written, found, self.target.versions)
 
         def finish() -> None:
@@ -282,7 +290,6 @@ class LlmCompilation(Compilation):
         from backends.mnn.verify.logits import LEVELS, Subject, verify
         from backends.mnn.verify.written_weights import read_back
         from backends.mnn.write.configs import config_for
-        from frontends.text.documents import plain_text
 
         order, emission = self.order, self.emission
         chats = self._try_chats()
@@ -291,7 +298,7 @@ class LlmCompilation(Compilation):
         self.errors = read_back(graph, emission.layout, emission.folder, order.pool, sample=sample)
         order.lap("read back")
         text = order.options.get("text")
-        words = self._encode(plain_text(text)) if text else []
+        words = self._words(text) if text is not None else []
         settings = emission.settings.as_run()
         version = installed_version() or "unknown"
         subject = Subject(

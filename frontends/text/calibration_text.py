@@ -8,6 +8,7 @@ options, so that a second run finds the statistics of the first.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
@@ -85,6 +86,15 @@ def shortfall(text: CalibrationText, *, tokens: int = TOKENS, held_out: int = HE
         return None
     message = f"the text gives {found[0]} tokens to calibrate on and {found[1]} to measure with"
     return Diagnostic("Q433", message, hint=f"{tokens} and {held_out} were asked for", severity="warning")
+
+
+def whole_text(path: Path, folder: Path) -> str:
+    """A file as one text: plain text as it is, texts and chats one after the other, chats through the template.
+
+    Raises:
+        LadingError: as `load_calibration`.
+    """
+    return "\n\n".join(_texts(list(read_documents(path, sys.maxsize)), folder, plain_chats=False))
 
 
 # ---- chats ----
@@ -180,4 +190,4 @@ def _cut(stream: np.ndarray, prefix: list[int], tokens: int, held_out: int, wind
     )
 
 
-__all__ = ["HELD_OUT", "TOKENS", "WINDOW", "load_calibration", "shortfall"]
+__all__ = ["HELD_OUT", "TOKENS", "WINDOW", "load_calibration", "shortfall", "whole_text"]

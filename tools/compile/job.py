@@ -6,6 +6,7 @@ Frontend and backend come from the tables of formats; nothing here knows what ei
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -212,9 +213,9 @@ def _check(request: Request) -> None:
         if text is not None:
             require_fetched(text)
     if request.text is not None:
-        from frontends.text.documents import plain_text
+        from frontends.text.documents import read_documents
 
-        plain_text(request.text)
+        list(read_documents(request.text, sys.maxsize))
 
 
 def _check_used(request: Request, pipeline: Pipeline, calibrated: bool) -> None:
@@ -472,9 +473,11 @@ class _Job:
 
         if not calibrated:
             return PassContext(order.target, executor=self.pool)
-        from frontends.text.calibration_text import load_calibration
+        from frontends.text.calibration_text import load_calibration, shortfall
 
         text = load_calibration(self.request.calibration, self.request.tokenizer or order.origin.folder)
+        if (short := shortfall(text)) is not None:
+            self.warnings.append(short)
         self.told.append(("calibrated", f"on {text.read_as} of {self.request.calibration or 'the sample'}"))
         return PassContext(order.target, text, progress=self.listener.step, executor=self.pool)
 

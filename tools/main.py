@@ -22,6 +22,7 @@ TOOLS = {
     "reduce": "tools.reduce.command",
     "releases": "tools.releases",
     "repair": "tools.repair.command",
+    "run": "tools.run.command",
 }
 """Subcommand to module; the module's `main` is the command."""
 

@@ -122,6 +122,9 @@ CODES: dict[str, str] = {
     "B770": "A release makes another text of some chats than the original chat template does.",
     "B771": "A release crashes or hangs while it renders the chat template.",
     "B772": "The chat template cannot be run as the original implementation runs it, so nothing is known of chats.",
+    "B755": "The child process that runs the model on MNN crashed, left, or could not load the model.",
+    "B756": "The child process that runs the model on MNN gave no sign of life for so long that it was stopped.",
+    "B757": "MNN makes no tokens of a prompt, or its Python binding raised an error.",
     "V702": "The installed MNN gives other numbers than the stored weights or the original model give.",
     "B780": (
         "A configuration or a link leads to a file outside of the model's folder. It is neither read nor copied, and it "
@@ -142,5 +145,8 @@ CODES: dict[str, str] = {
     "U953": "The repaired model cannot be run as asked: no release that it runs on is installed or has an environment.",
     "U970": "None of the MNN releases asked for can be had: they are not installed and cannot be downloaded.",
     "U971": "There is no MNN release of this number whose wheel has the language-model runtime.",
+    "U990": "The folder to run holds no language model that was compiled for MNN.",
+    "U991": "The MNN release to run the model on is not installed and has no environment.",
+    "U994": "The prompt, or the conversation so far, is longer than the positions that the model has.",
     "U954": "The repaired model was written and could not be compared with the original, so nobody knows whether it is right.",
 }

@@ -316,6 +316,8 @@ CODES: dict[str, str] = {
     "F640": "The quantization method 'stored' keeps codes that exist already; it cannot quantize floats.",
     "U951": "The repaired model still has problems, so it was not written.",
     "U952": "The repaired model gives other logits than its stored weights or the original, so it was not written.",
+    "U992": "A prompt is empty or no text, or the file of prompts cannot be read.",
+    "U993": "The two things to compare are of kinds that have nothing in common, such as a contract and a graph.",
     "U972": "The matrix has no model or precision of this name.",
     "U973": "Models and checkpoints of the matrix belong together: one checkpoint for each model, or none at all.",
     "U974": "The contract of the compiled model names another configuration than this checkpoint has.",

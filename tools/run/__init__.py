@@ -1,0 +1,1 @@
+"""Talk to a compiled model on this machine."""

@@ -1,0 +1,5 @@
+"""``python -m tools.run``."""
+
+from tools.run.command import main
+
+main()

@@ -124,13 +124,14 @@ def span(releases: Sequence[str]) -> str:
 
 
 def figures(measurements: Sequence[Measurement]) -> Figures:
-    """The measurements as a table; runs that give the same figures are told once."""
+    """The measurements as a table; runs that give the same figures are told once, and no two rows are called alike."""
     columns = ("memory", "against", "rows", "max error", "KL", "top-1", "greedy", "perplexity")
     rows: list[tuple[str, ...]] = []
+    shown: list[Measurement] = []
     for item in measurements:
         distance = item.distance
         row = (
-            item.settings["memory"],
+            _memory(item),
             AGAINST[item.reference],
             str(distance.positions),
             f"{distance.max_abs:.1e}",
@@ -142,7 +143,22 @@ def figures(measurements: Sequence[Measurement]) -> Figures:
         # Without stored integers the shipped settings are those of exact arithmetic.
         if row not in rows:
             rows.append(row)
-    return Figures(f"run on MNN {measurements[0].release}", columns, rows, ("memory", "against"))
+            shown.append(item)
+    names = [row[:2] for row in rows]
+    rows = [
+        (f"{row[0]}, {item.settings['precision']}", *row[1:]) if names.count(row[:2]) > 1 else row
+        for row, item in zip(rows, shown, strict=True)
+    ]
+    title = f"run on MNN {measurements[0].release}"
+    if any(item.settings.get("dynamic_option") for item in shown):
+        title += ' ("low 2" is memory low with dynamic_option 2)'
+    return Figures(title, columns, rows, ("memory", "against"))
+
+
+def _memory(item: Measurement) -> str:
+    """The memory setting, and the way that activations are rounded where it is not the usual one."""
+    option = item.settings.get("dynamic_option", 0)
+    return f"{item.settings['memory']} {option}" if option else item.settings["memory"]
 
 
 def _greedy(item: Measurement) -> str:

@@ -1,12 +1,14 @@
-"""Compiling in tests, running the result on every MNN release that is there, and torch as the reference."""
+"""Compiling in tests, running the result on every MNN release that is there, torch as the reference, and terminals."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from backends.mnn.run.native import EXACT_CONFIG, run_model
 from backends.mnn.target.environments import LLM_RELEASES, ReleaseEnvironments, installed_version
@@ -101,3 +103,10 @@ def exact_logits(folder: Path, version: str) -> np.ndarray:
         timeout_s=120,
     )
     return np.concatenate(result.require(str(folder)).results[0]["logits"])
+
+
+def shown_at(width: int, show: Callable[[Console], object]) -> str:
+    """What a function prints to a console of a width."""
+    stream = io.StringIO()
+    show(Console(file=stream, width=width, highlight=False))
+    return stream.getvalue()

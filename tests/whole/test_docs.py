@@ -303,12 +303,12 @@ COSTS = rows(READMES[0], "pipeline")
 
 @pytest.mark.parametrize("row", COSTS, ids=[row[0] for row in COSTS])
 def test_sizes_of_named_pipelines_are_those_stated(row, tmp_path):
-    from tools.compile.report import bits_per_weight
+    from tools.shared.stored import bits_per_weight
 
     request = Request(str(EXAMPLE), tmp_path / "out", row[0], verify="none")
     result = compile_model(with_example_texts(request, EXAMPLE))
     size = sum(path.stat().st_size for path in (tmp_path / "out").iterdir() if path.name != "contract.json")
-    assert f"{bits_per_weight(result):.2f}" == row[4]
+    assert f"{bits_per_weight(result.contract.weights):.2f}" == row[4]
     assert abs(size / 1e6 - float(row[3].removesuffix(" MB"))) < 0.02
 
 
@@ -373,11 +373,11 @@ def test_files_of_the_model_directory(tmp_path):
 
 def test_bits_per_weight_of_blocks(tmp_path):
     """The rule `bits + 64 / block`, less what the small headers take."""
-    from tools.compile.report import bits_per_weight
+    from tools.shared.stored import bits_per_weight
 
     for pipeline, wanted in (("int4", 4 + 64 / 64), ("int8{block=32}", 8 + 64 / 32), ("int4{symmetric}", 4 + 32 / 64)):
         result = compile_model(Request(str(EXAMPLE), tmp_path / pipeline[:8], pipeline, verify="none"))
-        assert wanted <= bits_per_weight(result) < wanted + 0.03
+        assert wanted <= bits_per_weight(result.contract.weights) < wanted + 0.03
 
 
 def test_keys_of_the_quantization_file():

@@ -14,9 +14,12 @@ from rich.text import Text
 
 from backends.verdict import NO_CHECKPOINT, ONLY_FULL
 from tools.shared.cli import megabytes
+from tools.shared.stored import bits_per_weight, grouped
+from tools.shared.tables import Column, show_table
 
 if TYPE_CHECKING:
     from backends.backend import Figures, Rejected
+    from backends.contract import Contract
     from backends.verdict import Verdict
     from tools.compile.job import Result
 
@@ -30,7 +33,7 @@ def result_data(result: Result) -> dict[str, Any]:
         "out": str(result.out),
         "pipeline": result.report.pipeline,
         "bytes": sum(item.bytes for item in result.contract.files),
-        "bits_per_weight": bits_per_weight(result),
+        "bits_per_weight": bits_per_weight(result.contract.weights),
         "seconds": {key: round(value, 3) for key, value in result.seconds.items()},
         "passes": [item.as_dict() for item in result.report.passes],
         "plan": asdict(plan) if (plan := _outcome(result)) is not None else None,
@@ -56,28 +59,15 @@ def show_rejected(console: Console, error: Rejected) -> None:
     """Print what was measured, and the worst weights."""
     if error.figures is not None:
         console.print(Text(error.figures.title, style="italic"))
-        console.print(_measurements(error.figures))
+        _show_measurements(console, error.figures)
     if error.worst:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-        table.add_column("weights farthest off", overflow="fold")
-        table.add_column("stored as", no_wrap=True)
-        table.add_column("error", justify="right", no_wrap=True)
-        for name, how, off in error.worst:
-            table.add_row(name, how, f"{off:.1%}")
-        console.print(table)
+        columns = [Column("weights farthest off", right=False), Column("stored as", right=False), Column("error")]
+        show_table(console, columns, [(name, how, f"{off:.1%}") for name, how, off in error.worst])
 
 
 def show_verdict(console: Console, verdict: Verdict) -> None:
     """Print the line that a compilation ends with."""
     console.print(Text(verdict.text, style=COLOURS[verdict.outcome]))
-
-
-def bits_per_weight(result: Result) -> float | None:
-    """Stored bits of all weights, scales and zeros included, per weight; weights stored once count once. None without
-    weights."""
-    own = [item for item in result.contract.weights if item.shared_with is None]
-    weights = sum(prod(item.shape) for item in own)
-    return 8 * sum(item.bytes for item in own) / weights if weights else None
 
 
 def _outcome(result: Result) -> Any:
@@ -91,7 +81,7 @@ def show_result(console: Console, result: Result, *, timing: bool = False) -> No
     console.print(_summary(result))
     if result.figures is not None:
         console.print(Text(f"\n{result.figures.title}", style="italic"))
-        console.print(_measurements(result.figures))
+        _show_measurements(console, result.figures)
     if timing:
         console.print(_timing(result))
     if result.sample is not None:
@@ -113,17 +103,15 @@ def _summary(result: Result) -> Group:
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column("", style="cyan")
     table.add_column("", overflow="fold")
-    size = sum(item.bytes for item in contract.files)
     table.add_row("model", _model(result))
     table.add_row("passes", Text(result.report.pipeline.replace(",", ", ")))
     if contract.weights:
-        table.add_row("stored as", _storages(result))
+        table.add_row("stored as", "\n".join(map(str, grouped(contract.weights))))
     plan = _outcome(result)
     if plan is not None:
         kept = f"{plan.limit}: KL {plan.measured:.2g} on {plan.positions:,} held-out tokens, {plan.predicted:.2g} predicted"
         table.add_row("measured", Text(kept))
-    bits = bits_per_weight(result)
-    table.add_row("size", megabytes(size) + (f", {bits:.2f} bits per weight" if bits is not None else ""))
+    table.add_row("size", size_text(contract))
     inputs = [f"{item.name} {item.dtype}{item.shapes[0]}" for item in contract.signature.inputs]
     table.add_row("inputs", Text("\n".join(inputs)))
     for word, text in result.lines:
@@ -155,23 +143,19 @@ def _time(result: Result) -> str:
     return f"{result.seconds['total']:.2f} s ({steps}){rate}"
 
 
-def _storages(result: Result) -> str:
-    kinds: dict[str, int] = {}
-    for item in result.contract.weights:
-        storage = item.storage
-        block = f" in blocks of {storage.block}" if storage.block else ", one scale a row" if storage.bits <= 8 else ""
-        kind = f"{storage.bits} bits{block}" if storage.bits <= 8 else storage.layout
-        kinds[kind] = kinds.get(kind, 0) + 1
-    return "; ".join(f"{count} x {kind}" for kind, count in kinds.items())
+def size_text(contract: Contract) -> str:
+    """What the folder takes, what the weight file in it, and bits per weight."""
+    parts = [f"folder {megabytes(sum(item.bytes for item in contract.files))}"]
+    weights = sum(item.bytes for item in contract.files if item.role == "weights")
+    if weights:
+        parts.append(f"weight file {megabytes(weights)}")
+    bits = bits_per_weight(contract.weights)
+    return ", ".join([*parts, *([f"{bits:.2f} bits per weight"] if bits is not None else [])])
 
 
-def _measurements(figures: Figures) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in figures.columns:
-        table.add_column(name, justify="left" if name in figures.left else "right", no_wrap=True)
-    for row in figures.rows:
-        table.add_row(*row)
-    return table
+def _show_measurements(console: Console, figures: Figures) -> None:
+    columns = [Column(name, right=name not in figures.left) for name in figures.columns]
+    show_table(console, columns, figures.rows, keys=len(figures.left))
 
 
 def _timing(result: Result) -> Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from ir.base.diag import LadingError, suggest
 from ir.graph.graph import Graph, Node, Value
 from ir.ops.registry import opdef
 from ir.ops.roles import ROLE_OF
+from ir.quant.stored_weight import DEQUANTIZE
 from ir.text.printer import type_text
 from tools.inspect.layered import Box, Placement, Point, layered
 
@@ -72,18 +73,21 @@ class Scene:
     height: float = 0.0
 
 
-def make_scene(graph: Graph, *, around: str | None = None, steps: int = 3) -> Scene:
+def make_scene(
+    graph: Graph, *, around: str | None = None, steps: int = 3, stored: Mapping[str, str] | None = None
+) -> Scene:
     """The placed scene of a graph.
 
     Args:
         graph: the graph.
         around: name of a value; only what is at most `steps` nodes away is drawn.
         steps: see `around`.
+        stored: how weights are stored, by names that the names of their constants begin with.
 
     Raises:
         LadingError: U930 the picture would have too many boxes, or there is no value of this name.
     """
-    scene = _Maker(graph, _near(graph, around, steps) if around is not None else None).scene
+    scene = _Maker(graph, _near(graph, around, steps) if around is not None else None, stored or {}).scene
     if len(scene.items) > LARGEST:
         message = f"the picture would have {len(scene.items)} boxes, and {LARGEST} are the limit"
         raise LadingError("U930", message, graph.name, "draw a part: --around VALUE")
@@ -108,8 +112,9 @@ def _near(graph: Graph, name: str, steps: int) -> set[Node]:
 
 
 class _Maker:
-    def __init__(self, graph: Graph, only: set[Node] | None) -> None:
+    def __init__(self, graph: Graph, only: set[Node] | None, stored: Mapping[str, str]) -> None:
         self.graph = graph
+        self.stored = stored
         self.scene = Scene(graph.name)
         self.same: dict[Value, Value] = {}
         self.group_of: dict[Node, int] = {}
@@ -198,6 +203,7 @@ class _Maker:
         weights = [value for value in self._weights(node) if (value.type.size or 0) > 1]
         main = max(weights, key=lambda value: value.type.size or 0, default=None)
         note = type_text(main.type) if main is not None else _type(node.outputs[0]) if node.outputs else ""
+        note += next((f", blocks of {block}" for one in self.absorbed.get(node, ()) if (block := _block(one))), "")
         self.scene.items[node] = Item(
             node, _role(node), _short(_label(node)), _short(note, 40), self._details(node), self.group_of.get(node),
         )  # fmt: skip
@@ -215,12 +221,24 @@ class _Maker:
             "inputs": [f"{_sign(v)}{v.name}: {_type(v)}" if v is not None else "left out" for v in node.inputs],
             "outputs": [f"%{v.name}: {_type(v)}" for v in node.outputs],
             "attributes": [f"{name} = {_attribute(item)}" for name, item in sorted(node.attrs.items())],
+            "stored as": self._stored(node),
             "weights": [repr(one) for one in inside],
             "source": node.loc,
         }
         if node in self.group_of:
             found["repeated"] = f"in each of {self.scene.groups[self.group_of[node]].count} blocks; this is the first"
         return {key: item for key, item in found.items() if item}
+
+    def _stored(self, node: Node) -> list[str]:
+        """How the weights of a node are stored, as somebody knows who knows more than the graph."""
+        found = {}
+        for value in self._weights(node):
+            name = value.name
+            while name and name not in self.stored:
+                name = name.rpartition(".")[0]
+            if name:
+                found[name] = f"{name}: {self.stored[name]}"
+        return list(found.values())
 
     # ---- edges ----
 
@@ -333,6 +351,19 @@ def _meaning(node: Node) -> str:
     """What an operator outside ONNX computes; ONNX's own texts are pages long."""
     definition = opdef(node)
     return "" if definition is None or definition.package == "onnx" else definition.doc
+
+
+def _block(node: Node) -> int:
+    """Elements of a quantized weight that share a scale; 0 where a whole row or the whole weight does."""
+    if node.op not in DEQUANTIZE:
+        return 0
+    codes, scale = (value.type.shape if value is not None and value.type is not None else None
+                    for value in (node.input(0), node.input(1)))  # fmt: skip
+    if not codes or not scale or len(codes) != len(scale):
+        return 0
+    shared = [whole // part for whole, part in zip(codes, scale, strict=True)
+              if isinstance(whole, int) and isinstance(part, int) and 1 < part < whole]  # fmt: skip
+    return shared[0] if len(shared) == 1 else 0
 
 
 def _type(value: Value) -> str:

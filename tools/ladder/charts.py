@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tools.ladder.report import deviation, speed
+from tools.ladder.report import deviation, speed_with_spread
 from tools.ladder.rungs import FLOOR, change, divergence
 from tools.shared.cli import megabytes
 
@@ -177,7 +177,7 @@ def details(rung: Rung, taken: bool) -> str:
         f"{megabytes(rung['bytes'])}, {rung['bits_per_weight']:.2f} bits per weight",
         f"KL {divergence(rung['kl'])}{_error(rung)}, top-1 {rung['top1']:.1%}",
         f"perplexity {rung['perplexity']:.3f} ({change(rung['perplexity_rise'])})",
-        f"decode {speed(rung['decode_tokens_per_s'])}, prefill {speed(rung['prefill_tokens_per_s'])}",
+        f"tokens a second: decode {speed_with_spread(rung, 'decode')}, prefill {speed_with_spread(rung, 'prefill')}",
     ]
     if rung["on_front"]:
         lines.append("best for its size")

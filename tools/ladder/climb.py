@@ -25,7 +25,7 @@ from tools.matrix.rows import digest_of_sources, read_kept, write_kept
 if TYPE_CHECKING:
     from backends.mnn.verify.measure import FloatReference
 
-FORMAT = 1
+FORMAT = 2
 """Counts up when rungs are measured otherwise, so that older ones are built again."""
 
 STATE = ".rungs"
@@ -160,7 +160,7 @@ def _make_folder(folder: Path) -> None:
 
 def _climb_one(job: Job, spec: Spec, gauge: Gauge, watcher: Watcher) -> dict[str, Any]:
     state = job.state(spec)
-    made_of = {**job.depends, "pipeline": _canonical(spec), "calibration": _digest(_calibration(job, spec))}
+    made_of = {**job.depends, "pipeline": _canonical(spec), "calibration": _digest(calibration_of(job, spec))}
     kept = None if job.fresh else read_kept(state, {"made_of": made_of})
     measured_of = gauge.depends
     done = kept is not None and kept.get("measured_of") == measured_of
@@ -186,7 +186,7 @@ def _canonical(spec: Spec) -> str:
     return str(load(spec.pipeline))
 
 
-def _calibration(job: Job, spec: Spec) -> Path | None:
+def calibration_of(job: Job, spec: Spec) -> Path | None:
     """The calibration text of a rung whose pipeline reads one."""
     from passes.framework.load import load
 
@@ -213,7 +213,7 @@ def _intact(folder: Path) -> bool:
 
 
 def _build(job: Job, spec: Spec, watcher: Watcher) -> dict[str, Any]:
-    calibration = _calibration(job, spec)
+    calibration = calibration_of(job, spec)
     request = {
         "model": str(job.folder),
         "out": str(job.place(spec).absolute()),

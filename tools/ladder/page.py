@@ -11,7 +11,7 @@ from typing import Any
 
 from backends.templates import render
 from tools.ladder.charts import bars, bits_map, curve, esc, legend, sensitivity_map, stored_as
-from tools.ladder.report import deviation, measured_on, speed
+from tools.ladder.report import deviation, measured_on, speed, speed_with_spread
 from tools.ladder.rungs import change, divergence, measured, small
 from tools.shared.cli import megabytes
 
@@ -29,8 +29,8 @@ HEADS = (
     ("Perplexity", "perplexity", lambda rung: f"{rung['perplexity']:.3f}"),
     ("Change", "perplexity_rise", lambda rung: change(rung["perplexity_rise"])),
     ("Load", "load_s", lambda rung: f"{rung['load_s']:.2f} s"),
-    ("Prefill", "prefill_tokens_per_s", lambda rung: speed(rung["prefill_tokens_per_s"])),
-    ("Decode", "decode_tokens_per_s", lambda rung: speed(rung["decode_tokens_per_s"])),
+    ("Prefill, tokens/s", "prefill_tokens_per_s", lambda rung: _rates(rung, "prefill")),
+    ("Decode, tokens/s", "decode_tokens_per_s", lambda rung: _rates(rung, "decode")),
     ("Memory", "peak_rss", lambda rung: _memory(rung)),
 )
 """Columns of the table of numbers: head, field, and text of a cell."""
@@ -73,6 +73,11 @@ def html_page(data: Mapping[str, Any]) -> str:
     )
 
 
+def _rates(rung: Rung, what: str) -> str:
+    """Speed and spread of a rung, with hyphens at which no line ends."""
+    return speed_with_spread(rung, what).replace("-", "\u2011")
+
+
 def _memory(rung: Rung) -> str:
     return megabytes(rung["peak_rss"]) if rung["peak_rss"] else "?"
 
@@ -107,9 +112,15 @@ def _take(data: Mapping[str, Any], ready: Sequence[Rung]) -> list[tuple[str, str
         ("Size", megabytes(rung["bytes"]), against),
         ("KL from the float model", divergence(rung["kl"]), f"{f'± {error} ' if error else ''}nats a token"),
         ("Perplexity", change(rung["perplexity_rise"]), f"{rung['perplexity']:.3f} on the text"),
-        ("Decode", speed(rung["decode_tokens_per_s"]), "tokens a second, this machine"),
+        ("Decode", speed(rung["decode_tokens_per_s"]), _spread_note(rung)),
         ("Memory", _memory(rung), "of the process, at its highest"),
     ]
+
+
+def _spread_note(rung: Rung) -> str:
+    low, high = rung["decode_spread"] or (0.0, 0.0)
+    between = f", {speed(low)} to {speed(high)} in three runs" if high else ""
+    return f"tokens a second, this machine{between}"
 
 
 def _bars(data: Mapping[str, Any], ready: Sequence[Rung]) -> str:
@@ -270,7 +281,8 @@ def _how(data: Mapping[str, Any], ready: Sequence[Rung]) -> list[tuple[str, str]
         ),
         (
             "Speed",
-            "medians of three runs in a process of its own; memory is that process at its highest before scoring",
+            "medians of three runs in a process of its own, the slowest and fastest in brackets; memory is that process "
+            "at its highest before scoring",
         ),
         ("Calibration", data["calibration"] or "the packaged sample, for rungs that assign precision by measurement"),
         ("Checked", CHECKS[data["verify"]]),

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ir.base.diag import LadingError
 from ir.base.whole_files import write_whole
+from tools.compile.job import EXAMPLE
 from tools.ladder.rungs import FLOOR, change, divergence, front, measured, recommend, small
 from tools.shared.cli import megabytes
+from tools.shared.tables import Column, show_table
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tools.ladder.climb import Ladder
+    from tools.ladder.climb import Job, Ladder
 
 FORMAT = "lading-ladder"
 VERSION = 1
@@ -51,10 +54,25 @@ def ladder_data(ladder: Ladder) -> dict[str, Any]:
         "reference": {"perplexity": first.get("perplexity_reference"), "positions": first.get("positions")},
         "verify": job.verify,
         "rule": job.rule.as_dict(),
-        "recommendation": recommend(ladder.rungs, job.rule),
+        "recommendation": {**(found := recommend(ladder.rungs, job.rule)), **way_to(job, found["rung"])},
         "rungs": rungs,
         "seconds": round(ladder.seconds, 1),
     }
+
+
+def way_to(job: Job, name: str | None) -> dict[str, str | None]:
+    """Where a rung lies, where it was kept, and the command that compiles it alone; None for no rung."""
+    from tools.ladder.climb import calibration_of
+
+    spec = next((item for item in job.specs if item.name == name), None)
+    if spec is None:
+        return {"folder": None, "command": None}
+    out = job.out.with_name(f"{job.folder.resolve().name}-{spec.slug}")
+    parts = ["lading", "compile", str(job.folder if job.model == EXAMPLE.name else job.model), "-o", str(out)]
+    parts += ["--passes", spec.pipeline, "--target", job.target, "--threads", str(job.threads)]
+    calibration = calibration_of(job, spec)
+    parts += ["--calibration", str(calibration)] if calibration is not None else []
+    return {"folder": str(job.place(spec)) if job.keep else None, "command": shlex.join(parts)}
 
 
 # ---- files ----
@@ -95,64 +113,58 @@ def speed(rate: float | None) -> str:
     return "?" if rate is None else f"{rate:,.0f}/s" if rate >= 100 else f"{rate:.1f}/s"
 
 
-COLUMNS: tuple[tuple[str, int, Cell], ...] = (
-    ("size", 0, lambda rung: megabytes(rung["bytes"])),
-    ("bits", 0, lambda rung: f"{rung['bits_per_weight']:.2f}"),
-    ("KL", 0, lambda rung: divergence(rung["kl"])),
-    ("±", 6, deviation),
-    ("top-1", 0, lambda rung: f"{rung['top1']:.1%}"),
-    ("perplexity", 3, lambda rung: f"{rung['perplexity']:.3f}"),
-    ("change", 0, lambda rung: change(rung["perplexity_rise"])),
-    ("load", 5, lambda rung: f"{rung['load_s']:.2f} s"),
-    ("prefill", 4, lambda rung: speed(rung["prefill_tokens_per_s"])),
-    ("decode", 1, lambda rung: speed(rung["decode_tokens_per_s"])),
-    ("memory", 2, lambda rung: megabytes(rung["peak_rss"]) if rung["peak_rss"] else "?"),
+def speed_with_spread(rung: Mapping[str, Any], what: str) -> str:
+    """Tokens a second of ``prefill`` or ``decode``: the median, and the slowest and fastest repetition."""
+    rate, spread = rung[f"{what}_tokens_per_s"], rung[f"{what}_spread"]
+    if rate is None:
+        return "?"
+    median, low, high = (f"{value:,.0f}" if rate >= 100 else f"{value:.1f}" for value in (rate, *(spread or (0, 0))))
+    return f"{median} ({low}-{high})" if spread else median
+
+
+COLUMNS: tuple[tuple[str, Cell], ...] = (
+    ("size", lambda rung: megabytes(rung["bytes"])),
+    ("bits", lambda rung: f"{rung['bits_per_weight']:.2f}"),
+    ("KL", lambda rung: divergence(rung["kl"])),
+    ("±", deviation),
+    ("top-1", lambda rung: f"{rung['top1']:.1%}"),
+    ("perplexity", lambda rung: f"{rung['perplexity']:.3f}"),
+    ("change", lambda rung: change(rung["perplexity_rise"])),
+    ("decode/s", lambda rung: speed_with_spread(rung, "decode")),
+    ("prefill/s", lambda rung: speed_with_spread(rung, "prefill")),
+    ("load", lambda rung: f"{rung['load_s']:.2f} s"),
+    ("memory", lambda rung: megabytes(rung["peak_rss"]) if rung["peak_rss"] else "?"),
 )
-"""Columns behind the name: head, how soon it goes where the terminal is narrow (0 for never), and the text of a
-cell."""
+"""Columns behind the name: head, and the text of a cell."""
 
 NAME_WIDTH = 24
 """Names of rungs up to this length stay on one line."""
 
 
 def show_ladder(console: Console, data: Mapping[str, Any]) -> None:
-    """Print the table, failures, and the recommendation."""
-    from rich import box
-    from rich.table import Table
+    """Print the table, failures, and the recommendation with its folder and command."""
     from rich.text import Text
 
-    longest = max((len(rung["name"]) for rung in data["rungs"]), default=0)
-    name_width = min(NAME_WIDTH, longest) + 2
-    columns = _fitting(data, console.width - name_width - 2)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("rung", overflow="fold", min_width=name_width)
-    for name, _, _ in columns:
-        table.add_column(name, justify="right", no_wrap=True)
     chosen = data["recommendation"]["rung"]
+    rows: list[list[str | Text]] = []
+    styles = []
     for rung in data["rungs"]:
         mark = "▶ " if rung["name"] == chosen else "  "
         name = Text(f"{mark}{rung['name']}", style="bold green" if rung["name"] == chosen else "")
-        if rung["status"] == "ok":
-            table.add_row(name, *(cell(rung) for _, _, cell in columns), style="" if rung["on_front"] else "dim")
-        else:
-            table.add_row(name, Text(f"failed {rung['error']['code']}", style="red"))
-    console.print(table)
+        ready = rung["status"] == "ok"
+        cells = [cell(rung) for _, cell in COLUMNS] if ready else [Text(f"failed {rung['error']['code']}", style="red")]
+        rows.append([name, *cells])
+        styles.append("" if not ready or rung["on_front"] else "dim")
+    columns = [Column("rung", right=False, most=NAME_WIDTH + 2), *(Column(name) for name, _ in COLUMNS)]
+    show_table(console, columns, rows, styles=styles)
     for rung in data["rungs"]:
         if rung["status"] != "ok":
             console.print(Text(f"{rung['name']}: [{rung['error']['code']}] {rung['error']['message']}", style="red"))
     console.print(Text(data["recommendation"]["why"], style="bold" if chosen else "yellow"))
+    for word in ("folder", "command"):
+        if data["recommendation"].get(word):
+            console.print(Text(f"{word}: {data['recommendation'][word]}"), soft_wrap=True)
     console.print(Text(measured_on(data), style="dim"))
-
-
-def _fitting(data: Mapping[str, Any], room: int) -> list[tuple[str, int, Cell]]:
-    """The columns that fit into so many characters, the least needed ones left out."""
-    measured = [rung for rung in data["rungs"] if rung["status"] == "ok"]
-    # Two blanks stand between columns.
-    widths = {name: 2 + max(map(len, [name, *map(cell, measured)])) for name, _, cell in COLUMNS}
-    left = list(COLUMNS)
-    while sum(widths[name] for name, _, _ in left) > room and any(rank for _, rank, _ in left):
-        left.remove(max(left, key=lambda column: column[1]))
-    return left
 
 
 def measured_on(data: Mapping[str, Any]) -> str:

@@ -35,6 +35,11 @@ class Matrix:
         """The result of a cell, or None when it was not run."""
         return self.cells.get((row.key, release))
 
+    def precision(self, row: Row) -> str:
+        """What a row is called beside its family, with what tells it from another one where both are called alike."""
+        alike = sum((other.family, other.precision) == (row.family, row.precision) for other in self.rows)
+        return f"{row.precision} ({row.place})" if alike > 1 else row.precision
+
     def failing(self) -> list[tuple[Row, str, dict[str, Any]]]:
         """Cells that were run and have a fault."""
         found = ((row, release, self.cell(row, release)) for row in self.rows for release in self.releases)

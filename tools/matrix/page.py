@@ -36,7 +36,13 @@ def html_page(matrix: Matrix, made: str) -> str:
         kind=lambda status: status.replace(" ", "-"),
         columns=[(release, _count(matrix, release)) for release in matrix.releases],
         families=[
-            (family, [(row.precision, [_cell(matrix, row, release) for release in matrix.releases]) for row in group])
+            (
+                family,
+                [
+                    (matrix.precision(row), [_cell(matrix, row, release) for release in matrix.releases])
+                    for row in group
+                ],
+            )
             for family, group in groupby(matrix.rows, lambda row: row.family)
         ],
         failing=[*failures(matrix), *unreferenced(matrix)],
@@ -53,7 +59,7 @@ def _cell(matrix: Matrix, row: Row, release: str) -> dict[str, str]:
     from tools.matrix.words import short, status_of
 
     status = status_of(matrix, row, release)
-    label = f"{row.family} {row.precision} on MNN {release}: {status}"
+    label = f"{row.family} {matrix.precision(row)} on MNN {release}: {status}"
     details = _details(matrix, row, release, label)
     return {"status": status, "label": label, "details": details, "short": short(matrix, row, release)}
 

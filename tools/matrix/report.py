@@ -10,11 +10,16 @@ from typing import TYPE_CHECKING, Any
 from ir.base.diag import LadingError
 from ir.base.whole_files import write_whole
 from tools.matrix.words import CHECK_MEANINGS, COLOURS, MEANINGS, SYMBOLS, failures, short, status_of, unreferenced
+from tools.shared.tables import Column, show_table
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from tools.matrix.model import Matrix, Row
+
+
+NAME_WIDTH = 26
+"""Characters of a model's or precision's name in one line of the table."""
 
 
 def summary(matrix: Matrix) -> str:
@@ -30,26 +35,23 @@ def summary(matrix: Matrix) -> str:
 
 def show_matrix(console: Console, matrix: Matrix) -> None:
     """Print the table, what is not right, and what could not be had."""
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("model", overflow="fold")
-    table.add_column("precision", overflow="fold")
-    for release in matrix.releases:
-        table.add_column(release, no_wrap=True, header_style="dim" if release in matrix.unavailable else "bold")
+    columns = [Column("model", right=False, most=NAME_WIDTH), Column("precision", right=False, most=NAME_WIDTH)]
+    columns += [Column(release, right=False, dim=release in matrix.unavailable) for release in matrix.releases]
+    rows: list[list[str | Text]] = []
+    sections: list[int] = []
     last = ""
-    for row in matrix.rows:
+    for number, row in enumerate(matrix.rows):
         if last and row.family != last:
-            table.add_section()
+            sections.append(number)
         cells = []
         for release in matrix.releases:
             status = status_of(matrix, row, release)
             cells.append(Text(f"{SYMBOLS[status]} {short(matrix, row, release)}".rstrip(), style=COLOURS[status]))
-        table.add_row(row.family if row.family != last else "", row.precision, *cells)
+        rows.append([row.family if row.family != last else "", matrix.precision(row), *cells])
         last = row.family
-    console.print(table)
+    show_table(console, columns, rows, keys=2, sections=sections)
     for line in failures(matrix):
         console.print(Text(line, style="red" if not matrix.ok else "yellow"))
     for line in unreferenced(matrix):
@@ -117,7 +119,7 @@ def markdown_page(matrix: Matrix, made: str) -> str:
         _table(
             ["model", "precision", *(f"MNN {release}" for release in matrix.releases)],
             [
-                [row.family, f"`{row.precision}`", *(_words(matrix, row, one) for one in matrix.releases)]
+                [row.family, f"`{matrix.precision(row)}`", *(_words(matrix, row, one) for one in matrix.releases)]
                 for row in matrix.rows
             ],
         ),

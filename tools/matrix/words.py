@@ -82,12 +82,14 @@ def failures(matrix: Matrix) -> list[str]:
     found: dict[tuple[str, str, str], list[str]] = {}
     for row, release, cell in matrix.failing():
         notes = [f"{name}: {check['note']}" for name, check in cell["checks"].items() if check["ok"] is False]
-        found.setdefault((row.family, row.precision, "; ".join(notes)), []).append(release)
+        found.setdefault((row.family, matrix.precision(row), "; ".join(notes)), []).append(release)
     lines = [
         f"{family} {precision} on MNN {', '.join(where)}: {why}" for (family, precision, why), where in found.items()
     ]
     lines += [
-        f"{row.family} {row.precision} was not made: {line_of(row.failure)}" for row in matrix.rows if row.failure
+        f"{row.family} {matrix.precision(row)} was not made: {line_of(row.failure)}"
+        for row in matrix.rows
+        if row.failure
     ]
     return lines + [f"MNN {release} was not tested: {line_of(why)}" for release, why in matrix.unavailable.items()]
 

@@ -188,6 +188,7 @@ class Measured:
         median_abs: median over positions of the largest absolute difference of a logit.
         load_s: seconds from opening to ready.
         prefill_tokens_per_s, decode_tokens_per_s: medians; None when speed was not asked for.
+        prefill_spread, decode_spread: tokens a second of the slowest and of the fastest repetition; None likewise.
         peak_rss: highest resident bytes of the process after loading and the speed runs, before scoring begins.
     """
 
@@ -206,6 +207,8 @@ class Measured:
     load_s: float
     prefill_tokens_per_s: float | None = None
     decode_tokens_per_s: float | None = None
+    prefill_spread: tuple[float, float] | None = None
+    decode_spread: tuple[float, float] | None = None
     peak_rss: int | None = None
     rows: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
     """float64 numbers for each position, all windows in order, by the names that ``scorer.py`` gives them."""
@@ -292,9 +295,23 @@ def _measured(run: ModelRun, settings: Mapping[str, Any], timed: bool) -> Measur
         load_s=float(run.load["load_s"]),
         prefill_tokens_per_s=bench.get("prefill_tokens_per_s"),
         decode_tokens_per_s=bench.get("decode_tokens_per_s"),
+        prefill_spread=_spread(bench.get("prefill_s", ()), 1, len(run.actions[0].get("prompt", ()))),
+        decode_spread=_spread(bench.get("decode_s", ()), run.actions[0].get("tokens", 1), 1),
         peak_rss=(bench or run.load).get("peak_rss"),
         rows=rows,
     )
+
+
+def _spread(seconds: Sequence[float], steps: int, tokens: int) -> tuple[float, float] | None:
+    """Tokens a second of the slowest and of the fastest repetition, by the median of its steps.
+
+    Args:
+        seconds: of every step of all repetitions.
+        steps: steps of one repetition.
+        tokens: tokens of one step.
+    """
+    rates = [tokens / float(np.median(seconds[at : at + steps])) for at in range(0, len(seconds), steps)]
+    return (min(rates), max(rates)) if rates else None
 
 
 __all__ = ["FloatReference", "Measured", "Speed", "graph_digest", "measure"]

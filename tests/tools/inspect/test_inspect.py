@@ -235,7 +235,7 @@ def test_weights_are_drawn_inside_the_nodes_that_read_them(lowered):
     shown = [item for item in scene.items.values() if item.label == "DequantizeLinear"]
     assert len(shown) == 1, "only the embedding table, which no node reads"
     convolution = next(item for item in scene.items.values() if item.label == "mnn.Convolution")
-    assert convolution.note == "i4[256, 256]" and "DequantizeLinear" in convolution.details["weights"][0]
+    assert convolution.note == "i4[256, 256], blocks of 64" and "DequantizeLinear" in convolution.details["weights"][0]
 
 
 def test_inputs_of_the_blocks_that_are_not_drawn_are_counted():
@@ -343,6 +343,9 @@ addEventListener("load", () => setTimeout(() => {
     found.hits = get("#hits").textContent;
     get("#find").dispatchEvent(new KeyboardEvent("keydown", {key: "Enter"}));
     found.current = get("#hits").textContent;
+    const label = word => { get("#find").value = word; get("#find").dispatchEvent(new Event("input"));
+      get("#find").dispatchEvent(new KeyboardEvent("keydown", {key: "Enter"})); return get("#panel h2").textContent; };
+    found.whole = ["Mul", "add"].map(label);
     found.moved = get("#view").getAttribute("transform") !== start;
     get("#stage").dispatchEvent(new WheelEvent("wheel", {deltaY: -300, clientX: 300, clientY: 300, cancelable: true}));
     found.zoomed = parseFloat(get("#view").getAttribute("transform").split("scale(")[1]);
@@ -387,6 +390,7 @@ def test_the_page_in_a_browser(size, tmp_path, model):
     assert "4 times 19 nodes" in found["overview"]
     assert "RotaryEmbedding" in found["details"] and "in each of 4 blocks" in found["details"] and found["near"] == 4
     assert found["none"] == "0 found" and found["hits"] == "3 found" and found["current"] == "1 of 3"
+    assert found["whole"] == ["Mul", "Add"], "MatMul comes before, and holds the word only inside another one"
     assert found["moved"] and found["zoomed"] > 1 and found["dragged"] and found["fitted"] and found["themed"]
     assert not found["wide"], "the page is never wider than the window"
 

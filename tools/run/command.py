@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ir.base.diag import Diagnostic, LadingError
-from tools.shared.cli import EXIT_INTERRUPTED, JSON_OPTION, QUIET_OPTION, Screen, command
+from ir.base.interrupts import Stopped
+from tools.shared.cli import JSON_OPTION, QUIET_OPTION, Screen, command
 
 if TYPE_CHECKING:
     from backends.mnn.run.chat import Answer, ChatModel
@@ -57,7 +58,7 @@ def main(folder: Path, prompt: str | None, file: Path | None, system: str | None
             return talk.converse(system) if asked is None else talk.answer_all(asked)
         except KeyboardInterrupt:
             click.echo()
-            return EXIT_INTERRUPTED
+            raise
         except LadingError as error:
             raise _with_diagnosis(error, talk.problems) from error
 
@@ -158,6 +159,8 @@ class Talk:
         while True:
             try:
                 text = input("> ")
+            except Stopped:
+                raise
             except (EOFError, KeyboardInterrupt):
                 click.echo()
                 return 0
@@ -178,6 +181,8 @@ class Talk:
         try:
             asked = [*([] if self.raw else history), *prompt_of(text, system).messages]
             said = self._answer(asked).text
+        except Stopped:
+            raise
         except KeyboardInterrupt:
             said = self.model.shown.decode("utf-8", "replace")
             self._tell("\nstopped")

@@ -14,7 +14,6 @@ import secrets
 import select
 import signal
 import subprocess
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 
 from backends.mnn.run.native import LOG_TAIL_BYTES
 from ir.base.diag import LadingError
+from ir.base.scratch import scratch_folder
 
 CHILD = Path(__file__).with_name("chat_child.py")
 TAILS = (b"[MNNLLM] response: \n", b"\n[MNNLLM] response: \n")
@@ -165,7 +165,8 @@ class ChatModel:
         self._overrides = {**SETTINGS, **(overrides or {})}
         self._timeout_s = timeout_s
         self._child: subprocess.Popen[bytes] | None = None
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._kept = contextlib.ExitStack()
+        self._folder = Path()
         self._frames = Frames("")
         self._events: list[bytes | dict[str, Any]] = []
         self._log = b""
@@ -260,9 +261,7 @@ class ChatModel:
                 with contextlib.suppress(OSError):
                     stream.close()
             self._child = None
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder = None
+        self._kept.close()
 
     def __enter__(self) -> ChatModel:
         return self
@@ -273,8 +272,7 @@ class ChatModel:
     # ---- the child ----
 
     def _spawn(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="lading-")
-        folder = Path(self._folder.name)
+        folder = self._folder = self._kept.enter_context(scratch_folder())
         mark = secrets.token_hex(16)
         request = {"config": str(self._config.resolve()), "overrides": self._overrides, "mark": mark}
         (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
@@ -346,8 +344,7 @@ class ChatModel:
 
     def _crashed(self, outcome: str) -> None:
         """Raise what became of the child, with the end of its log."""
-        assert self._folder is not None
-        path = Path(self._folder.name) / "log.txt"
+        path = self._folder / "log.txt"
         errors = path.read_bytes()[-LOG_TAIL_BYTES:] if path.is_file() else b""
         lines = (self._log + b"\n" + errors).decode("utf-8", "replace").strip().splitlines()
         self.close()

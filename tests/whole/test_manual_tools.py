@@ -67,7 +67,8 @@ def test_commands_print_what_the_page_shows(console, folder):
 
 
 def test_there_is_a_console_for_each_tool():
-    tools = [re.match(r"\$ lading (\w+)", console)[1] for console in CONSOLES]
+    tools = [tool for console in CONSOLES for tool in re.findall(r"^\$ lading (\w+)", console, flags=re.MULTILINE)]
+    tools = [tool for tool in tools if tool != "compile"]  # which only makes what others look at
     assert list(dict.fromkeys(tools)) == ["opt", "diff", "reduce", "inspect", "fuzz"]
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import doctest
+import json
 import os
 import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from xml.etree import ElementTree
 
 import click
 import pytest
@@ -30,6 +32,8 @@ from tests.support.paths import ROOT
 from tools.compile.job import EXAMPLE, Request, compile_model, with_example_texts
 from tools.docs import PAGES
 from tools.main import main
+from tools.pictures import PICTURES, matrix_rows
+from tools.pictures import main as draw
 
 DOCS = ROOT / "docs"
 READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
@@ -81,6 +85,33 @@ def test_generated_page_is_what_the_source_says(name, pytestconfig):
     assert (DOCS / name).read_text() == page, "run python -m tools.docs"
 
 
+@pytest.mark.parametrize("name", PICTURES)
+def test_generated_picture_is_what_its_numbers_say(name, pytestconfig):
+    drawn = PICTURES[name](DOCS)
+    if pytestconfig.getoption("--accept"):
+        (DOCS / "pictures" / name).write_text(drawn)
+    assert (DOCS / "pictures" / name).read_text() == drawn, "run python -m tools.pictures"
+    assert len(drawn) < 20_000 and all(f"(docs/pictures/{name})" in path.read_text() for path in READMES)
+    picture = ElementTree.fromstring(drawn)
+    _, _, width, height = map(float, picture.attrib["viewBox"].split())
+    for item in picture.iter("{http://www.w3.org/2000/svg}text"):
+        assert 0 < float(item.attrib["x"]) < width and 0 < float(item.attrib["y"]) < height
+        wide = 6.4 * len(item.text) * {"end": 1, "mid": 0.5}.get(item.attrib.get("class", "").split(" ")[-1], 0)
+        assert float(item.attrib["x"]) - wide > 0, item.text
+
+
+def test_pictures_have_every_rung_pass_and_outcome():
+    numbers = json.loads((DOCS / "pictures" / "ladder.json").read_text())
+    curve = (DOCS / "pictures" / "ladder.svg").read_text()
+    assert curve.count('class="point') - len({rung["kind"] for rung in numbers["rungs"]}) == len(numbers["rungs"])
+    assert numbers["chosen"].rpartition(":")[2] in curve
+    releases, models = matrix_rows((DOCS / "compatibility.md").read_text())
+    cells = sum(len(cells) for rows in models.values() for cells in rows.values())
+    outcomes = (DOCS / "pictures" / "matrix.svg").read_text()
+    shown = re.findall(r'class="square \w+" d="([^"]*)"', outcomes)
+    assert sum(path.count("M") for path in shown) == cells + len(shown) / 2 and len(releases) == len(RELEASES)
+
+
 # ---- links ----
 
 
@@ -114,8 +145,8 @@ def test_index_lists_every_page():
 def options() -> set[str]:
     """Long options of all commands, and of other programs where pages call them."""
     found = {"--version", "--help", "--index-url", "--accept", "--check"}
-    for name in main.list_commands(click.Context(main)):
-        command = main.get_command(click.Context(main), name)
+    own = [main.get_command(click.Context(main), name) for name in main.list_commands(click.Context(main))]
+    for command in [*own, draw]:
         found.update(
             text for item in command.params for text in (*item.opts, *item.secondary_opts) if text.startswith("--")
         )

@@ -212,7 +212,7 @@ def _labels(rungs: Sequence[Rung], places: Mapping[str, tuple[float, float]], ch
         first = sorted(rungs, key=lambda rung: (rung["name"] != chosen, not rung["on_front"], rung["bytes"]))
         for rung in first:
             x, y = places[rung["name"]]
-            side = _free_side(
+            side = free_side(
                 short_name(rung), (width * x, height * y), (width, height), taken, bold=rung["name"] == chosen
             )
             if side is not None:
@@ -224,7 +224,7 @@ def _labels(rungs: Sequence[Rung], places: Mapping[str, tuple[float, float]], ch
     return found
 
 
-def _free_side(
+def free_side(
     text: str, at: tuple[float, float], plot: tuple[float, float], taken: list[tuple[float, ...]], *, bold: bool
 ) -> str | None:
     """The side of a point on which a label covers nothing; its box is added to `taken`. None where there is no room."""

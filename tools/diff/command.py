@@ -98,7 +98,7 @@ def contract_lines(found: Comparison, limit: int = 200) -> Iterator[str]:
         yield from (f"    {pattern}" for pattern in change.patterns[:limit])
         if len(change.patterns) > limit:
             yield f"    ... {len(change.patterns) - limit} more"
-    for section in ("numbers", "sizes", "inputs", "settings", "tokenizer", "made", "warnings"):
+    for section in ("numbers", "sizes", "inputs", "settings", "generation", "tokenizer", "made", "warnings"):
         changes = getattr(found, section)
         if changes:
             yield click.style(section, bold=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from tools.inspect.essentials import AGAINST, run_name
+from tools.inspect.essentials import AGAINST, ends_text, run_name, sampler_text
 from tools.shared.cli import megabytes
 from tools.shared.stored import bits_per_weight, storage_text
 
@@ -59,6 +59,7 @@ class Comparison:
     sizes: tuple[Change, ...]
     inputs: tuple[Change, ...]
     settings: tuple[Change, ...]
+    generation: tuple[Change, ...]
     tokenizer: tuple[Change, ...]
     made: tuple[Change, ...]
     warnings: tuple[Change, ...]
@@ -81,6 +82,7 @@ def compare(one: Contract, two: Contract) -> Comparison:
         sizes=tuple(_sizes(one, two)),
         inputs=tuple(_signature(one, two)),
         settings=tuple(_settings(one, two)),
+        generation=tuple(_generation(one, two)),
         tokenizer=tuple(_tokenizer(one, two)),
         made=tuple(_made(one, two)),
         warnings=tuple(_warnings(one, two)),
@@ -227,7 +229,7 @@ def _numbers(one: Contract, two: Contract) -> Iterator[Change]:
 def _sizes(one: Contract, two: Contract) -> Iterator[Change]:
     totals = [sum(item.bytes for item in contract.files) for contract in (one, two)]
     if totals[0] != totals[1]:
-        yield Change("folder", *map(megabytes, totals))
+        yield Change("folder", *_sizes_apart(*totals))
     bits = [bits_per_weight(contract.weights) for contract in (one, two)]
     if bits[0] != bits[1]:
         yield Change("bits per weight", *(NONE if value is None else f"{value:.2f}" for value in bits))
@@ -235,9 +237,17 @@ def _sizes(one: Contract, two: Contract) -> Iterator[Change]:
     for path in sorted({*left, *right}):
         before, after = left.get(path), right.get(path)
         if before is None or after is None or before.bytes != after.bytes:
-            yield Change(path, *(NONE if item is None else megabytes(item.bytes) for item in (before, after)))
+            yield Change(path, *_sizes_apart(*(None if item is None else item.bytes for item in (before, after))))
         elif before.sha256 != after.sha256:
             yield Change(path, megabytes(before.bytes), f"{megabytes(after.bytes)} of other content")
+
+
+def _sizes_apart(before: int | None, after: int | None) -> tuple[str, str]:
+    """Two sizes in words that differ: in bytes where larger units round them to the same."""
+    texts = [NONE if size is None else megabytes(size) for size in (before, after)]
+    if texts[0] == texts[1]:
+        return f"{before:,} bytes", f"{after:,} bytes"
+    return texts[0], texts[1]
 
 
 def _signature(one: Contract, two: Contract) -> Iterator[Change]:
@@ -275,6 +285,20 @@ def _settings(one: Contract, two: Contract) -> Iterator[Change]:
         for c in (one, two)
     ]
     yield from _mapping("needs", *needs)
+
+
+def _generation(one: Contract, two: Contract) -> Iterator[Change]:
+    sides: list[dict[str, str]] = []
+    for contract in (one, two):
+        found = contract.generation
+        if found is None:
+            sides.append({})
+            continue
+        side = {f"sampler in {item.file}": sampler_text(item) for item in found.samplers}
+        side["ends at"] = ends_text(found)
+        side |= {f"lost {item.setting}": f"{item.value} on {', '.join(item.releases) or 'all'}" for item in found.lost}
+        sides.append(side)
+    yield from _mapping("", *sides)
 
 
 def _tokenizer(one: Contract, two: Contract) -> Iterator[Change]:
@@ -334,7 +358,7 @@ def _mapping(word: str, before: Mapping[str, str], after: Mapping[str, str]) -> 
     for key in dict.fromkeys([*before, *after]):
         x, y = before.get(key, NONE), after.get(key, NONE)
         if x != y:
-            yield Change(f"{word} {key}", x, y)
+            yield Change(f"{word} {key}".strip(), x, y)
 
 
 # ---- text ----

@@ -11,7 +11,7 @@ from tools.shared.cli import megabytes
 from tools.shared.stored import bits_per_weight, grouped, storage_text
 
 if TYPE_CHECKING:
-    from backends.contract import Contract, Signature, Verification
+    from backends.contract import Contract, Generation, SamplerFile, Signature, Verification
     from ir.base.diag import Diagnostic
     from tools.shared.compiled import Compiled
 
@@ -61,6 +61,8 @@ def _of_contract(contract: Contract) -> Iterator[tuple[str, str]]:
         for one in contract.tokenizer.inexact:
             counted = f"other ids for {one.differing} of {one.of} test strings: " if one.differing else ""
             yield "tokenizer", f"inexact on {', '.join(one.releases) or 'all'}: {counted}{'; '.join(one.reasons)}"
+    if contract.generation is not None:
+        yield from _of_generation(contract.generation)
     if contract.calibration is not None:
         limit = f", limit {contract.calibration.limit}" if contract.calibration.limit else ""
         yield "calibration", f"{contract.calibration.tokens:,} tokens{limit}"
@@ -70,6 +72,35 @@ def _of_contract(contract: Contract) -> Iterator[tuple[str, str]]:
         yield "verified", "never run"
     for note in contract.warnings:
         yield "warnings", f"{note.code}: {note.message}"
+
+
+def _of_generation(generation: Generation) -> Iterator[tuple[str, str]]:
+    for sampler in generation.samplers:
+        where = f" for {', '.join(sampler.releases)}" if sampler.releases else ""
+        yield "sampler", f"{sampler.file}{where}: {sampler_text(sampler)}"
+    yield "ends at", ends_text(generation)
+    for lost in generation.lost:
+        where = f" on {', '.join(lost.releases)}" if lost.releases else ""
+        yield "lost", f"{lost.setting} = {lost.value}{where}: {lost.reason}"
+
+
+def sampler_text(sampler: SamplerFile) -> str:
+    """How tokens are chosen, with the keys as they are written."""
+    if sampler.mode == "greedy":
+        return "the likeliest token"
+    keys = [f"{name} {_value(value)}" for name, value in sampler.keys.items() if name != "sampler_type"]
+    bias = [f"a bias on {len(sampler.logit_bias)} tokens"] if sampler.logit_bias else []
+    return ", ".join(["drawn", *keys, *bias])
+
+
+def _value(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+
+
+def ends_text(generation: Generation) -> str:
+    """The tokens that end an answer."""
+    ends = [str(item.id) if item.text is None else f"{item.text} ({item.id})" for item in generation.ends]
+    return ", ".join(ends) or "nothing but the limit of tokens"
 
 
 def signature_rows(signature: Signature) -> Iterator[tuple[str, str]]:
@@ -162,6 +193,9 @@ def data(compiled: Compiled) -> dict[str, Any]:
             for item in grouped(contract.weights, most=12)
         ]
         whole = contract.to_json()
-        kept = ("target", "model", "signature", "files", "runtime", "tokenizer", "calibration", "verified", "warnings")
+        kept = (
+            "target", "model", "signature", "files", "runtime", "tokenizer", "generation", "calibration", "verified",
+            "warnings",
+        )  # fmt: skip
         found["contract"] = {key: whole[key] for key in kept} | {"storage": groups}
     return found

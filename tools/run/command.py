@@ -118,6 +118,10 @@ class Talk:
         try:
             found = diagnose(self.subject.folder, releases_of(self.subject.release)).findings
             self.problems = [item.diagnostic() for item in found if item.severity == "error"]
+            for item in found:
+                # Of what the doctor only warns of, what the contract says matters here: that nobody vouches for this.
+                if item.severity == "warning" and (item.code == "B733" or item.code.startswith("C")):
+                    self._tell(f"{item.code}: {item.message}")
         except LadingError as error:
             self.problems = list(error.diagnostics)
         if self.problems and not self.screen.as_json:

@@ -94,6 +94,20 @@ def test_a_method_alone_is_a_difference(folders):
     assert change.patterns == ("model.layers.0.mlp.up_proj.weight",)
 
 
+def test_another_sampler_and_other_ends_are_differences(folders):
+    one = read(folders / "one")
+    drawn = replace(one.generation.samplers[0], mode="sample", keys={"sampler_type": "mixed", "top_k": 40})
+    generation = replace(one.generation, samplers=(drawn, *one.generation.samplers[1:]), ends=())
+    found = {
+        change.what: (change.before, change.after)
+        for change in compare(one, replace(one, generation=generation)).generation
+    }
+    assert found == {
+        "sampler in config.json": ("the likeliest token", "drawn, top_k 40"),
+        "ends at": ("<|im_end|> (2)", "nothing but the limit of tokens"),
+    }
+
+
 def test_names_of_layers_are_put_together():
     names = [f"m.{number}.q.w" for number in range(12)]
     assert patterns(names, [*names, "head"]) == ["m.*.q.w"]

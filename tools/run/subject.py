@@ -54,7 +54,7 @@ class Runnable:
         """Positions of the model; None where nothing says."""
         found = self.contract.model.max_position if self.contract is not None else None
         found = found or self.settings.get("max_position_embeddings")
-        return found if isinstance(found, int) and found > 0 else None
+        return found if type(found) is int and found > 0 else None
 
 
 def find(path: Path, release: str | None) -> Runnable:
@@ -84,13 +84,14 @@ def find(path: Path, release: str | None) -> Runnable:
 
 def _folder(path: Path) -> Path:
     """The directory that a path means: itself, or that of an ``.mnn`` file or ``config.json`` in it."""
+    from backends.mnn.read.model_folder import Subject
     from backends.mnn.write.configs import CONFIG
 
     if not path.exists():
         raise LadingError("U990", "there is no such folder", str(path))
     folder = path if path.is_dir() else path.parent
     named = path.is_dir() or path.suffix.lower() == ".mnn" or path.name.startswith("config")
-    if named and (folder / CONFIG).is_file() and any(folder.glob("*.mnn")):
+    if named and (folder / CONFIG).is_file() and (any(folder.glob("*.mnn")) or Subject(folder).model_path.is_file()):
         return folder
     raise LadingError("U990", f"this is {_looks_like(path)}", str(path), _advice(path))
 

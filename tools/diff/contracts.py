@@ -298,6 +298,9 @@ def _generation(one: Contract, two: Contract) -> Iterator[Change]:
         side["ends at"] = ends_text(found)
         side |= {f"lost {item.setting}": f"{item.value} on {', '.join(item.releases) or 'all'}" for item in found.lost}
         sides.append(side)
+    for side, contract in zip(sides, (one, two), strict=True):
+        if contract.chat is not None:
+            side["chat template"] = f"SHA-256 {contract.chat.written[:12]}"
     yield from _mapping("", *sides)
 
 
@@ -327,6 +330,7 @@ def _tokenizer(one: Contract, two: Contract) -> Iterator[Change]:
 def _made(one: Contract, two: Contract) -> Iterator[Change]:
     for what, values in (
         ("model", [contract.model.name for contract in (one, two)]),
+        ("verdict", [NONE if contract.verdict is None else contract.verdict.text for contract in (one, two)]),
         ("compiler", [f"{contract.compiler.name} {contract.compiler.version}" for contract in (one, two)]),
         ("target", [f"{c.target.profile}: {', '.join(c.target.releases)}" for c in (one, two)]),
         ("passes", [contract.pipeline.text for contract in (one, two)]),

@@ -11,7 +11,7 @@ from tools.shared.cli import megabytes
 from tools.shared.stored import bits_per_weight, grouped, storage_text
 
 if TYPE_CHECKING:
-    from backends.contract import Contract, Generation, SamplerFile, Signature, Verification
+    from backends.contract import Chat, Contract, Generation, SamplerFile, Signature, Verification
     from ir.base.diag import Diagnostic
     from tools.shared.compiled import Compiled
 
@@ -39,6 +39,8 @@ def _of_contract(contract: Contract) -> Iterator[tuple[str, str]]:
     facts += [f"{model.parameters:,} weights" if model.parameters else ""]
     facts += [f"{model.max_position:,} positions" if model.max_position else ""]
     yield "model", ", ".join([model.name, *filter(None, facts)])
+    if contract.verdict is not None:
+        yield "verdict", contract.verdict.text
     yield "target", f"{contract.target.profile}: {', '.join(contract.target.releases)}"
     yield "passes", contract.pipeline.text.replace(",", ", ")
     yield "made by", f"{contract.compiler.name} {contract.compiler.version}"
@@ -63,6 +65,8 @@ def _of_contract(contract: Contract) -> Iterator[tuple[str, str]]:
             yield "tokenizer", f"inexact on {', '.join(one.releases) or 'all'}: {counted}{'; '.join(one.reasons)}"
     if contract.generation is not None:
         yield from _of_generation(contract.generation)
+    if contract.chat is not None:
+        yield from _of_chat(contract.chat)
     if contract.calibration is not None:
         limit = f", limit {contract.calibration.limit}" if contract.calibration.limit else ""
         yield "calibration", f"{contract.calibration.tokens:,} tokens{limit}"
@@ -82,6 +86,16 @@ def _of_generation(generation: Generation) -> Iterator[tuple[str, str]]:
     for lost in generation.lost:
         where = f" on {', '.join(lost.releases)}" if lost.releases else ""
         yield "lost", f"{lost.setting} = {lost.value}{where}: {lost.reason}"
+
+
+def _of_chat(chat: Chat) -> Iterator[tuple[str, str]]:
+    if chat.rewritten:
+        yield "chat", f"template rewritten: {'; '.join(chat.rewritten)}"
+    for run in chat.runs:
+        differing = f", other text for {', '.join(run.differing)}" if run.differing else ""
+        yield "chat", f"{run.release}: {run.same} of {chat.conversations} conversations as the original{differing}"
+    if chat.problem:
+        yield "chat", chat.problem
 
 
 def sampler_text(sampler: SamplerFile) -> str:
@@ -194,8 +208,8 @@ def data(compiled: Compiled) -> dict[str, Any]:
         ]
         whole = contract.to_json()
         kept = (
-            "target", "model", "signature", "files", "runtime", "tokenizer", "generation", "calibration", "verified",
-            "warnings",
+            "target", "model", "signature", "files", "runtime", "tokenizer", "generation", "chat", "calibration",
+            "verified", "verdict", "warnings",
         )  # fmt: skip
         found["contract"] = {key: whole[key] for key in kept} | {"storage": groups}
     return found

@@ -55,6 +55,9 @@ def test_the_essentials_of_a_directory_are_told(folder):
         "input_ids", "attention_mask", "position_ids", "logits_index",
     ]  # fmt: skip
     assert len(told["verified"]) == len({line.split(":")[0] for line in told["verified"]}) == 4
+    assert told["verdict"][0].startswith("passed") and any(
+        "conversations as the original" in row for row in told["chat"]
+    )
     assert told["ends at"] == ["<|im_end|> (2)"]
     assert told["sampler"][0] == "config.json for 3.5.0, 3.6.0, 3.6.1: the likeliest token"
     assert told["state"] == ["all files are as they were written"]

@@ -195,6 +195,8 @@ class Terminal:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tools.run", *arguments], cwd=ROOT, stdin=slave, stdout=slave, stderr=slave,
             start_new_session=True, env={**os.environ, "TERM": "dumb"},
+            # However the shell started us: one that runs us in the background has interrupts ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
         os.close(slave)
         self.seen = ""

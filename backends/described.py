@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import backends.contract as c
 from backends.backend import Made
+from backends.version import compiler_version
 from ir.base.types import Dim, TensorType
 from ir.facts.calibration import Calibration
 from ir.facts.model_card import ModelCard, SourceFile
 from ir.facts.precision import PrecisionPlan
 from ir.graph.graph import Graph, Value
-
-
-def compiler_version() -> str:
-    """Version of the installed package; ``0+source`` when run from a source tree that is not installed."""
-    try:
-        return version("lading")
-    except PackageNotFoundError:
-        return "0+source"
 
 
 def compiler() -> c.Compiler:
@@ -124,6 +116,5 @@ def _dimension(dim: Dim | None, name: str) -> c.Dimension:
 
 
 __all__ = [
-    "calibration", "compiler", "compiler_version", "model", "notices", "pipeline", "shape", "signature", "sources",
-    "verdict",
+    "calibration", "compiler", "model", "notices", "pipeline", "shape", "signature", "sources", "verdict",
 ]  # fmt: skip

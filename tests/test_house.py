@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.paths import ROOT
 
-TOPS = ("ir", "passes", "frontends", "backends", "tools")
+TOPS = ("ir", "passes", "frontends", "backends", "tools", "lading")
 
 FLOORS = (
     ("ir.base",),
@@ -35,6 +35,7 @@ FLOORS = (
     ("backends",),
     ("backends.onnx", "backends.mnn"),
     ("tools",),
+    ("lading",),
 )
 """Rooms from the ground up; the longest name that fits decides. A file imports from its own floor and from below."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,9 +18,10 @@ FOLDER = Path(__file__).resolve().parent.parent / "docs"
 NOTE = "<!-- Written by `python -m tools.docs`; do not edit. -->"
 
 _COMMANDS = f"""\
-Installation makes the command `lading`. In a source tree that is not installed, `python -m tools.compile` is
-`lading compile`, and so on; `python -m tools.main` is `lading` itself. `lading --version` prints the version, `--help`
-or `-h` after a command its options.
+Installation makes the command `lading`; `python -m lading` is the same. In a source tree that is not installed,
+`python -m tools.compile` is `lading compile`, and so on. `lading --help` lists the commands by what they are for,
+`--help` or `-h` after a command its options; `lading -V` prints the version. A mistyped command or option is answered
+with the nearest one.
 
 Results go to standard output, progress and errors to standard error. Progress is drawn when standard error is a terminal;
 elsewhere a plain line comes every ten seconds, later every minute, and none with `--quiet` or `--json`.
@@ -36,7 +38,26 @@ elsewhere a plain line comes every ten seconds, later every minute, and none wit
 Whatever stops a command, a folder or file that it writes is there as a whole or as it was before: `--force` exchanges the
 old folder and the new one in one step, once the new one is on the disk. Only what the old folder's contract lists is
 removed; a folder that holds anything else is not replaced (B633). What a killed command left beside it, the next one of
-the same output removes. A command that is stopped, or cannot print its result, says what is there."""
+the same output removes. A command that is stopped, or cannot print its result, says what is there.
+
+## Completion
+
+Commands, options and their values are completed in bash, zsh and fish, by one line in the file that the shell reads when
+it starts:
+
+| shell | file | line |
+|---|---|---|
+| bash | `~/.bashrc` | `eval "$(_LADING_COMPLETE=bash_source lading)"` |
+| zsh | `~/.zshrc` | `eval "$(_LADING_COMPLETE=zsh_source lading)"` |
+| fish | `~/.config/fish/completions/lading.fish` | `_LADING_COMPLETE=fish_source lading \\| source` |
+
+## What only one command needs
+
+| command | needs | install |
+|---|---|---|
+| `lading matrix` | transformers, the reference for chats and token ids | `pip install 'lading[matrix]'` |
+
+Without it the command ends with [U997](errors.md#u997), which says so."""
 
 _PASSES = """\
 A pass is named in a [pipeline](#named-pipelines) with its options in braces:
@@ -49,8 +70,22 @@ A name stands for its text, also inside other pipelines. Options written after a
 such an option."""
 
 _ERRORS = """\
-Everything that can go wrong with an input, a machine or a result has a code. `lading explain CODE` prints its line.
-A message names the place and, where there is more than one thing to do, what to do:"""
+Everything that can go wrong with an input, a machine or a result has a code. `lading explain CODE` prints what is on this
+page: cause, example and remedy. In examples `...` stands for what differs from case to case; the rest is what the program
+printed in its tests. A message names the place and, where there is more than one thing to do, what to do:"""
+
+
+_SYMPTOMS = """\
+`lading explain` also takes what a runtime printed or did before it crashed, as text, as a log file, or from standard
+input:
+
+```sh
+lading explain 'tensor [ logits_index ] is input but not found'
+lading explain '!!!!!!!!' --model build/model
+```
+
+It answers with the causes, and with the commands that mend them. `MODEL` is the folder of the compiled model,
+`CHECKPOINT` what it was made from."""
 
 
 def commands_page() -> str:
@@ -126,18 +161,42 @@ def _default(item) -> str:
 
 
 def errors_page() -> str:
-    """docs/errors.md: every code with its help text, by area."""
+    """docs/errors.md: what runtimes print, then every code with its help text and long explanation, by area."""
     from ir.base.codes import AREAS
     from ir.base.diag import Diagnostic, known_codes
 
     sample = Diagnostic("F533", "unknown model family 'qwen22'", "config.json", "did you mean 'qwen2'?")
-    parts = ["# Error codes", NOTE, _ERRORS, f"```text\n{sample}\n```"]
+    parts = ["# Error codes", NOTE, _ERRORS, f"```text\n{sample}\n```", "## What runtimes print", _SYMPTOMS]
+    parts.append(_table(("what is seen", "what it means", "what to do", "codes"), [*_symptoms()]))
     for letter, area in AREAS.items():
-        rows = [
-            (code, _cell(text.replace("``", "`"))) for code, text in sorted(known_codes().items()) if code[0] == letter
-        ]
+        codes = sorted(code for code in known_codes() if code[0] == letter)
+        rows = [(f"[{code}](#{code.lower()})", _cell(_code(known_codes()[code]))) for code in codes]
         parts += [f"## {letter}: {area}", _table(("code", "meaning"), rows)]
+        parts += [part for code in codes for part in _explained(code)]
     return "\n\n".join(parts) + "\n"
+
+
+def _code(text: str) -> str:
+    return text.replace("``", "`")
+
+
+def _explained(code: str) -> Iterator[str]:
+    from ir.base.diag import known_codes
+    from ir.base.explanations import explanation
+
+    found = explanation(code)
+    yield f"### {code}"
+    yield _code(known_codes()[code]).replace("<", "\\<")
+    if found is not None:
+        yield from (found.cause, f"```text\n{found.example}\n```", found.remedy)
+
+
+def _symptoms() -> Iterator[tuple[str, ...]]:
+    from tools.explain import symptoms
+
+    for item in symptoms():
+        codes = ", ".join(f"[{code}](#{code.lower()})" for code in item.codes)
+        yield item.name, _cell(_code(re.sub(r"\{\w+\}", "...", item.happens))), f"`{item.do[0][0]}`", codes
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

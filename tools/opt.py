@@ -118,7 +118,7 @@ def reproducing(verify_each: bool, check_numbers: bool) -> str:
     """The command line, for `KeepLastGood`, that fails as this one did."""
     from passes.framework.instruments import COMMAND
 
-    words = ["lading"] if Path(sys.argv[0]).name == "lading" else [shlex.quote(sys.executable), "-m", "tools.main"]
+    words = ["lading"] if Path(sys.argv[0]).name == "lading" else [shlex.quote(sys.executable), "-m", "lading"]
     flags = [" --verify-each"] * verify_each + [" --check-numbers"] * check_numbers
     return " ".join(words) + COMMAND.removeprefix("lading") + "".join(flags)
 

@@ -33,4 +33,5 @@ PLUGIN = Plugin(
     frontends={"mnn": "backends.mnn.read.frontend:MnnFile"},
     backends={"mnn": "backends.mnn.module_backend:MnnModule", "mnn-llm": "backends.mnn.backend:MnnLlm"},
     codes={"mnn": "backends.mnn.codes:CODES"},
+    symptoms={"mnn": "backends.mnn.symptoms:ROWS"},
 )

@@ -334,4 +334,7 @@ CODES: dict[str, str] = {
     "U980": "The program met an error that it does not know, which is its own fault. A report file says more.",
     "U981": "A helper process cannot be started: there are too many processes or open files, or too little memory.",
     "U940": "There is no fuzz target of this name, or the module to load has no table of targets.",
+    "U996": "Another package hides one of Lading's packages (ir, passes, frontends, backends, tools), or one is missing.",
+    "U997": "A package that this command needs and compiling does not is not installed; the hint names the extra to install.",
+    "U998": "The text is neither an error code nor a message that a runtime is known to print.",
 }

@@ -55,7 +55,9 @@ class Plugin:
         families: model families; see `frontends.families.table`.
         formats: storage formats of checkpoints; see `frontends.containers.formats`.
         frontends, backends: readers and writers of models; see `tools.shared.formats`.
-        codes: help texts of diagnostic codes, a mapping for each area.
+        codes: help texts of diagnostic codes, a mapping for each area; long ones stand beside the module that holds
+            them (`ir.base.explanations`).
+        symptoms: what a runtime prints or does when something is wrong: mappings of `backends.symptoms.Symptom`.
     """
 
     passes: Rows = field(default_factory=dict)
@@ -74,6 +76,7 @@ class Plugin:
     frontends: Rows = field(default_factory=dict)
     backends: Rows = field(default_factory=dict)
     codes: Rows = field(default_factory=dict)
+    symptoms: Rows = field(default_factory=dict)
 
 
 TABLES = tuple(item.name for item in fields(Plugin))

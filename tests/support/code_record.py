@@ -3,6 +3,9 @@
 `watch` is called once, by ``conftest.py``. From then on every `Diagnostic` and every finding of the doctor leaves its
 code in `RAISED` when code outside ``tests/`` made it; those that a test makes for itself do not count. What a child
 process raised is not seen from here: a test that reads its output says so with `expect_code`.
+
+The text of each is compared with the example of the code's long explanation (`ir.base.explanations`): codes whose example
+was seen are in `SHOWN`, and `SEEN` holds texts of the others.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
 from types import FrameType
 
@@ -19,6 +22,11 @@ from tests.support.paths import ROOT
 
 TESTS = ROOT / "tests"
 RAISED: set[str] = set()
+SHOWN: set[str] = set()
+SEEN: dict[str, list[str]] = {}
+
+MOST_SEEN = 20
+"""Texts of a code that are kept."""
 
 
 def watch() -> None:
@@ -42,8 +50,43 @@ def _watch(cls: type) -> None:
         init(self, *args, **kwargs)
         if _is_product(sys._getframe(1), home):
             RAISED.add(self.code)
+            note_text(self.code, str(self.diagnostic() if hasattr(self, "diagnostic") else self))
 
     cls.__init__ = recorded
+
+
+def note_text(code: str, text: str) -> None:
+    """Compare what a diagnostic prints with the example of its code."""
+    if code in SHOWN:
+        return
+    example = example_of(code)
+    if example is not None and example.fullmatch(text):
+        SHOWN.add(code)
+    elif len(SEEN.setdefault(code, [])) < MOST_SEEN:
+        SEEN[code].append(text)
+
+
+@cache
+def example_of(code: str) -> re.Pattern[str] | None:
+    """What the example of a code's explanation fits, where ``...`` is any text."""
+    from ir.base.explanations import explanation
+
+    found = explanation(code)
+    return None if found is None else re.compile(".*?".join(map(re.escape, found.example.split("..."))), re.DOTALL)
+
+
+def accept_example(code: str) -> None:
+    """Write a text that was seen into the explanation of a code, paths of this run left out."""
+    if code not in SEEN:
+        return
+    text = re.sub(r"(?<![\w.])/[^\s'\",:]*/", ".../", min(SEEN[code], key=len))
+    for path in ROOT.glob(f"**/explanations/{code[0]}.md"):
+        page = path.read_text(encoding="utf-8")
+        section = rf"(^## {code}\n.*?^```text\n).*?(?=^```$)"
+        path.write_text(
+            re.sub(section, lambda m: f"{m[1]}{text}\n", page, count=1, flags=re.MULTILINE | re.DOTALL),
+            encoding="utf-8",
+        )
 
 
 def is_whole(root: Path, collected: Iterable[Path], arguments: Iterable[str]) -> bool:
@@ -66,6 +109,8 @@ def expect_code(output: str, code: str) -> None:
     shown = set(re.findall(r"\b(?:error|warning)\[([A-Z]\d{3})\]", output)) | _codes_in_json(output)
     assert code in shown, f"{code} is not reported:\n{output}"
     RAISED.add(code)
+    for text in re.findall(rf"^(?:error|warning)\[{code}\]:.*(?:\n  (?!\(lading).*)*", output, re.MULTILINE):
+        note_text(code, text)
 
 
 def _codes_in_json(output: str) -> set[str]:

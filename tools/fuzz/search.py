@@ -119,7 +119,7 @@ class Search:
         words = [module, name, first, number, seconds, scratch / name, scratch / "samples"]
         with open(scratch / "errors", "w+b") as errors:
             process = subprocess.Popen(
-                [sys.executable, "-m", "tools.fuzz.worker", *map(str, words)], stdin=subprocess.DEVNULL,
+                [sys.executable, "-P", "-m", "tools.fuzz.worker", *map(str, words)], stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE, stderr=errors, env=_environment(scratch), start_new_session=True,
             )  # fmt: skip
             watch = _Watch(process)

@@ -37,7 +37,9 @@ def compile_rung(request: Mapping[str, Any], say: Say, timeout_s: float) -> dict
         asked = folder / "request.json"
         asked.write_text(json.dumps({**request, "answer": str(answer)}), encoding="utf-8")
         with (folder / "log.txt").open("wb") as log:
-            status, late = _run([sys.executable, "-m", "tools.ladder.child_main", str(asked)], log, say, timeout_s)
+            status, late = _run(
+                [sys.executable, "-P", "-m", "tools.ladder.child_main", str(asked)], log, say, timeout_s
+            )
         if answer.is_file():
             found = json.loads(answer.read_text(encoding="utf-8"))
             if "error" in found:

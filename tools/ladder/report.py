@@ -26,7 +26,7 @@ VERSION = 1
 
 def ladder_data(ladder: Ladder) -> dict[str, Any]:
     """The whole report as JSON-able data; `docs/ladder.md` has its fields."""
-    from backends.described import compiler_version
+    from backends.version import compiler_version
     from tools.matrix.cell import this_platform
 
     job = ladder.job

@@ -19,7 +19,7 @@ import click
 from ir.base.diag import LadingError
 from tools.matrix.model import Job, Matrix, Row
 from tools.matrix.rows import PRECISIONS, find_models, given_rows, made_rows, read_kept, record, write_kept
-from tools.shared.cli import EXIT_FAILED, QUIET_OPTION, Screen, command, split_list, stopped
+from tools.shared.cli import EXIT_FAILED, QUIET_OPTION, Screen, command, require_package, split_list, stopped
 
 
 def find_releases(names: str) -> tuple[str, ...]:
@@ -86,7 +86,7 @@ def run_matrix(matrix: Matrix, rows: Iterator[Row], job: Job) -> None:
 
 
 def _submit(matrix: Matrix, row: Row, job: Job, pool: ThreadPoolExecutor) -> Iterator[Any]:
-    from backends.described import compiler_version
+    from backends.version import compiler_version
     from tools.matrix.cell import FORMAT, this_platform
 
     matrix.rows.append(row)
@@ -160,6 +160,8 @@ def main(releases, families, precisions, target, models, sources, out, json_file
     from tools.matrix.report import show_matrix, write_reports
 
     screen = Screen(False, quiet)
+    if sources or not models:
+        require_package("transformers")
     matrix = Matrix(find_releases(releases))
     names = find_models(families)
     pipelines = split_list(precisions)

@@ -18,7 +18,7 @@ def html_page(matrix: Matrix, made: str) -> str:
         matrix: what was run.
         made: date of the run.
     """
-    from backends.described import compiler_version
+    from backends.version import compiler_version
     from tools.matrix.cell import this_platform
     from tools.matrix.words import MEANINGS, SYMBOLS, failures, status_of, unreferenced
 

@@ -61,7 +61,7 @@ def show_matrix(console: Console, matrix: Matrix) -> None:
 
 def matrix_data(matrix: Matrix) -> dict[str, Any]:
     """All results as JSON-able data."""
-    from backends.described import compiler_version
+    from backends.version import compiler_version
     from tools.matrix.cell import this_platform
 
     cells = [
@@ -97,7 +97,7 @@ def markdown_page(matrix: Matrix, made: str) -> str:
         made: date of the run.
     """
     from backends.bars import EXACT_BAR
-    from backends.described import compiler_version
+    from backends.version import compiler_version
     from tools.matrix.cell import this_platform
 
     run, good = len(matrix.cells), matrix.right()

@@ -136,6 +136,8 @@ def guarded(action: Callable[[], int], as_json: bool) -> int:
         if written():
             _say(f"standard output was closed early; {_what_is_there()}")
         return EXIT_FAILED
+    except ModuleNotFoundError as error:
+        return _told(package_missing(error.name or str(error)), as_json)
     except OSError as error:
         where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
         hint = _REMEDIES.get(error.errno or 0, "")
@@ -180,6 +182,35 @@ def _say(line: str) -> None:
     """Print a line on standard error, if anybody still reads it."""
     with suppress(OSError):
         click.echo(line, err=True)
+
+
+EXTRAS = {"hypothesis": "test", "torch": "test", "transformers": "matrix"}
+"""Packages that only some work needs, and the extra of this package that brings each."""
+
+
+def package_missing(module: str) -> LadingError:
+    """The error for a module of another package, or of this one, that is not installed."""
+    package = module.partition(".")[0]
+    if package in ("ir", "passes", "frontends", "backends", "tools"):
+        hint = "python -m pip install --force-reinstall --no-deps lading"
+        return LadingError(
+            "U996", f"the module {module!r} of Lading is missing: the installation is damaged", hint=hint
+        )
+    extra = EXTRAS.get(package)
+    hint = f"pip install 'lading[{extra}]'" if extra else f"pip install {package}, or reinstall lading"
+    return LadingError("U997", f"this command needs the package {package!r}, which is not installed", hint=hint)
+
+
+def require_package(package: str) -> None:
+    """Do nothing when a package that not every command needs is installed; it is not imported.
+
+    Raises:
+        LadingError: U997, which names the extra that brings it.
+    """
+    from importlib.util import find_spec
+
+    if find_spec(package) is None:
+        raise package_missing(package)
 
 
 def _told(error: LadingError, as_json: bool) -> int:

@@ -28,4 +28,5 @@ PLUGIN = Plugin(
     frontends={"mlp": "lading_example.mlp:MlpFile"},
     backends={"dot": "lading_example.dot:DotFile", "toy": "lading_example.toy.backend:ToyBackend"},
     codes={"example": "lading_example.codes:CODES"},
+    symptoms={"toy": "lading_example.toy.symptoms:SYMPTOMS"},
 )

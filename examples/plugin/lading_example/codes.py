@@ -2,6 +2,6 @@
 
 CODES = {
     "B950": "The toy runtime has too few cells for the model.",
-    "B951": "The toy runtime has only one kind of target.",
+    "B951": "The target of the toy runtime is a number of cells, and the text is none.",
     "V950": "The toy runtime gives other numbers than the original model.",
 }

@@ -149,6 +149,13 @@ def test_its_target_has_limits_of_its_own(tool, tmp_path):
     assert tool("tools.compile", "net.mlp", "--target", "12cells", "-o", "out").returncode == 0
 
 
+def test_its_codes_and_what_its_runtime_prints_are_explained(tool):
+    result = tool("tools.explain", "B951")
+    assert "B951: The toy runtime has only one kind" in result.stdout and "What to do" in result.stdout, result.stderr
+    result = tool("tools.explain", "toy: cell 70 of 64 is not there")
+    assert "needs more than the 64 cells that the toy runtime has" in result.stdout, result.stderr
+
+
 def test_what_its_runtime_cannot_run_is_refused(tool, tmp_path):
     result = tool("tools.compile", "net.mlp", "--passes", "squared-relu", "-o", "out")
     assert result.returncode == 1 and "MatMul is not allowed at stage toy" in result.stderr

@@ -151,7 +151,9 @@ def test_its_target_has_limits_of_its_own(tool, tmp_path):
 
 def test_its_codes_and_what_its_runtime_prints_are_explained(tool):
     result = tool("tools.explain", "B951")
-    assert "B951: The target of the toy runtime is a number" in result.stdout and "What to do" in result.stdout, result.stderr
+    assert "B951: The target of the toy runtime is a number" in result.stdout and "What to do" in result.stdout, (
+        result.stderr
+    )
     result = tool("tools.explain", "toy: cell 70 of 64 is not there")
     assert "needs more than the 64 cells that the toy runtime has" in result.stdout, result.stderr
 

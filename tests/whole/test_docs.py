@@ -37,7 +37,7 @@ from tools.pictures import main as draw
 
 DOCS = ROOT / "docs"
 READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
-MANUAL = [*READMES, ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+MANUAL = [*READMES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
 WRITTEN = [path for path in MANUAL if path.name not in PAGES]
 
 

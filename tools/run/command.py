@@ -113,7 +113,7 @@ class Talk:
 
     def examine(self) -> None:
         """Say beforehand what is wrong with the directory on this release: not every fault makes the runtime crash."""
-        from tools.doctor import diagnose, releases_of
+        from tools.doctor.command import diagnose, releases_of
 
         try:
             found = diagnose(self.subject.folder, releases_of(self.subject.release)).findings

@@ -19,7 +19,8 @@ from tests.support.paths import EXAMPLE
 from tests.support.runs import shown_at
 from tools.compile.job import Request, compile_model
 from tools.compile.report import show_result
-from tools.doctor import diagnose, releases_of, show
+from tools.doctor.command import diagnose, releases_of
+from tools.doctor.words import show
 from tools.matrix.model import Matrix, Row
 from tools.matrix.report import markdown_page, show_matrix
 from tools.shared.tables import Column, show_table

@@ -128,6 +128,38 @@ def test_no_folder_holds_more_files_than_can_be_overseen():
             if len(found) > MOST_FILES} == {}  # fmt: skip
 
 
+def names_of(module: str) -> set[str]:
+    """Names that a module has: what it defines, assigns and imports at its top, whatever the condition."""
+    found = set()
+    waiting: list[ast.AST] = [ast.parse(MODULES[module].read_text(encoding="utf-8"))]
+    while waiting:
+        for node in ast.iter_child_nodes(waiting.pop()):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                found.add(node.name)
+            elif isinstance(node, ast.Import | ast.ImportFrom):
+                found |= {alias.asname or alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                found.add(node.id)
+            else:
+                waiting.append(node)
+    return found
+
+
+def test_what_is_imported_from_own_modules_is_there():
+    """Imports inside functions too, which only a call would try."""
+    missing = []
+    names = {module: names_of(module) for module in MODULES}
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module in MODULES and "__getattr__" not in names[node.module]:
+                missing += [
+                    f"{module}, line {node.lineno}: {node.module} has no {alias.name}"
+                    for alias in node.names
+                    if alias.name not in names[node.module] and f"{node.module}.{alias.name}" not in MODULES
+                ]
+    assert missing == []
+
+
 RUNTIMES = re.compile(r"mnn", re.IGNORECASE)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -60,9 +61,9 @@ def _text(words: tuple[str, ...]) -> str:
     text = " ".join(words)
     if text == "-":
         return sys.stdin.buffer.read()[-LONGEST_LOG:].decode("utf-8", "replace")
-    if len(words) == 1 and len(text) < 4096 and "\0" not in text and Path(text).is_file():
-        with Path(text).open("rb") as file:
-            file.seek(max(0, Path(text).stat().st_size - LONGEST_LOG))
+    if len(words) == 1 and os.path.isfile(text):  # unlike a Path, it takes any text, however long
+        with open(text, "rb") as file:
+            file.seek(max(0, os.path.getsize(text) - LONGEST_LOG))
             return file.read().decode("utf-8", "replace")
     return text
 

@@ -132,6 +132,11 @@ def test_a_log_file_is_read(tmp_path):
 
 
 @pytest.mark.mnn
+def test_a_long_line_is_no_file_name():
+    assert explain("I/MNNJNI: " + "x" * 5000 + " Create execution error : 305\0").exit_code == 0
+
+
+@pytest.mark.mnn
 def test_the_model_is_named_in_the_commands(tmp_path):
     output = explain("Segmentation fault", "--model", str(tmp_path / "my model")).output
     assert shlex.split(first_command(output))[:3] == ["lading", "repair", str(tmp_path / "my model")]

@@ -279,6 +279,15 @@ def _recover(out: Path) -> None:
         _retire(folder, out)
 
 
+def remove_compiled(folder: Path) -> None:
+    """Remove a compiled folder; what its contract does not list stays, and so does a folder without one."""
+    try:
+        _listed(folder)
+    except LadingError:
+        return
+    _retire(folder, folder)
+
+
 def _retire(folder: Path, out: Path) -> None:
     """Remove an old folder as far as its contract lists it; what somebody put there meanwhile goes to the new one."""
     try:
@@ -309,4 +318,4 @@ def _retire(folder: Path, out: Path) -> None:
             os.rmdir(root)
 
 
-__all__ = ["MARKER", "check_target", "foreign_files", "staged_directory"]
+__all__ = ["MARKER", "check_target", "foreign_files", "remove_compiled", "staged_directory"]

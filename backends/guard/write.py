@@ -14,6 +14,7 @@ from typing import Any
 
 from backends.contract import Contract, FileEntry
 from backends.templates import render
+from ir.base.whole_files import write_whole
 
 PYTHON, HEADER = "check_inputs.py", "lading_guard.h"
 _RUNTIME = Path(__file__).with_name("check_inputs.py")
@@ -63,8 +64,9 @@ def cpp_literal(value: str) -> str:
 
 def add_guard(contract: Contract, folder: Path) -> Contract:
     """Write both guards into a model directory and list them in its contract, which is returned and not written."""
-    (folder / PYTHON).write_text(python_guard(contract), encoding="utf-8")
-    (folder / HEADER).write_text(cpp_guard(contract), encoding="utf-8")
+    for name, text in ((PYTHON, python_guard(contract)), (HEADER, cpp_guard(contract))):
+        with write_whole(folder / name, durable=False) as part:
+            part.write_text(text, encoding="utf-8")
     entries = [FileEntry.of(folder, name, "other") for name in (PYTHON, HEADER)]
     kept = [entry for entry in contract.files if entry.path not in (PYTHON, HEADER)]
     return replace(contract, files=tuple(sorted([*kept, *entries], key=lambda entry: entry.path)))

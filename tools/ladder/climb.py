@@ -176,7 +176,9 @@ def _climb_one(job: Job, spec: Spec, gauge: Gauge, watcher: Watcher) -> dict[str
         kept = {**kept, "measured_of": measured_of, "measured": gauge.measure(job.place(spec))}
         write_kept(state, kept)
     if not job.keep:
-        shutil.rmtree(job.place(spec), ignore_errors=True)
+        from backends.staging import remove_compiled
+
+        remove_compiled(job.place(spec))
     return _record(job, spec, kept, reused=False)
 
 
@@ -201,13 +203,13 @@ def _digest(path: Path | None) -> str:
 
 
 def _intact(folder: Path) -> bool:
-    """The folder holds a compiled model as its contract describes it, by names and sizes."""
+    """The folder holds a compiled model as its contract describes it, bit for bit."""
     from backends.contract import check_files, read
 
     if not (folder / "contract.json").is_file():
         return False
     try:
-        return not any(item.severity == "error" for item in check_files(read(folder), folder, digests=False))
+        return not any(item.severity == "error" for item in check_files(read(folder), folder))
     except LadingError:
         return False
 

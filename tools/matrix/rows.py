@@ -55,19 +55,29 @@ _SOURCES = (".py", ".json", ".jsonl", ".jinja")
 
 
 def read_kept(place: Path, made_of: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What an earlier run kept in a file, when it has all the fields of `made_of`; else None."""
+    """What an earlier run kept in a file, when it is undamaged and has all the fields of `made_of`; else None."""
     try:
         kept = json.loads(place.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
-    same = isinstance(kept, dict) and all(kept.get(key) == value for key, value in made_of.items())
-    return kept if same else None
+    if not isinstance(kept, dict) or kept.pop("digest", None) != _digest(kept):
+        return None
+    return kept if all(kept.get(key) == value for key, value in made_of.items()) else None
 
 
-def write_kept(place: Path, data: Any) -> None:
-    """Write JSON that is there as a whole or not at all."""
+def write_kept(place: Path, data: Mapping[str, Any]) -> None:
+    """Write JSON that is there as a whole or not at all, with a digest, since numbers show no damage."""
+    text = json.dumps({**data, "digest": _digest(data)}, indent=1, ensure_ascii=False, allow_nan=False)
     with write_whole(place, durable=False) as part:
-        part.write_text(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
+        part.write_text(text, encoding="utf-8")
+
+
+def _digest(data: Mapping[str, Any]) -> str:
+    from hashlib import sha256
+
+    # What is read back may be spelt otherwise than what was given: numbers as keys are texts then.
+    plain = json.loads(json.dumps(data))
+    return sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 # ---- models made for the matrix ----

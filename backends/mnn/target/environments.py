@@ -7,8 +7,10 @@ environment with MNN and numpy alone. Whether it is the right one is read from i
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from ir.base.diag import LadingError
@@ -113,6 +115,21 @@ def _has_release(packages: Path, version: str) -> bool:
     return (packages / "MNN").is_dir() and any((packages / name / "RECORD").is_file() for name in names)
 
 
+def _run(command: list[str | Path], timeout_s: float) -> subprocess.CompletedProcess[str]:
+    """Run a command that ends, with all its children, when this is interrupted; subprocess.TimeoutExpired as usual."""
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True
+    )
+    try:
+        output, errors = process.communicate(timeout=timeout_s)
+    except BaseException:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        raise
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
+
+
 def _install(environment: Path, version: str, timeout_s: float) -> None:
     python = environment / "bin" / "python"
     pip: list[str | Path] = [
@@ -128,7 +145,7 @@ def _install(environment: Path, version: str, timeout_s: float) -> None:
     commands: tuple[list[str | Path], ...] = ([sys.executable, "-m", "venv", environment], pip)
     for command in commands:
         try:
-            done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=timeout_s)
+            done = _run(command, timeout_s)
         except subprocess.TimeoutExpired as error:
             message = f"making the environment of MNN {version} took more than {timeout_s:g} s"
             raise LadingError("B670", message) from error

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from ir.base.interrupts import held_interrupts
+from ir.base.interrupts import Stopped, held_interrupts, raising_signals
 
 
 @pytest.fixture(autouse=True)
@@ -69,3 +69,45 @@ def test_ignored_interrupts_stay_ignored():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with held_interrupts():
         interrupt()
+
+
+@pytest.fixture
+def default_ends():
+    """Signals that end a process, whatever the shell left; put back afterwards."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signals_that_end_processes_raise_in_a_command(default_ends, number):
+    with pytest.raises(Stopped, match=number.name) as stop, raising_signals():
+        os.kill(os.getpid(), number)
+    assert stop.value.number == number and isinstance(stop.value, KeyboardInterrupt)
+    assert signal.getsignal(number) is signal.SIG_DFL
+
+
+def test_signals_that_are_ignored_or_answered_by_others_are_left_to_them(default_ends):
+    seen = []
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+    with raising_signals():
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert seen == [signal.SIGTERM]
+
+
+def test_every_signal_waits_for_the_end_of_a_firm_block(default_ends):
+    done = []
+    with pytest.raises(Stopped), raising_signals(), held_interrupts(firmly=True):
+        os.kill(os.getpid(), signal.SIGTERM)
+        interrupt()
+        os.kill(os.getpid(), signal.SIGHUP)
+        done.append(True)
+    assert done == [True]
+
+
+def test_libraries_leave_signals_to_the_program(default_ends):
+    with held_interrupts():
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -210,13 +211,27 @@ def test_error_after_a_plan_was_saved_says_so(tmp_path):
     )
 
 
-def test_a_plan_that_is_saved_is_whole_or_the_old_one(tmp_path):
+def test_a_plan_that_is_saved_is_whole_or_the_old_one(tmp_path, monkeypatch):
     plan = tmp_path / "plan.toml"
     plan.write_text("old")
-    limit = 100
-    done = compiled(
-        tmp_path / "out", "--save-plan", str(plan), "--passes", "int4", capture_output=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+
+    def full(fd):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(LadingError) as error:
+        compile_model(Request(str(EXAMPLE), tmp_path / "out", "int4", verify="none", save_plan=plan))
+    assert error.value.code == "Q457" and plan.read_text() == "old" and listing(tmp_path) == ["plan.toml"]
+
+
+def test_what_a_rerun_resumes_is_said(tmp_path):
+    """Stopped while calibration statistics are kept."""
+    words = [sys.executable, "-c", STOPPED, "12", str(int(signal.SIGINT)), "/cache/partial", *COMPILE[3:]]
+    done = subprocess.run(
+        [*words, "-o", str(tmp_path / "out"), "--passes", "calibrated"], cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, "LADING_CACHE": str(tmp_path / "cache")}, timeout=300, check=False,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
-    expect_code(done.stderr, "Q457")
-    assert done.returncode == 1 and plan.read_text() == "old" and listing(tmp_path) == ["plan.toml"]
+    assert done.returncode == 130 and listing(tmp_path) == ["cache"]
+    told = "interrupted; nothing was written; what was measured is kept: the same command goes on from there"
+    assert done.stderr.splitlines()[-1] == told

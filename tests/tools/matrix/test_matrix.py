@@ -22,6 +22,7 @@ from tests.support.checkpoints import make_checkpoint
 from tools.matrix import command as tool
 from tools.matrix import rows
 from tools.matrix.cell import CHECKS, Artefact, Source, _Judge, run_cell
+from tools.matrix.rows import read_kept, write_kept
 from tools.matrix.without_checkpoint import FolderArtefact, FolderSource
 from tools.matrix.words import SYMBOLS
 from tools.shared.cli import split_list
@@ -140,9 +141,20 @@ def test_only_a_changed_model_is_run_again(copy, runs):
     run(*copy[1])  # the file is not what the contract says, so the model is compiled again: the same bytes as before
     assert runs == []
     place = next((copy[0] / "cells").glob("qwen2--fp32--*.json"))
-    place.write_text(json.dumps({**json.loads(place.read_text()), "artefact": "0" * 64}))
+    kept = read_kept(place, {})
+    assert kept is not None
+    write_kept(place, {**kept, "artefact": "0" * 64})
     run(*copy[1])
     assert runs == [("fp32", HERE)]
+
+
+def test_a_cell_with_a_changed_number_is_run_again(copy, runs):
+    place = next((copy[0] / "cells").glob("qwen2--int8--*.json"))
+    text = place.read_text()
+    assert '"status": "right"' in text
+    place.write_text(text.replace('"status": "right"', '"status": "wrong"'))
+    run(*copy[1])
+    assert runs == [("int8", HERE)]
 
 
 def test_an_interrupted_run_keeps_the_cells_that_ended(copy, monkeypatch):

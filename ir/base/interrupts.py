@@ -32,24 +32,38 @@ class Stopped(KeyboardInterrupt):
         self.number = number
 
 
-def _raise(number: int, frame: FrameType | None = None) -> None:
-    raise KeyboardInterrupt if number == signal.SIGINT else Stopped(number)
+def _exception_of(number: int) -> KeyboardInterrupt:
+    """What a signal is as an exception."""
+    return KeyboardInterrupt() if number == signal.SIGINT else Stopped(number)
 
 
 @contextmanager
 def raising_signals() -> Iterator[None]:
     """While the block runs, signals that ask for an end raise KeyboardInterrupt or `Stopped` in the main thread.
 
-    Signals that whoever started us had ignored, as nohup does, stay ignored, and so do handlers of other programs.
+    What else the block raises after such a signal is that signal too: native modules that are interrupted while they are
+    imported make an ImportError of it. Signals that whoever started us had ignored, as nohup does, stay ignored, and
+    handlers of other programs stay.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    replaced = {
-        number: signal.signal(number, _raise) for number in ENDING if signal.getsignal(number) is signal.SIG_DFL
-    }
+    seen: list[int] = []
+
+    def answer(number: int, frame: FrameType | None) -> None:
+        seen.append(number)
+        raise _exception_of(number)
+
+    usual = (signal.SIG_DFL, signal.default_int_handler)
+    replaced = {number: before for number in ENDING if (before := signal.getsignal(number)) in usual}
+    for number in replaced:
+        signal.signal(number, answer)
     try:
         yield
+    except Exception as error:
+        if seen:
+            raise _exception_of(seen[0]) from error
+        raise
     finally:
         for number, before in replaced.items():
             signal.signal(number, before)

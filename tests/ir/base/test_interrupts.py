@@ -111,3 +111,18 @@ def test_every_signal_waits_for_the_end_of_a_firm_block(default_ends):
 def test_libraries_leave_signals_to_the_program(default_ends):
     with held_interrupts():
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_a_library_makes_of_a_signal_is_the_signal(default_ends, number):
+    def imported():
+        try:
+            os.kill(os.getpid(), number)
+        except KeyboardInterrupt:
+            raise ImportError("_multiarray_umath failed to import") from None
+
+    with pytest.raises(KeyboardInterrupt) as stop, raising_signals():
+        imported()
+    assert getattr(stop.value, "number", signal.SIGINT) == number
+    with pytest.raises(ImportError), raising_signals():
+        raise ImportError

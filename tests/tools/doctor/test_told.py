@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from backends.mnn.codes import CODES
-from backends.mnn.doctor.causes import CAUSES, causes_in
+from backends.mnn.doctor.causes import CAUSES
 from backends.mnn.doctor.examine import examine
 from backends.mnn.target.releases import target
 from ir.base.codes import CODES as BASE_CODES
@@ -101,37 +101,6 @@ def test_runs_of_releases():
 
 def test_every_code_of_an_error_has_a_few_words():
     assert set(CAUSES) <= set(CODES) | set(BASE_CODES)
-
-
-# ---- messages of the runtime ----
-
-MESSAGES = {
-    "7 tensor [ logits_index ] is input but not found": ("B712", "'logits_index'"),
-    "7 tensor [ past_key_values ] is input but not found\nCreate module error": ("B712", "'past_key_values'"),
-    "PipelineModule:: Can't find output logits from the model:": ("B714", "'logits'"),
-    "Invalidate buffer to create MNN Module": ("B716", "refused the .mnn file"),
-    "Can't compute size for 306, name=": ("B716", "the operator RoPE"),
-    "Create execution error : 305": ("B716", "the operator LinearAttention"),
-    "Create execution error : 9999": ("B716", "the operator number 9999"),
-    "ReadQuanData_c return weightLength is 0, maybe the weight data is invalid": ("B730", "cut off"),
-    "Failed to open embedding file!": ("B729", "uninitialized"),
-    "[Error]: LLM weight file not found: x": ("B723", "not beside"),
-    "Unable to open llm_config file: ./llm_config.json": ("B723", "configuration"),
-    "user: hi\n!!!!!!!!!!!!!!": ("B717", "first token"),
-    "signal 11 (SIGSEGV) in libMNN_Express.so": ("B712", "lines before"),
-}
-
-
-@pytest.mark.parametrize("text", MESSAGES)
-def test_messages_of_the_runtime_lead_to_causes(text):
-    code, words = MESSAGES[text]
-    first = next(causes_in(text))
-    assert first.codes[0] == code and words in first.meaning and set(first.codes) <= set(CODES)
-    assert first.message in text
-
-
-def test_other_texts_have_no_cause():
-    assert list(causes_in("it is slow")) == []
 
 
 # ---- what else a path may be ----

@@ -100,7 +100,7 @@ CODES: dict[str, str] = {
     "B735": "A real run had another outcome than the doctor's verdict.",
     "B736": "position_ids is read in a way that fits another number of axes than the release feeds.",
     "B737": "MoE gets expert numbers without a leading axis, at which MNN 3.4.0 crashes.",
-    "B738": "The tokenizer has more ids than the model has rows, or so few that it belongs to another model.",
+    "B738": "The tokenizer may be of another model: more or far fewer ids than rows, or no token that ends answers.",
     "B741": "Only a model directory whose configuration can be read can be repaired.",
     "B742": "A file that a repaired model needs, the tokenizer or the embedding rows, is missing from the original.",
     "B743": "The model is an MNN model already. The command repair writes such a model again for other releases.",

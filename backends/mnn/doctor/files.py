@@ -327,6 +327,12 @@ def _tokenizer_problem(subject: Subject, settings: Settings, path: Path, release
     return ("", False) if kind in release.tokenizers else (f"{path.name} is of type {kind}, which is not read", True)
 
 
+def _end_of_answers(subject: Subject) -> str:
+    jinja = subject.llm_config.values.get("jinja")
+    eos = jinja.get("eos") if isinstance(jinja, dict) else None
+    return eos if isinstance(eos, str) else ""
+
+
 def _token_count(subject: Subject, releases: Sequence[Release]) -> Iterator[Finding]:
     rows = vocabulary(subject)
     paths = {release.version: subject.tokenizer_path(release) for release in releases}
@@ -338,11 +344,17 @@ def _token_count(subject: Subject, releases: Sequence[Release]) -> Iterator[Find
         if all(_tokenizer_problem(subject, subject.config_of(item), path, item)[0] for item in readers):
             continue
         try:
-            count = len(read_tokenizer(path.read_bytes(), str(path)).tokens)
+            tokens = read_tokenizer(path.read_bytes(), str(path)).tokens
         except LadingError as error:
             message = f"the tokenizer may be damaged: {error.diagnostics[0].message}"
             yield Finding("B731", message, versions, "export the tokenizer again", str(path), "warning")
             continue
+        count, eos = len(tokens), _end_of_answers(subject)
+        if eos and eos.encode() not in tokens:
+            yield Finding(
+                "B738", f"the chat template ends answers with {eos!r}, which is no token of {path.name}", versions,
+                "is the tokenizer of another model? copy or export it again", str(path), "warning",
+            )  # fmt: skip
         if rows and count > rows:
             yield Finding(
                 "B738", f"the tokenizer has {count:,} ids and the model {rows:,} rows: a text may get an id whose embedding row "

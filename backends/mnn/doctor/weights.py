@@ -59,6 +59,14 @@ class _Part:
     sampled: bool = False
 
 
+@dataclass(frozen=True)
+class _Codes:
+    """Whether the bytes of codes of a row differ, and whether all of them are zero."""
+
+    differ: bool
+    zero: bool
+
+
 class _Weights:
     """The weight file of a model, mapped."""
 
@@ -164,15 +172,32 @@ class _Weights:
         if not all(np.isfinite(numbers_[at : at + _WHOLE]).all() for at in range(0, count, _WHOLE)):
             return "hold NaN or infinity" if part.what.endswith("matrix") else "holds NaN or infinity"
         if part.what.startswith("the scales"):
-            scales = numbers_[1::2] if part.op["main"]["quanParameter"].get("readType") else numbers_
-            return "are zero everywhere, so the matrix is" if not scales.any() and self._codes_differ(part.op) else ""
+            return self._row_fault(part.op, numbers_)
         return _implausible(_sampled(numbers_)) or ("is zero everywhere" if count and not numbers_.any() else "")
 
-    def _codes_differ(self, op: dict[str, Any]) -> bool:
-        """A matrix of zeros has one code; another one was something before its scales were lost."""
-        place = self._first_code(op)
-        offset, nbytes = numbers(op["main"]["external"])[:2]
-        return place is not None and len(np.unique(self.data[place[0] : offset + nbytes][:_SAMPLE])) > 1
+    def _row_fault(self, op: dict[str, Any], alpha: np.ndarray) -> str:
+        """Rows whose codes and scales contradict each other: one of them was lost, as in a download that stopped.
+
+        A row of zeros, or of one number, has one code throughout.
+        """
+        place, (rows, _) = self._first_code(op), _shape(op)
+        if place is None or not _scales_fit(op):
+            return ""
+        scales = alpha.reshape(rows, -1)
+        scales = scales[:, 1::2] if op["main"]["quanParameter"].get("readType") else scales
+        silent = np.flatnonzero(~scales.any(axis=1))
+        lost = [row for row in _spread(silent) if self._codes(op, place, row).differ]
+        if lost:
+            return f"are zero in {len(silent):,} of {rows:,} rows, whose codes are not"
+        sample = [row for row in _spread(np.arange(rows)) if scales[row].any()]
+        empty = [row for row in sample if self._codes(op, place, row).zero]
+        return "have values where the codes are all zero" if len(empty) > len(sample) / 2 else ""
+
+    def _codes(self, op: dict[str, Any], place: tuple[int, int], row: int) -> _Codes:
+        start, (_, columns) = place[0], _shape(op)
+        first, last = row * columns * place[1] // 8 + 1, (row + 1) * columns * place[1] // 8 - 1
+        found = np.asarray(self.data[start + first : start + max(last, first)][:_SAMPLE])
+        return _Codes(bool(found.size and found.max() > found.min()), bool(found.size and not found.any()))
 
     # ---- embedding rows ----
 
@@ -229,6 +254,11 @@ def _sampled(values: np.ndarray) -> np.ndarray:
         return values.astype(np.float32)
     starts = np.linspace(0, values.size - _SAMPLE, _PLACES).astype(np.int64)
     return np.concatenate([values[start : start + _SAMPLE] for start in starts]).astype(np.float32)
+
+
+def _spread(rows: np.ndarray) -> list[int]:
+    """Some of many rows, at even distances."""
+    return rows[np.linspace(0, rows.size - 1, min(rows.size, _PLACES)).astype(np.int64)].tolist() if rows.size else []
 
 
 def _implausible(values: np.ndarray) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import glob
+import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -28,6 +29,8 @@ from ir.base.whole_files import note_written, sync
 
 MARKER = "contract.json"
 """The file that says what the compiler has written to a folder."""
+COMPILER = "lading"
+"""Who a contract says it is of."""
 MOST_NAMES = 3
 """Foreign files that a message names."""
 
@@ -158,19 +161,23 @@ def _is_byte_code(path: PurePosixPath, listed: set[PurePosixPath]) -> bool:
 
 
 def _listed(folder: Path) -> set[PurePosixPath]:
-    """What the contract in a folder lists, and itself; B631 when there is none that is whole."""
-    from backends.contract import read
+    """What the contract in a folder lists, and itself, whichever version of the compiler wrote it.
 
+    Raises:
+        LadingError: B631 there is no contract, or none of this compiler.
+    """
     hint = "choose another with -o, or empty it yourself"
     if not (folder / MARKER).is_file():
         message = f"the output folder holds other things (it has no {MARKER}), so it is not replaced"
         raise LadingError("B631", message, where=str(folder), hint=hint)
     try:
-        contract = read(folder)
-    except LadingError as error:
+        contract = json.loads((folder / MARKER).read_bytes())
+        if contract["compiler"]["name"] != COMPILER:
+            raise ValueError
+        return {PurePosixPath(MARKER), *(PurePosixPath(entry["path"]) for entry in contract["files"])}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         message = f"the {MARKER} in the output folder is none of this compiler, so the folder is not replaced"
-        raise LadingError("B631", f"{message}: {error.diagnostics[0].message}", str(folder), hint) from error
-    return {PurePosixPath(MARKER), *(PurePosixPath(entry.path) for entry in contract.files)}
+        raise LadingError("B631", message, str(folder), hint) from error
 
 
 def _make_parents(out: Path) -> list[Path]:

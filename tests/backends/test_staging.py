@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -97,6 +98,19 @@ def test_force_does_not_replace_what_others_wrote(tmp_path, contract):
     if contract is not None:
         (out / MARKER).write_text(contract)
     assert refusal(out).code == "B631" and (out / "thesis.tex").read_text() == "x"
+
+
+def test_force_replaces_what_another_version_wrote(tmp_path):
+    """Of the contract only that counts which every version says: whose it is, and which files."""
+    out = tmp_path / "out"
+    make(out, OLD)
+    contract = json.loads((out / MARKER).read_text())
+    kept = {key: contract[key] for key in ("compiler", "files")}
+    (out / MARKER).write_text(json.dumps({**kept, "contract_version": "9.7", "mood": "new"}))
+    make(out, NEW, force=True)
+    assert is_whole(out) and contents(out) == NEW
+    (out / MARKER).write_text(json.dumps({**kept, "compiler": {"name": "another"}}))
+    assert refusal(out).code == "B631"
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,8 @@ WEIGHT_BYTES = 16 << 10
 """Raw size from which a tensor of such a file counts as a weight."""
 FIRST_WITH_OPSETS = 3
 """Format version from which a model states the versions of its operators; before, they are of version 1."""
+MOST_BYTES = (1 << 31) - 1
+"""Bytes that a message of the format can have."""
 MOST_CALLED = 1_000_000
 """Nodes that all calls of functions may come to."""
 _TEXTS = ("producer_name", "producer_version", "domain", "doc_string")
@@ -108,7 +110,9 @@ def _stripped(data: bytes | memoryview) -> bytes:
     view = memoryview(data)
     try:
         return without_weights(view, WEIGHT_BYTES)
-    except Malformed:
+    except Malformed as error:
+        if len(data) > MOST_BYTES:
+            raise DecodeError(f"{error}, and {len(data):,} bytes are more than one message can have") from error
         return bytes(data)
     finally:
         view.release()

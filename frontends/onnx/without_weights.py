@@ -79,6 +79,8 @@ def _fields(data: memoryview, at: int, stop: int) -> Iterator[tuple[int, int, in
         start = at
         key, at = _read_varint(data, at, stop)
         kind = key & 7
+        if not key >> 3:  # No field has this number; a file of zeros is full of it.
+            raise Malformed
         if kind == _LENGTH_DELIMITED:
             length, at = _read_varint(data, at, stop)
             end = at + length

@@ -17,6 +17,8 @@ from backends.contract import read as read_contract
 from backends.mnn.read.decoded_weights import MnnModel
 from backends.mnn.tokenizer.spec import load_tokenizer
 from backends.onnx.write import to_model
+from frontends.checkpoint.load import load as load_checkpoint
+from frontends.onnx.load import load as load_onnx
 from ir.base.diag import LadingError
 from ir.base.types import F32, I64, TensorType
 from ir.evaluate.random_feeds import sample_feeds
@@ -26,7 +28,9 @@ from ir.quant.storage import fit_block
 from ir.tensor.inline import InlineTensor
 from ir.text.parser import parse
 from ir.verify.stages import verify
+from passes.framework.load import load as load_pipeline
 from tools.compile.job import Request, compile_model
+from tools.fuzz.subjects.laws import reads_back
 from tools.inspect.summary import summarize
 from tools.matrix.random_checkpoints import make_checkpoint
 from tools.repair.command import repair
@@ -256,7 +260,7 @@ def test_half_a_character_in_calibration_text(compiled, tmp_path):
 def test_a_tokenizer_at_which_the_library_panics(compiled, monkeypatch):
     import tokenizers
 
-    from frontends.text.calibration_text import load_calibration
+    from frontends.text.tokenizer import load_in_process
 
     class Panic(BaseException):
         pass
@@ -267,7 +271,7 @@ def test_a_tokenizer_at_which_the_library_panics(compiled, monkeypatch):
             raise Panic("range end index out of range")
 
     monkeypatch.setattr(tokenizers, "Tokenizer", Tokenizer)
-    assert code_of(lambda: load_calibration(None, compiled.parent / "checkpoint")) == "Q435"
+    assert code_of(lambda: load_in_process(compiled.parent / "checkpoint")) == "Q435"
 
 
 @pytest.mark.parametrize("half", [b"\\ud800", b"\xed\xa0\x80"], ids=["escaped", "as bytes"])
@@ -289,6 +293,112 @@ def test_a_token_with_a_huge_id(compiled, tmp_path):
     data["model"]["vocab"][merge[0] if isinstance(merge, list) else merge.split(" ")[0]] = 2**53 + 1
     (checkpoint / "tokenizer.json").write_text(json.dumps(data))
     assert code_of(lambda: load_tokenizer(checkpoint)) == "B649"
+
+
+# ---- sizes, depths and numbers that nothing justifies ----
+
+NEG = helper.make_node("Neg", ["x"], ["y"])
+
+
+def model_with(nodes=(NEG,), initializers=(), sparse=(), shape=(2,), functions=(), opsets=()) -> onnx.ModelProto:
+    """A model of one input and one output, and what is to be wrong with it."""
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shape)) for name in "xy"]
+    graph = helper.make_graph(list(nodes), "g", ends[:1], ends[1:], list(initializers), sparse_initializer=list(sparse))
+    imports = [helper.make_opsetid("", 24), *opsets]
+    return helper.make_model(graph, opset_imports=imports, ir_version=10, functions=list(functions))
+
+
+@pytest.mark.parametrize("dims", [[0, 2**62], [2**62, 0], [0, 2**40, 2**40], [1] * 65, [2**63 - 1, 0]])
+def test_shapes_that_no_array_has(dims):
+    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=dims)
+    assert code_of(lambda: load_onnx(model_with(initializers=[tensor]))) == "F607"
+    text = f"const @w: f32[{', '.join(map(str, dims))}] = []\noutput @w"
+    assert code_of(lambda: read(text)) == "I104"
+    with pytest.raises(LadingError, match="T227"):
+        sample_feeds(read(f"input %x: f32[{', '.join(map(str, dims))}]\noutput %x"))
+
+
+def sparse_tensor(dims, count=1) -> onnx.SparseTensorProto:
+    values = helper.make_tensor("w", TensorProto.FLOAT, [count], [1.0] * count)
+    indices = helper.make_tensor("", TensorProto.INT64, [count], list(range(count)))
+    return onnx.SparseTensorProto(values=values, indices=indices, dims=dims)
+
+
+@pytest.mark.parametrize(
+    "dims, code", [([2**28], "F611"), ([2**14, 2**14], "F611"), ([0, 2**62], "F607"), ([2**62], "F607")]
+)
+def test_a_sparse_tensor_of_a_few_bytes_is_not_made_a_gigabyte(dims, code):
+    assert code_of(lambda: load_onnx(model_with(sparse=[sparse_tensor(dims)]))) == code
+
+
+def test_a_sparse_tensor_with_one_number_in_a_hundred_is_read():
+    graph = load_onnx(model_with(sparse=[sparse_tensor([1_000_000], 10_000)]))
+    assert graph.value("w").const.load().sum() == 10_000
+    assert load_onnx(model_with(sparse=[sparse_tensor([3, 0], 0)])).value("w").shape == (3, 0)
+
+
+def test_functions_that_double_with_each_call():
+    functions = []
+    for number in range(40):
+        nodes = [helper.make_node(f"f{number + 1}", ["a"], [name], domain="own") for name in ("b", "c")]
+        if number == 39:
+            nodes = [helper.make_node("Neg", ["a"], ["b"])]
+        imports = [helper.make_opsetid("", 24), helper.make_opsetid("own", 1)]
+        functions.append(helper.make_function("own", f"f{number}", ["a"], ["b"], nodes, imports))
+    call = helper.make_node("f0", ["x"], ["y"], domain="own")
+    model = model_with([call], functions=functions, opsets=[helper.make_opsetid("own", 1)])
+    assert code_of(lambda: load_onnx(model)) == "F651"
+    call.op_type = "f30"
+    infer_types(load_onnx(model_with([call], functions=functions, opsets=[helper.make_opsetid("own", 1)])))
+
+
+def test_a_file_of_gigabytes_that_is_no_model(tmp_path):
+    with open(tmp_path / "big.onnx", "wb") as file:
+        file.truncate(3 << 30)
+    assert code_of(lambda: load_onnx(tmp_path / "big.onnx")) == "F601"
+
+
+@pytest.mark.parametrize("number", [-5, 0, 2**31, 2**63, -(2**63)])
+def test_opsets_that_onnx_cannot_count(number):
+    graph = parse(f'lading 1\ngraph g {{\n  opset "" {number}\n  input %x: f32[2]\n  %y = Neg(%x)\n  output %y\n}}')
+    infer_types(graph)
+    verify(graph)
+
+
+@pytest.mark.parametrize("name", ["precision-plan", "dynamic-inputs", "model-card", "calibration", "sensitivity"])
+@pytest.mark.parametrize("damage", [{"x": 1}, [["x"]], 1e-320, None, 10**30, "\ud800", {}], ids=repr)
+def test_facts_of_other_types(compiled, name, damage):
+    from ir.graph.facts import build, data_of
+    from passes.framework.manager import PassManager
+
+    graph = load_checkpoint(compiled.parent / "checkpoint")
+    PassManager("infer-types,discover-inputs,assign-precision").run(graph)
+    data = data_of(graph.facts[name]) if name in graph.facts else {"digest": "d", "tokens": 1, "keys": {}, "limit": "l"}
+    for key in data:
+        try:
+            graph.set_fact(name, build(name, {**data, key: damage}))
+        except LadingError as error:
+            assert error.code == "I107"
+            continue
+        verify(graph)
+        reads_back(graph)
+
+
+@pytest.mark.parametrize("digits", [101, 5000])
+def test_numbers_of_thousands_of_digits(tmp_path, digits):
+    from passes.framework.pipeline_toml import load_toml
+    from passes.framework.registry import default_registry
+    from passes.precision.plan_file import load_rules
+
+    number = "9" * digits
+    (tmp_path / "plan.toml").write_text(f'[[rule]]\nmatch = "*"\nbits = {number}\n')
+    assert code_of(lambda: load_rules(tmp_path / "plan.toml")) in ("Q410", "Q411")
+    (tmp_path / "p.toml").write_text(f'[[pass]]\nname = "repeat"\noptions = {{ max = {number} }}\n')
+    assert code_of(lambda: load_toml(tmp_path / "p.toml", default_registry())) in ("P309", "P303")
+    if digits > 4300:
+        assert code_of(lambda: load_pipeline(f"fold{{max-bytes={number}}}")) == "P303"
+    for text in (f"input %x: f32[{number}]", f"dim n = 1..{number}", f"const @a: i64[1] = [{number}]", f"{number}"):
+        assert code_of(lambda text=text: read(text)) in ("I100", "I104", "I120")
 
 
 # ---- model directories ----

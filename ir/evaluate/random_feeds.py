@@ -40,6 +40,7 @@ def sample_feeds(graph: Graph, sizes: Mapping[str, int] | None = None, seed: int
     fact = graph.facts.get("dynamic-inputs")
     table = graph.tables.get("embedding")
     if fact is not None and table is not None and hasattr(fact, "find"):
+        fact.require(graph)
         rows = fact.find("embedding-rows")
         if rows is not None:
             length = shapes[graph.value(rows.input)][0]

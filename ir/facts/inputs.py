@@ -90,6 +90,12 @@ class DynamicInputs(Fact):
             if item.input not in declared
         ]
 
+    def require(self, graph: Graph) -> None:
+        """Raise LadingError I190 where a discovered input is not one of the graph."""
+        problems = self.check(graph)
+        if problems:
+            raise LadingError.of(problems)
+
     def feeds(self, graph: Graph, ids: np.ndarray, *, index: int = 0) -> dict[str, np.ndarray]:
         """What the runtime feeds for a fresh prefill of token ids (int[seq]), for evaluation.
 

@@ -384,6 +384,20 @@ def test_facts_of_other_types(compiled, name, damage):
         reads_back(graph)
 
 
+def test_a_fact_that_names_an_input_which_is_not_there(compiled):
+    from dataclasses import replace
+
+    from ir.facts.inputs import DynamicInputs
+    from passes.framework.manager import PassManager
+
+    graph = load_checkpoint(compiled.parent / "checkpoint")
+    PassManager("infer-types,discover-inputs,assign-precision,insert-qdq").run(graph)
+    fact = graph.required_fact(DynamicInputs)
+    graph.set_fact(fact.name, replace(fact, discoveries=tuple(replace(one, input="a") for one in fact.discoveries)))
+    assert code_of(lambda: sample_feeds(graph)) == "I190"
+    assert code_of(lambda: PassManager("legalize-mnn").run(graph)) == "I190"
+
+
 @pytest.mark.parametrize("digits", [101, 5000])
 def test_numbers_of_thousands_of_digits(tmp_path, digits):
     from passes.framework.pipeline_toml import load_toml

@@ -48,6 +48,9 @@ class LegalizeMnn(Pass):
     establishes = ("mnn",)
 
     def run(self, graph: Graph, ctx: PassContext) -> Mapping[str, int]:
+        fact = graph.fact(DynamicInputs)
+        if fact is not None:
+            fact.require(graph)
         lowering = Lowering(graph)
         lowering.embedding_parts()
         counts: dict[str, int] = {}

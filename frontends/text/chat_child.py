@@ -8,14 +8,15 @@ at a template, and whoever waits for it waits no longer than it was given. What 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
-import tempfile
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import IO, Any
 
 Message = Mapping[str, Any]
 
@@ -81,18 +82,19 @@ class LimitedChild:
             f"from {module} import {function}\n"
             f"serve({function})"
         )
-        with tempfile.TemporaryFile() as file:
-            # From a file the child reads at its own pace, and works before anybody waits for it.
-            file.write(json.dumps(request).encode("ascii"))
-            file.seek(0)
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", code],
-                stdin=file,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-                encoding="ascii",
-            )
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            encoding="ascii",
+        )
+        assert self._process.stdin is not None
+        # The child reads at its own pace, and works before anybody waits for it.
+        self._feeder = threading.Thread(target=_feed, args=(self._process.stdin, json.dumps(request)), daemon=True)
+        self._process.stdin = None
+        self._feeder.start()
 
     def __enter__(self) -> LimitedChild:
         return self
@@ -101,6 +103,7 @@ class LimitedChild:
         if self._process.poll() is None:
             self._process.kill()
         self._process.wait()
+        self._feeder.join()
         if self._process.stdout is not None:
             self._process.stdout.close()
 
@@ -121,6 +124,14 @@ class LimitedChild:
         if code:
             raise ChildStoppedError(f"ended with {f'signal {-code}' if code < 0 else f'exit code {code}'}")
         return json.loads(output)
+
+
+def _feed(stream: IO[str], request: str) -> None:
+    """Hand a request over; a child that is gone needs none."""
+    with contextlib.suppress(OSError, ValueError):
+        stream.write(request)
+    with contextlib.suppress(OSError, ValueError):
+        stream.close()
 
 
 MEMORY_EXIT = 86

@@ -166,8 +166,10 @@ def compile_model(request: Request, listener: Listener | None = None) -> Result:
     Raises:
         LadingError: whatever is wrong with the request, the model, the machine or the result.
     """
-    from ir.base.store import default_store
-    from tools.shared.formats import Formats
+    # An interrupt while numpy is imported makes it print a traceback of its own.
+    with held_interrupts():
+        from ir.base.store import default_store
+        from tools.shared.formats import Formats
 
     workers = request.workers or os.cpu_count() or 1
     store = default_store()

@@ -44,14 +44,14 @@ def folder_of(tmp_path_factory):
     return make
 
 
-def sample(folder: Path, version: str) -> list[tuple[list[int], int, np.ndarray]]:
+def sample(folder: Path, version: str, tokens: int = TOKENS) -> list[tuple[list[int], int, np.ndarray]]:
     """History, drawn token and logits of every step on a release, with the sampler of the folder."""
-    actions = [{"do": "sample", "prompt": prompt, "tokens": TOKENS} for prompt in PROMPTS]
+    actions = [{"do": "sample", "prompt": prompt, "tokens": tokens} for prompt in PROMPTS]
     config = config_for(folder, version)
     run = run_model(config, actions, overrides=EXACT, interpreter=interpreters()[version], timeout_s=300)
     found = []
     for prompt, result in zip(PROMPTS, run.require(str(config)).results, strict=True):
-        assert len(result["ids"]) == TOKENS
+        assert len(result["ids"]) == tokens
         for place, (token, logits) in enumerate(zip(result["ids"], result["logits"], strict=True)):
             found.append(([*prompt, *result["ids"][:place]], token, logits[-1]))
     return found
@@ -87,9 +87,10 @@ def test_the_runtimes_own_defaults_would_be_seen(folder_of, tmp_path):
     config = config_for(folder, version)
     kept = {key: value for key, value in json.loads(config.read_text()).items() if key.lower()[:3] != "top"}
     config.write_text(json.dumps({**kept, "mixed_samplers": ["topK", "topP", "temperature"]}))
-    steps = sample(folder, version)
+    steps = sample(folder, version, 4 * TOKENS)
     scores = [processed({"do_sample": True}, logits, history) for history, _, logits in steps]
-    assert abs(surprise(scores, [token for _, token, _ in steps])) > FAR
+    # About 10 standard deviations are expected.
+    assert abs(surprise(scores, [token for _, token, _ in steps])) > FAR - 1
 
 
 # ---- the end ----

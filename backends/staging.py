@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from ir.base.diag import LadingError
 from ir.base.executor import SERIAL, run_jobs
@@ -30,7 +31,7 @@ from ir.base.whole_files import note_written, sync
 MARKER = "contract.json"
 """The file that says what the compiler has written to a folder."""
 COMPILER = "lading"
-"""Who a contract says it is of."""
+"""What the contract calls its compiler."""
 MOST_NAMES = 3
 """Foreign files that a message names."""
 
@@ -161,23 +162,41 @@ def _is_byte_code(path: PurePosixPath, listed: set[PurePosixPath]) -> bool:
 
 
 def _listed(folder: Path) -> set[PurePosixPath]:
-    """What the contract in a folder lists, and itself, whichever version of the compiler wrote it.
+    """What the contract in a folder lists, and itself; B631 when there is none of this compiler, whatever its version.
 
-    Raises:
-        LadingError: B631 there is no contract, or none of this compiler.
+    OSError when it cannot be read.
     """
     hint = "choose another with -o, or empty it yourself"
     if not (folder / MARKER).is_file():
         message = f"the output folder holds other things (it has no {MARKER}), so it is not replaced"
         raise LadingError("B631", message, where=str(folder), hint=hint)
     try:
-        contract = json.loads((folder / MARKER).read_bytes())
-        if contract["compiler"]["name"] != COMPILER:
-            raise ValueError
-        return {PurePosixPath(MARKER), *(PurePosixPath(entry["path"]) for entry in contract["files"])}
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        paths = _paths_of(json.loads((folder / MARKER).read_bytes()))
+    except (ValueError, RecursionError):
+        paths = None
+    if paths is None:
         message = f"the {MARKER} in the output folder is none of this compiler, so the folder is not replaced"
-        raise LadingError("B631", message, str(folder), hint) from error
+        raise LadingError("B631", message, str(folder), hint)
+    return {PurePosixPath(MARKER), *paths}
+
+
+def _paths_of(contract: Any) -> list[PurePosixPath] | None:
+    """The files that a contract lists; None for anything else. Versions differ in the rest, which is of no concern."""
+    if not isinstance(contract, dict) or not isinstance(contract.get("contract_version"), str):
+        return None
+    compiler, files = contract.get("compiler"), contract.get("files")
+    if not isinstance(compiler, dict) or compiler.get("name") != COMPILER or not isinstance(files, list):
+        return None
+    if not all(isinstance(entry, dict) and _is_entry(entry) for entry in files):
+        return None
+    return [PurePosixPath(entry["path"]) for entry in files]
+
+
+def _is_entry(entry: dict[str, Any]) -> bool:
+    path, size, digest = entry.get("path"), entry.get("bytes"), entry.get("sha256")
+    if not isinstance(path, str) or type(size) is not int or not isinstance(digest, str) or len(digest) != 64:
+        return False
+    return path != "" and "\0" not in path and not path.startswith("/") and ".." not in path.split("/")
 
 
 def _make_parents(out: Path) -> list[Path]:
@@ -290,7 +309,7 @@ def remove_compiled(folder: Path) -> None:
     """Remove a compiled folder; what its contract does not list stays, and so does a folder without one."""
     try:
         _listed(folder)
-    except LadingError:
+    except (LadingError, OSError):
         return
     _retire(folder, folder)
 

@@ -24,6 +24,21 @@ OLD, NEW, NEWER = {"weights": "old", "only.old": "o"}, {"weights": "new", "below
 MODULES = (stagings, scratch, whole_files)
 
 
+def contract(**parts) -> str:
+    """The least that a contract of this compiler has, in any version of its format, with some parts replaced."""
+    entry = {"path": "thesis.tex", "bytes": 1, "sha256": "0" * 64}
+    return json.dumps({"contract_version": "0.1", "compiler": {"name": "lading"}, "files": [entry], **parts})
+
+
+FOREIGN_CONTRACTS = (
+    None, "{}", "[]", "\0", "[" * 100_000, '{"contract_version": "1.0"}', '{"name": "lading"}', contract(compiler={}),
+    contract(compiler={"name": "other"}), contract(contract_version=1), contract(files={}), contract(files=["thesis.tex"]),
+    contract(files=[{"path": "thesis.tex"}]), contract(files=[{"path": "../x", "bytes": 1, "sha256": "0" * 64}]),
+    contract(files=[{"path": "/etc/x", "bytes": 1, "sha256": "0" * 64}]),
+)  # fmt: skip
+"""What another program may call contract.json."""
+
+
 def listing(folder):
     return sorted(path.name for path in folder.iterdir())
 
@@ -90,13 +105,13 @@ def test_this_system_exchanges_folders(tmp_path):
         stagings._exchange(tmp_path / "a", tmp_path / "c")
 
 
-@pytest.mark.parametrize("contract", [None, "{}", "[]", '{"contract_version": "1.0"}', "\0", '{"name": "lading"}'])
-def test_force_does_not_replace_what_others_wrote(tmp_path, contract):
+@pytest.mark.parametrize("text", FOREIGN_CONTRACTS)
+def test_force_does_not_replace_what_others_wrote(tmp_path, text):
     out = tmp_path / "out"
     out.mkdir()
     (out / "thesis.tex").write_text("x")
-    if contract is not None:
-        (out / MARKER).write_text(contract)
+    if text is not None:
+        (out / MARKER).write_text(text)
     assert refusal(out).code == "B631" and (out / "thesis.tex").read_text() == "x"
 
 
@@ -111,6 +126,15 @@ def test_force_replaces_what_another_version_wrote(tmp_path):
     assert is_whole(out) and contents(out) == NEW
     (out / MARKER).write_text(json.dumps({**kept, "compiler": {"name": "another"}}))
     assert refusal(out).code == "B631"
+
+
+def test_force_replaces_what_another_version_of_the_compiler_wrote(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.tex").write_text("x")
+    (out / MARKER).write_text(contract(new_field=1))
+    make(out, NEW, force=True)
+    assert contents(out) == NEW and listing(tmp_path) == ["out"]
 
 
 @pytest.mark.parametrize(

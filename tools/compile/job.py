@@ -192,7 +192,8 @@ def pipeline_of(request: Request, formats: Formats, backend: Backend) -> Pipelin
 
 def with_example_texts(request: Request, example: Path) -> Request:
     """The request with the texts of the example checkpoint, as far as it looks at any and names none."""
-    from tools.shared.formats import CHECKPOINT, Formats
+    with held_interrupts():
+        from tools.shared.formats import CHECKPOINT, Formats
 
     formats = Formats()
     backend = formats.emitter(request.to or formats.emitter_of_frontend(CHECKPOINT) or "")

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
+LARGEST_ID = 2**31 - 1
+"""The largest token id that a model can be fed."""
+
+
 @dataclass(frozen=True)
 class Encoding:
     """What a text became: its token ids."""
@@ -144,11 +148,15 @@ def _rows(folder: Path) -> int | None:
 def encoded(tokenizer: Tokenizer, text: str, special: bool, where: str) -> list[int]:
     """Ids of a text by the library's object; LadingError F650 when it fails."""
     try:
-        return tokenizer.encode(text, add_special_tokens=special).ids
+        ids = tokenizer.encode(text, add_special_tokens=special).ids
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
         raise _refused(f"cannot encode {text[:40]!r}", error, where) from error
+    if max(ids, default=0) > LARGEST_ID:
+        message = f"the tokenizer gives {text[:40]!r} the id {max(ids):,}, and ids are of 32 bits"
+        raise LadingError("F650", message, where, "the tokenizer's file may be damaged")
+    return ids
 
 
 def _refused(what: str, error: BaseException, where: str) -> LadingError:

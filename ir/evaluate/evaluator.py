@@ -19,7 +19,7 @@ from ir.base.diag import LadingError, suggest
 from ir.base.types import Dim, TensorType, dtype_of_onnx
 from ir.evaluate import large_weights as pieces
 from ir.evaluate.kernels import ChildDied, Kernels, OpenModel, kernels_for
-from ir.evaluate.onnxruntime_session import constant_values, give_memory_back, load_constant
+from ir.evaluate.onnxruntime_session import constant_values, give_memory_back, holds_tensor, load_constant
 from ir.evaluate.random_feeds import sample_feeds
 from ir.evaluate.segments import Plan, Segment, plan_segments
 from ir.graph.describe import describe
@@ -410,7 +410,7 @@ def _carried(value: Value, state: Mapping[Value, Any], kernels: Kernels) -> Any:
 
 def _declared(value: Value, carried: Any) -> Any:
     """Type of a value that comes into a segment: its element type, so that any run-time shape is taken."""
-    if not carried.is_tensor():
+    if not holds_tensor(carried):
         return value.type
     if carried.data_type() == "tensor(string)":
         return TensorType(dtype_of_onnx(8))

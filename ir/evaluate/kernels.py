@@ -19,7 +19,7 @@ import numpy as np
 from ir.base.child import Child, ChildFailed, machine_memory
 from ir.base.diag import LadingError
 from ir.base.types import DTYPES, DType, dtype_of_numpy, dtype_of_onnx
-from ir.evaluate.onnxruntime_session import Session, numpy_value, ort_value
+from ir.evaluate.onnxruntime_session import Session, holds_tensor, numpy_value, ort_value
 from ir.evaluate.onnxruntime_session import run_file as run_file_here
 
 if TYPE_CHECKING:
@@ -95,6 +95,10 @@ class ChildValue:
     def is_tensor(self) -> bool:
         """As ``OrtValue.is_tensor``."""
         return self._element is not None
+
+    def has_value(self) -> bool:
+        """As ``OrtValue.has_value``; an empty optional is no tensor here."""
+        return True
 
     def data_type(self) -> str:
         """As ``OrtValue.data_type``."""
@@ -354,8 +358,8 @@ class _Server:
 
 def _about(value: Any) -> tuple[int, str, int | None]:
     """Bytes, kind, and element type (None for what is no tensor) of an ``OrtValue``."""
-    if not value.is_tensor():
-        return 0, value.data_type(), None
+    if not holds_tensor(value):
+        return 0, value.data_type() if value.has_value() else "an empty optional", None
     size = value.tensor_size_in_bytes() if value.data_type() != "tensor(string)" else 0
     return size, value.data_type(), value.element_type()
 

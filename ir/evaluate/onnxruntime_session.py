@@ -213,14 +213,22 @@ def load_constant(tensor: Tensor) -> np.ndarray:
     return out
 
 
+def holds_tensor(value: Any) -> bool:
+    """Whether an ``OrtValue`` may be asked for the element type of its tensor.
+
+    An empty optional calls itself a tensor, and onnxruntime follows a null pointer when it is asked for its type.
+    """
+    return value.has_value() and value.is_tensor()
+
+
 def numpy_value(value: Any, dtype: DType | None = None) -> np.ndarray:
     """The array of an ``OrtValue``; `dtype` is the IR's element type where it says more than onnxruntime's.
 
     Raises:
         LadingError: T225 the value is not a tensor.
     """
-    if not value.is_tensor():
-        raise LadingError("T225", f"{value.data_type()} is not a tensor and cannot be returned")
+    if not holds_tensor(value):
+        raise LadingError("T225", "a sequence, a map or an optional is no tensor and cannot be returned")
     if value.data_type() == "tensor(string)":
         return np.asarray(value.numpy())
     stored = dtype_of_onnx(value.element_type())

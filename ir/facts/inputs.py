@@ -82,13 +82,18 @@ class DynamicInputs(Fact):
         return next((item for item in self.discoveries if item.kind == kind), None)
 
     def check(self, graph: Graph) -> list[Diagnostic]:
-        """Every discovered input is still declared."""
-        declared = {value.name for value in graph.inputs}
-        return [
+        """Every discovered input is still declared, and rows have an axis of tokens."""
+        declared = {value.name: value for value in graph.inputs}
+        problems = [
             Diagnostic("I190", f"the discovered input {item.input!r} is not an input of the graph", graph.name)
             for item in self.discoveries
             if item.input not in declared
         ]
+        rows = declared.get(found.input) if (found := self.find("embedding-rows")) is not None else None
+        if rows is not None and rows.shape == ():
+            message = f"the input {rows.name!r} is recorded as rows of the embedding and has no axis of tokens"
+            problems.append(Diagnostic("I133", message, graph.name, "run discover-inputs"))
+        return problems
 
     def require(self, graph: Graph) -> None:
         """Raise LadingError I190 where a discovered input is not one of the graph."""

@@ -398,6 +398,47 @@ def test_a_fact_that_names_an_input_which_is_not_there(compiled):
     assert code_of(lambda: PassManager("legalize-mnn").run(graph)) == "I190"
 
 
+def test_rows_of_the_embedding_in_an_input_without_an_axis(compiled):
+    from passes.framework.manager import PassManager
+
+    graph = load_checkpoint(compiled.parent / "checkpoint")
+    PassManager("infer-types,discover-inputs").run(graph)
+    graph.value("input_ids").type = TensorType(F32, ())
+    assert code_of(lambda: sample_feeds(graph)) == "I133"
+
+
+@pytest.mark.parametrize("op", ["mnn.Slice", "mnn.DynamicQuantizeRows"])
+def test_a_scalar_has_no_axis_to_cut(op):
+    graph = Graph("g")
+    x = graph.add_input("x", TensorType(F32, ()))
+    attrs = {"axis": 0, "points": ()} if op == "mnn.Slice" else {"axis": 0, "option": 0}
+    graph.set_outputs([graph.add(op, [x], attrs).output])
+    assert [item.code for item in infer_types(graph)] == ["T212"]
+
+
+def test_an_optional_without_a_value_is_no_tensor():
+    """onnxruntime calls an empty optional a tensor and dies when it is asked for its type."""
+    from ir.base.types import OptionalType
+    from ir.evaluate.evaluator import evaluate
+
+    graph = Graph("g", {"": 21})
+    kind = OptionalType(TensorType(F32, (2,)))
+    graph.set_outputs([graph.add("Optional", [], {"type": kind}, types=[kind]).output])
+    assert code_of(lambda: evaluate(graph, {})) in ("T220", "T225")
+
+
+def test_calibration_text_with_an_id_beyond_32_bits(compiled, tmp_path):
+    from frontends.text.tokenizer import open_tokenizer
+
+    checkpoint = Path(shutil.copytree(compiled.parent / "checkpoint", tmp_path / "checkpoint"))
+    data = json.loads((checkpoint / "tokenizer.json").read_text())
+    data["added_tokens"].append({**data["added_tokens"][-1], "content": "<far>", "id": 2**31})
+    data["model"]["vocab"]["<far>"] = 2**31
+    (checkpoint / "tokenizer.json").write_text(json.dumps(data))
+    tokenizer = open_tokenizer(checkpoint)
+    assert code_of(lambda: tokenizer.encode("a<far>")) == "F650"
+
+
 @pytest.mark.parametrize("digits", [101, 5000])
 def test_numbers_of_thousands_of_digits(tmp_path, digits):
     from passes.framework.pipeline_toml import load_toml

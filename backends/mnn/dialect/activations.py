@@ -24,7 +24,7 @@ from backends.mnn.dialect.operator import MnnOperator
 from ir.base.types import F32, ValueType
 from ir.graph.graph import Node, Value
 from ir.infer.inference import Inference
-from ir.infer.numeric import axis_of, tensor
+from ir.infer.numeric import part_axis, tensor
 from ir.infer.rule_table import TypeMismatch
 from ir.ops.meaning import Body
 from ir.ops.registry import AttrDef, OpDef
@@ -40,7 +40,7 @@ def _quantize_type(run: Inference, node: Node) -> ValueType | None:
         return x
     if x.dtype != F32:
         raise TypeMismatch(f"activations are f32, not {x.dtype}")
-    axis = axis_of(node._attrs.get("axis", 1), len(x.shape))
+    axis = part_axis(node._attrs.get("axis", 1), len(x.shape))
     width, block = x.shape[axis], node._attrs.get("block", 0)
     if axis != 1 and axis != len(x.shape) - 1:
         raise TypeMismatch(f"the channels are axis 1 or the last one, not {axis}")

@@ -14,7 +14,7 @@ from backends.mnn.write.weight_layout import Layout
 from ir.base.types import TensorType, ValueType
 from ir.graph.graph import Node, Value
 from ir.infer.inference import Inference
-from ir.infer.numeric import axis_of, tensor
+from ir.infer.numeric import part_axis, tensor
 from ir.infer.rule_table import TypeMismatch
 from ir.infer.shapes import concat, slice_
 from ir.infer.values import concat_elements
@@ -31,7 +31,7 @@ def _slice_types(run: Inference, node: Node) -> tuple[ValueType | None, ...]:
     points = node._attrs["points"]
     if len(node.outputs) != len(points) + 1:
         raise TypeMismatch(f"{len(points)} points cut into {len(points) + 1} parts, not {len(node.outputs)}")
-    axis = axis_of(node._attrs["axis"], len(x.shape))
+    axis = part_axis(node._attrs["axis"], len(x.shape))
     whole = x.shape[axis]
     if list(points) != sorted(points) or (type(whole) is int and points and points[-1] > whole):
         raise TypeMismatch(f"points {list(points)} do not cut extent {whole}")

@@ -633,7 +633,7 @@ def test_files_that_are_no_models(tmp_path):
     (tmp_path / "text.onnx").write_text("not a model at all")
     assert code_of(tmp_path / "text.onnx") == "F601"
     (tmp_path / "empty.onnx").write_bytes(b"")
-    assert code_of(tmp_path / "empty.onnx") == "F601"
+    assert code_of(tmp_path / "empty.onnx") == "F564"
     content = plain().SerializeToString()
     codes = {code_of(content[:size]) for size in range(len(content))}
     assert codes <= {"F601", "F604", "F617"} and "F601" in codes

@@ -6,6 +6,8 @@ flags other than `i`) is error B645, so that no pattern is misunderstood.
 
 from __future__ import annotations
 
+import re
+import sys
 from dataclasses import dataclass, field
 
 from ir.base.diag import LadingError
@@ -290,10 +292,12 @@ class _Reader:
             end = self.pattern.find("}", self.at)
             digits = self.pattern[self.at + 1 : end]
             self.at = end + 1
-        try:
-            return int(digits, 16)
-        except ValueError:
-            raise self.error("malformed character code") from None
+        if not re.fullmatch("[0-9A-Fa-f]{1,8}", digits):
+            raise self.error("malformed character code")
+        code = int(digits, 16)
+        if code > sys.maxunicode or 0xD800 <= code < 0xE000:
+            raise self.error(f"code {digits}, which no character has")
+        return code
 
 
 _CONTROL_ESCAPES = {"n": 10, "r": 13, "t": 9, "f": 12, "v": 11}

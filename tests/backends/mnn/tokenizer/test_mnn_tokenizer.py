@@ -291,6 +291,7 @@ def test_patterns_are_printed_for_the_runtimes_matcher(pattern: str, printed: st
         "a*?b", "^a", "a$", "(?=a)b", "(?<=a)b", "a*", r"\bfoo", "(?:ab|a){2}c", "[[:alpha:]]", "[a&&b]", "(ab", "ab)",
         "[a", r"\p{Han}+", "a++a", "+a", "a{2", "a{3,2}", "(?:a|b)++", "(?>ab)", "(?x: a)", "a(?!b)*", r"[\P{L}b-a]",
         "(?i:é)", r"[一-龥\p{L}]+", "a|", "(?!(?:a|b))c", "a+(?:b|c)d", r"\xZZ", "a{2}+", r"[^一]++",
+        r"[\ud800]", r"\x{DFFF}", r"a-\x{110000}", r"\x{-1}", r"[\x{}]",
     ],
 )  # fmt: skip
 def test_patterns_without_an_equal_are_refused(pattern: str) -> None:

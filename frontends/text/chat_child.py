@@ -1,22 +1,21 @@
 """Chat templates are programs of strangers: they run in a process of their own, with limits of time, memory and output.
 
 The sandbox of jinja2 keeps a template from reaching Python objects, and from nothing else: a loop may run for ever and a
-product of a text may take all memory, even while the template is compiled. So the child limits itself before it looks
-at a template, and whoever waits for it waits no longer than it was given. What a template is given and may use
-(filters, functions, block tags, how white space is trimmed) is what `transformers` gives it.
+product of a text may take all memory, even while the template is compiled. So a child (`ir.base.child`) looks at them.
+What a template is given and may use (filters, functions, block tags, how white space is trimmed) is what `transformers`
+gives it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import subprocess
-import sys
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from typing import IO, Any
+from importlib import import_module
+from typing import Any
+
+from ir.base.child import Buffers, Child, ChildFailed, Handler
 
 Message = Mapping[str, Any]
 
@@ -64,104 +63,57 @@ class ChildStoppedError(Exception):
 
 
 class LimitedChild:
-    """A function of this project at work in a process of its own; use it as a context manager.
-
-    Args:
-        entry: ``module:function``; takes the request and returns JSON-able data. The module must be quick to import.
-        request: JSON-able data.
-        limits: what the process may take.
-    """
+    """A function of this project at work in a process of its own; use it as a context manager."""
 
     def __init__(self, entry: str, request: Mapping[str, Any], limits: Limits | None = None) -> None:
+        """Begin.
+
+        Args:
+            entry: ``module:function``; takes the request and returns JSON-able data.
+            request: JSON-able data.
+            limits: what the process may take.
+
+        Raises:
+            LadingError: U981 no process can be started.
+            ChildStoppedError: it died at once.
+        """
         self.limits = limits or Limits()
-        module, function = entry.split(":")
-        code = (
-            f"import sys; sys.path[:] = {sys.path!r}\n"
-            "from frontends.text.chat_child import limit, serve\n"
-            f"limit({self.limits.memory}, {self.limits.seconds})\n"
-            f"from {module} import {function}\n"
-            f"serve({function})"
-        )
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", code],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            encoding="ascii",
-        )
-        assert self._process.stdin is not None
-        # The child reads at its own pace, and works before anybody waits for it.
-        self._feeder = threading.Thread(target=_feed, args=(self._process.stdin, json.dumps(request)), daemon=True)
-        self._process.stdin = None
-        self._feeder.start()
+        self._child = Child(f"{__name__}:serve", self.limits.memory)
+        try:
+            self._child.begin({"entry": entry}, [json.dumps(request).encode()], seconds=self.limits.seconds)
+        except ChildFailed as error:
+            raise ChildStoppedError(error.how) from error
 
     def __enter__(self) -> LimitedChild:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
-        self._process.wait()
-        self._feeder.join()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+        self._child.close()
 
     def result(self) -> Any:
         """Wait for the answer, for as long as the limits say.
 
         Raises:
             ChildStoppedError: there is none.
+            RuntimeError: the function failed in a way that nobody foresaw.
         """
         try:
-            output, _ = self._process.communicate(timeout=self.limits.seconds)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            raise ChildStoppedError(f"was stopped after {self.limits.seconds:g} s") from None
-        code = self._process.returncode
-        if code == MEMORY_EXIT:
-            raise ChildStoppedError(f"wanted more than {self.limits.memory >> 20} MiB of memory")
-        if code:
-            raise ChildStoppedError(f"ended with {f'signal {-code}' if code < 0 else f'exit code {code}'}")
-        return json.loads(output)
+            _, (answer,) = self._child.finish()
+        except ChildFailed as error:
+            if error.kind == "raised":
+                raise RuntimeError(f"work on a chat template failed: {error.detail}") from error
+            raise ChildStoppedError(error.how) from error
+        return json.loads(answer)
 
 
-def _feed(stream: IO[str], request: str) -> None:
-    """Hand a request over; a child that is gone needs none."""
-    with contextlib.suppress(OSError, ValueError):
-        stream.write(request)
-    with contextlib.suppress(OSError, ValueError):
-        stream.close()
+def serve() -> Handler:
+    """What answers in the child; see `ir.base.child`."""
 
+    def handle(message: dict[str, Any], buffers: list[bytearray]) -> tuple[dict[str, Any], Buffers]:
+        module, _, name = message["entry"].partition(":")
+        return {}, [json.dumps(getattr(import_module(module), name)(json.loads(buffers[0]))).encode()]
 
-MEMORY_EXIT = 86
-"""Exit code of a child that ran out of the memory it was given."""
-
-
-def limit(memory: int, seconds: float) -> None:
-    """Bound this process: address space, processor time (for the case that nobody waits any more), no core file."""
-    try:
-        import resource
-    except ImportError:  # systems without it; whoever waits still limits the time
-        return
-    spent = resource.getrusage(resource.RUSAGE_SELF)
-    processor = int(spent.ru_utime + spent.ru_stime + seconds) + 2
-    for what, value in (
-        (resource.RLIMIT_AS, memory),
-        (resource.RLIMIT_CPU, processor),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        _, hard = resource.getrlimit(what)
-        wanted = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(what, (wanted, wanted))
-
-
-def serve(work: Callable[[Mapping[str, Any]], Any]) -> None:
-    """The child's side: answer the request on standard input."""
-    try:
-        print(json.dumps(work(json.loads(sys.stdin.read()))))
-    except MemoryError:
-        sys.exit(MEMORY_EXIT)
+    return handle
 
 
 def render_chats(
@@ -302,7 +254,6 @@ __all__ = [
     "Rendered",
     "Template",
     "environment",
-    "limit",
     "render_chats",
     "rendered",
     "serve",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -481,7 +481,7 @@ CONSTRUCTS: Mapping[str, Construct] = {
 
 def leave(request: object) -> None:
     """What a child does that dies."""
-    sys.exit(7)
+    os._exit(7)
 
 
 __all__ = ["CONSTRUCTS", "CONVERSATIONS", "TEMPLATES", "TOKENS", "leave"]

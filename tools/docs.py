@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tools.shared.cli import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNPROVEN, EXIT_USAGE, command
+from tools.shared.cli import EXIT_FAILED, EXIT_FAULT, EXIT_INTERRUPTED, EXIT_UNPROVEN, EXIT_USAGE, command
 
 if TYPE_CHECKING:
     from passes.framework.registry import PassInfo
@@ -31,6 +31,7 @@ elsewhere a plain line comes every ten seconds, later every minute, and none wit
 | 0 | done |
 | {EXIT_FAILED} | the input, the machine or the result was not good enough; a [coded message](errors.md) says why |
 | {EXIT_USAGE} | the command line is wrong |
+| {EXIT_FAULT} | the program itself is at fault (U980, and a report file), or a pass raised something in `opt` |
 | {EXIT_UNPROVEN} | written, and not compared with the original, which could not be run |
 | {EXIT_INTERRUPTED} | stopped from the keyboard |
 | 129, 143 | stopped by SIGHUP or SIGTERM |

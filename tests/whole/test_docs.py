@@ -37,13 +37,14 @@ from tools.pictures import main as draw
 
 DOCS = ROOT / "docs"
 READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
-MANUAL = [*READMES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
-WRITTEN = [path for path in MANUAL if path.name not in PAGES]
+CHINESE = sorted((DOCS / "zh").glob("*.md"))
+MANUAL = [*READMES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md")), *CHINESE]
+WRITTEN = [path for path in MANUAL if path.parent != DOCS or path.name not in PAGES]
 
 
 def named(paths):
     """Parametrize over pages by their names."""
-    return [pytest.param(path, id=path.name) for path in paths]
+    return [pytest.param(path, id=path.relative_to(ROOT).as_posix()) for path in paths]
 
 
 def blocks(path: Path, language: str, mark: str = "") -> list[str]:
@@ -134,9 +135,47 @@ def test_links_lead_somewhere(path):
     assert dead == []
 
 
+def linked(path: Path) -> set[Path]:
+    """Pages of the manual that a page links to, itself aside."""
+    found = {path.parent / target for target in re.findall(r"\]\(([\w./-]+\.md)[#)]", path.read_text())}
+    return {page.resolve() for page in found} - {path}
+
+
 def test_index_lists_every_page():
-    linked = set(re.findall(r"\]\(([\w-]+\.md)\)", (DOCS / "index.md").read_text()))
-    assert linked == {path.name for path in DOCS.glob("*.md")} - {"index.md"}
+    assert linked(DOCS / "index.md") >= {*DOCS.glob("*.md")} - {DOCS / "index.md"}
+    assert DOCS / "zh" / "index.md" in linked(DOCS / "index.md")
+
+
+def test_chinese_index_lists_every_page_once_in_chinese_where_there_is_one():
+    index = DOCS / "zh" / "index.md"
+    # The page on repair is part of the one on the doctor.
+    translated = {DOCS / path.name for path in CHINESE} | {DOCS / "repair.md"}
+    assert linked(index) == {*CHINESE, *DOCS.glob("*.md"), DOCS / "index.md"} - {index} - translated | {
+        DOCS / "index.md"
+    }
+
+
+@pytest.mark.parametrize("path", named(CHINESE))
+def test_chinese_pages_lead_to_their_originals_and_the_readme_to_them(path):
+    assert DOCS / path.name in linked(path)
+    reachable = linked(READMES[1]) | linked(DOCS / "zh" / "index.md")
+    assert path in reachable and (path.name == "index.md" or DOCS / "zh" / "index.md" in linked(path))
+
+
+CODE = ("console", "cpp", "kotlin", "lading")
+
+
+@pytest.mark.parametrize("path", named(CHINESE))
+def test_code_of_chinese_pages_stands_in_their_originals(path):
+    original = DOCS / path.name
+    for language in CODE:
+        own = blocks(path, language)
+        assert own == blocks(original, language)[: len(own)], language
+
+
+def test_chinese_readme_leads_to_chinese_pages():
+    originals = linked(READMES[1]) & {DOCS / path.name for path in CHINESE}
+    assert originals == set()
 
 
 # ---- commands, options and pipelines that pages speak of ----
@@ -198,7 +237,7 @@ def test_contract_check_of_the_readme_runs(path, example, monkeypatch):
     assert "error[C820]: input 'logits_index' is missing" in block
 
 
-@pytest.mark.parametrize("path", named([*READMES, DOCS / "quantization.md"]))
+@pytest.mark.parametrize("path", named([*READMES, DOCS / "quantization.md", DOCS / "zh" / "quantization.md"]))
 def test_quantization_file_decides_as_it_says(path, tmp_path, monkeypatch):
     (tmp_path / "mix.toml").write_text(next(block for block in blocks(path, "toml") if "[[rule]]" in block))
     monkeypatch.chdir(tmp_path)
@@ -373,26 +412,40 @@ def test_targets_are_the_releases(path):
 # ---- what the manual states ----
 
 
-def test_levels_and_bars_of_verification():
-    page = DOCS / "verification.md"
+@pytest.mark.parametrize(
+    ("page", "words"),
+    [
+        pytest.param(
+            DOCS / "verification.md",
+            ("level", "yes", " weights", "A window is {} tokens", "more than {} against", "bits", "usual "), id="en",
+        ),
+        pytest.param(
+            DOCS / "zh" / "verification.md",
+            ("级别", "是", " 个权重", "一个窗口是 `--text` 文件中的 {} 个 token", "超过 {}", "位宽", "通常的 "), id="zh",
+        ),
+    ],
+)  # fmt: skip
+def test_levels_and_bars_of_verification(page, words):
+    level, yes, weights, window, off, width, usual = words
     text = page.read_text()
-    stated = {row[0].split()[0]: tuple(map(int, row[2:5])) for row in rows(page, "level")}
-    assert {row[0].split()[0] for row in rows(page, "level") if row[5] == "yes"} == {
+    names = {row[0]: re.match(r"\w+", row[0], re.ASCII)[0] for row in rows(page, level)}
+    stated = {names[row[0]]: tuple(map(int, row[2:5])) for row in rows(page, level)}
+    assert {names[row[0]] for row in rows(page, level) if row[5] == yes} == {
         name for name, level in LEVELS.items() if level.original
     }
     assert stated == {
         "none": (0, 0, 0),
         **{name: (level.prompts, level.decode, level.windows) for name, level in LEVELS.items()},
     }
-    assert f"{QUICK_SAMPLE:,} weights" in text and f"A window is {WINDOW} tokens" in text
-    assert f"more than {EXACT_BAR:g} against" in text
-    found = re.findall(r"^\| (bits|KL|top-1|usual KL|usual top-1) \|(.*)\|$", text, flags=re.MULTILINE)
+    assert f"{QUICK_SAMPLE:,}{weights}" in text and window.format(WINDOW) in text
+    assert off.format(f"{EXACT_BAR:g}") in text
+    found = re.findall(rf"^\| ({width}|(?:{usual})?KL|(?:{usual})?top-1) \|(.*)\|$", text, flags=re.MULTILINE)
     bars = {name: [cell.strip() for cell in line.split("|")] for name, line in found}
-    widths = list(map(int, bars["bits"]))
+    widths = list(map(int, bars[width]))
     assert list(KL_BARS) == list(TOP1_BARS) == list(KL_USUAL) == list(TOP1_USUAL) == widths
-    for name, table in (("KL", KL_BARS), ("usual KL", KL_USUAL)):
+    for name, table in (("KL", KL_BARS), (f"{usual}KL", KL_USUAL)):
         assert bars[name] == [str(limit) for limit in table.values()]
-    for name, table in (("top-1", TOP1_BARS), ("usual top-1", TOP1_USUAL)):
+    for name, table in (("top-1", TOP1_BARS), (f"{usual}top-1", TOP1_USUAL)):
         assert bars[name] == [f"{limit:.0%}" for limit in table.values()]
 
 
@@ -411,7 +464,22 @@ def test_bits_per_weight_of_blocks(tmp_path):
         assert wanted <= bits_per_weight(result.contract.weights) < wanted + 0.03
 
 
-def test_keys_of_the_quantization_file():
+@pytest.mark.parametrize(("name", "head"), [("quantization.md", "key"), ("zh/quantization.md", "键")])
+def test_keys_of_the_quantization_file(name, head):
     from passes.precision import plan_file
 
-    assert {row[0] for row in rows(DOCS / "quantization.md", "key")} == set(plan_file._KEYS)
+    assert {row[0] for row in rows(DOCS / name, head)} == set(plan_file._KEYS)
+
+
+def test_chinese_page_lists_every_command_and_exit_code():
+    page = DOCS / "zh" / "commands.md"
+    listed = [name for row in rows(page, "命令") for name in re.findall(r"lading (\w+)", row[0])]
+    assert sorted(listed) == main.list_commands(click.Context(main))
+    codes = [row[0] for row in rows(page, "退出码")]
+    assert [code.replace("、", ", ") for code in codes] == [row[0] for row in rows(DOCS / "commands.md", "exit code")]
+
+
+def test_chinese_page_on_quantization_has_the_figures_of_the_original():
+    figures = {row[0]: row[1:] for row in rows(DOCS / "quantization.md", "pipeline")}
+    for row in rows(DOCS / "zh" / "quantization.md", "流水线"):
+        assert row[1:] == figures[row[0]]

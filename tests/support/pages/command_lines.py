@@ -29,7 +29,7 @@ ELSEWHERE = frozenset("cat echo git grep head mypy pip ruff source . !".split())
 """Programs of others that pages call; nothing is known of their options."""
 
 YOURS = frozenset(
-    "./Qwen2.5-0.5B-Instruct Qwen/Qwen2.5-0.5B-Instruct path/to/checkpoint build/qwen build/model model.onnx net.mlp "
+    "./Qwen2.5-0.5B-Instruct Qwen/Qwen2.5-0.5B-Instruct path/to/checkpoint build/qwen build/other build/model model.onnx net.mlp "
     "model.mlp sample.txt my_chats.jsonl questions.jsonl app.log".split()
 )
 """Files that a reader has: names that speak, of what no page makes."""

@@ -49,7 +49,9 @@ text{font:13px system-ui,-apple-system,"Segoe UI","DejaVu Sans",sans-serif;fill:
 
 
 def _svg(width: float, height: float, label: str, parts: Sequence[str]) -> str:
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" role="img" '
+    # A size of its own, small enough for the letters to be read where a telephone shrinks it to 330 pixels.
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:g}" height="{height:g}" '
+    head += f'viewBox="0 0 {width:g} {height:g}" role="img" '
     head += f'aria-label="{escape(label)}">'
     paper = f'<rect class="paper" width="{width:g}" height="{height:g}" rx="10"/>'
     return "\n".join([head, f"<style>\n{STYLE}</style>", paper, *parts, "</svg>"]) + "\n"
@@ -79,7 +81,7 @@ def ladder_picture(data: Mapping[str, Any]) -> str:
     """Size against divergence of every rung, logarithmic both ways; the recommended one is ringed."""
     from tools.ladder.charts import LOWEST, free_side, loss_axis, short_name, size_axis
 
-    left, top, width, height = 66.0, 44.0, 660.0, 330.0
+    left, top, width, height = 62.0, 44.0, 480.0, 380.0
     rungs = sorted(data["rungs"], key=lambda rung: rung["bytes"])
     across = size_axis([float(rung["bytes"]) for rung in rungs], 1e6, " MB")
     up = loss_axis(rung["kl"] for rung in rungs)
@@ -87,9 +89,7 @@ def ladder_picture(data: Mapping[str, Any]) -> str:
         rung["name"]: (left + width * across.share(rung["bytes"]), top + height * (1 - up.share(rung["kl"])))
         for rung in rungs
     }
-    parts = [
-        _text(left, 24, f"Every rung of {data['model']}: KL divergence from the float model, nats a token", "bold")
-    ]
+    parts = [_text(left, 24, f"Every rung of {data['model']}: KL divergence, nats a token", "bold")]
     for value, text in up.ticks:
         y = top + height * (1 - up.share(value))
         parts += [f'<path class="grid" d="M{left:g} {y:.1f}h{width:g}"/>', _text(left - 8, y + 4, text, "soft end")]
@@ -120,7 +120,7 @@ def ladder_picture(data: Mapping[str, Any]) -> str:
     parts.append(_text(left + width, top + height + 40, note, "soft end"))
     best = next((rung for rung in rungs if rung["name"] == data["chosen"]), None)
     words = f"; recommended: {best['name']}, {megabytes(best['bytes'])}" if best is not None else ""
-    return _svg(left + width + 24, top + height + 84, f"Curve of size against KL divergence{words}", parts)
+    return _svg(left + width + 24, top + height + 104, f"Curve of size against KL divergence{words}", parts)
 
 
 def _lines(rungs: Sequence[Mapping[str, Any]], spots: Mapping[str, tuple[float, float]]) -> Iterator[str]:
@@ -144,13 +144,14 @@ def _point(rung: Mapping[str, Any], at: tuple[float, float], chosen: bool) -> It
 
 def _legend(x: float, y: float, rungs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     words = {"mixed": "mixed precision", "uniform": "one width everywhere", "fixed": "named policies"}
-    for kind, text in words.items():
-        if any(rung["kind"] == kind for rung in rungs):
-            yield from _point({"kind": kind}, (x + 6, y + 14), False)
-            yield _text(x + 18, y + 18, text, "soft")
-            x += 34 + 6.6 * len(text)
-    yield f'<path class="front" d="M{x + 6:.1f} {y + 14:.1f}h22"/>'
-    yield _text(x + 40, y + 18, "best for their size", "soft")
+    kinds = [kind for kind in words if any(rung["kind"] == kind for rung in rungs)]
+    for number, kind in enumerate((*kinds, "front")):
+        at_x, at_y = x + 220 * (number % 2), y + 14 + 20 * (number // 2)
+        if kind == "front":
+            yield f'<path class="front" d="M{at_x + 2:.1f} {at_y:.1f}h14"/>'
+        else:
+            yield from _point({"kind": kind}, (at_x + 6, at_y), False)
+        yield _text(at_x + 24, at_y + 4, words.get(kind, "best for their size"), "soft")
 
 
 # ---- the pipeline ----
@@ -174,35 +175,39 @@ def pipeline_picture() -> str:
     from passes.framework.load import load
 
     names = [item.name for item in load("default").passes()]
-    wide, high, gap = 148.0, 50.0, 20.0
-    parts = [_text(24, 30, "lading compile", "bold")]
+    wide, high, gap, per_row, left = 150.0, 48.0, 10.0, 3, 28.0
+    all_of_it = per_row * wide + (per_row - 1) * gap
+    half = (all_of_it - gap) / 2
+    parts = [_text(left, 26, "lading compile", "bold")]
     sources = ("checkpoint", "config.json, safetensors"), ("ONNX graph", "or what a plugin reads")
+    y = 40.0
     for number, (title, note) in enumerate(sources):
-        parts += _box(24, 52 + 66 * number, wide, high, title, note, "model")
-        parts.append(_arrow(24 + wide, 77 + 66 * number, 24 + wide + gap, 110))
-    left = 24 + wide + gap
-    per_row = 3
+        x = left + number * (half + gap)
+        parts += _box(x, y, half, high, title, note, "model")
+        parts += _arrow(x + half / 2, y + high, y + high + 24)
+    y += high + 24
     rows = -(-len(names) // per_row)
-    parts.append(
-        f'<rect class="box" x="{left:g}" y="44" width="{per_row * (wide + 10) + 22:g}" height="{rows * 60 + 32:g}" rx="12"/>'
-    )
-    parts.append(_text(left + 16, 66, "graph of operators, changed by passes", "soft"))
+    around = rows * (high + gap) + 40
+    parts.append(f'<rect class="box" x="12" y="{y:g}" width="{all_of_it + 32:g}" height="{around:g}" rx="12"/>')
+    parts.append(_text(left, y + 22, "graph of operators, changed by passes", "soft"))
     for number, name in enumerate(names):
-        x = left + 16 + (number % per_row) * (wide + 10)
-        parts += _box(x, 76 + (number // per_row) * 58, wide, 48, name, STEPS.get(name, ""), "")
-    right = left + per_row * (wide + 10) + 22 + gap
-    parts.append(_arrow(right - gap, 110, right, 110))
-    parts += _box(right, 85, wide, high, "model directory", "with its contract", "model")
-    bottom = 44 + rows * 60 + 32 + 26
-    parts.append(f'<path class="arrow" d="M{right + wide / 2:g} 135V{bottom:g}"/>')
-    parts.append(_head(right + wide / 2, bottom, "down"))
-    parts += _box(right - 2 * (wide + gap), bottom, 3 * wide + 2 * gap, high, "read back, then run on MNN in a child process",
-                  "against its stored weights, and against the float model", "proof")  # fmt: skip
-    parts.append(_text(right - 2 * (wide + gap) - 14, bottom + 30, "below the bar nothing is written", "soft end"))
+        x = left + (number % per_row) * (wide + gap)
+        parts += _box(x, y + 34 + (number // per_row) * (high + gap), wide, high, name, STEPS.get(name, ""), "")
+    middle = left + all_of_it / 2
+    y += around
+    steps = (
+        ("model directory", "with its contract", "model"),
+        ("read back, then run on MNN in a child process", "against its stored weights and the float model", "proof"),
+    )
+    for title, note, kind in steps:
+        parts += _arrow(middle, y, y + 24)
+        parts += _box(left, y + 24, all_of_it, high, title, note, kind)
+        y += 24 + high
+    parts.append(_text(middle, y + 22, "below the bar nothing is written", "soft mid"))
     label = (
         f"Checkpoint or ONNX graph, then the passes {', '.join(names)}, then a model directory that is run and compared"
     )
-    return _svg(right + wide + 24, bottom + high + 24, label, parts)
+    return _svg(all_of_it + 2 * left, y + 38, label, parts)
 
 
 def _box(x: float, y: float, width: float, height: float, title: str, note: str, kind: str) -> Iterator[str]:
@@ -212,16 +217,10 @@ def _box(x: float, y: float, width: float, height: float, title: str, note: str,
     yield _text(x + width / 2, y + height / 2 + 14, note, "mid soft")
 
 
-def _arrow(x: float, y: float, to_x: float, to_y: float) -> str:
-    middle = (x + to_x) / 2
-    return f'<path class="arrow" d="M{x:g} {y:g}C{middle:g} {y:g} {middle:g} {to_y:g} {to_x:g} {to_y:g}"/>' + _head(
-        to_x, to_y, "right"
-    )
-
-
-def _head(x: float, y: float, way: str) -> str:
-    turn = "l-8 -4v8z" if way == "right" else "l-4 -8h8z"
-    return f'<path class="head" d="M{x:g} {y:g}{turn}"/>'
+def _arrow(x: float, y: float, to_y: float) -> Iterator[str]:
+    """Downwards."""
+    yield f'<path class="arrow" d="M{x:g} {y:g}V{to_y - 2:g}"/>'
+    yield f'<path class="head" d="M{x:g} {to_y:g}l-4 -8h8z"/>'
 
 
 # ---- the matrix ----
@@ -244,22 +243,22 @@ def matrix_picture(page: str) -> str:
     """A square for each model, release and precision, in the colour of its outcome."""
     releases, models = matrix_rows(page)
     precisions = list(dict.fromkeys(name for rows in models.values() for name in rows))
-    step, left, top = 21.0, 24 + 7.2 * max(map(len, models)), 66.0
-    block = step * len(precisions) + 14
+    step, row_step, left, top = 15.0, 17.0, 24 + 7.2 * max(map(len, models)), 66.0
+    block = step * len(precisions) + 12
     parts = [_text(24, 26, "Run and compared on every release", "bold")]
     squares: dict[str, list[str]] = {}
     for number, release in enumerate(releases):
         x = left + number * block
-        parts.append(_text(x + (block - 14) / 2, 56, release, "mid soft"))
+        parts.append(_text(x + (block - 12) / 2, 56, release, "mid soft"))
         for place, precision in enumerate(precisions):
             for row, cells in enumerate(models.values()):
                 text = cells[precision][number] if precision in cells else ""
                 mark = {"✓": "right", "≈": "stored", "": "none"}.get(text[:1], "wrong")
-                squares.setdefault(mark, []).append(_square(x + place * step, top + row * step))
+                squares.setdefault(mark, []).append(_square(x + place * step, top + row * row_step))
     parts += [f'<path class="square {mark}" d="{"".join(items)}"/>' for mark, items in squares.items()]
     for row, family in enumerate(models):
-        parts.append(_text(left - 10, top + row * step + 13, family, "end"))
-    below = top + len(models) * step + 24
+        parts.append(_text(left - 10, top + row * row_step + 12, family, "end"))
+    below = top + len(models) * row_step + 24
     parts.append(_text(24, below, f"squares of a release, from the left: {', '.join(precisions)}", "soft"))
     states = {"right": "right", "stored": "as stored", "wrong": "wrong", "none": "not run"}
     x = 24.0
@@ -272,7 +271,7 @@ def matrix_picture(page: str) -> str:
 
 
 def _square(x: float, y: float) -> str:
-    return f"M{x + 2:g} {y + 2:g}h14v14h-14z"
+    return f"M{x + 2:g} {y + 2:g}h10v10h-10z"
 
 
 # ---- the command ----

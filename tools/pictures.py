@@ -36,6 +36,7 @@ svg{--paper:#fbfbfa;--ink:#1c2126;--soft:#56616b;--rule:#dfe3e7;--box:#eef1f4;--
 .paper{fill:var(--paper)}
 text{font:13px system-ui,-apple-system,"Segoe UI","DejaVu Sans",sans-serif;fill:var(--ink)}
 .soft{fill:var(--soft);font-size:12px}.bold{font-weight:700}.mid{text-anchor:middle}.end{text-anchor:end}
+.halo{stroke:var(--paper);stroke-width:3px;paint-order:stroke}
 .grid{stroke:var(--rule)}.front{fill:none;stroke:var(--front);stroke-width:8;stroke-linecap:round;stroke-linejoin:round}
 .run{fill:none;stroke-width:2;stroke-linejoin:round}.run.mixed{stroke:var(--mixed)}
 .run.uniform{stroke:var(--uniform);stroke-dasharray:5 4}
@@ -114,7 +115,7 @@ def ladder_picture(data: Mapping[str, Any]) -> str:
         if side is not None:
             dx, dy, anchor = {"r": (14, 4, ""), "l": (-14, 4, "end"), "t": (0, -14, "mid"), "b": (0, 24, "mid")}[side]
             parts.append(_text(x + dx + (4 if bold and side == "r" else 0), y + dy, short_name(rung),
-                               f"{anchor}{' bold' if bold else ''}".strip()))  # fmt: skip
+                               f"halo {'bold ' if bold else ''}{anchor}".strip()))  # fmt: skip
     parts += _legend(left, top + height + 48, rungs)
     note = f"size of the model directory; measured on MNN {data['release']}, {data['tokens']:,} tokens"
     parts.append(_text(left + width, top + height + 40, note, "soft end"))

@@ -487,3 +487,11 @@ def test_chinese_page_on_quantization_has_the_figures_of_the_original():
     figures = {row[0]: row[1:] for row in rows(DOCS / "quantization.md", "pipeline")}
     for row in rows(DOCS / "zh" / "quantization.md", "流水线"):
         assert row[1:] == figures[row[0]]
+
+
+def test_both_readmes_have_the_same_parts():
+    def parts(path: Path) -> list[str]:
+        lines = re.findall(r"^(#+ |- |\||!\[|```\w*)", re.sub(r"^    .*$", "", path.read_text(), flags=re.M), re.M)
+        return [line.strip() for line in lines]
+
+    assert parts(READMES[0]) == parts(READMES[1])

@@ -94,7 +94,7 @@ def commands_page() -> str:
     from tools.main import main
 
     group = click.Context(main, info_name="lading")
-    parts = ["# Commands", NOTE, _COMMANDS]
+    parts = ["# Commands", NOTE, "[中文](zh/commands.md)", _COMMANDS]
     for name in main.list_commands(group):
         one = main.get_command(group, name)
         parts += _command(one, click.Context(one, parent=group, info_name=name, **one.context_settings))

@@ -112,6 +112,22 @@ def test_a_mention_may_leave_out_what_a_line_may_not():
     assert "--targt" in found
 
 
+@pytest.mark.parametrize(
+    ("option", "problem"),
+    [
+        ("--lading 'mixed=mixed --max-size {weight[int4-head8]}'", "is not a size"),
+        ("--max-size 300", "is not a size"),
+        ("--uniform 2-9", "2-9"),
+        ("--nothing here", "no command has this option"),
+    ],
+)
+def test_an_option_with_a_value_is_one_of_some_command(option, problem):
+    (line,) = lines_of(f"Words, `{option}`, and more.")
+    (found,) = Checker().problems(line)
+    assert problem in found
+    assert Checker().problems(lines_of("With `--lading 'mixed=mixed --max-size {weight[int4-head8]}B'`.")[0]) == []
+
+
 def test_shell_lines_are_taken_apart():
     text = "lading run A --file q.jsonl --json > answers.json && ! grep -q 'a;b' x | head -3"
     assert list(commands_of(text)) == [
@@ -135,13 +151,13 @@ def consoles(name: str) -> list[tuple[str, str]]:
     return found
 
 
-# Those of docs/tools.md are run, in a folder of their own, by test_manual_tools.py.
+# Those of docs/tools.md are run, in a folder of their own, by test_manual_tools.py. What two pages show is run once.
 SHOWN = [
-    pytest.param(command, shown, id=f"{name}: {command}")
-    for name in PAGES
-    if name != "docs/tools.md"
-    for command, shown in consoles(name)
-    if "MODEL" not in command
+    pytest.param(*block, id=f"{name}: {block[0]}")
+    for block, name in {
+        block: name for name in reversed(PAGES) if name != "docs/tools.md" for block in consoles(name)
+    }.items()
+    if "MODEL" not in block[0]
 ]
 
 
@@ -161,9 +177,8 @@ def test_commands_print_what_a_page_shows(command, shown, tmp_path):
 
 
 def test_outputs_are_shown():
-    assert {command.split()[1 if command.startswith("lading") else 2] for command, _ in map(lambda item: item.values, SHOWN)} >= {
-        "tools.compile", "doctor", "tools.repair",
-    }  # fmt: skip
+    shown = [command.split() for name in PAGES for command, _ in consoles(name)]
+    assert {words[2 if words[0] == "python" else 1] for words in shown} >= {"tools.compile", "doctor", "tools.repair"}
 
 
 def test_differences_of_outputs_are_found():

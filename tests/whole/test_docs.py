@@ -164,6 +164,7 @@ def test_chinese_pages_lead_to_their_originals_and_the_readme_to_them(path):
     assert DOCS / path.name in linked(path)
     reachable = linked(READMES[1]) | linked(DOCS / "zh" / "index.md")
     assert path in reachable and (path.name == "index.md" or DOCS / "zh" / "index.md" in linked(path))
+    assert path in linked(DOCS / path.name)
 
 
 CODE = ("console", "cpp", "kotlin", "lading")

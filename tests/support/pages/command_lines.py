@@ -15,6 +15,7 @@ from typing import Any
 import click
 import pytest
 
+from benchmarks.quality import OFFICIAL
 from ir.base.diag import LadingError, known_codes
 from passes.framework.load import load
 from passes.framework.registry import default_registry
@@ -22,7 +23,7 @@ from passes.precision.limits import limit_of
 from tests.support.paths import ROOT
 from tools.cache import KINDS
 from tools.compile.job import Request, pipeline_of
-from tools.main import main
+from tools.main import TOOLS, main
 from tools.shared.formats import CHECKPOINT, Formats
 
 ELSEWHERE = frozenset("cat echo git grep head mypy pip ruff source . !".split())
@@ -47,7 +48,8 @@ class Line:
 
     Attributes:
         text: as it stands there, without a prompt.
-        whole: False for a mention in running text, which may leave out what a command cannot do without.
+        whole: False for a mention in running text, which may leave out what a command cannot do without, or be an option
+            with its value and leave out the command.
     """
 
     text: str
@@ -67,7 +69,7 @@ def lines_of(page: str) -> list[Line]:
     found += [Line(text) for text in re.findall(r"^ {4}((?:lading|python|pip|git) .*)$", rest, re.MULTILINE)]
     for span in re.findall(r"`([^`]+)`", rest):
         text = " ".join(span.replace("\\|", "|").split())
-        if re.match(r"(lading|python3? -m) [\w-]", text):
+        if re.match(r"(lading|python3? -m) [\w-]|--[a-z][\w-]* \S", text):
             found.append(Line(text, whole=False))
     return found
 
@@ -117,12 +119,33 @@ class Checker:
         """What is wrong with a line; nothing where it would be understood."""
         found: list[str] = []
         try:
+            if line.text.startswith("--"):
+                return self._option(line.text)
             for words, written in commands_of(line.text):
                 found += self._command(words, line.whole)
                 self.made.update(written)
         except ValueError as error:
             found.append(str(error))
         return [f"{line.text}: {problem}" for problem in found]
+
+    def _option(self, text: str) -> list[str]:
+        """An option with its value, of whichever command has it."""
+        name = text.split()[0]
+        if any(name in options.split() for options in OFFICIAL.values()):
+            return []  # of the exporter that benchmarks run
+        lines = [f"python -m tools.{tool} {text}" for tool in (*TOOLS, "pictures") if self._has(tool, name)]
+        lines += [
+            f"python -m benchmarks.{path.stem} {text}"
+            for path in sorted((ROOT / "benchmarks").glob("*.py"))
+            if f'"{name}"' in path.read_text()
+        ]
+        found = [self.problems(Line(line, whole=False)) for line in lines]
+        return min(found, key=len) if found else [f"{text}: no command has this option"]
+
+    @staticmethod
+    def _has(tool: str, option: str) -> bool:
+        command = _command_of(tool)
+        return command is not None and any(option in (*item.opts, *item.secondary_opts) for item in command.params)
 
     def _command(self, words: Sequence[str], whole: bool) -> list[str]:
         """One simple command."""
@@ -150,9 +173,7 @@ class Checker:
 
     def _tool(self, name: str, words: Sequence[str], whole: bool) -> list[str]:
         """A command of ours."""
-        tool = main.get_command(click.Context(main), name)
-        if tool is None and (ROOT / "tools" / f"{name}.py").is_file():
-            tool = importlib.import_module(f"tools.{name}").main
+        tool = _command_of(name)
         if tool is None:
             return [f"no command {name}"]
         if list(words) in (["--help"], ["-h"]) or (not whole and not words):
@@ -160,6 +181,8 @@ class Checker:
         with pytest.MonkeyPatch.context() as patch:
             # Whether files are there is asked below.
             patch.setattr(click.Path, "convert", lambda _self, value, _param, _ctx: Path(value))
+            for kind in (click.IntRange, click.FloatRange, type(click.INT), type(click.FLOAT)):
+                patch.setattr(kind, "convert", _blank_or(kind.convert))
             try:
                 given = _given(tool, name, words, whole)
             except (click.UsageError, LadingError) as error:
@@ -248,7 +271,7 @@ class Checker:
         return found
 
     def _is_there(self, text: str) -> bool:
-        return is_blank(text) or text in YOURS or text in self.made or (ROOT / text).exists()
+        return any(map(is_blank, Path(text).parts)) or text in YOURS or text in self.made or (ROOT / text).exists()
 
     def _benchmark(self, module: str, words: Sequence[str], whole: bool) -> list[str]:
         """A script of benchmarks/, up to where it has read its arguments."""
@@ -258,6 +281,9 @@ class Checker:
             return []
         script = importlib.import_module(module)
         values, message = _parsed(script.main, module, words)
+        while not whole and (left_out := re.search(r"arguments are required: ([\w-]+)", message)):
+            words = [*words, *([left_out[1]] if left_out[1].startswith("-") else []), "LEFT_OUT"]
+            values, message = _parsed(script.main, module, words)
         if message:
             return [message]
         commands = [values[key] for key in ("lading_cmd", "command") if values.get(key)]
@@ -277,6 +303,19 @@ def filled_in(template: str) -> str:
 def _filled(value: Any) -> Any:
     """A value, or None where it is a word in capitals."""
     return None if is_blank(value) else value
+
+
+def _command_of(name: str) -> click.Command | None:
+    """A command of ours, or a module of tools/ that is none and can be run all the same."""
+    tool = main.get_command(click.Context(main), name)
+    if tool is None and (ROOT / "tools" / f"{name}.py").is_file():
+        return getattr(importlib.import_module(f"tools.{name}"), "main", None)
+    return tool
+
+
+def _blank_or(convert: Callable[..., Any]) -> Callable[..., Any]:
+    """A conversion of numbers that leaves words in capitals alone."""
+    return lambda self, value, param, ctx: value if is_blank(value) else convert(self, value, param, ctx)
 
 
 def _given(tool: click.Command, name: str, words: Sequence[str], whole: bool) -> dict[str, Any]:

@@ -496,3 +496,13 @@ def test_both_readmes_have_the_same_parts():
         return [line.strip() for line in lines]
 
     assert parts(READMES[0]) == parts(READMES[1])
+
+
+def test_pages_say_how_many_conversations_are_rendered():
+    from backends.mnn.chat.conversations import CONVERSATIONS
+
+    assert (
+        f"in a process of its own with limits of time and memory, on {len(CONVERSATIONS)}\n"
+        in (DOCS / "chat.md").read_text()
+    )
+    assert f"用运行时渲染 {len(CONVERSATIONS)} 段对话" in (DOCS / "zh" / "verification.md").read_text()

@@ -21,7 +21,7 @@ WORST = 12
 """Weights that the table of the worst ones shows."""
 
 HEADS = (
-    ("Size", "size", lambda rung: megabytes(rung["bytes"])),
+    ("Folder", "size", lambda rung: megabytes(rung["bytes"])),
     ("Bits per weight", "bits_per_weight", lambda rung: f"{rung['bits_per_weight']:.2f}"),
     ("KL", "kl", lambda rung: divergence(rung["kl"])),
     ("± error", "kl_error", deviation),

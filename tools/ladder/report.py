@@ -123,7 +123,7 @@ def speed_with_spread(rung: Mapping[str, Any], what: str) -> str:
 
 
 COLUMNS: tuple[tuple[str, Cell], ...] = (
-    ("size", lambda rung: megabytes(rung["bytes"])),
+    ("folder", lambda rung: megabytes(rung["bytes"])),
     ("bits", lambda rung: f"{rung['bits_per_weight']:.2f}"),
     ("KL", lambda rung: divergence(rung["kl"])),
     ("±", deviation),

@@ -157,8 +157,9 @@ class Talk:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  what is typed can be edited and called back
 
+        self._tell(f"loading {self.subject.name} on MNN {self.subject.release}")
         loaded = self.model.start()
-        self._tell(f"{self.subject.name} on MNN {self.subject.release}, loaded in {loaded['load_s']:.2f} s; {HELP}")
+        self._tell(f"loaded in {loaded['load_s']:.2f} s; {HELP}")
         history: list[Mapping[str, str]] = []
         while True:
             try:

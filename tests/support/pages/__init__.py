@@ -1,1 +1,1 @@
-"""Text for tests: chat templates and conversations."""
+"""Pages of the manual as tests read them."""

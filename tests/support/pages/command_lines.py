@@ -30,7 +30,8 @@ ELSEWHERE = frozenset("cat echo git grep head mypy pip ruff source . !".split())
 """Programs of others that pages call; nothing is known of their options."""
 
 YOURS = frozenset(
-    "./Qwen2.5-0.5B-Instruct Qwen/Qwen2.5-0.5B-Instruct path/to/checkpoint build/qwen build/other build/model model.onnx net.mlp "
+    "./Qwen2.5-0.5B-Instruct Qwen/Qwen2.5-0.5B-Instruct path/to/checkpoint "
+    "build/qwen build/other build/model model.onnx net.mlp "
     "model.mlp sample.txt my_chats.jsonl questions.jsonl app.log".split()
 )
 """Files that a reader has: names that speak, of what no page makes."""
@@ -48,8 +49,8 @@ class Line:
 
     Attributes:
         text: as it stands there, without a prompt.
-        whole: False for a mention in running text, which may leave out what a command cannot do without, or be an option
-            with its value and leave out the command.
+        whole: False for a mention in running text, which may leave out what a command cannot do without, or be an
+            option with its value and leave out the command.
     """
 
     text: str

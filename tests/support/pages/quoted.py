@@ -14,8 +14,8 @@ def differences(shown: str, printed: str) -> list[str]:
     """Where two outputs differ in words, or in numbers by more than other processors make of the same model.
 
     Blanks and line breaks do not count: a number of another length moves them. Whole numbers and sizes must be equal;
-    distances (written with an exponent) may differ by a factor of two, other measured numbers by one in a hundred. A last
-    line `...` stands for whatever follows.
+    distances (written with an exponent) may differ by a factor of two, other measured numbers by one in a hundred. A
+    last line `...` stands for whatever follows.
     """
     left, right = (TIMES.sub("TIME", text).split() for text in (shown, printed))
     if left[-1:] == ["..."]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from backends.contract import Contract
     from backends.mnn.chat.plan import ChatJob
     from backends.mnn.chat.report import ChatReport
+    from backends.mnn.sampling.translate import Sampler
     from backends.mnn.tokenizer.write_files import TokenizerFiles
     from backends.mnn.verify.written_weights import WeightError
     from backends.mnn.write.llm_folder import Emission, Settings
@@ -289,7 +290,6 @@ class LlmCompilation(Compilation):
         from backends.mnn.target.environments import installed_version
         from backends.mnn.verify.logits import LEVELS, Subject, verify
         from backends.mnn.verify.written_weights import read_back
-        from backends.mnn.write.configs import config_for
 
         order, emission = self.order, self.emission
         chats = self._try_chats()
@@ -308,7 +308,7 @@ class LlmCompilation(Compilation):
             self._prompts(graph),
             words,
             settings,
-            sampler=emission.samplers[config_for(emission.folder, version).name][1],
+            sampler=self._sampler_on(version),
             ends=self._ends,
             texts=[text for text, _ in self._samples],
             readable=self.tokenizer is not None,
@@ -342,6 +342,15 @@ class LlmCompilation(Compilation):
         written = self.emission.tokenizer
         assert written is not None
         return written.samples
+
+    def _sampler_on(self, version: str) -> Sampler | None:
+        """The sampler that the installed release reads; None where it is for releases with a fixed one, which the
+        installed one does not have."""
+        from backends.mnn.write.configs import config_for
+
+        releases, sampler = self.emission.samplers[config_for(self.emission.folder, version).name]
+        fixed = not any(release.sampler_steps for release in releases)
+        return None if fixed and version not in self.target.versions else sampler
 
     def _try_others(self) -> None:
         """Sample on every other release of the target that this machine can run."""

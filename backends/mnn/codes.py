@@ -124,7 +124,7 @@ CODES: dict[str, str] = {
     "B772": "The chat template cannot be run as the original implementation runs it, so nothing is known of chats.",
     "B755": "The child process that runs the model on MNN crashed, left, or could not load the model.",
     "B756": "The child process that runs the model on MNN gave no sign of life for so long that it was stopped.",
-    "B757": "MNN makes no tokens of a prompt, or its Python binding raised an error.",
+    "B757": "MNN makes no tokens of a prompt, or none in answer to it, or its Python binding raised an error.",
     "V702": "The installed MNN gives other numbers than the stored weights or the original model give.",
     "B780": (
         "A configuration or a link leads to a file outside of the model's folder. It is neither read nor copied, and it "
@@ -133,6 +133,11 @@ CODES: dict[str, str] = {
     "B781": "The weight file is not of this model, or damaged: matrices begin with other shapes than the model says.",
     "B782": "Scales, norms, weights or embedding rows are numbers that no model has: NaN, infinity, zeros, other magnitudes.",
     "B783": "A file of the model is a Git LFS pointer: the repository was cloned without its large files.",
+    "B786": (
+        "tokenizer_config.json has a setting by which some programs read texts otherwise than tokenizer.json says, which "
+        "is what the written tokenizer follows."
+    ),
+    "B787": "The text to measure perplexity on is shorter than what is measured at once, so no perplexity is told.",
     "F642": "A weight of the MNN model lies beyond the end of the weight file. The file is cut off or of another model.",
     "F643": "A weight or constant of the MNN model is in a form that is not read back.",
     "F644": "The MNN model holds an operator, or a form of one, that cannot be brought back into the IR.",

@@ -156,9 +156,11 @@ def resolve(
     hidden = keys.size("hidden_size")
     head_dim = keys.optional_size("head_dim") or hidden // heads
     if heads % kv_heads:
-        raise LadingError(
-            "F536", f"{heads} attention heads cannot share {kv_heads} key/value heads", keys.at("num_key_value_heads")
-        )
+        message = f"{heads} attention heads cannot share {kv_heads} key/value heads"
+        hint = ""
+        if "num_key_value_heads" not in raw:
+            hint = f"num_key_value_heads is missing, and {kv_heads} is what {family.model_type} then has: write it"
+        raise LadingError("F536", message, keys.at("num_key_value_heads"), hint)
     if head_dim == 0:
         raise LadingError("F536", f"hidden_size {hidden} is smaller than the {heads} heads", keys.at("hidden_size"))
     max_position = keys.size("max_position_embeddings")

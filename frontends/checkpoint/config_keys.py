@@ -125,6 +125,12 @@ INNER = ("text_config", "llm_config", "language_config", "decoder", "generator",
 CHECKED = ("compression_config", "is_encoder_decoder", "model_type", "per_layer_config", "quantization_config")
 """Keys that are looked at before any family is."""
 
+OTHER_MODEL = {
+    "architectures": "the output of that class is something else; what is compiled is a language model of this family",
+    "auto_map": "code of the checkpoint may compute something else; it is not run",
+}
+"""Keys that name another model, and what to know of them."""
+
 CAUSAL = ("ForCausalLM", "LMHeadModel")
 """How names of architectures end that compute what is compiled."""
 
@@ -196,9 +202,16 @@ class Unread:
         message = f"{key} is {shown(value)}, but the {self.family} family does not use it"
         self.warnings.append(Diagnostic("F560", message, f"{self.path}:{key}", severity="warning"))
 
+    def other_model(self, key: str, value: Any) -> None:
+        """A key by which the checkpoint is, or may be, another model than the one that is compiled."""
+        self.note(key, "unknown")
+        hint = "--verify full compares with transformers, where that and torch are installed"
+        message = f"{key} is {shown(value)}: {OTHER_MODEL[key]}"
+        self.warnings.append(Diagnostic("F562", message, f"{self.path}:{key}", hint, "warning"))
+
     def finish(self) -> None:
         """Warn of unknown keys, all in one; raise the errors, if there are any."""
-        unknown = self.keys.get("unknown", [])
+        unknown = [key for key in self.keys.get("unknown", []) if key not in OTHER_MODEL]
         if unknown:
             several = len(unknown) > 1
             message = f"nobody knows what {'these keys do' if several else 'this key does'}: {listed(unknown)}"
@@ -224,7 +237,9 @@ def unread(raw: Mapping[str, Any], seen: Collection[str], family: str, path: str
             _weigh_inner(found, raw, key, seen)
             continue
         weight = weigh(key, value)
-        if weight != "numbers":
+        if weight == "unknown" and key in OTHER_MODEL:
+            found.other_model(key, value)
+        elif weight != "numbers":
             found.note(key, weight)
         elif key in HONOURED:
             found.refuse(key, value, REASONS[key])

@@ -153,6 +153,13 @@ WITHOUT_EFFECT = frozenset(
 """Keys that change no token of a decoder that takes one token after the other, or that are read elsewhere."""
 
 
+OTHERS = frozenset(
+    """frequency_penalty max_tokens mirostat mirostat_eta mirostat_tau n_predict presence_penalty repeat_last_n seed stop
+    tfs_z""".split()
+)
+"""Settings of other programs (servers, runtimes) that people write into the file, where transformers has no such thing."""
+
+
 @dataclass(frozen=True)
 class Generation:
     """The settings of a checkpoint that count.
@@ -248,7 +255,7 @@ def _odd(given: Mapping[str, Any], where: str) -> Iterator[Diagnostic]:
 
 
 def _misspelt(data: Mapping[str, Any], where: str) -> Iterator[Diagnostic]:
-    """Unknown keys that look like a setting: ``topK``, ``top-p``, ``repitition_penalty``."""
+    """Unknown keys that look like a setting (``topK``, ``top-p``, ``repitition_penalty``) or are one elsewhere."""
     odd = [key for key in data if key not in SETTINGS and key not in WITHOUT_EFFECT]
     if not odd:
         return
@@ -256,8 +263,9 @@ def _misspelt(data: Mapping[str, Any], where: str) -> Iterator[Diagnostic]:
 
     plain = {_letters(key): key for key in SETTINGS}
     for key in odd:
-        if near := get_close_matches(_letters(key), list(plain), n=1, cutoff=0.85):
-            hint = f"did you mean {plain[near[0]]!r}?"
+        near = get_close_matches(_letters(key), list(plain), n=1, cutoff=0.85)
+        if near or key in OTHERS:
+            hint = f"did you mean {plain[near[0]]!r}?" if near else "set it in the program that runs the model"
             yield Diagnostic("F574", f"{key!r} is no setting of transformers and has no effect", where, hint, "warning")
 
 

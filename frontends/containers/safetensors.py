@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ RANK_LIMIT = 64
 SIZE_LIMIT = 1 << 62
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _CONVERT = "convert it with safetensors, for instance by transformers' save_pretrained, where you trust the file"
 _TYPES = {
@@ -153,6 +155,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     files = [name for name in files if not name.startswith("consolidated")] or files
     if not files:
         raise _nothing_found(place, names)
+    _require_shards(place, files)
     return _assemble(place, [read_file(place / name) for name in files])
 
 
@@ -164,6 +167,20 @@ def _choose_index(folder: Path, names: list[str]) -> str | None:
     others = [name for name in names if name.endswith(".safetensors.index.json")]
     others = [name for name in others if not name.startswith("consolidated")] or others
     return others[0] if len(others) == 1 and SINGLE not in names else None
+
+
+def _require_shards(folder: Path, files: list[str]) -> None:
+    """Raise F524 where a file is by its name one of several, and not all of them are there."""
+    sets: dict[tuple[str, int], set[int]] = {}
+    for name in files:
+        if found := _SHARD.fullmatch(name):
+            sets.setdefault((found[1], int(found[3])), set()).add(int(found[2]))
+    for (stem, count), numbers in sets.items():
+        # Some exporters count from 0.
+        there = len(numbers & set(range(0 if 0 in numbers else 1, count + (0 not in numbers))))
+        if there < count:
+            message = f"{there} of the {count} files {stem}-...-of-{count} {'is' if there == 1 else 'are'} here"
+            raise LadingError("F524", message, str(folder), "the download was not completed: fetch the rest")
 
 
 def _nothing_found(folder: Path, names: list[str]) -> LadingError:

@@ -85,7 +85,7 @@ def _settings(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         return {}
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise LadingError("Q435", f"cannot be read as JSON: {error}", where=str(path)) from error
     return data if isinstance(data, dict) else {}

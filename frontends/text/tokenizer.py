@@ -113,7 +113,8 @@ def _load(folder: Path, changed: int, size: int) -> Tokenizer:
     """A tokenizer; `changed` and `size` tell versions of its file apart."""
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    # The library does not know byte order marks.
+    tokenizer = Tokenizer.from_str((folder / "tokenizer.json").read_text(encoding="utf-8-sig"))
     _add_named(tokenizer, folder)
     tokenizer.no_truncation()
     tokenizer.no_padding()

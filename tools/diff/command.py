@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -11,7 +11,6 @@ from ir.base.diag import LadingError
 from tools.shared.cli import JSON_OPTION, Screen, command
 
 if TYPE_CHECKING:
-    from backends.contract import Contract
     from tools.diff.contracts import Comparison
     from tools.shared.compiled import Compiled
 
@@ -34,9 +33,9 @@ def main(first, second, frontend, names, types, locs, limit, whole, as_json) -> 
     """Compare A with B: two compilations by their contracts, or two graphs by structure.
 
     Compilations are model directories or contract.json files. Told are weights that are stored otherwise, measured
-    numbers, sizes, inputs, settings and tokenizers. Graphs may be of any format that is read, not necessarily the same;
-    nodes correspond by what they compute, by their names and by their neighbours, and their order does not count. Exit
-    code 0 when nothing differs, 1 when something does.
+    numbers, sizes, inputs, settings and tokenizers, and files that were changed after they were written. Graphs may be
+    of any format that is read, not necessarily the same; nodes correspond by what they compute, by their names and by
+    their neighbours, and their order does not count. Exit code 0 when nothing differs, 1 when something does.
     """
     screen = Screen(as_json, False)
     if frontend is None:
@@ -44,7 +43,7 @@ def main(first, second, frontend, names, types, locs, limit, whole, as_json) -> 
 
         sides = [compiled_at(first), compiled_at(second)]
         if not whole and all(side is not None and side.contract is not None for side in sides):
-            return _contracts(screen, sides[0].contract, sides[1].contract, (first, second), limit)
+            return _contracts(screen, sides, limit)
         first, second = (_graph_of(side, path) for side, path in zip(sides, (first, second), strict=True))
     from tools.diff.match import Differ
     from tools.shared.formats import Formats
@@ -71,17 +70,18 @@ def _graph_of(side: Compiled | None, path: str) -> str:
     return side.graph
 
 
-def _contracts(screen: Screen, one: Contract, two: Contract, paths: tuple[str, str], limit: int) -> int:
+def _contracts(screen: Screen, sides: Sequence[Compiled], limit: int) -> int:
     from tools.diff.contracts import compare
 
-    found = compare(one, two)
+    one, two = sides
+    found = compare(one.contract, two.contract, (one.folder, two.folder))
     if screen.as_json:
         screen.data(found.as_dict(), "")
     elif found.same:
         click.echo("the same")
     else:
-        click.echo(click.style(f"--- {paths[0]}", fg="red"))
-        click.echo(click.style(f"+++ {paths[1]}", fg="green"))
+        click.echo(click.style(f"--- {one.source}", fg="red"))
+        click.echo(click.style(f"+++ {two.source}", fg="green"))
         for line in contract_lines(found, limit):
             click.echo(line)
     return 0 if found.same else EXIT_DIFFERENT
@@ -98,7 +98,7 @@ def contract_lines(found: Comparison, limit: int = 200) -> Iterator[str]:
         yield from (f"    {pattern}" for pattern in change.patterns[:limit])
         if len(change.patterns) > limit:
             yield f"    ... {len(change.patterns) - limit} more"
-    for section in ("numbers", "sizes", "inputs", "settings", "generation", "tokenizer", "made", "warnings"):
+    for section in ("numbers", "sizes", "inputs", "settings", "generation", "tokenizer", "made", "warnings", "files"):
         changes = getattr(found, section)
         if changes:
             yield click.style(section, bold=True)

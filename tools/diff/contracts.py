@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from backends.contract import check_files
+from ir.base.whole_files import sha256_of
 from tools.inspect.essentials import AGAINST, ends_text, run_name, sampler_text
 from tools.shared.cli import megabytes
 from tools.shared.stored import bits_per_weight, storage_text
 
 if TYPE_CHECKING:
     from backends.contract import Contract, Input, Output, Storage, Verification, WeightEntry
+    from ir.base.diag import Diagnostic
 
 NONE = "none"
 """Stands for what one side lacks."""
@@ -63,6 +68,7 @@ class Comparison:
     tokenizer: tuple[Change, ...]
     made: tuple[Change, ...]
     warnings: tuple[Change, ...]
+    files: tuple[Change, ...] = ()
 
     @property
     def same(self) -> bool:
@@ -74,8 +80,8 @@ class Comparison:
         return {"same": self.same, **asdict(self)}
 
 
-def compare(one: Contract, two: Contract) -> Comparison:
-    """The differences of two contracts."""
+def compare(one: Contract, two: Contract, folders: Sequence[Path | None] = (None, None)) -> Comparison:
+    """The differences of two contracts, and of the files in their folders that are no longer as they were written."""
     return Comparison(
         weights=tuple(_weights(one.weights, two.weights)),
         numbers=tuple(_numbers(one, two)),
@@ -86,6 +92,7 @@ def compare(one: Contract, two: Contract) -> Comparison:
         tokenizer=tuple(_tokenizer(one, two)),
         made=tuple(_made(one, two)),
         warnings=tuple(_warnings(one, two)),
+        files=tuple(_files((one, two), folders)),
     )
 
 
@@ -356,6 +363,31 @@ def _warnings(one: Contract, two: Contract) -> Iterator[Change]:
         there = (code, message, where) in left
         text = message if not where else f"{message}, {where}"
         yield Change(code, text if there else NONE, NONE if there else text)
+
+
+WRITTEN = "as written"
+
+
+def _files(contracts: Sequence[Contract], folders: Sequence[Path | None]) -> Iterator[Change]:
+    """Files that were changed, removed or added after they were written, where they differ between the folders."""
+    sides = []
+    for contract, folder in zip(contracts, folders, strict=True):
+        found = [] if folder is None else check_files(contract, folder)
+        sides.append({str(Path(item.where).relative_to(folder)): _now(item) for item in found if folder is not None})
+    for path in dict.fromkeys([*sides[0], *sides[1]]):
+        before, after = (side.get(path, WRITTEN) for side in sides)
+        if before != after:
+            yield Change(path, before, after)
+
+
+def _now(item: Diagnostic) -> str:
+    """What became of a file, with its digest where it can be read."""
+    path = Path(item.where)
+    text = f"{item.code}: {item.message}"
+    with suppress(OSError):
+        if item.code != "C814" and path.is_file():
+            return f"{text}, SHA-256 {sha256_of(path)[:12]}"
+    return text
 
 
 def _mapping(word: str, before: Mapping[str, str], after: Mapping[str, str]) -> Iterator[Change]:

@@ -219,8 +219,8 @@ class ChatModel:
             show: told the answer as it comes.
 
         Raises:
-            LadingError: B755 the child crashed, B756 it gave no sign of life, B757 the prompt has no tokens or the
-                binding raised an error, U994 the prompt has as many tokens as the model can hold.
+            LadingError: B755 the child crashed, B756 it gave no sign of life, B757 the prompt or the answer has no tokens, or
+                the binding raised an error, U994 the prompt has as many tokens as the model can hold.
         """
         self.shown = b""
         self.start()
@@ -247,6 +247,9 @@ class ChatModel:
             raise self._unanswered(ends, limit)
         raw = base64.b64decode(ends["text"])
         clean = streamed.close(raw)
+        if not ends["ids"] and not ends["ended"]:
+            hint = "what the runtime printed may tell why; lading doctor looks at the files"
+            raise LadingError("B757", f"{self._name} generates no token", hint=hint)
         seconds = ends["decode_s"] + ends["sample_s"]
         return Answer(raw, tuple(ends["ids"]), ends["ended"], begins["tokens"], ends["prefill_s"], seconds, clean)
 

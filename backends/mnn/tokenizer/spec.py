@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
@@ -73,6 +73,7 @@ class TokenizerSpec:
         chat_template: jinja text, or None.
         model_vocab_size: rows of the model's embedding, or 0 when not known.
         notes: facts a user should hear about that are not errors.
+        unlike: settings of tokenizer_config.json by which texts would be read otherwise, and which are not followed.
     """
 
     folder: str
@@ -95,6 +96,7 @@ class TokenizerSpec:
     chat_template: str | None
     model_vocab_size: int
     notes: tuple[str, ...]
+    unlike: tuple[str, ...] = ()
 
     @property
     def bos(self) -> str | None:
@@ -192,6 +194,7 @@ def load_tokenizer(
         chat_template=chat,
         model_vocab_size=size,
         notes=tuple(notes),
+        unlike=tuple(_unlike(settings, data.get("pre_tokenizer"))),
     )
     tokens = len(vocab) + len(added)
     if spec.table_size > MOST_HOLES + 2 * tokens:
@@ -243,6 +246,26 @@ def _section(data: Mapping[str, Any], key: str, folder: Path) -> dict[str, Any]:
     return value
 
 
+def _unlike(settings: Mapping[str, Any], pre_tokenizer: Any) -> Iterator[str]:
+    """Settings by which transformers reads texts otherwise than ``tokenizer.json`` says."""
+    if settings.get("split_special_tokens") is True:
+        yield "split_special_tokens is true: transformers then reads special tokens as plain text"
+    wanted = settings.get("add_prefix_space")
+    for step in _steps(pre_tokenizer):
+        found = step.get("add_prefix_space")
+        if step.get("type") == "ByteLevel" and isinstance(wanted, bool) and isinstance(found, bool) and wanted != found:
+            yield f"add_prefix_space is {json.dumps(wanted)}, and {json.dumps(found)} in tokenizer.json"
+
+
+def _steps(stage: Any) -> Iterator[Mapping[str, Any]]:
+    """A stage, or those of a sequence of stages."""
+    if isinstance(stage, dict):
+        inner = stage.get("pretokenizers")
+        for item in inner if isinstance(inner, list) else ():
+            yield from _steps(item)
+        yield stage
+
+
 def _vocab_size(folder: Path, config: Mapping[str, Any]) -> int:
     inner = config.get("text_config")
     value = config.get("vocab_size", inner.get("vocab_size") if isinstance(inner, dict) else None)
@@ -284,12 +307,17 @@ def _chat_template(folder: Path, settings: Mapping[str, Any], wanted: str) -> st
     value, where = _read_json(folder / "chat_template.json").get("chat_template"), "chat_template.json"
     if value is None:
         value, where = settings.get("chat_template"), "tokenizer_config.json"
+    if value is None:
+        # Where only named templates exist, transformers does not render chats without a name either.
+        value = {file.stem: None for file in sorted((folder / "additional_chat_templates").glob("*.jinja"))} or None
+        where = "additional_chat_templates"
     if isinstance(value, list):
         value = {item.get("name"): item.get("template") for item in value if isinstance(item, dict)}
     if isinstance(value, dict):
         if wanted not in value:
             names = ", ".join(sorted(str(name) for name in value)) or "none"
-            raise LadingError("B650", f"no chat template {wanted!r}; there is: {names}", where=str(folder / where))
+            hint = "save the one that chats are to be written with as chat_template.jinja"
+            raise LadingError("B650", f"no chat template {wanted!r}; there is: {names}", str(folder / where), hint)
         value = value[wanted]
     if value is not None and not isinstance(value, str):
         raise LadingError("B650", f"chat_template is {type(value).__name__}, not text", where=str(folder / where))

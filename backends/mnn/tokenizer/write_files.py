@@ -188,6 +188,8 @@ def write_files(request: TokenizerRequest) -> TokenizerFiles:
 def warnings(spec: TokenizerSpec) -> list[Diagnostic]:
     """What the user should know of a tokenizer: tokens that are not what the files say, and how generation ends."""
     found = [("B766", note, "") for note in _shortened(spec.notes)]
+    hint = "tokenizer.json is followed; correct the one that is wrong"
+    found += [("B786", f"{note} (tokenizer_config.json)", hint) for note in spec.unlike]
     found += [("B763", problem, "") for problem in spec.end_problems]
     for token in spec.stop_ids:
         if spec.text_of(token) is None:

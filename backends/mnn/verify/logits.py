@@ -204,7 +204,14 @@ def verify(
     found.encoded, found.trial = work.encoded, work.trial
     _judge(found, work, subject.final, max_kl)
     found.problems += work.sampling_problems()
+    found.warnings += work.too_short
     return found
+
+
+def _too_short(tokens: int, width: int) -> Diagnostic:
+    message = f"the text has {tokens} tokens and fills no window of {width}, so no perplexity is measured"
+    hint = "give a longer text, such as a chapter or a source file"
+    return Diagnostic("B787", message, hint=hint, severity="warning")
 
 
 class _Run:
@@ -285,6 +292,7 @@ class _Work:
         width = min(WINDOW, self.context)
         cuts = range(0, len(subject.text) - width + 1, width)
         windows = [list(subject.text[cut : cut + width]) for cut in cuts][: level.windows]
+        self.too_short = [] if windows or not subject.text else [_too_short(len(subject.text), width)]
         step = max(1, LOGITS_LIMIT // (4 * (last_size(subject.original.outputs[0]) or 1) * width))
         self.window_groups = [windows[start : start + step] for start in range(0, len(windows), step)]
         self.first_windows = self.window_groups[0] if windows else []

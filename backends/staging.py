@@ -102,9 +102,8 @@ def check_target(out: Path, force: bool) -> None:
     if not out.exists() and not out.is_symlink():
         return
     if not out.is_dir() or out.is_symlink():
-        raise LadingError(
-            "B631", "the output exists and is not a folder", where=str(out), hint="choose another with -o"
-        )
+        kind = "is a link" if out.is_symlink() else "is not a folder"
+        raise LadingError("B631", f"the output exists and {kind}", where=str(out), hint="choose another with -o")
     what = "a mount point" if os.path.ismount(out) else "the current folder" if _is_current(out) else ""
     if what:
         message = f"the output is {what}, and cannot be replaced in one step"

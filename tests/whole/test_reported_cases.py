@@ -318,6 +318,13 @@ def test_an_answer_without_tokens_is_no_answer(directory, tmp_path):
 # ---- options ----
 
 
+@pytest.mark.parametrize("option", ["--max-kl", "--kl-bar"])
+@pytest.mark.parametrize("value", ["nan", "inf", "-1", "0"])
+def test_limits_are_positive_numbers(option, value, folder, tmp_path):
+    result = CliRunner().invoke(compile_command, [str(folder), "-o", str(tmp_path / "out"), option, value])
+    assert result.exit_code == 2 and f"Invalid value for '{option}'" in result.output
+
+
 def test_a_text_that_is_too_short_to_measure_is_told(folder, tmp_path):
     (tmp_path / "text.txt").write_text("hello", encoding="utf-8")
     arguments = [str(folder), "-o", str(tmp_path / "out"), "--passes", "default", "--text", str(tmp_path / "text.txt")]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tools.shared.cli import JSON_OPTION, QUIET_OPTION, Screen, command
+from tools.shared.cli import JSON_OPTION, QUIET_OPTION, Number, Screen, command
 
 if TYPE_CHECKING:
     from passes.framework.manager import Instrument
@@ -34,11 +34,13 @@ if TYPE_CHECKING:
               help="Text or JSONL of chats to measure with; default a sample that comes with the package.")  # fmt: skip
 @click.option("--budget", metavar="BPW", help="Choose each weight's precision: least loss at, for example, 4.5bpw.")
 @click.option("--max-size", metavar="SIZE", help="The same for a weight file of at most, for example, 300MB.")
-@click.option("--max-kl", type=click.FloatRange(0, min_open=True), metavar="KL",
+@click.option("--max-kl", type=Number(0, min_open=True), metavar="KL",
               help="The same the other way: the smallest file with at most this divergence from the float model.")  # fmt: skip
 @click.option("--save-plan", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="Write the precision chosen for each weight as a file that plan= reads.")  # fmt: skip
-@click.option("--kl-bar", type=float, help="Divergence above which verification fails; default by width.")
+@click.option(
+    "--kl-bar", type=Number(0, min_open=True), help="Divergence above which verification fails; default by width."
+)
 @click.option("--revision", help="Revision of a model on the Hugging Face Hub.")
 @click.option("--tokenizer", type=click.Path(path_type=Path, file_okay=False, exists=True), metavar="DIR",
               help="Folder with the tokenizer; default that of the model.")  # fmt: skip

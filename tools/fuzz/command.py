@@ -15,13 +15,13 @@ from tools.fuzz.finding import Finding
 from tools.fuzz.search import Search
 from tools.fuzz.target import Target
 from tools.fuzz.worker import load_targets
-from tools.shared.cli import EXIT_FAILED, JSON_OPTION, QUIET_OPTION, Screen, command
+from tools.shared.cli import EXIT_FAILED, JSON_OPTION, QUIET_OPTION, Number, Screen, command
 
 MINUTES = 1.0
 
 
 @command("fuzz")
-@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), metavar="N",
+@click.option("--minutes", type=Number(min=0, min_open=True), metavar="N",
               help=f"How long to search; default {MINUTES:g}, or until --count is reached.")  # fmt: skip
 @click.option("--count", "cases", type=click.IntRange(1), metavar="N", help="Cases of each target.")
 @click.option("--seed", type=click.IntRange(0), metavar="S",

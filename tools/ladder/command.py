@@ -18,7 +18,7 @@ from ir.base.diag import LadingError
 from tools.ladder.climb import Job, Watcher
 from tools.ladder.rungs import DEFAULT_RUNGS, Rule, parse_rungs, parse_size
 from tools.ladder.text import Text
-from tools.shared.cli import EXIT_FAILED, QUIET_OPTION, Screen, command, stopped
+from tools.shared.cli import EXIT_FAILED, QUIET_OPTION, Number, Screen, command, stopped
 
 if TYPE_CHECKING:
     from tools.compile.job import Listener
@@ -44,13 +44,13 @@ if TYPE_CHECKING:
 @click.option("--target", default="portable", show_default=True, help="'portable', an MNN release, or '>=3.5,<3.6.1'.")
 @click.option("--revision", help="Revision of a model on the Hugging Face Hub.")
 @click.option("--budget-size", metavar="SIZE", help="Recommend the rung of least KL within a size such as 300MB.")
-@click.option("--max-kl", type=click.FloatRange(0, min_open=True), metavar="KL",
+@click.option("--max-kl", type=Number(0, min_open=True), metavar="KL",
               help="Recommend the smallest rung of at most this KL, within --budget-size where that is given.")  # fmt: skip
 @click.option("--verify", type=click.Choice(["none", "quick", "full"]), default="quick", show_default=True,
               help="How each rung is checked before it is measured.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(1), default=4, show_default=True, help="Threads of the runtime.")
 @click.option("--resume/--fresh", default=True, show_default=True, help="Keep rungs that nothing has changed for.")
-@click.option("--timeout", type=click.FloatRange(1), default=7200, show_default=True,
+@click.option("--timeout", type=Number(1), default=7200, show_default=True,
               help="Seconds that building or measuring one rung may take.")  # fmt: skip
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, allow_dash=True, path_type=Path), metavar="FILE",
               help="Where to write all results as JSON, - for standard output; default DIR/ladder.json.")  # fmt: skip

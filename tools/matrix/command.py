@@ -19,7 +19,7 @@ import click
 from ir.base.diag import LadingError
 from tools.matrix.model import Job, Matrix, Row
 from tools.matrix.rows import PRECISIONS, find_models, given_rows, made_rows, read_kept, record, write_kept
-from tools.shared.cli import EXIT_FAILED, QUIET_OPTION, Screen, command, require_package, split_list, stopped
+from tools.shared.cli import EXIT_FAILED, QUIET_OPTION, Number, Screen, command, require_package, split_list, stopped
 
 
 def find_releases(names: str) -> tuple[str, ...]:
@@ -146,9 +146,7 @@ def _run(matrix: Matrix, row: Row, release: str, job: Job, made_of: Mapping[str,
               help="Write the results as one HTML page with colours.")  # fmt: skip
 @click.option("--resume/--fresh", default=True, show_default=True, help="Keep cells that nothing has changed for.")
 @click.option("--jobs", type=click.IntRange(1), default=2, show_default=True, help="Cells that are run at a time.")
-@click.option(
-    "--timeout", type=click.FloatRange(1), default=300, show_default=True, help="Seconds that a run may take."
-)
+@click.option("--timeout", type=Number(1), default=300, show_default=True, help="Seconds that a run may take.")
 @QUIET_OPTION
 def main(releases, families, precisions, target, models, sources, out, json_file, markdown, html, resume, jobs, timeout,
          quiet) -> int:  # fmt: skip

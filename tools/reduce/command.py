@@ -14,7 +14,7 @@ from time import monotonic
 import click
 
 from ir.base.diag import LadingError
-from tools.shared.cli import QUIET_OPTION, command
+from tools.shared.cli import QUIET_OPTION, Number, command
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,9 @@ def run_command(text: str, path: Path, timeout: float) -> tuple[int, str] | None
               help="Where the smallest graph so far is; default INPUT with the suffix .reduced.lading.")  # fmt: skip
 @click.option("--status", type=int, metavar="N", help="Exit status that counts; default that of the whole graph.")
 @click.option("--match", metavar="REGEX", help="What the output must contain; any status counts then unless given.")
-@click.option("--time-limit", type=click.FloatRange(min=0), default=600.0, show_default=True, metavar="SECONDS",
+@click.option("--time-limit", type=Number(min=0), default=600.0, show_default=True, metavar="SECONDS",
               help="Stop after this time with what was reached.")  # fmt: skip
-@click.option("--timeout", type=click.FloatRange(min=0), default=60.0, show_default=True, metavar="SECONDS",
+@click.option("--timeout", type=Number(min=0), default=60.0, show_default=True, metavar="SECONDS",
               help="Kill a run of the command after this time; it does not count then.")  # fmt: skip
 @click.option("--from", "frontend", metavar="NAME", help="Frontend that reads INPUT; default by suffix.")
 @QUIET_OPTION

@@ -11,7 +11,7 @@ import click
 
 from ir.base.diag import Diagnostic, LadingError
 from ir.base.interrupts import Stopped
-from tools.shared.cli import JSON_OPTION, QUIET_OPTION, Screen, command
+from tools.shared.cli import JSON_OPTION, QUIET_OPTION, Number, Screen, command
 
 if TYPE_CHECKING:
     from backends.mnn.run.chat import Answer, ChatModel
@@ -33,7 +33,7 @@ HELP = "/exit or Ctrl-D leaves, Ctrl-C stops an answer, /clear begins a new conv
 @click.option("--greedy", is_flag=True, help="Always take the likeliest token, whatever the model's settings say.")
 @click.option("--raw", is_flag=True, help="Continue texts as they are, without the chat template.")
 @click.option("--threads", type=click.IntRange(1), help="Threads of the runtime; default what config.json says.")
-@click.option("--timeout", type=click.FloatRange(1), default=600, show_default=True,
+@click.option("--timeout", type=Number(1), default=600, show_default=True,
               help="Seconds without a sign of life after which the runtime is stopped.")  # fmt: skip
 @JSON_OPTION
 @QUIET_OPTION

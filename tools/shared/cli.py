@@ -6,6 +6,7 @@ import errno
 import functools
 import io
 import json
+import math
 import os
 import re
 import signal
@@ -43,6 +44,19 @@ EXIT_INTERRUPTED = 130
 
 JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 QUIET_OPTION = click.option("--quiet", "-q", is_flag=True, help="Print errors only.")
+
+
+class Number(click.FloatRange):
+    """A number in a range, as an option's type; NaN and infinity, which ranges let pass, are none."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number, or the usual error of a wrong option."""
+        found = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return found
 
 
 class Screen:

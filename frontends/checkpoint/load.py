@@ -227,3 +227,29 @@ def _card(config: ModelConfig, layout: Layout, tensors: Mapping[str, Tensor]) ->
         warnings=tuple(config.warnings),
         unread=config.unread,
     )
+
+
+# ---- numbers ----
+
+
+def zero_weights(graph: Graph) -> list[Diagnostic]:
+    """A warning of matrices and gains without a number but zero, which a download that stopped leaves behind.
+
+    Loading reads no numbers. This reads three rows of each tensor, and all of those that have nothing but zeros there.
+    """
+    weights = {value.name: value.tensor for value in graph.consts.values() if value.name.endswith(".weight")}
+    found = [name for name, tensor in weights.items() if _is_zero(tensor)]
+    if not found:
+        return []
+    verb = "is" if len(found) == 1 else "are"
+    message = f"{len(found)} of {len(weights)} weights {verb} zero everywhere, such as {found[0]}"
+    hint = "unless this is meant, fetch the checkpoint again: downloads that stop leave zeros"
+    return [Diagnostic("F575", message, ModelCard.of(graph).folder or "", hint, "warning")]
+
+
+def _is_zero(tensor: Tensor) -> bool:
+    count = (tensor.type.sizes or (1,))[0]
+    few = (tensor.rows(at, at + 1) for at in sorted({0, count // 2, count - 1}))
+    if any(row.any() for row in few):
+        return False
+    return not any(piece.any() for _, _, piece in tensor.pieces())

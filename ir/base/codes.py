@@ -92,6 +92,7 @@ CODES: dict[str, str] = {
     "F572": "do_sample with temperature 0, which transformers refuses. The most likely token is taken.",
     "F573": "config.json has settings for generation that have no effect, because generation_config.json exists.",
     "F574": "A key of generation_config.json is no setting of transformers and looks like one, so it may be misspelt.",
+    "F575": "Matrices or gains of the checkpoint are zero everywhere, as in a file whose download stopped.",
     "F560": "A key of config.json that matters in some models is not used by this family; the reference "
     "implementation ignores it as well.",
     "F561": "A key of config.json changes what the model computes, and nothing here reads it. What is compiled would be "

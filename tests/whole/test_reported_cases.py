@@ -139,6 +139,16 @@ def not_a_number(folder: Path) -> None:
     path.write_bytes(data)
 
 
+def zeros(folder: Path) -> None:
+    """One matrix of zeros, as in a sparse file whose download stopped."""
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    length = int.from_bytes(data[:8], "little")
+    start, stop = json.loads(data[8 : 8 + length])["model.layers.1.mlp.down_proj.weight"]["data_offsets"]
+    data[8 + length + start : 8 + length + stop] = bytes(stop - start)
+    path.write_bytes(data)
+
+
 def without_template(folder: Path) -> None:
     """Take the chat template away, and leave one under another name."""
     (folder / "additional_chat_templates").mkdir()
@@ -222,6 +232,9 @@ CASES = {
     # ---- files of weights ----
     "one of two shards": Case(second_shard_missing, ("1 of the 2 files model-...-of-2 is here",), "F524"),
     "not a number": Case(not_a_number, ("row 0 has NaN or infinity", "layers.1.mlp.down_proj"), "Q402"),
+    "a matrix of zeros": Case(
+        zeros, ("F575", "1 of 39 weights is zero everywhere, such as model.layers.1.mlp.down_proj.weight")
+    ),
     "names of torch.compile": Case(prefixed("_orig_mod."), config=GREEDY),
     "names of a parallel trainer": Case(prefixed("module."), config=GREEDY),
     "names inside a model of pictures": Case(prefixed("language_model."), config=GREEDY),
@@ -293,6 +306,14 @@ def test_other_settings_do_not_break_a_model(directory, tmp_path):
     assert report.healthy
     (found,) = report.findings
     assert found.severity == "warning" and "edited after it was written" in found.message
+
+
+def test_zeros_of_the_checkpoint_are_no_damage_of_the_directory(folder, tmp_path):
+    zeros(folder)
+    report = examine(compiled(folder, tmp_path / "out", "default"), target("portable").releases)
+    assert report.healthy and [item.code for item in report.findings] == ["B782"]
+    (tmp_path / "out" / "contract.json").unlink()
+    assert not examine(tmp_path / "out", target("portable").releases).healthy
 
 
 def test_an_edited_directory_is_not_the_same(directory, tmp_path):

@@ -435,6 +435,10 @@ class _Job:
         graph = self.formats.read(str(origin.path), origin.frontend)
         card = ModelCard.of(graph)
         self.warnings += card.warnings
+        if origin.frontend == "checkpoint":
+            from frontends.checkpoint.load import zero_weights
+
+            self.warnings += zero_weights(graph)
         sources = card.sources or _own_source(origin)
         graph.set_fact(card.name, replace(card, title=origin.title, sources=sources, warnings=()))
         return graph

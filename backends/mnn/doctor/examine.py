@@ -7,6 +7,7 @@ the verdicts against real runs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,7 +56,8 @@ def examine(path: Path, releases: Sequence[Release]) -> Report:
     findings += weight_findings(subject, releases)
     if subject.is_folder:
         findings += file_findings(subject, releases)
-        findings += _contract_findings(subject, releases)
+        told = _contract_findings(subject, releases)
+        findings = [*_as_in_the_original(findings, told, subject), *told]
     findings += _runtime_findings(releases)
     order = {"error": 0, "warning": 1}
     findings.sort(key=lambda item: (order[item.severity], -len(item.releases), item.code))
@@ -137,6 +139,21 @@ def _contract_findings(subject: Subject, releases: Sequence[Release]) -> list[Fi
         message = f"the contract promises {', '.join(contract.target.releases)} only"
         found.append(Finding("B733", message, other, "compile for these releases too", str(path), "warning"))
     return found
+
+
+def _as_in_the_original(findings: list[Finding], told: Sequence[Finding], subject: Subject) -> list[Finding]:
+    """The same with odd numbers as warnings, where the contract says that the checkpoint has them and the file is whole."""
+    path = subject.folder / CONTRACT_FILE
+    if not subject.has(path) or any(item.severity == "error" for item in told):
+        return findings
+    try:
+        known = any(item.code == "F575" for item in read_contract(path).warnings)
+    except LadingError:
+        return findings
+    if not known:
+        return findings
+    fix = "the checkpoint has them too (F575); fetch it again if that is not meant"
+    return [replace(item, severity="warning", fix=fix) if item.code == "B782" else item for item in findings]
 
 
 def _runtime_findings(releases: Sequence[Release]) -> list[Finding]:

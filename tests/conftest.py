@@ -38,6 +38,7 @@ from __future__ import annotations
 import difflib
 import multiprocessing
 import re
+import signal
 from concurrent.futures import ProcessPoolExecutor
 from tempfile import TemporaryDirectory
 
@@ -57,6 +58,11 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("lading")
+
+# Whoever started the tests may have ignored these signals, as nohup does; processes that tests start would too.
+for _number, _answer in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _answer)
 
 NARROWED = pytest.StashKey[bool]()
 

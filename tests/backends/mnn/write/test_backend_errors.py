@@ -303,7 +303,8 @@ def test_example_of_the_source_tree_we_stand_in(tmp_path, monkeypatch):
 def test_explain_prints_the_help_text_in_either_case():
     for code in ("F533", "f533"):
         result = CliRunner().invoke(lading, ["explain", code])
-        assert (result.exit_code, result.stdout) == (0, f"F533: {known_codes()['F533']}\n")
+        assert result.exit_code == 0
+        assert " ".join(result.stdout.split()).startswith(f"F533: {known_codes()['F533']}")
 
 
 def test_explain_knows_near_codes():

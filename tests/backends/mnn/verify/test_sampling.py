@@ -66,7 +66,10 @@ def test_a_setting_that_is_taken_for_another_does_not_pass(folder, tmp_path):
     version = next(reversed(interpreters()))
     wider = changed(folder, tmp_path / "wider", version, mixed_samplers=["temperature"], temperature=50.0)
     assert tried(wider, version, [2], **DRAWN) == ["B765"]
-    assert tried(folder, version, [2], **{**DRAWN, "top_k": 1}) == ["B765"]
+    # So hot that each of the three tokens comes as often as the others.
+    hot = changed(folder, tmp_path / "hot", version, temperature=50.0)
+    assert tried(hot, version, [2], **DRAWN) == []
+    assert tried(hot, version, [2], **{**DRAWN, "top_k": 1}) == ["B765"]
 
 
 def test_a_runtime_that_does_not_stop_does_not_pass(folder):

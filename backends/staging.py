@@ -59,7 +59,8 @@ def staged_directory(out: Path, *, force: bool = False, executor: Executor = SER
     staging: Scratch | None = None
     try:
         try:
-            staging = new_folder(out.parent, _prefix(out, "partial"))
+            with held_interrupts(firmly=True):
+                staging = new_folder(out.parent, _prefix(out, "partial"))
         except OSError as error:
             raise _refused("cannot create a folder here", error, out.parent) from error
         try:

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
+from ir.base.interrupts import held_interrupts
+
 try:
     import fcntl
 except ImportError:  # Not a Unix: whether a scratch is used is judged by its process alone.
@@ -171,12 +173,16 @@ def scratch_folder(parent: Path | None = None, prefix: str = TEMPORARY) -> Itera
     place = Path(tempfile.gettempdir()) if parent is None else parent
     for path in abandoned(place, prefix):
         remove(path)
-    made = new_folder(place, prefix, 0o700)
+    made: Scratch | None = None
     try:
+        # An interrupt between making the folder and knowing of it would leave it.
+        with held_interrupts(firmly=True):
+            made = new_folder(place, prefix, 0o700)
         yield made.path
     finally:
-        remove(made.path)
-        made.close()
+        if made is not None:
+            remove(made.path)
+            made.close()
 
 
 __all__ = [

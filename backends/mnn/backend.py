@@ -416,12 +416,12 @@ class LlmCompilation(Compilation):
         from backends.mnn.summary import ends_text, sampler_text, tokenizer_text
 
         written = self.emission.tokenizer
-        lines = [
-            ("tokenizer", tokenizer_text(written, self.target, self._differing())),
-            *([("chat", self.chat.text())] if self.chat is not None else []),
-            ("sampler", sampler_text(self.emission)),
-        ]
-        return [*lines, ("ends at", ends_text(written))] if written is not None and written.kind else lines
+        tokenizer = ("tokenizer", tokenizer_text(written, self.target, self._differing()))
+        sampler = ("sampler", sampler_text(self.emission))
+        if written is None or not written.kind:
+            return [tokenizer, sampler]
+        chat = self.chat.text() if self.chat is not None else "no template"
+        return [tokenizer, ("chat", chat), sampler, ("ends at", ends_text(written))]
 
     def _differing(self) -> tuple[int, int] | None:
         """How many texts got other ids on the runtime, of how many; None where none were encoded."""

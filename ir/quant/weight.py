@@ -201,7 +201,7 @@ class QuantizedWeight:
             return method.quantize(rows, self.storage, thread_scratch(), self._statistics(method))
         except NotFinite as error:
             message = f"row {places[error.row]} has NaN or infinity"
-            hint = "the checkpoint is damaged, or keep this weight in 16 bits"
+            hint = "the checkpoint is damaged: get its files again"
             raise LadingError("Q402", message, where=self.source.loc, hint=hint) from error
         except OutOfScale as error:
             message = f"row {places[error.row]} needs a scale or zero that half precision cannot hold"

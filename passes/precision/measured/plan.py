@@ -18,7 +18,7 @@ from passes.framework.context import PassContext
 from passes.precision.measured.candidates import Choice, Item, make_items, planned_elements, size_of_storage
 from passes.precision.measured.prices import Prices, price, storages_of
 from passes.precision.measured.probes import Meter
-from passes.precision.measured.search import Picks, Search, Tried
+from passes.precision.measured.search import Picks, Search, Tried, require_room
 from passes.precision.planned_weights import Weight, place_of
 from passes.precision.storage_rules import Preferences
 
@@ -39,9 +39,10 @@ def by_measurement(
     """
     assert wanted.limit is not None
     keys = _statistics(graph, weights)
-    meter = Meter(graph, _held_out(ctx), ctx)
     items = make_items(weights, wanted)
     elements, fixed = planned_elements(weights), wanted.target.fixed_bytes(graph)
+    require_room(items, wanted.limit, elements, fixed)
+    meter = Meter(graph, _held_out(ctx), ctx)
     prices = price(items, keys, meter, ctx)
     search = Search(prices, meter, wanted.limit, elements, fixed)
     others = _competitors(search, wanted)

@@ -15,6 +15,7 @@ import numpy as np
 from ir.base.diag import LadingError
 from ir.facts.sensitivity import TriedPlan
 from passes.precision.limits import Limit
+from passes.precision.measured.candidates import Item
 from passes.precision.measured.knapsack import Solution, solve
 from passes.precision.measured.prices import Prices
 from passes.precision.measured.probes import Measured, Meter, Variant
@@ -44,6 +45,36 @@ class Tried:
     picks: Picks
     predicted: float
     measured: Measured
+
+
+def _room(limit: Limit, elements: int, fixed: int) -> float:
+    """What the choices may take together: bits under a budget, else bytes."""
+    if limit.kind == "budget":
+        # Room for the rounding of a limit such as 4.1 times the number of weights, well below one bit.
+        return limit.value * elements * (1 + 1e-12)
+    return limit.value - fixed
+
+
+def require_room(items: Sequence[Item], limit: Limit, elements: int, fixed: int) -> None:
+    """Refuse a limit on the size that the smallest plan breaks, before anything is measured.
+
+    Args:
+        items: what is decided about.
+        limit, elements, fixed: as of `Search`.
+
+    Raises:
+        LadingError: Q451.
+    """
+    budget = limit.kind == "budget"
+    least = sum(min(choice.bits if budget else choice.bytes for choice in item.choices) for item in items)
+    if limit.kind == "max-kl" or least <= _room(limit, elements, fixed):
+        return
+    shown = f"{least / elements:.3f}bpw" if budget else f"{fixed + least}B"
+    raise LadingError(
+        "Q451",
+        f"{limit.text} is less than the smallest plan needs, {limit.kind}={shown}",
+        hint="give more, or allow smaller candidates: widths, blocks, forms, keep, floor and rules decide on them",
+    )
 
 
 class Search:
@@ -92,10 +123,7 @@ class Search:
         return self.prices.bits if self.limit.kind == "budget" else self.prices.bytes
 
     def _room(self) -> float:
-        if self.limit.kind == "budget":
-            # Room for the rounding of a limit such as 4.1 times the number of weights, well below one bit.
-            return self.limit.value * self.elements * (1 + 1e-12)
-        return self.limit.value - self.fixed
+        return _room(self.limit, self.elements, self.fixed)
 
     def _stored(self, picks: Picks) -> float:
         return float(sum(sizes[pick] for sizes, pick in zip(self._sizes(), picks, strict=True)))
@@ -150,11 +178,7 @@ class Search:
     # ---- the search under a limit on the size ----
 
     def best_within_size(self, rounds: int, others: Sequence[tuple[str, Picks]]) -> Tried:
-        """The plan of least measured divergence that fits; `others` compete with it.
-
-        Raises:
-            LadingError: Q451 nothing fits.
-        """
+        """The plan of least measured divergence that fits; `others` compete with it."""
         for number in range(rounds + 1):
             plans = [(f"mixed, round {number}", self.solve_size().chosen), *(others if number == 0 else ())]
             plan = self.measure(plans)[0]
@@ -163,21 +187,11 @@ class Search:
         return min(self.tried, key=lambda item: (item.measured.kl, self.bytes_of(item.picks)))
 
     def solve_size(self) -> Solution:
-        """The plan of least predicted divergence that fits; Q451 when none does."""
+        """The plan of least predicted divergence that fits, which `require_room` knows to exist."""
         losses = [factor * loss for factor, loss in zip(self.factors, self.prices.losses, strict=True)]
         found = solve(self._sizes(), losses, self._room())
-        if found is None:
-            raise self._too_small()
+        assert found is not None, self.limit
         return found
-
-    def _too_small(self) -> LadingError:
-        picks = tuple(int(np.argmin(sizes)) for sizes in self._sizes())
-        least = f"{self.bits_per_weight(picks):.3f}bpw" if self.limit.kind == "budget" else f"{self.bytes_of(picks)}B"
-        return LadingError(
-            "Q451",
-            f"{self.limit.text} is less than the smallest plan needs, {self.limit.kind}={least}",
-            hint="give more, or allow smaller candidates: widths, blocks, forms, keep, floor and rules decide on them",
-        )
 
     # ---- the search under a limit on the divergence ----
 

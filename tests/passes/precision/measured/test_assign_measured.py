@@ -27,9 +27,9 @@ from passes.precision.measured import error_curves as curves
 from passes.precision.measured import kept as measurements
 from passes.precision.measured import plan as measured
 from passes.precision.measured import search as rounds
-from passes.precision.measured.candidates import candidates, make_items, planned_elements
+from passes.precision.measured.candidates import Choice, Item, candidates, make_items, planned_elements
 from passes.precision.measured.probes import Measured, Probe, RowsLoss, WeightLoss, first_tokens
-from passes.precision.measured.search import Search
+from passes.precision.measured.search import Search, require_room
 from passes.precision.plan_file import load_rules, plan_text, write_plan
 from passes.precision.planned_weights import place_of, weights_of
 from tests.support.checkpoints import make_checkpoint
@@ -450,11 +450,29 @@ def test_a_better_uniform_plan_is_taken():
 
 
 def test_a_limit_below_the_smallest_plan_says_what_is_needed():
+    def require(limit: Limit) -> None:
+        work = search(limit)
+        pairs = [zip(*rows, strict=True) for rows in zip(work.prices.bytes, work.prices.bits, strict=True)]
+        items = [Item((), tuple(Choice((), False, int(b), int(c)) for b, c in pair)) for pair in pairs]
+        require_room(items, limit, work.elements, work.fixed)
+
     with pytest.raises(LadingError, match="max-size=3400B") as error:
-        search(Limit("max-size", 3000, "max-size=3000B")).best_within_size(1, [])
+        require(Limit("max-size", 3000, "max-size=3000B"))
     assert error.value.code == "Q451"
     with pytest.raises(LadingError, match=r"budget=3\.000bpw"):
-        search(Limit("budget", 2.9, "budget=2.9bpw")).best_within_size(1, [])
+        require(Limit("budget", 2.9, "budget=2.9bpw"))
+    for kept in (Limit("max-size", 3400, ""), Limit("budget", 3.0, ""), Limit("max-kl", 1e-9, "")):
+        require(kept)
+
+
+def test_a_limit_below_the_smallest_plan_is_refused_before_anything_is_measured(calibrated, text, monkeypatch):
+    from passes.precision.measured import plan
+
+    monkeypatch.setattr(plan, "Meter", None)
+    run = PassManager("assign-precision{max-size=1kB}")
+    with pytest.raises(LadingError) as error:
+        run.run(calibrated(), PassContext(text), given=("typed", "signature"))
+    assert error.value.code == "Q451"
 
 
 @pytest.mark.parametrize("aim", [0.3, 0.05, 0.004])

@@ -11,6 +11,7 @@ from typing import Any
 from ir.base.diag import LadingError
 
 _TEXT = frozenset(("type", "content", "prepend", "replacement", "delimiter", "prefix", "behavior", "prepend_scheme"))
+_NEVER_NULL = frozenset(("content", "prepend", "replacement", "delimiter"))
 _FLAG = frozenset(
     "add_prefix_space use_regex individual_digits invert strip_left strip_right clean_text handle_chinese_chars "
     "strip_accents lowercase cleanup split byte_fallback ignore_merges".split()
@@ -23,7 +24,7 @@ _STAGES = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 
 
 def check_shape(data: Mapping[str, Any], where: str) -> None:
-    """Raise B641 for the first stage or option of a wrong type; fields that are absent or null are fine."""
+    """Raise B641 for the first stage or option of a wrong type; fields that are absent are fine, and so are most that are null."""
     for key in _STAGES:
         stage = data.get(key)
         if stage is not None:
@@ -55,7 +56,7 @@ def _problem(key: str, value: Any) -> str:
     """What the value should be, or an empty text if it is that."""
     if key in _LIST:
         return "" if isinstance(value, list) else "a list"
-    if value is None and (key == "strip_accents" or key not in _FLAG):
+    if value is None and (key == "strip_accents" or key not in _FLAG | _NEVER_NULL):
         return ""
     if key in _TEXT | _OPTIONAL_TEXT:
         return "" if isinstance(value, str) else "text"

@@ -24,7 +24,7 @@ _STAGES = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 
 
 def check_shape(data: Mapping[str, Any], where: str) -> None:
-    """Raise B641 for the first stage or option of a wrong type; fields that are absent are fine, and so are most that are null."""
+    """Raise B641 for the first stage or option of a wrong type; absent fields are fine, and most that are null."""
     for key in _STAGES:
         stage = data.get(key)
         if stage is not None:

@@ -155,12 +155,23 @@ def _alive(process: int) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Remove a scratch as far as that is possible."""
+    """Remove a scratch as far as that is possible.
+
+    A process that is about to end may still write into a folder while it is emptied, so that is done again.
+    """
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
+        for pause in REMOVE_AGAIN_S:
+            shutil.rmtree(path, ignore_errors=True)
+            if not path.exists():
+                break
+            time.sleep(pause)
     else:
         with suppress(OSError):
             path.unlink(missing_ok=True)
+
+
+REMOVE_AGAIN_S = (0.02, 0.05, 0.1, 0.2, 0.0)
+"""Seconds between the attempts to remove a folder."""
 
 
 @contextmanager

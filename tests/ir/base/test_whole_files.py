@@ -256,3 +256,21 @@ def test_no_descriptor_is_no_leftover(tmp_path, monkeypatch):
         with pytest.raises(OSError, match="Too many"):
             make(tmp_path, "x-")
     assert listing(tmp_path) == ["given"]
+
+
+def test_a_folder_that_is_written_to_while_it_is_removed_goes(tmp_path, monkeypatch):
+    """As by a process that is about to end: the first attempt leaves what came meanwhile."""
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    attempts = []
+    real = scratch.shutil.rmtree
+
+    def emptied(path, ignore_errors):
+        attempts.append(path)
+        real(path, ignore_errors=ignore_errors)
+        if len(attempts) < 3:
+            folder.mkdir()
+
+    monkeypatch.setattr(scratch.shutil, "rmtree", emptied)
+    scratch.remove(folder)
+    assert len(attempts) == 3 and not folder.exists()

@@ -87,8 +87,12 @@ def read_named_tokens(folder: Path) -> list[NamedToken]:
         ValueError: a file is no JSON.
         OSError: a file cannot be read.
     """
-    names = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-    return named_tokens(*(_read(folder / name) for name in names))
+    return named_tokens(*map(_read, named_in(folder)))
+
+
+def named_in(folder: Path) -> list[Path]:
+    """The files that name tokens, whether they exist or not, in the order of the arguments of `named_tokens`."""
+    return [folder / name for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -131,4 +135,4 @@ def _whole(text: Any) -> int | None:
         return None
 
 
-__all__ = ["NAMED", "NamedToken", "named_tokens", "read_named_tokens", "special_settings"]
+__all__ = ["NAMED", "NamedToken", "named_in", "named_tokens", "read_named_tokens", "special_settings"]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from frontends.containers.stand_ins import require_real
-from frontends.text.added_tokens import read_named_tokens
+from frontends.text.added_tokens import named_in, read_named_tokens
 from frontends.text.tokenizer_child import TokenizerWork
 from ir.base.diag import LadingError
 from ir.base.json_numbers import whole
@@ -97,8 +97,8 @@ def load_in_process(folder: Path) -> Tokenizer:
     """
     path = folder / "tokenizer.json"
     try:
-        found = path.stat()
-        return _load(folder, found.st_mtime_ns, found.st_size)
+        path.stat()
+        return _load(folder, tuple(map(_version, (path, folder / "config.json", *named_in(folder)))))
     except (KeyboardInterrupt, SystemExit):
         raise
     # The library raises bare Exception for whatever is wrong with the file, or panics, which is no Exception at all.
@@ -108,9 +108,18 @@ def load_in_process(folder: Path) -> Tokenizer:
         raise LadingError("Q435", f"cannot read the tokenizer: {reason}", where=str(path), hint=hint) from error
 
 
+def _version(path: Path) -> tuple[int, int] | None:
+    """Time of the last change and size of a file; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size
+
+
 @lru_cache(maxsize=1)
-def _load(folder: Path, changed: int, size: int) -> Tokenizer:
-    """A tokenizer; `changed` and `size` tell versions of its file apart."""
+def _load(folder: Path, versions: tuple[tuple[int, int] | None, ...]) -> Tokenizer:
+    """A tokenizer; `versions` tell states of the files that it is made of apart."""
     from tokenizers import Tokenizer
 
     # The library does not know byte order marks.

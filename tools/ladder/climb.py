@@ -24,6 +24,7 @@ from tools.matrix.rows import digest_of_sources, read_kept, write_kept
 
 if TYPE_CHECKING:
     from backends.mnn.verify.measure import FloatReference
+    from passes.framework.pipeline import Pipeline
 
 FORMAT = 2
 """Counts up when rungs are measured otherwise, so that older ones are built again."""
@@ -160,7 +161,7 @@ def _make_folder(folder: Path) -> None:
 
 def _climb_one(job: Job, spec: Spec, gauge: Gauge, watcher: Watcher) -> dict[str, Any]:
     state = job.state(spec)
-    made_of = {**job.depends, "pipeline": _canonical(spec), "calibration": _digest(calibration_of(job, spec))}
+    made_of = {**job.depends, "pipeline": str(_pipeline(spec)), "calibration": _digest(calibration_of(job, spec))}
     kept = None if job.fresh else read_kept(state, {"made_of": made_of})
     measured_of = gauge.depends
     done = kept is not None and kept.get("measured_of") == measured_of
@@ -182,17 +183,19 @@ def _climb_one(job: Job, spec: Spec, gauge: Gauge, watcher: Watcher) -> dict[str
     return _record(job, spec, kept, reused=False)
 
 
-def _canonical(spec: Spec) -> str:
-    from passes.framework.load import load
+def _pipeline(spec: Spec) -> Pipeline:
+    """What compiling a rung runs, which may be calibrated where its own text is not."""
+    from tools.compile.job import Request, pipeline_of
+    from tools.shared.formats import CHECKPOINT, Formats
 
-    return str(load(spec.pipeline))
+    formats = Formats()
+    backend = formats.emitter(formats.emitter_of_frontend(CHECKPOINT) or "")
+    return pipeline_of(Request("", Path(), spec.pipeline), formats, backend)
 
 
 def calibration_of(job: Job, spec: Spec) -> Path | None:
     """The calibration text of a rung whose pipeline reads one."""
-    from passes.framework.load import load
-
-    reads = any(one.name == "calibrate" for one in load(spec.pipeline).passes())
+    reads = any(one.name == "calibrate" for one in _pipeline(spec).passes())
     return job.calibration if reads else None
 
 

@@ -102,3 +102,14 @@ def test_an_id_that_no_number_is_leaves_the_token(tmp_path):
     (tmp_path / "added_tokens.json").write_text('{"<i>": Infinity, "<j>": "x", "": 3}')
     assert [item.content for item in read_named_tokens(folder)][:2] == ["<i>", "<j>"]
     assert [token.id for token in load_tokenizer(folder).added[-2:]] == [2048, 2049]
+
+
+def test_a_tokenizer_is_read_again_when_a_file_beside_it_changes(tmp_path):
+    """In one process, as the child that serves several requests is."""
+    folder = tmp_path / "model"
+    shutil.copytree(EXAMPLE, folder)
+    assert load_in_process(folder).token_to_id("<later>") is None
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": config["vocab_size"] + 8}))
+    (folder / "added_tokens.json").write_text(json.dumps({"<later>": config["vocab_size"]}))
+    assert load_in_process(folder).token_to_id("<later>") is not None

@@ -881,3 +881,24 @@ def test_a_real_report_has_the_documented_fields(made):
     want = {name for name in keys_of(report(2, failed=1)) if not name.startswith("model.")}
     assert have - want == {name for name in have if "warnings[]" in name}
     assert {name for name in want - have} == {name for name in want if ".sensitivity." in name or ".error." in name}
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "reads"),
+    [
+        ("int4", False),
+        ("calibrated", True),
+        ("mixed", True),
+        ("default{method=gptq}", True),
+        ("default{budget=4bpw}", True),
+    ],
+)
+def test_every_rung_that_looks_at_text_is_given_the_text_that_was_named(pipeline, reads, tmp_path):
+    """Compiling puts the pass calibrate before a method or a limit that needs it; the packaged sample must not stand in."""
+    from types import SimpleNamespace
+
+    from tools.ladder.climb import calibration_of
+    from tools.ladder.rungs import Spec
+
+    job = SimpleNamespace(calibration=tmp_path / "text.txt")
+    assert calibration_of(job, Spec(pipeline, "pipeline", pipeline)) == (job.calibration if reads else None)

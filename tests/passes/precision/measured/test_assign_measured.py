@@ -465,6 +465,7 @@ def test_a_limit_below_the_smallest_plan_says_what_is_needed():
         require(kept)
 
 
+@pytest.mark.mnn
 def test_a_limit_below_the_smallest_plan_is_refused_before_anything_is_measured(calibrated, text, monkeypatch):
     from passes.precision.measured import plan
 

@@ -58,6 +58,7 @@ FACTS: Table[type[Fact]] = Table(
         "sensitivity": "ir.facts.sensitivity:Sensitivity",
         "calibration": "ir.facts.calibration:Calibration",
         "model-card": "ir.facts.model_card:ModelCard",
+        "raised": "ir.facts.raised:Raised",
     },
     rows_of("facts"),
 )

@@ -28,8 +28,10 @@ PASSES: dict[str, str] = {
     "infer-types": "passes.canonicalize.infer_types:InferTypes",
     "insert-qdq": "passes.precision.insert_qdq:InsertQdq",
     "join-linears": "passes.canonicalize.join_linears:JoinLinears",
+    "raise-decoder": "passes.raising.raise_decoder:RaiseDecoder",
     "rotate": "passes.calibration.rotate:Rotate",
     "simplify": "passes.canonicalize.simplify:Simplify",
+    "upgrade-opset": "passes.canonicalize.upgrade_opset:UpgradeOpset",
     "toposort": "passes.canonicalize.toposort:SortNodes",
 }
 """Built-in passes by name: ``module:Class``."""

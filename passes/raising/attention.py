@@ -1,0 +1,396 @@
+"""Attention regions of a decoder: evaluated at several lengths, fitted, and looked at far out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ir.base.diag import LadingError
+from ir.base.types import Dim
+from ir.graph.graph import Graph, Value
+from passes.raising.content import Content, Linear
+from passes.raising.cuts import Cut, numbers_of, upstream
+from passes.raising.feeds import Probe, Roles, possible_roles
+from passes.raising.fit import TOLERANCE, Form, HeadNorm, Sample, difference, fit
+from passes.raising.reference import seen
+from passes.raising.regions import AttentionRegion, attention_regions, masks_of_known, rows_of_known
+from passes.raising.tables import FAR, Source, Table, source_of, tables_among
+
+FIRST = Probe(13)
+LONGEST_MASK = 8200
+"""Tokens up to which whole masks are evaluated; a mask of more would fill gigabytes."""
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What an attention region computes.
+
+    Attributes:
+        region: the region.
+        form: what it computes.
+        table: the pair of tables that it turns by, or None.
+        source: what the table is built again from.
+        norms: the norms of queries and keys.
+        difference: largest relative difference of all probes.
+        probes: what it was evaluated on.
+        order: which history holds keys and which values.
+    """
+
+    region: AttentionRegion
+    form: Form
+    table: Table | None
+    source: Source | None
+    norms: Sequence[HeadNorm]
+    difference: float
+    probes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All attention of a decoder and the roles of the inputs under which it fits."""
+
+    attention: tuple[Attention, ...]
+    roles: Roles
+
+
+def find_attention(graph: Graph, content: Content) -> Findings | None:
+    """Fit every attention of a decoder; None when it has none.
+
+    Raises:
+        LadingError: P382 a region is no attention that is known, P383 its mask is neither causal nor a window.
+    """
+    regions = attention_regions(graph, content)
+    return _Search(graph, content, regions).run() if regions else None
+
+
+class _Search:
+    """The search in one graph."""
+
+    def __init__(self, graph: Graph, content: Content, regions: Sequence[AttentionRegion]) -> None:
+        self.graph = graph
+        self.content = content
+        self.regions = regions
+        self.norms = [_head_norms(region, content) for region in regions]
+        self.numbers = [numbers_of(region.values, region.nodes) for region in regions]
+        self.rows = list(dict.fromkeys(value for region in regions for value in rows_of_known(region, content)))
+        linears = dict.fromkeys(linear.value for region in regions for linear in region.linears)
+        self.linears = {value: content.linears[value] for value in linears}
+        self.cut = Cut(graph, linears, [*(region.result for region in regions), *self.rows])
+        self.rng = np.random.default_rng(1)
+
+    def run(self) -> Findings:
+        roles, forms, tables = self._first()
+        offs = [0.0] * len(self.regions)
+        probes = [str(FIRST)]
+        orders: list[tuple[int, int]] = [(0, 1)] * len(self.regions)
+        for probe in (FIRST, *self._more()):
+            try:
+                feeds, found = self._evaluated(roles, probe)
+            except LadingError:
+                # Some exports compute one sequence alone, which is all that the runtime asks for.
+                if probe.batch == 1:
+                    raise
+                continue
+            for index, form in enumerate(forms):
+                off, orders[index] = self._off(index, form, tables[index], feeds, found, probe, orders[index])
+                if off > TOLERANCE:
+                    raise self._misfit(index, off, form, probe)
+                offs[index] = max(offs[index], off)
+            if probe is not FIRST:
+                probes.append(str(probe))
+        forms, masked = self._windows(roles, forms)
+        probes += masked
+        sources = self._sources(roles, forms, tables)
+        made = tuple(
+            Attention(region, form, _table(form, items), source, norms, off, tuple(probes))
+            for region, form, items, source, norms, off in zip(
+                self.regions, forms, tables, sources, self.norms, offs, strict=True
+            )
+        )
+        return Findings(made, roles)
+
+    # ---- the first probe decides roles and forms ----
+
+    def _first(self) -> tuple[Roles, list[Form], list[list[Table]]]:
+        read = {value for region in self.regions for value in region.values if value.is_input}
+        best: tuple[float, Form | None, Roles | None] = (float("inf"), None, None)
+        trouble: LadingError | None = None
+        for roles in possible_roles(self.graph, self.content, read):
+            try:
+                feeds, found = self._evaluated(roles, FIRST)
+            except LadingError as error:
+                trouble = trouble or error
+                continue
+            tables = [tables_among(rows_of_known(region, self.content), found, FIRST.tokens) for region in self.regions]
+            form, off = fit(self._sample(0, tables[0], feeds, found, FIRST))
+            if off < best[0]:
+                best = (off, form, roles)
+            if form is not None and off <= TOLERANCE:
+                return roles, self._all_forms(form, tables, feeds, found), tables
+        if best[2] is None:
+            raise LadingError(
+                "P382",
+                "no role of the model's inputs lets its first attention be evaluated",
+                where=self.regions[0].where,
+                hint=trouble.diagnostics[0].message if trouble is not None else "",
+            )
+        raise self._misfit(0, best[0], best[1], FIRST)
+
+    def _all_forms(
+        self,
+        first: Form,
+        tables: list[list[Table]],
+        feeds: Mapping[Value, np.ndarray],
+        found: Mapping[Value, np.ndarray],
+    ) -> list[Form]:
+        forms = [first]
+        for index in range(1, len(self.regions)):
+            sample = self._sample(index, tables[index], feeds, found, FIRST)
+            form, off = fit(sample, list(dict.fromkeys(reversed(forms))))
+            if form is None or off > TOLERANCE:
+                raise self._misfit(index, off, form, FIRST)
+            forms.append(form)
+        return forms
+
+    def _misfit(self, index: int, off: float, form: Form | None, probe: Probe) -> LadingError:
+        region = self.regions[index]
+        names = ", ".join(linear.node.loc or linear.node.name for linear in region.linears)
+        if form is None:
+            message = "this attention does not mix values that one of its products gives"
+        else:
+            message = f"this attention is none that is known: the nearest, {described(form)}, is {off:.1e} off"
+        return LadingError("P382", f"{message}, on {probe}", where=f"{region.where}, which reads {names}")
+
+    # ---- evaluation ----
+
+    def _more(self) -> list[Probe]:
+        more = [Probe(1), Probe(29)]
+        if self.content.history:
+            more += [Probe(5, 7), Probe(1, 20)]
+        if _has_batch(self.content.ids):
+            more.append(Probe(6, 3 if self.content.history else 0, 2))
+        return more
+
+    def _evaluated(self, roles: Roles, probe: Probe) -> tuple[dict[Value, np.ndarray], dict[Value, np.ndarray]]:
+        feeds = roles.feeds(self.content, probe, self.rng)
+        for value, linear in self.linears.items():
+            feeds[value] = self._random(value, linear, probe)
+        return feeds, self.cut.run(feeds)
+
+    def _random(self, value: Value, linear: Linear, probe: Probe) -> np.ndarray:
+        flat = value.rank == 2
+        shape = (probe.batch * probe.tokens,) if flat else (probe.batch, probe.tokens)
+        return self.rng.normal(0, 1.3, (*shape, linear.width)).astype(value.dtype.numpy)
+
+    def _sample(
+        self,
+        index: int,
+        tables: Sequence[Table],
+        feeds: Mapping[Value, np.ndarray],
+        found: Mapping[Value, np.ndarray],
+        probe: Probe,
+        batch: int = 0,
+    ) -> Sample:
+        region = self.regions[index]
+
+        def rows(array: np.ndarray) -> np.ndarray:
+            return array.reshape(probe.batch, probe.tokens, -1)[batch].astype(np.float64)
+
+        history = [feeds[value][batch].astype(np.float64) for value in region.history] if probe.past else []
+        return Sample(
+            [rows(feeds[linear.value]) for linear in region.linears],
+            rows(found[region.result]),
+            [
+                table.rows(
+                    {
+                        value: found[value][:1] if found[value].shape[0] == probe.batch else found[value]
+                        for value in (table.cos, table.sin)
+                    },
+                    probe.tokens,
+                )
+                for table in tables
+            ],
+            self.norms[index],
+            history,
+            self.numbers[index],
+        )
+
+    def _off(
+        self,
+        index: int,
+        form: Form,
+        tables: Sequence[Table],
+        feeds: Mapping[Value, np.ndarray],
+        found: Mapping[Value, np.ndarray],
+        probe: Probe,
+        order: tuple[int, int],
+    ) -> tuple[float, tuple[int, int]]:
+        """How far a form is off on a probe, and the order of histories for which it is least."""
+        samples = [self._sample(index, tables, feeds, found, probe, batch) for batch in range(probe.batch)]
+        if not samples[0].history:
+            return max(difference(form, sample) for sample in samples), order
+        if len(samples[0].history) != 2:
+            return float("inf"), order
+        tried = {item: max(_difference(form, sample, item) for sample in samples) for item in (order, order[::-1])}
+        best = min(tried, key=tried.__getitem__)
+        return tried[best], (best[0], best[1])
+
+    # ---- far out ----
+
+    def _windows(self, roles: Roles, forms: list[Form]) -> tuple[list[Form], list[str]]:
+        """The forms with the windows that show only in longer sequences."""
+        masks = [list(masks_of_known(region, self.content)) for region in self.regions]
+        wanted = list(dict.fromkeys(mask for items in masks for mask in items))
+        if not wanted:
+            return forms, []
+        nodes, values = upstream(wanted)
+        numbers = {int(number) for number in numbers_of(values, nodes) if number == int(number)}
+        length = max([64, *(number + 3 for number in numbers if number <= LONGEST_MASK)])
+        probe = Probe(3, length) if self.content.history else Probe(length)
+        found = Cut(self.graph, (), wanted).run(roles.feeds(self.content, probe, self.rng))
+        made = [
+            replace(form, window=self._window(index, form, [found[mask] for mask in masks[index]], probe))
+            for index, form in enumerate(forms)
+        ]
+        return made, [f"masks of {length} tokens"]
+
+    def _window(self, index: int, form: Form, masks: Sequence[np.ndarray], probe: Probe) -> int:
+        if not masks:
+            return form.window
+        total = probe.past + probe.tokens
+        causal = seen(probe.tokens, probe.past, 0)
+        for flip in (False, True):
+            allowed = causal
+            for mask in masks:
+                plane = mask.reshape(-1, *mask.shape[-2:])[0]
+                open_ = plane if plane.dtype == bool else plane > -1e4
+                allowed = allowed & (~open_ if flip else open_)
+            last = int(allowed[-1].sum())
+            window = 0 if last == total else last
+            if last and np.array_equal(allowed, seen(probe.tokens, probe.past, window)):
+                if form.window and form.window != window:
+                    continue
+                return window
+        raise LadingError(
+            "P383",
+            f"the mask of this attention is neither causal nor a window at {total} tokens",
+            where=self.regions[index].where,
+            hint="no runtime that keeps keys and values itself takes another",
+        )
+
+    def _sources(self, roles: Roles, forms: Sequence[Form], tables: Sequence[Sequence[Table]]) -> list[Source | None]:
+        used: dict[tuple[Value, Value], Table] = {}
+        for form, items in zip(forms, tables, strict=True):
+            table = _table(form, items)
+            if table is not None:
+                used.setdefault((table.cos, table.sin), table)
+        found = {key: self._source(roles, table) for key, table in used.items()}
+        chosen = (_table(form, items) for form, items in zip(forms, tables, strict=True))
+        return [found[table.cos, table.sin] if table is not None else None for table in chosen]
+
+    def _source(self, roles: Roles, table: Table) -> Source:
+        """What a table is built again from, compared with the graph's own rows far out."""
+        _, values = upstream([table.cos, table.sin])
+        constants = [value for value in values if value.is_const]
+        constants += [value for value in values if value in self.content.fixed]
+        cut = Cut(self.graph, (), [table.cos, table.sin])
+        near = self._rows_at(roles, cut, table, Probe(FIRST.tokens))
+        source = source_of(table, constants, np.arange(FIRST.tokens), near)
+        if source is None:
+            raise LadingError(
+                "P384",
+                "the angles of this rotary embedding do not follow from positions by constants of the graph",
+                where=table.cos.loc or table.cos.name,
+            )
+        limit = min(value.dims[-2] for value in source.baked) if source.baked is not None else FAR[-1] + 1  # type: ignore[type-var]
+        for length in (4100, 33000, 131072):
+            if isinstance(limit, int) and length > limit:
+                break
+            past = length - 4 if self.content.history else 0
+            try:
+                rows = self._rows_at(roles, cut, table, Probe(length - past, past))
+            except LadingError:
+                break
+            if source_of(table, [], np.arange(past, length), rows) is None and not _agrees(source, table, rows, past):
+                raise LadingError(
+                    "P384",
+                    f"the angles of this rotary embedding are others from some length up to {length} tokens",
+                    where=table.cos.loc or table.cos.name,
+                )
+        return source
+
+    def _rows_at(self, roles: Roles, cut: Cut, table: Table, probe: Probe) -> tuple[np.ndarray, np.ndarray]:
+        return table.rows(cut.run(roles.feeds(self.content, probe, self.rng)), probe.tokens)
+
+
+def _agrees(source: Source, table: Table, rows: tuple[np.ndarray, np.ndarray], past: int) -> bool:
+    from passes.raising.tables import rows_of_source
+
+    wanted = rows_of_source(source, table, np.arange(past, past + len(rows[0])))
+    room = 2e-7 * max(1, past + len(rows[0]))
+    return all(bool(np.abs(a - b).max() <= room) for a, b in zip(rows, wanted, strict=True))
+
+
+def _table(form: Form, tables: Sequence[Table]) -> Table | None:
+    return tables[form.table] if form.table is not None else None
+
+
+def _difference(form: Form, sample: Sample, order: tuple[int, ...]) -> float:
+    try:
+        return difference(form, sample, (order[0], order[1]))
+    except ValueError:
+        return float("inf")
+
+
+def _has_batch(ids: Value) -> bool:
+    return ids.rank == 2 and isinstance(ids.dims[0], Dim)
+
+
+def _head_norms(region: AttentionRegion, content: Content) -> list[HeadNorm]:
+    """The norms of one product's elements in a region."""
+    found: list[HeadNorm] = []
+    places = {linear.value: place for place, linear in enumerate(region.linears)}
+    for node in sorted(region.nodes, key=lambda node: node.outputs[0].name):
+        if node.op not in ("RMSNormalization", "LayerNormalization"):
+            continue
+        gain, bias = node.operand(1).const, node.input(2)
+        _, values = upstream([node.operand(0)], places)
+        read = [places[value] for value in values if value in places]
+        if gain is None or len(read) != 1 or (bias is not None and bias.const is None):
+            continue
+        shift = (
+            bias.const.load().astype(np.float64).reshape(-1) if bias is not None and bias.const is not None else None
+        )
+        found.append(
+            HeadNorm(
+                read[0],
+                gain.load().astype(np.float64).reshape(-1),
+                shift,
+                float(node.attrs.get("epsilon", 1e-5)),
+                node.op == "RMSNormalization",
+                len(found),
+                node,
+            )
+        )
+    return found
+
+
+def described(form: Form) -> str:
+    """A form in words."""
+    heads = f"{form.q.heads} heads of {form.q.size}"
+    words = [heads + (f" on {form.k.heads}" if form.k.heads != form.q.heads else "")]
+    if form.v.size != form.q.size:
+        words.append(f"values of {form.v.size}")
+    if form.norms is not None:
+        words.append(f"queries and keys normalized {form.norm_place} the rotation")
+    words.append(f"scale {form.scale:.6g}")
+    if form.window:
+        words.append(f"window {form.window}")
+    if form.cap:
+        words.append(f"cap {form.cap:g}")
+    return ", ".join(words)
+
+
+__all__ = ["Attention", "Findings", "described", "find_attention"]

@@ -1,0 +1,163 @@
+"""Roles of the inputs of a decoder, tried out: what each is fed for so many tokens after so many earlier ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+from ir.base.diag import LadingError
+from ir.base.types import BOOL, Dim, TensorType
+from ir.facts.raised import PortKind
+from ir.graph.graph import Graph, Value
+from passes.raising.content import Content
+
+ROLES: dict[str, tuple[PortKind, str]] = {
+    "ones": ("attention-mask", "one for each token that may be attended to, earlier ones included"),
+    "causal": ("attention-mask", "0 where a token may attend, and the lowest number where it may not"),
+    "allowed": ("attention-mask", "true where a token may attend"),
+    "positions": ("positions", "the position of each token"),
+    "past": ("length", "how many earlier tokens there are"),
+    "total": ("length", "how many tokens there are, earlier ones included"),
+    "last": ("length", "the position of the last token"),
+    "tokens": ("length", "how many tokens are new"),
+}
+"""What an input may be fed: the kind of its port, and what that means."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Sizes to evaluate a decoder with."""
+
+    tokens: int
+    past: int = 0
+    batch: int = 1
+
+    def __str__(self) -> str:
+        text = f"{self.tokens} token{'s' * (self.tokens != 1)}"
+        text += f" after {self.past}" if self.past else ""
+        return text + (f", batch of {self.batch}" if self.batch > 1 else "")
+
+
+@dataclass(frozen=True)
+class Roles:
+    """What each input that is neither ids nor history is fed."""
+
+    of: Mapping[Value, str]
+
+    def feeds(self, content: Content, probe: Probe, rng: np.random.Generator | None) -> dict[Value, np.ndarray]:
+        """Arrays for all inputs; histories of random numbers, left out without a generator."""
+        ids = content.ids
+        shape = (probe.batch, probe.tokens) if ids.rank == 2 else (probe.tokens,)
+        made: dict[Value, np.ndarray] = {ids: np.zeros(shape, ids.dtype.numpy)}
+        for value, role in self.of.items():
+            made[value] = _array(value, role, probe)
+        if rng is None:
+            return made
+        for value in content.history:
+            made[value] = rng.normal(0, 1, history_shape(value, content, probe)).astype(value.dtype.numpy)
+        return made
+
+
+def possible_roles(graph: Graph, content: Content, read: set[Value]) -> Iterator[Roles]:
+    """Roles of the inputs that attention reads, likely ones first.
+
+    Args:
+        graph: the graph.
+        content: its content.
+        read: the inputs whose role matters.
+    """
+    open_ = [value for value in graph.inputs if value in read and value is not content.ids]
+    open_ = [value for value in open_ if value not in content.history]
+    choices = [_choices(value, content) for value in open_]
+    for picks in product(*choices):
+        yield Roles(dict(zip(open_, picks, strict=True)))
+
+
+def _choices(value: Value, content: Content) -> Sequence[str]:
+    """Roles that an input may have by its type, likely ones first; none for a type that no role has."""
+    if not isinstance(value.type, TensorType) or value.shape is None:
+        return ("ones", "positions", "total", "past")
+    rank, dtype = value.rank or 0, value.dtype
+    if rank >= 3:
+        return ("allowed",) if dtype == BOOL else ("causal",) if dtype.is_float else ()
+    if dtype.is_float:
+        return ("causal",) if rank == 2 else ()
+    if dtype == BOOL:
+        return ("ones",) if rank == 2 else ()
+    if rank == 2:
+        same = value.dims[-1] == content.ids.dims[-1]
+        indexing = _indexes(value)
+        first = ("positions", "ones") if same and indexing else ("ones", "positions")
+        return first
+    return ("positions", "last", "total", "past", "tokens") if rank == 1 else ("total", "past", "last", "tokens")
+
+
+def _indexes(value: Value) -> bool:
+    """True when the numbers of an input are used as numbers: cast to floats, or to choose rows."""
+    for node, place in value.uses:
+        if node.op == "Gather" and place == 1:
+            return True
+        if node.op in ("Unsqueeze", "Reshape", "Expand") and _indexes(node.output):
+            return True
+        if node.op == "Cast" and node.output.dtype.is_float:
+            return True
+        if node.op in ("RotaryEmbedding", "com.microsoft.RotaryEmbedding", "com.microsoft.GroupQueryAttention"):
+            return True
+    return False
+
+
+def history_shape(value: Value, content: Content, probe: Probe) -> tuple[int, ...]:
+    """The shape of a history: its first unknown axis is the batch, where the ids have the same, the other the past."""
+    batch = content.ids.dims[0] if content.ids.rank == 2 else None
+    shape = []
+    for place, dim in enumerate(value.dims):
+        if isinstance(dim, int):
+            shape.append(dim)
+        elif dim == batch or (place == 0 and batch is not None and len(_unknown(value)) > 1):
+            shape.append(probe.batch)
+        else:
+            shape.append(probe.past)
+    return tuple(shape)
+
+
+def _unknown(value: Value) -> list[Dim]:
+    return [dim for dim in value.dims if isinstance(dim, Dim)]
+
+
+def _array(value: Value, role: str, probe: Probe) -> np.ndarray:
+    tokens, past, batch = probe.tokens, probe.past, probe.batch
+    total, kind, rank = past + tokens, value.dtype.numpy, value.rank or 0
+    if role == "ones":
+        return np.ones((batch, total), kind)
+    if role == "positions":
+        line = np.arange(past, total).astype(kind)
+        return np.repeat(line[None], batch, 0) if rank == 2 else line
+    if role in ("causal", "allowed"):
+        seen = np.arange(total)[None] <= np.arange(past, total)[:, None]
+        plane = seen if role == "allowed" else np.where(seen, 0.0, np.finfo(np.float32).min).astype(kind)
+        shape = (1,) * max(0, rank - 2) + plane.shape
+        return np.repeat(plane.reshape(shape), batch, 0) if rank > 2 else plane
+    number = {"past": past, "total": total, "last": total - 1, "tokens": tokens}[role]
+    if rank == 0:
+        return np.array(number, kind)
+    fixed = value.dims[0] if rank == 1 else 1
+    count = fixed if isinstance(fixed, int) else batch
+    return np.full((count,) + (1,) * (rank - 1), number, kind)
+
+
+def require_free_length(ids: Value) -> None:
+    """Refuse a decoder that computes one length alone.
+
+    Raises:
+        LadingError: P381.
+    """
+    if ids.rank in (1, 2) and isinstance(ids.dims[-1], int) and ids.dims[-1] > 1:
+        raise LadingError(
+            "P381",
+            f"the model computes exactly {ids.dims[-1]} tokens, and a runtime asks for any number",
+            where=ids.name,
+            hint="export it with a dynamic sequence axis",
+        )

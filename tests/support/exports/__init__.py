@@ -1,0 +1,1 @@
+"""Text for tests: chat templates and conversations."""

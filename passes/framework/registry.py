@@ -31,7 +31,6 @@ PASSES: dict[str, str] = {
     "raise-decoder": "passes.raising.raise_decoder:RaiseDecoder",
     "rotate": "passes.calibration.rotate:Rotate",
     "simplify": "passes.canonicalize.simplify:Simplify",
-    "upgrade-opset": "passes.canonicalize.upgrade_opset:UpgradeOpset",
     "toposort": "passes.canonicalize.toposort:SortNodes",
 }
 """Built-in passes by name: ``module:Class``."""

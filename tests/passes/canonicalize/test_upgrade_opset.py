@@ -8,7 +8,6 @@ import pytest
 from onnx import TensorProto, helper
 
 from frontends.onnx.load import load
-from ir.base.diag import LadingError
 from ir.evaluate.evaluator import evaluate
 from ir.graph.graph import OPSET
 from passes.canonicalize.upgrade_opset import UpgradeOpset
@@ -50,22 +49,3 @@ def test_the_newer_form_computes_the_same(opset, op, outputs, attrs):
     found = evaluate(graph, {"x": X})
     for index, array in enumerate(wanted):
         np.testing.assert_array_equal(array, found[f"y{index}"])
-
-
-def test_softmax_over_several_axes_is_refused():
-    graph = load(model(11, "Softmax", axis=1))
-    with pytest.raises(LadingError, match="takes several axes as one") as error:
-        UpgradeOpset().run(graph, PassContext())
-    assert error.value.code == "P387"
-
-
-def test_what_has_no_newer_form_stays_with_its_graph():
-    graph = load(model(17, "DFT", axis=1))
-    UpgradeOpset().run(graph, PassContext())
-    assert graph.opsets[""] == 17 and graph.value("y0").producer.attrs["axis"] == 1
-
-
-def test_graphs_of_the_program_stay():
-    graph = load(model(13, "Relu"))
-    graph.foreign = False
-    assert UpgradeOpset().run(graph, PassContext()) == {} and graph.opsets[""] == 13

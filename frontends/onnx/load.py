@@ -137,7 +137,7 @@ def lift_message(
     _check(model, place)
     with paused_collection():
         root = Graph(text(model.graph.name, str(place)), _opsets(model.opset_import, place) or {"": 1})
-        root.foreign = True
+        root.foreign = root.hinted = True
         lift = Lift(root, model.graph, place, model.ir_version, free)
         lift.constants = constants or {}
         lift.fill(lift.scope)

@@ -19,7 +19,8 @@ _OWN_NAME = re.compile(re.escape(UNKNOWN) + r"\d+'*")
 class Types:
     """Reads the types of one root graph or function body and declares the dimensions they name.
 
-    A dimension without a name gets a fresh one, so that no two of them are equal by accident.
+    A dimension without a name gets a fresh one, so that no two of them are equal by accident. So does one with a
+    negative size, by which some exporters say that it is not known.
     """
 
     def __init__(self, graph: Graph, place: Place) -> None:
@@ -31,7 +32,7 @@ class Types:
         """The type of the value `name`; None when the message says nothing.
 
         Raises:
-            LadingError: F611 sparse and opaque types, F613 impossible dimensions or element types.
+            LadingError: F611 sparse and opaque types, F613 too many dimensions or an unknown element type.
         """
         if proto.HasField("tensor_type"):
             tensor = proto.tensor_type
@@ -61,11 +62,7 @@ class Types:
 
     def _dim(self, proto: onnx.TensorShapeProto.Dimension, name: str) -> int | Dim:
         if proto.HasField("dim_value"):
-            size = proto.dim_value
-            if size < 0:
-                hint = "leave the dimension open instead: a dim_param, or neither value nor name"
-                raise LadingError("F613", f"a dimension cannot be {size}", self._where(name), hint)
-            return size
+            return proto.dim_value if proto.dim_value >= 0 else self._unknown()
         text = proto.dim_param
         if type(text) is not str:
             raise LadingError("F616", f"{text!r} is not text", self._where(name), "the file is damaged")

@@ -10,7 +10,7 @@ from ir.graph.graph import Graph, Node, Value
 def copied(graph: Graph) -> Graph:
     """A graph with nodes and values of its own, subgraphs and functions included."""
     twin = Graph(graph.name, graph.opsets)
-    twin.foreign = graph.foreign
+    twin.foreign, twin.hinted = graph.foreign, graph.hinted
     _fill(graph, twin, {})
     twin.functions = {name: copied(body) for name, body in graph.functions.items()}
     return twin

@@ -336,6 +336,8 @@ class Graph:
         metadata: free key/value strings that survive a round trip.
         foreign: read from a file or message, so that its operators, attributes and numbers may be anything: it is
             computed in a process of its own. A graph that the program builds is not.
+        hinted: its types are as a file records them, and nobody has compared them with what its operators give: type
+            inference overrules those that cannot be true instead of reporting them as errors.
         analyses: results of `ir.graph.view.cached` and the version they belong to.
     """
 
@@ -354,6 +356,7 @@ class Graph:
         self.functions: dict[str, Graph] = {}
         self.metadata: dict[str, Any] = {}
         self.foreign: bool = owner.home.foreign if owner is not None else False
+        self.hinted: bool = False
         self.analyses: tuple[int, dict[Any, Any]] = (-1, {})
         self._names: dict[str, Value] = {}
         self._pins: dict[Value, int] = {}

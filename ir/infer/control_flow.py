@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ir.base.types import BOOL, I64, TensorType, ValueType
 from ir.graph.graph import Graph, Node, Value
-from ir.infer.inference import Inference
+from ir.infer.inference import Inference, conflict
 from ir.infer.numeric import axis_of, part_axis, tensor, typed
 from ir.infer.rule_table import TypeMismatch, rule
 from ir.infer.symbolic import Extent
@@ -41,15 +41,15 @@ def loop(run: Inference, node: Node) -> tuple[ValueType | None, ...]:
         raise TypeMismatch(f"the body takes {len(body.inputs)} values, not {len(node.inputs)}")
     if len(body.outputs) <= len(carried):
         raise TypeMismatch(f"the body gives {len(body.outputs)} values, not {1 + len(carried)} or more")
-    _declare(body.inputs[0], TensorType(I64, ()))
-    _declare(body.inputs[1], TensorType(BOOL, ()))
+    _declare(run, body.inputs[0], TensorType(I64, ()))
+    _declare(run, body.inputs[1], TensorType(BOOL, ()))
     for value, outer in zip(body.inputs[2:], carried, strict=True):
         # A carried value may change its shape from one round to the next.
         found = tensor(outer)
         if found is not None:
-            _declare(value, TensorType(found.dtype))
+            _declare(run, value, TensorType(found.dtype))
         elif outer is not None:
-            _declare(value, outer.type)
+            _declare(run, value, outer.type)
     run.graph(body)
     results = []
     for outer, last in zip(carried, body.outputs[1 : 1 + len(carried)], strict=True):
@@ -78,7 +78,7 @@ def scan(run: Inference, node: Node) -> tuple[ValueType | None, ...]:
     if len(axes) != count or len(places) != len(body.outputs) - states:
         raise TypeMismatch("there is not one axis for each scanned input and output")
     for value, outer in zip(body.inputs, node.inputs[:states], strict=False):
-        _declare(value, outer.type if outer is not None else None)
+        _declare(run, value, outer.type if outer is not None else None)
     length = None
     for value, outer, axis in zip(body.inputs[states:], node.inputs[states:], axes, strict=True):
         found = tensor(outer)
@@ -86,7 +86,7 @@ def scan(run: Inference, node: Node) -> tuple[ValueType | None, ...]:
             continue
         axis = part_axis(axis, len(found.shape))
         length = found.shape[axis] if type(length) is not int else length
-        _declare(value, TensorType(found.dtype, found.shape[:axis] + found.shape[axis + 1 :]))
+        _declare(run, value, TensorType(found.dtype, found.shape[:axis] + found.shape[axis + 1 :]))
     run.graph(body)
     stacked = [_stacked(v, axis, length) for v, axis in zip(body.outputs[states:], places, strict=True)]
     return (*(value.type for value in body.outputs[:states]), *stacked)
@@ -101,6 +101,12 @@ def _stacked(value: Value, axis: int, length: Extent | None = None) -> ValueType
     return typed(found.dtype, (*found.shape[:axis], length, *found.shape[axis:]))
 
 
-def _declare(value: Value, type_: ValueType | None) -> None:
-    if value.type is None and type_ is not None:
+def _declare(run: Inference, value: Value, type_: ValueType | None) -> None:
+    """Give an input of a body the type that flows in, where none is recorded or what is recorded is a wrong hint."""
+    if type_ is None:
+        return
+    recorded = value.type
+    if recorded is None:
         value.graph.set_type(value, type_)
+    elif run.hinted and type(type_) is TensorType and type(recorded) is TensorType and conflict(recorded, type_):
+        run.overrule(value, type_)

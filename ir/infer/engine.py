@@ -8,28 +8,54 @@ gets a fresh name, so that two unknown dimensions are never equal by accident.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ir.base.diag import Diagnostic
 from ir.base.types import ValueType
-from ir.graph.graph import Graph, Node
+from ir.graph.describe import describe
+from ir.graph.graph import Graph, Node, Value
 from ir.infer.inference import Forms, Inference
 from ir.infer.rule_table import TypeMismatch
 from ir.infer.rules import rule_of
+
+MOST_SHOWN = 3
+"""Recorded types that gave way, of which a warning shows both sides."""
 
 
 def infer_types(graph: Graph) -> list[Diagnostic]:
     """Infer and record the type of every value of a graph, subgraphs included.
 
     Recorded types are refined, never contradicted: where the recorded type cannot be true the value keeps it and the
-    disagreement is reported. A second run changes nothing.
+    disagreement is reported. Types that are hints (`Graph.hinted`) are the exception: they give way, which one warning
+    tells of all, and what is left is recorded for good. A second run changes nothing.
 
     Returns:
-        T210 for each recorded type that disagrees, T212 for each node whose inputs do not fit, T201 to T204 for nodes
+        T210 for each recorded type that disagrees, T211 for hints that do, T212 for each node whose inputs do not fit, T201 to T204 for nodes
         that their operator does not allow and that therefore have no types.
     """
     run = Inference(graph)
     run.scan_names()
     run.graph(graph)
-    return run.problems
+    if not graph.hinted:
+        return run.problems
+    graph.hinted = False
+    return [*run.problems, *_overruled(run.overruled)]
+
+
+def _overruled(found: Mapping[Value, str]) -> list[Diagnostic]:
+    """One warning for all recorded types that gave way."""
+    if not found:
+        return []
+    shown = "; ".join(list(found.values())[:MOST_SHOWN])
+    more = f"; and {len(found) - MOST_SHOWN} more" if len(found) > MOST_SHOWN else ""
+    what = (
+        "1 recorded type cannot be true and was"
+        if len(found) == 1
+        else f"{len(found)} recorded types cannot be true and were"
+    )
+    first = next(iter(found))
+    where = describe(first.producer) if first.producer is not None else f"input %{first.name}"
+    return [Diagnostic("T211", f"{what} overruled: {shown}{more}", where, severity="warning")]
 
 
 def infer_node(node: Node) -> list[ValueType | None]:

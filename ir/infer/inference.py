@@ -27,6 +27,8 @@ class Inference:
         known: contents of small integer tensors.
         lazy: contents are followed when they are asked for, not node by node.
         problems: diagnostics found so far.
+        hinted: recorded types are hints, which give way to what operators give.
+        overruled: what was recorded, for each value whose recorded type gave way.
     """
 
     def __init__(self, graph: Graph, lazy: bool = False) -> None:
@@ -38,6 +40,9 @@ class Inference:
         self.opset = root.opsets.get("", OPSET)
         self.known: dict[Value, Known | None] = {}
         self.problems: list[Diagnostic] = []
+        self.hinted = root.hinted and not lazy
+        self.overruled: dict[Value, str] = {}
+        self._unproved: set[Value] = set(root.inputs) if self.hinted else set()
         self._used_names: set[str] = set()
         self._depth = 0
         self.table = SymbolTable(self._is_taken)
@@ -103,7 +108,7 @@ class Inference:
                 continue
             found_before = len(self.problems)
             try:
-                result = rule_of(node.op, self.opset)(self, node)
+                result = self._results(node)
             except (TypeMismatch, ArithmeticError) as error:
                 self._report(node, str(error))
                 continue
@@ -111,9 +116,48 @@ class Inference:
             for value, found in zip(node.outputs, results, strict=False):
                 if found is not None and found is not value.type:
                     self._merge(node, value, found)
+            if self.hinted:
+                self._note_unproved(node, results)
             value_rule = value_rule_of(node.op)
             if value_rule is not None and len(self.problems) == found_before:
                 self._follow(node, value_rule)
+
+    def _results(self, node: Node) -> Any:
+        """What the rule of a node gives; recorded types of its operands that no operator gives yield to it."""
+        rule = rule_of(node.op, self.opset)
+        try:
+            return rule(self, node)
+        except (TypeMismatch, ArithmeticError):
+            hints = [value for value in node.inputs if value in self._unproved] if self.hinted else []
+            recorded = {value: value.type for value in hints if value is not None}
+            if not any(isinstance(type_, TensorType) and type_.shape is not None for type_ in recorded.values()):
+                raise
+            for value, type_ in recorded.items():
+                value.graph.set_type(value, TensorType(type_.dtype) if isinstance(type_, TensorType) else type_)
+            try:
+                result = rule(self, node)
+            except (TypeMismatch, ArithmeticError):
+                for value, type_ in recorded.items():
+                    value.graph.set_type(value, type_)
+                raise
+            self.overruled.update(
+                (value, f"%{value.name} does not fit {node.op}, recorded is {type_}")
+                for value, type_ in recorded.items()
+            )
+            return result
+
+    def _note_unproved(self, node: Node, results: tuple[ValueType | None, ...]) -> None:
+        """Remember the outputs of which nothing but the recorded type is known, or nothing of its shape."""
+        for place, value in enumerate(node.outputs):
+            found = results[place] if place < len(results) else None
+            if value.type is not None and (found is None or (type(found) is TensorType and found.shape is None)):
+                self._unproved.add(value)
+
+    def overrule(self, value: Value, found: ValueType) -> None:
+        """Give a value the type that its operator gives in place of the recorded one."""
+        named = self.named(found)
+        self.overruled[value] = f"%{value.name} is {named} by its operator, recorded is {value.type}"
+        value.graph.set_type(value, named)
 
     def _follow(self, node: Node, rule: Callable[[Inference, Node], Known | None]) -> None:
         type_ = node.outputs[0].type if node.outputs else None
@@ -133,6 +177,9 @@ class Inference:
         if type(found) is TensorType:
             if type(recorded) is TensorType:
                 problem = conflict(recorded, found)
+                if problem and self.hinted:
+                    self.overrule(value, found)
+                    return
                 if problem:
                     self.problems.append(
                         Diagnostic(
@@ -150,6 +197,9 @@ class Inference:
             if type(recorded) is type(found) and elements_agree(recorded, found):
                 return
         if recorded is not None and not elements_agree(recorded, found):
+            if self.hinted:
+                self.overrule(value, found)
+                return
             self.problems.append(
                 Diagnostic("T210", f"{node.op} gives {found} for %{value.name}, recorded is {recorded}", describe(node))
             )

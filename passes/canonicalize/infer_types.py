@@ -16,7 +16,7 @@ class InferTypes(Pass):
     """Infer element type and shape of every value, with named symbolic dimensions.
 
     Recorded types are refined where more is known. A recorded type that cannot be true, or a node whose inputs do not
-    fit its operator, is an error.
+    fit its operator, is an error; types that an ONNX file records are hints, and give way with a warning.
     """
 
     name = "infer-types"
@@ -25,6 +25,8 @@ class InferTypes(Pass):
     def run(self, graph: Graph, ctx: PassContext) -> Result:
         """See `Pass.run`."""
         problems = infer_types(graph)
-        if problems:
-            raise LadingError.of(problems)
+        errors = [item for item in problems if item.severity == "error"]
+        if errors:
+            raise LadingError.of(errors)
+        ctx.diagnostics += problems
         return None

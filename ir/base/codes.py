@@ -176,6 +176,8 @@ CODES: dict[str, str] = {
     "P320": "A pass needs something that the graph does not have and no pass before it gives.",
     "P321": "A pass asks for a setting (such as a target or signature) that this run was not given.",
     "P322": "A repeat reached its limit and the graph still changed. Raise max, or look for passes that undo each other.",
+    "P323": "Calls of a function of an ONNX model stay, because its operators are of another version than the model's.",
+    "P324": "The graph stays at its version of ONNX's operators, because one of them has no form in the newer version.",
     "P330": "An installed plugin cannot be loaded or is malformed. Update or uninstall the package named.",
     "P331": "Two packages use the same name for a pass, pipeline, operator, frontend, backend or recipe.",
     "P340": "Rewrite rules replace each other's results for ever. This is a mistake in the rules named.",

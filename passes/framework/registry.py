@@ -30,8 +30,10 @@ PASSES: dict[str, str] = {
     "join-linears": "passes.canonicalize.join_linears:JoinLinears",
     "raise-decoder": "passes.raising.raise_decoder:RaiseDecoder",
     "rotate": "passes.calibration.rotate:Rotate",
+    "expand-functions": "passes.canonicalize.expand_functions:ExpandFunctions",
     "simplify": "passes.canonicalize.simplify:Simplify",
     "toposort": "passes.canonicalize.toposort:SortNodes",
+    "upgrade-opset": "passes.canonicalize.upgrade_opset:UpgradeOpset",
 }
 """Built-in passes by name: ``module:Class``."""
 

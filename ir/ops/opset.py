@@ -1,0 +1,221 @@
+"""Graphs of one version of ONNX's operators as graphs of a newer one.
+
+Most operators only took further element types or optional parts on; the table here says what is to be done for the
+others, and which have no newer form. Nothing is changed where one node has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ir.base.types import TensorType
+from ir.graph.graph import Graph, Node, Value
+from ir.ops.registry import schema_of
+from ir.tensor.inline import InlineTensor
+
+ONNX = ""
+"""The domain of ONNX's own operators."""
+OLDEST = 7
+"""First version that is upgraded from."""
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_SAME = _names(
+    "Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh Attention AveragePool BitShift Cast CastLike Ceil Celu "
+    "Bernoulli Compress Concat ConcatFromSequence Constant ConstantOfShape Conv ConvInteger ConvTranspose Cos Cosh CumSum "
+    "DeformConv DepthToSpace DequantizeLinear Det Div DynamicQuantizeLinear Einsum Elu Equal Erf Exp Expand EyeLike Flatten Floor "
+    "GRU Gather GatherElements GatherND Gelu Gemm GlobalAveragePool GlobalLpPool GlobalMaxPool Greater GreaterOrEqual "
+    "HardSigmoid HardSwish Identity If InstanceNormalization IsInf IsNaN LRN LSTM LayerNormalization LeakyRelu Less "
+    "LessOrEqual Log Loop LpNormalization LpPool MatMul MatMulInteger Max MaxPool MaxRoiPool MaxUnpool Mean "
+    "MeanVarianceNormalization Min Mish Mod Mul Multinomial Neg NegativeLogLikelihoodLoss NonMaxSuppression NonZero Not "
+    "OneHot Optional OptionalGetElement OptionalHasElement Or PRelu Pow QLinearConv QLinearMatMul QuantizeLinear RNN "
+    "RandomNormal RandomNormalLike RandomUniform RandomUniformLike Range Reciprocal Relu Reshape Round Scan "
+    "ScatterElements ScatterND Selu SequenceAt SequenceConstruct SequenceEmpty SequenceErase SequenceInsert "
+    "SequenceLength Shape Shrink Sigmoid Sign Sin Sinh Size Softplus Softsign SoftmaxCrossEntropyLoss SpaceToDepth "
+    "SplitToSequence Sqrt Sub Sum Tan Tanh ThresholdedRelu Tile Transpose Trilu Unique Where Xor"
+)
+"""Operators that mean the same in every later version, which only add to them."""
+
+
+def _axes_to_input(node: Node, graph: Graph) -> None:
+    """Axes that were an attribute, or none, are an input."""
+    axes = node._attrs.get("axes")
+    if axes is not None:
+        graph.set_attrs(node, axes=None)
+        graph.set_inputs(node, [*node.inputs, _ints(graph, node, "axes", axes)])
+
+
+def _split(node: Node, graph: Graph) -> None:
+    """The parts were an attribute; equal parts were told by the number of outputs."""
+    parts = node._attrs.get("split")
+    if parts is not None:
+        graph.set_attrs(node, split=None)
+        graph.set_inputs(node, [*node.inputs, _ints(graph, node, "parts", parts)])
+    elif node.input(1) is None and "num_outputs" not in node._attrs:
+        graph.set_attrs(node, num_outputs=len(node.outputs))
+
+
+def _softmax_of_last(node: Node) -> bool:
+    """All axes from the given one were taken together, which is the same as one axis only where it is the last."""
+    rank = node.output.rank
+    return node._attrs.get("axis", 1) in ((-1,) if rank is None else (-1, rank - 1))
+
+
+def _softmax(node: Node, graph: Graph) -> None:
+    graph.set_attrs(node, axis=-1)
+
+
+def _not_training(node: Node) -> bool:
+    return len(node.outputs) == 1 and bool(node._attrs.get("spatial", 1))
+
+
+def _batch_norm(node: Node, graph: Graph) -> None:
+    graph.set_attrs(node, spatial=None)
+
+
+def _dropout(node: Node, graph: Graph) -> None:
+    """Outside of training the ratio has no effect."""
+    graph.set_attrs(node, ratio=None)
+
+
+def _typed(node: Node) -> bool:
+    return isinstance(node.operand(0).type, TensorType)
+
+
+def _clip(node: Node, graph: Graph) -> None:
+    bounds = [node._attrs.get(name) for name in ("min", "max")]
+    if bounds != [None, None]:
+        made = [None if bound is None else _number(graph, node, "bound", bound) for bound in bounds]
+        graph.set_attrs(node, min=None, max=None)
+        graph.set_inputs(node, [node.operand(0), *made])
+
+
+def _slice(node: Node, graph: Graph) -> None:
+    names = [name for name in ("starts", "ends", "axes") if name in node._attrs]
+    if names:
+        made = [_ints(graph, node, name, node._attrs[name]) for name in names]
+        graph.set_attrs(node, starts=None, ends=None, axes=None)
+        graph.set_inputs(node, [node.operand(0), *made])
+
+
+def _pad(node: Node, graph: Graph) -> None:
+    pads, fill = node._attrs.get("pads"), node._attrs.get("value", 0.0)
+    if pads is not None:
+        made = [_ints(graph, node, "pads", pads), _number(graph, node, "fill", fill)]
+        graph.set_attrs(node, pads=None, value=None)
+        graph.set_inputs(node, [node.operand(0), *made])
+
+
+def _top_k(node: Node, graph: Graph) -> None:
+    count = node._attrs.get("k")
+    if count is not None:
+        graph.set_attrs(node, k=None)
+        graph.set_inputs(node, [node.operand(0), _ints(graph, node, "k", (count,))])
+
+
+def _roi_align(node: Node, graph: Graph) -> None:
+    if "coordinate_transformation_mode" not in node._attrs:
+        graph.set_attrs(node, coordinate_transformation_mode="output_half_pixel")
+
+
+def _grid_sample(node: Node, graph: Graph) -> None:
+    mode = node._attrs.get("mode", "bilinear")
+    graph.set_attrs(node, mode={"bilinear": "linear", "bicubic": "cubic"}.get(mode, mode))
+
+
+def _same_sampling(node: Node) -> bool:
+    return node._attrs.get("coordinate_transformation_mode") != "tf_half_pixel_for_nn"
+
+
+def _nothing(node: Node, graph: Graph) -> None:
+    """The node is one of the newer version as it is."""
+
+
+class Change(NamedTuple):
+    """What a version did to an operator.
+
+    Attributes:
+        version: the version of ONNX's operators.
+        make: makes a node of an older version one of this.
+        fits: tells the nodes that have a form in this version; None for all.
+    """
+
+    version: int
+    make: Callable[[Node, Graph], None]
+    fits: Callable[[Node], bool] | None = None
+
+
+_REDUCTIONS = _names(
+    "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare"
+)
+_CHANGES: dict[str, tuple[Change, ...]] = {
+    **dict.fromkeys(_REDUCTIONS - {"ReduceSum"}, (Change(18, _axes_to_input),)),
+    **dict.fromkeys(("ReduceSum", "Squeeze", "Unsqueeze"), (Change(13, _axes_to_input),)),
+    **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), (Change(13, _softmax, _softmax_of_last),)),
+    "Split": (Change(18, _split),),
+    "BatchNormalization": (Change(15, _batch_norm, _not_training),),
+    "Dropout": (Change(12, _dropout),),
+    "Clip": (Change(11, _clip, _typed),),
+    "Slice": (Change(10, _slice),),
+    "Pad": (Change(11, _pad, _typed),),
+    "TopK": (Change(10, _top_k),),
+    "RoiAlign": (Change(16, _roi_align),),
+    "GridSample": (Change(20, _grid_sample),),
+    "Resize": (Change(11, _nothing, lambda node: False), Change(13, _nothing, _same_sampling)),
+}
+"""Operators whose older nodes have to be rewritten, each with what newer versions did to it."""
+
+
+def upgrade(graph: Graph, to: int) -> list[str]:
+    """Make a graph one of a newer version of ONNX's operators; nothing is done for one that is as new.
+
+    Args:
+        graph: a root graph or a function's body; what it calls is not looked at.
+        to: the version.
+
+    Returns:
+        The operators that have no form in the new version, and then nothing has been changed; else nothing.
+    """
+    now = graph.opsets.get(ONNX)
+    if now is None or now >= to:
+        return []
+    nodes = [node for node in graph.walk() if not node.domain]
+    found = {node.op: None for node in nodes if not _has_form(node, now, to)}
+    if now < OLDEST or found:
+        return sorted(found) or [f"opset {now}"]
+    for node in nodes:
+        for change in _between(node, now, to):
+            change.make(node, node.home)
+    graph.opsets[ONNX] = to
+    return []
+
+
+def _between(node: Node, now: int, to: int) -> list[Change]:
+    return [change for change in _CHANGES.get(node.op, ()) if now < change.version <= to]
+
+
+def _has_form(node: Node, now: int, to: int) -> bool:
+    before, after = schema_of(ONNX, node.op, now), schema_of(ONNX, node.op, to)
+    if before is None or after is None:
+        return before is after  # None of both: an operator that runtimes know as one of ONNX's, whatever the version.
+    if before.since_version == after.since_version or node.op in _SAME:
+        return True
+    return node.op in _CHANGES and all(change.fits is None or change.fits(node) for change in _between(node, now, to))
+
+
+def _ints(graph: Graph, node: Node, name: str, numbers: Sequence[int]) -> Value:
+    return graph.add_const(f"{node.output.name}.{name}", InlineTensor(np.array(numbers, np.int64)))
+
+
+def _number(graph: Graph, node: Node, name: str, number: float) -> Value:
+    dtype = node.operand(0).dtype
+    return graph.add_const(f"{node.output.name}.{name}", InlineTensor(np.array(number, dtype.numpy), dtype))
+
+
+__all__ = ["ONNX", "upgrade"]

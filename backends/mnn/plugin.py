@@ -12,15 +12,16 @@ PLUGIN = Plugin(
         "sink-layouts": "backends.mnn.lower.sink_layouts:SinkLayouts",
     },
     pipelines={
-        "default": "infer-types,discover-inputs,assign-precision,insert-qdq,legalize-mnn,sink-layouts,fuse-mnn,cse,dce",
-        "calibrated": "infer-types,discover-inputs,calibrate,assign-precision{method=gptq},insert-qdq,legalize-mnn,"
+        "default": "infer-types,raise-weights,discover-inputs,assign-precision,insert-qdq,legalize-mnn,sink-layouts,"
+        "fuse-mnn,cse,dce",
+        "calibrated": "infer-types,raise-weights,discover-inputs,calibrate,assign-precision{method=gptq},insert-qdq,legalize-mnn,"
         "sink-layouts,fuse-mnn,cse,dce",
         "mixed": "calibrated{budget=4.5bpw}",
         "fp32": "default{bits=32 logits-bits=32}",
         "fp16": "default{bits=16 logits-bits=16}",
         "int8": "default{bits=8 logits-bits=8}",
         "int4": "default{bits=4 logits-bits=4}",
-        "mnn": "canonicalize,assign-precision{bits=32 logits-bits=32},insert-qdq,legalize-mnn,cse,dce",
+        "mnn": "canonicalize,raise-weights,assign-precision{bits=32 logits-bits=32},insert-qdq,legalize-mnn,cse,dce",
     },
     dialects={"mnn": "backends.mnn.dialect.table:DEFINITIONS"},
     stages={"mnn": "backends.mnn.lower.stage:STAGE"},

@@ -63,6 +63,16 @@ class Target:
         """True when rows of an embedding table of `rows` rows can be read at a width."""
         return bits in self.embedding_widths
 
+    def unfit(self, columns: int, storage: Storage) -> str:
+        """Why linear layers over `columns` input features, of integers stored so, come out wrong; empty for right."""
+        if storage.bits not in self.widths:
+            return f"codes of {storage.bits} bits are not computed right"
+        if storage.symmetric and not self.symmetric:
+            return "codes without zeros are not computed right"
+        if (storage.block or columns) < columns and storage.block % self.block_unit:
+            return f"blocks of {storage.block} are not computed right, being no multiple of {self.block_unit}"
+        return ""
+
     def weight_bytes(self, rows: int, columns: int, storage: Storage) -> int:
         """Bytes of a matrix ``[rows, columns]`` as it is written, without a bias."""
         return (stored_bits(rows, columns, storage) + 7) // 8

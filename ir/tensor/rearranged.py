@@ -95,6 +95,26 @@ def row_slice(base: Tensor, low: int, high: int) -> Tensor:
     return _RowSlice(base, low, high)
 
 
+class _ColumnSlice(Derived):
+    name = "column_slice"
+
+    def __init__(self, base: Tensor, low: int, high: int) -> None:
+        super().__init__(TensorType(base.type.dtype, (base.row_count, high - low)), base, low, high)
+        self.low = low
+        self.high = high
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        self._bounds(start, stop)
+        return np.ascontiguousarray(self.base.rows(start, stop)[:, self.low : self.high])
+
+
+def column_slice(base: Tensor, low: int, high: int) -> Tensor:
+    """Columns `low` to `high` of a matrix, excluding the latter."""
+    if base.type.rank != 2 or not 0 <= low <= high <= base.row_size:
+        raise refuse("column_slice", f"there are no columns {low} to {high}", base)
+    return base if (low, high) == (0, base.row_size) else _ColumnSlice(base, low, high)
+
+
 class _RowConcat(Derived):
     name = "row_concat"
 

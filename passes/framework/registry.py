@@ -29,6 +29,7 @@ PASSES: dict[str, str] = {
     "insert-qdq": "passes.precision.insert_qdq:InsertQdq",
     "join-linears": "passes.canonicalize.join_linears:JoinLinears",
     "raise-decoder": "passes.raising.raise_decoder:RaiseDecoder",
+    "raise-weights": "passes.precision.raise_weights:RaiseWeights",
     "rotate": "passes.calibration.rotate:Rotate",
     "expand-functions": "passes.canonicalize.expand_functions:ExpandFunctions",
     "simplify": "passes.canonicalize.simplify:Simplify",

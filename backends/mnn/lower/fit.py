@@ -87,29 +87,14 @@ def _check_scales(matrix: Matrix, target: MnnTarget) -> None:
 
 
 def _check_codes(weight: StoredWeight, target: MnnTarget) -> None:
-    faults = {release.version: fault for release in target.releases if (fault := _fault(weight, release))}
+    found = {release.version: release.fault(weight.columns, weight.storage) for release in target.releases}
+    faults = {version: fault for version, fault in found.items() if fault is not None}
     if not faults:
         return
     what, hint = next(iter(faults.values()))
     old = [version for version, fault in faults.items() if fault == (what, hint)]
     message = f"stored so, a linear layer is computed wrong by MNN {', '.join(old)}: {what}"
     raise LadingError("B697", message, where=weight.name, hint=hint)
-
-
-def _fault(weight: StoredWeight, release: Release) -> tuple[str, str] | None:
-    """What a release computes wrong about a weight of integer codes, and what to do; None when it is right."""
-    unit, symmetric = release.block_unit, weight.storage.symmetric
-    if weight.bits not in release.widths:
-        return f"codes of {weight.bits} bits", f"use one of {', '.join(map(str, release.widths))} bits, or 16"
-    if symmetric and not release.symmetric:
-        return "codes without zeros", "use symmetric=false"
-    if weight.block < weight.columns and weight.block % unit:
-        hint = "use blocks of 32 or 64, or block=0, one scale per row"
-        return f"blocks of {weight.block}, no multiple of {unit}, when memory is low", hint
-    if weight.block == weight.columns and weight.columns % unit and not symmetric and not release.ragged_rows:
-        what = f"one block per row of {weight.columns}, no multiple of {unit}, when it has a zero and memory is low"
-        return what, "use symmetric=true, or 16 bits"
-    return None
 
 
 def _check_rows(matrix: Matrix, target: MnnTarget) -> None:

@@ -310,6 +310,22 @@ class Release:
         """Numbers of the version, for comparing."""
         return _key(self.version)
 
+    def fault(self, columns: int, storage: Storage) -> tuple[str, str] | None:
+        """What comes out wrong of linear layers over `columns` input features, of integers stored so, and what to do;
+        None when they are right."""
+        unit, block = self.block_unit, storage.block or columns
+        if storage.bits not in self.widths:
+            return f"codes of {storage.bits} bits", f"use one of {', '.join(map(str, self.widths))} bits, or 16"
+        if storage.symmetric and not self.symmetric:
+            return "codes without zeros", "use symmetric=false"
+        if block < columns and block % unit:
+            hint = "use blocks of 32 or 64, or block=0, one scale per row"
+            return f"blocks of {block}, no multiple of {unit}, when memory is low", hint
+        if block == columns and columns % unit and not storage.symmetric and not self.ragged_rows:
+            what = f"one block per row of {columns}, no multiple of {unit}, when it has a zero and memory is low"
+            return what, "use symmetric=true, or 16 bits"
+        return None
+
     @property
     def mtok(self) -> bool:
         """Reads the exact binary tokenizer form; others only text forms."""
@@ -393,6 +409,11 @@ class MnnTarget(Target):
         """As `ir.target.target.Target.reads_rows`."""
         # MNN 3.4 drops the last row of a 4-bit table with an odd number of rows.
         return bits in self.embedding_widths and not (bits == 4 and rows % 2)
+
+    def unfit(self, columns: int, storage: Storage) -> str:
+        """As `ir.target.target.Target.unfit`."""
+        faults = [(release, fault) for release in self.releases if (fault := release.fault(columns, storage))]
+        return f"MNN {faults[0][0].version} computes {faults[0][1][0]} wrong" if faults else ""
 
     def weight_bytes(self, rows: int, columns: int, storage: Storage) -> int:
         """Bytes of a matrix in the weight file: header, codes, scales and zeros; without the bias behind it."""

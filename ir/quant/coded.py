@@ -1,0 +1,295 @@
+"""Codes, scales and zeros of other people's weights, followed through what stands between them and their use.
+
+`Coded` is a dequantized constant of any rank that may have been transposed and reshaped. Its axes are products of
+*factors*: sizes along which the scales change with every element, or not at all. Transposes and reshapes move and split
+factors, so that at the end it can be said whether the scales are those of blocks along the rows of a matrix, as
+`ir.quant.stored_weight` reads them, and codes, scales and zeros can be laid out so without changing a number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from ir.base.types import DTYPES, F32, DType, TensorType, int_type
+from ir.tensor.base import Derived, Tensor, refuse
+from ir.tensor.elementwise import cast
+from ir.tensor.inline import dtype_named
+from ir.tensor.rearranged import reshaped, transposed
+
+
+@dataclass(frozen=True, eq=False)
+class Factor:
+    """A part of an axis; two are the same only when they are one object.
+
+    Attributes:
+        size: elements.
+        scaled: True when the scales change along it with every element, False when they do not change; None for an
+            axis whose last block is shorter than the others.
+    """
+
+    size: int
+    scaled: bool | None
+
+
+class Parts(NamedTuple):
+    """A matrix in codes: ``[rows, columns]``, with scales and zeros ``[rows, blocks]``, or one for the whole, ``[]``."""
+
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor | None
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A dequantized constant seen in another shape.
+
+    Attributes:
+        given: codes, scales and zeros as they lie; scales and zeros have the rank of the codes.
+        tile: elements of each axis of the codes that share a scale.
+        stored: the factors of the codes, in the order in which they lie.
+        axes: those of each axis of what is seen.
+        affine: zeros are real values that are added, not zero points.
+    """
+
+    given: Parts
+    tile: tuple[int, ...]
+    stored: tuple[Factor, ...]
+    axes: tuple[tuple[Factor, ...], ...]
+    affine: bool
+
+    def transposed(self, order: Sequence[int]) -> Coded:
+        """With its axes in another order."""
+        return replace(self, axes=tuple(self.axes[axis] for axis in order))
+
+    def reshaped(self, shape: Sequence[int]) -> Coded | None:
+        """In another shape; None where an axis would begin within what is neither whole nor evenly cut."""
+        split: dict[Factor, tuple[Factor, Factor]] = {}
+        waiting = [factor for axis in self.axes for factor in axis][::-1]
+        axes: list[tuple[Factor, ...]] = []
+        for size in shape:
+            axis: list[Factor] = []
+            while size > 1:
+                factor = waiting.pop() if waiting else None
+                if factor is None or size % math.gcd(size, factor.size) or math.gcd(size, factor.size) == 1:
+                    return None
+                common = math.gcd(size, factor.size)
+                if common < factor.size:
+                    if common < size or factor.scaled is None:
+                        return None
+                    outer, inner = Factor(common, factor.scaled), Factor(factor.size // common, factor.scaled)
+                    split[factor] = (outer, inner)
+                    waiting.append(inner)
+                    factor = outer
+                axis.append(factor)
+                size //= common
+            axes.append(tuple(axis))
+        if waiting:
+            return None
+        return replace(self, axes=tuple(axes), stored=tuple(_cut(self.stored, split)))
+
+    def matrix(self, features: int) -> Parts | str:
+        """As rows of input features, which lie along the axis `features`; or why its scales are not those of blocks of
+        a row."""
+        if len(self.axes) != 2:
+            return f"it is used as an array of {len(self.axes)} axes, not as a matrix"
+        rows, columns = self.axes[1 - features], self.axes[features]
+        if any(factor.scaled is None for factor in (*rows, *columns)):
+            return "the blocks do not divide the axis along which they lie"
+        scaled = [bool(factor.scaled) for factor in columns]
+        if not any(factor.scaled for factor in (*rows, *columns)):
+            blocks: tuple[int, ...] = ()
+        elif not all(factor.scaled for factor in rows):
+            return "scales are shared by several rows, not by blocks of a row"
+        elif scaled != sorted(scaled, reverse=True):
+            return "weights that share a scale do not lie side by side in a row"
+        else:
+            blocks = (_size(rows), _size(factor for factor in columns if factor.scaled))
+        order = (*rows, *columns)
+        codes = _arranged(self.given.codes, self.stored, order, (_size(rows), _size(columns)))
+        numbers = [None if part is None else self._of_blocks(part, order, blocks) for part in self.given[1:]]
+        if codes is None or numbers[0] is None or (numbers[1] is None) != (self.given.zero is None):
+            return "its axes are in an order that no transpose of a matrix gives"
+        return Parts(codes, numbers[0], numbers[1])
+
+    def _of_blocks(self, part: Tensor, order: Sequence[Factor], shape: tuple[int, ...]) -> Tensor | None:
+        """Scales or zeros in the order of the factors along which they change."""
+        return _arranged(part, [f for f in self.stored if f.scaled], [f for f in order if f.scaled], shape)
+
+    def numbers(self) -> Tensor | None:
+        """The real values as they are seen, f32; None where no recipe brings them into that order."""
+        codes, scale, zero = self.given
+        real = decoded(codes, scale, *(() if zero is None else (zero,)), tile=self.tile, affine=self.affine)
+        order = [factor for axis in self.axes for factor in axis]
+        return _arranged(real, self.stored, order, tuple(map(_size, self.axes)))
+
+
+def coded(
+    codes: Tensor, scale: Tensor, zero: Tensor | None, axis: int, block: int, *, affine: bool = False
+) -> Coded | str:
+    """What ``DequantizeLinear`` makes of constants, or of ``lading.AffineDequantize`` when `affine`; or why it is none.
+
+    Scales of narrower floats become float32, which holds them exactly.
+    """
+    shape, rank = codes.shape, codes.type.rank or 0
+    if not codes.type.dtype.is_integer or not 2 <= codes.type.dtype.bits <= 8 or not rank or not codes.type.size:
+        return f"codes of type {codes.type} are no array of integers of at most 8 bits"
+    if not scale.type.dtype.is_float or scale.type.dtype.bits > 32 or scale.type.dtype.bits < 16:
+        return f"scales are {scale.type.dtype}, not f32, f16 or bf16"
+    wanted = F32 if affine else codes.type.dtype
+    if zero is not None and (zero.type.size != scale.type.size or zero.type.dtype != wanted):
+        return f"zeros of type {zero.type} do not fit codes of type {codes.type} and scales of type {scale.type}"
+    if scale.type.size == 1:
+        sizes, tile = (1,) * rank, shape
+    elif scale.type.rank == 1 and not block and scale.shape == shape[axis % rank : axis % rank + 1]:
+        sizes = tuple(size if place == axis % rank else 1 for place, size in enumerate(shape))
+        tile = tuple(1 if place == axis % rank else size for place, size in enumerate(shape))
+    elif block and scale.type.rank == rank:
+        sizes = scale.shape
+        tile = tuple(block if place == axis % rank else 1 for place in range(rank))
+    else:
+        return f"scales of type {scale.type} do not fit codes of type {codes.type}"
+    if any(count != -(-size // each) for count, size, each in zip(sizes, shape, tile, strict=True)):
+        return f"scales of type {scale.type} are not those of blocks of {block} of {codes.type}"
+    axes = tuple(_factors(size, each) for size, each in zip(shape, tile, strict=True))
+    given = Parts(codes, reshaped(cast(scale, F32), sizes), None if zero is None else reshaped(zero, sizes))
+    return Coded(given, tile, tuple(factor for part in axes for factor in part), axes, affine)
+
+
+def _factors(size: int, tile: int) -> tuple[Factor, ...]:
+    if size % max(tile, 1):
+        return (Factor(size, None),)
+    return tuple(item for item in (Factor(size // max(tile, 1), True), Factor(tile, False)) if item.size != 1)
+
+
+def _cut(stored: Sequence[Factor], split: dict[Factor, tuple[Factor, Factor]]) -> list[Factor]:
+    """Factors with those that were split replaced by their parts, which may have been split again."""
+    found: list[Factor] = []
+    waiting = list(stored)[::-1]
+    while waiting:
+        factor = waiting.pop()
+        if factor in split:
+            waiting += reversed(split[factor])
+        else:
+            found.append(factor)
+    return found
+
+
+def _size(factors: Iterable[Factor]) -> int:
+    return math.prod(factor.size for factor in factors)
+
+
+def _arranged(
+    tensor: Tensor, stored: Sequence[Factor], wanted: Sequence[Factor], shape: tuple[int, ...]
+) -> Tensor | None:
+    """A tensor of some factors with them in another order, as an array of a shape; None unless one transpose does it."""
+    stored, wanted = list(stored), list(wanted)
+    if stored == wanted:
+        return reshaped(tensor, shape)
+    first = stored.index(wanted[0])
+    if stored[first:] + stored[:first] != wanted:
+        return None
+    matrix = (_size(stored[:first]), _size(stored[first:]))
+    return reshaped(transposed(reshaped(tensor, matrix)), shape)
+
+
+# ---- recipes ----
+
+
+class _Signed(Derived):
+    name = "signed_codes"
+
+    def __init__(self, base: Tensor) -> None:
+        super().__init__(TensorType(int_type(base.type.dtype.bits), base.type.shape), base)
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        return self._moved(self.base.rows(start, stop))
+
+    def elements(self, start: int, stop: int) -> np.ndarray:
+        return self._moved(self.base.elements(start, stop))
+
+    def _moved(self, numbers: np.ndarray) -> np.ndarray:
+        half = np.uint8(1 << (self.type.dtype.bits - 1))
+        return (numbers.astype(np.uint8) - half).view(np.int8).astype(self.type.dtype.numpy, copy=False)
+
+
+def signed_codes(base: Tensor) -> Tensor:
+    """Unsigned codes as signed ones: every number less by half the range of its type."""
+    if base.type.dtype.kind != "u" or not 2 <= base.type.dtype.bits <= 8:
+        raise refuse("signed_codes", "codes are unsigned integers of 2 to 8 bits", base)
+    return _Signed(base)
+
+
+class _Wide(Derived):
+    name = "wide_codes"
+
+    def __init__(self, base: Tensor, dtype: DType) -> None:
+        super().__init__(TensorType(dtype, base.type.shape), base, dtype.name)
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        return self.base.rows(start, stop).astype(self.type.dtype.numpy)
+
+    def elements(self, start: int, stop: int) -> np.ndarray:
+        return self.base.elements(start, stop).astype(self.type.dtype.numpy)
+
+
+def wide_codes(base: Tensor, dtype: DType | str) -> Tensor:
+    """The same integers in a wider type of the same kind."""
+    kind = dtype_named(dtype)
+    if base.type.dtype == kind:
+        return base
+    if not base.type.dtype.is_integer or kind.kind != base.type.dtype.kind or kind.bits < base.type.dtype.bits:
+        raise refuse("wide_codes", f"{base.type.dtype} codes do not fit {kind}", base)
+    return _Wide(base, kind)
+
+
+class _Decoded(Derived):
+    name = "decoded"
+
+    def __init__(self, codes: Tensor, scale: Tensor, *zero: Tensor, tile: tuple[int, ...], affine: bool) -> None:
+        super().__init__(TensorType(F32, codes.type.shape), codes, scale, *zero, tile=tile, affine=affine)
+        self.scale, self.zero = scale, zero[0] if zero else None
+        self.tile, self.affine = tile, affine
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        self._bounds(start, stop)
+        codes, scale = self.base.rows(start, stop), self._spread(self.scale, start, stop)
+        if self.zero is None:
+            return codes.astype(np.float32) * scale
+        zero = self._spread(self.zero, start, stop)
+        if self.affine:
+            return codes.astype(np.float32) * scale + zero
+        return (codes.astype(np.int16) - zero.astype(np.int16)).astype(np.float32) * scale
+
+    def _spread(self, part: Tensor, start: int, stop: int) -> np.ndarray:
+        """Numbers of tiles for each code of a row range."""
+        tall = max(1, self.tile[0])
+        found = part.rows(start // tall, -(-stop // tall))
+        for axis, each in enumerate(self.tile):
+            found = np.repeat(found, each, axis) if found.shape[axis] > 1 else found
+        skip = start - start // tall * tall if found.shape[0] > 1 else 0
+        cut = [slice(skip, skip + stop - start), *(slice(0, size) for size in self.shape[1:])]
+        return found[tuple(cut)]
+
+
+def decoded(codes: Tensor, scale: Tensor, *zero: Tensor, tile: Sequence[int], affine: bool = False) -> Tensor:
+    """f32: ``(codes - zero) * scale``, or ``codes * scale + zero`` when `affine`, with a scale for every tile.
+
+    Codes, scales and zeros have the same rank; `tile` says how many codes of each axis share a scale.
+    """
+    counts = tuple(-(-size // max(1, each)) for size, each in zip(codes.shape, tile, strict=True))
+    if not codes.shape or any(part.shape != counts for part in (scale, *zero)) or len(zero) > 1:
+        raise refuse("decoded", f"scales and zeros are not those of tiles {list(tile)}", codes, scale, *zero)
+    return _Decoded(codes, scale, *zero, tile=tuple(tile), affine=affine)
+
+
+def unsigned_type(bits: int) -> DType:
+    """The unsigned integer type of a width of 2 to 8 bits."""
+    return DTYPES[f"u{bits}"]
+
+
+__all__ = ["Coded", "Factor", "Parts", "coded", "decoded", "signed_codes", "unsigned_type", "wide_codes"]

@@ -1,0 +1,396 @@
+"""Weights that a file stores quantized, brought to the one form in which they are kept bit for bit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+
+from ir.base.diag import LadingError
+from ir.base.types import F32, TensorType, dtype_of_onnx, int_type
+from ir.graph.graph import Graph, Node, Value
+from ir.quant.coded import Coded, Parts, coded, signed_codes, unsigned_type, wide_codes
+from ir.quant.storage import Storage
+from ir.quant.stored_codes import given_codes
+from ir.quant.stored_weight import DEQUANTIZE
+from ir.target.target import Target
+from ir.tensor.base import Tensor, same_tensor
+from ir.tensor.elementwise import cast
+from ir.tensor.inline import InlineTensor
+from ir.tensor.rearranged import reshaped, transposed
+from passes.framework.base import Pass
+from passes.framework.context import PassContext
+from passes.framework.options import option
+from passes.precision.plan_file import check_pattern
+
+SHAPES = ("Reshape", "Squeeze", "Unsqueeze", "Flatten")
+"""Operators that give the same numbers in another shape, which the type of their result says."""
+COMPARED_BYTES = 64 << 20
+"""Bytes of two tensors that are compared at a time."""
+
+
+@dataclass(frozen=True)
+class RaiseWeights(Pass):
+    """Bring weights that a file stores quantized to the form in which they are kept bit for bit.
+
+    What is multiplied by or looked up in, and comes from constants through DequantizeLinear, Transpose, Reshape, Squeeze,
+    Unsqueeze or widening casts, becomes a dequantization of matrices that are read straight from the file: codes, scales
+    and zeros stay what they are, in another order where they have to. Zeros that say nothing are left out, codes of a
+    width that the target does not read become wider ones, and a table that holds the numbers of the logits matrix becomes
+    the same matrix, whatever both are called and however they lie. Weights whose scales the target has no form for, and
+    those named by requantize, are decoded when they are read and stored anew like any float weight.
+
+    Graphs that this compiler made itself are left as they are.
+    """
+
+    name = "raise-weights"
+    requires = ("typed",)
+
+    requantize: tuple[str, ...] = option(
+        (), help="patterns of weights stored quantized to decode and store anew: [*] for all of them"
+    )
+
+    def prepare(self) -> None:
+        """Refuse patterns that cannot be matched with; LadingError Q411."""
+        for pattern in self.requantize:
+            check_pattern(pattern, f"requantize={pattern[:200]}")
+
+    def run(self, graph: Graph, ctx: PassContext) -> Mapping[str, int]:
+        """See `Pass.run`."""
+        if not graph.foreign:
+            return {}
+        work = _Raising(graph, ctx, self.requantize)
+        for node, place in list(_uses(graph)):
+            work.raise_use(node, place)
+        work.finish()
+        unused = [pattern for pattern in self.requantize if pattern not in work.used]
+        if unused:
+            names = ", ".join(sorted(work.seen)[:3])
+            raise LadingError(
+                "Q412",
+                f"{unused[0]!r} matches no weight that is stored quantized",
+                where=f"requantize={unused[0]}",
+                hint=f"such weights are called {names}, ..." if names else "the model has no such weights",
+            )
+        return work.counts
+
+
+def _uses(graph: Graph) -> Iterator[tuple[Node, int]]:
+    """Nodes with the place of the operand that may be a weight: tables first, which matrices are compared with."""
+    nodes = list(graph.nodes)
+    yield from ((node, 0) for node in nodes if node.op == "Gather" and not node.attrs.get("axis", 0))
+    yield from ((node, 1) for node in nodes if node.op == "MatMul")
+
+
+@dataclass
+class _Raising:
+    """One run of the pass.
+
+    Attributes:
+        made: what stands in for a value, by its orientation.
+        tables: matrices ``[rows, columns]`` that are looked up in: numbers or codes.
+        seen, used: names of weights that are stored quantized, and patterns that matched one.
+    """
+
+    graph: Graph
+    ctx: PassContext
+    requantize: tuple[str, ...]
+    counts: dict[str, int] = field(default_factory=dict)
+    made: dict[tuple[Value, int], Value] = field(default_factory=dict)
+    tables: list[Tensor | Parts] = field(default_factory=list)
+    seen: set[str] = field(default_factory=set)
+    used: set[str] = field(default_factory=set)
+
+    @property
+    def target(self) -> Target:
+        """What the graph is compiled for."""
+        return self.ctx.target
+
+    def raise_use(self, node: Node, place: int) -> None:
+        """Put the raised form in the place of an operand."""
+        value, features = node.operand(place), 1 - place
+        key = (value, features)
+        if key not in self.made:
+            new = self._raised(value, features)
+            if new is None:
+                return
+            self.made[key] = new
+        if self.made[key] is not value:
+            self.graph.set_input(node, place, self.made[key])
+
+    def finish(self) -> None:
+        """Erase what nothing reads any more, and give the names that become free to what took over."""
+        for value, _ in self.made:
+            _erase_unread(self.graph, value)
+        for (old, _), new in self.made.items():
+            name = old.name
+            if old is not new and not self.graph.has(name):
+                self.graph.rename(new, name)
+
+    def _count(self, what: str) -> None:
+        self.counts[what] = self.counts.get(what, 0) + 1
+
+    def _raised(self, value: Value, features: int) -> Value | None:
+        """What stands in for a value; the value itself where it is as it should be, None for no weight."""
+        found = followed(value)
+        if found is None or (isinstance(found, Coded) and value.dtype != F32):
+            return None
+        if isinstance(found, Tensor):
+            return self._floats(value, found, features)
+        self.seen.add(value.name)
+        named = [pattern for pattern in self.requantize if _matches(pattern, value.name)]
+        self.used.update(named)
+        if named:
+            self._count("requantized")
+            return self._numbers(value, found)
+        parts = found.matrix(features)
+        fitted = parts if isinstance(parts, str) else self._fitted(parts, found.affine, features)
+        if isinstance(fitted, Parts):
+            self._count("kept")
+            shared = self._shared(fitted, features, found.affine)
+            return self._codes(value, shared, features, found.affine)
+        numbers = self._numbers(value, found)
+        if numbers is not None:
+            self._count("requantized")
+            self.ctx.warn(
+                "Q466",
+                f"the weight is stored quantized in a form that is not kept: {fitted}; it is decoded and stored anew",
+                where=f"%{value.name} {value.loc}".rstrip(),
+                hint="the contract says how it is stored and what that costs; give it a rule to choose its storage",
+            )
+        return numbers
+
+    # ---- floats ----
+
+    def _floats(self, value: Value, tensor: Tensor, features: int) -> Value:
+        """A constant that was transposed or reshaped, and one that a table is equal to."""
+        if tensor.type.rank == 2:
+            rows = tensor if features else transposed(tensor)
+            if features:
+                self.tables.append(rows)
+            else:
+                same = next((item for item in self.tables if isinstance(item, Tensor) and equal(item, rows)), None)
+                tensor = transposed(same) if same is not None else tensor
+        if value.const is not None and same_tensor(value.const, tensor):
+            return value
+        self._count("floats")
+        return self.graph.add_const(self.graph.fresh_name(value.name), tensor, loc=value.loc)
+
+    def _numbers(self, value: Value, found: Coded) -> Value | None:
+        """The weight as a float constant that is decoded when it is read."""
+        numbers = found.numbers()
+        if numbers is None:
+            return None
+        return self.graph.add_const(self.graph.fresh_name(value.name), numbers, loc=value.loc)
+
+    # ---- codes ----
+
+    def _fitted(self, parts: Parts, affine: bool, features: int) -> Parts | str:
+        """A matrix in codes that the target reads right and computes the same with, or why there is none."""
+        if self.target.symmetric and not affine and _says_nothing(parts):
+            codes = parts.codes if parts.codes.type.dtype.kind == "i" else signed_codes(parts.codes)
+            parts = Parts(codes, parts.scale, None)
+        if parts.codes.type.dtype.kind == "u" and parts.zero is None:
+            # Unsigned codes without zeros count from 0, which is the lowest code and not the middle one.
+            zeros = np.zeros(parts.scale.shape, parts.codes.type.dtype.numpy)
+            parts = parts._replace(zero=InlineTensor(zeros))
+        rows, columns = parts.codes.shape
+        width = parts.codes.type.dtype.bits
+        if features:
+            readable = [bits for bits in self.target.embedding_widths if bits <= 8]
+            widths = [bits for bits in readable if self.target.reads_rows(bits, rows)]
+            widths = widths if self.target.rows_in_weight_file else []
+        else:
+            widths = list(self.target.widths)
+        wide = next((bits for bits in sorted(widths) if bits >= width), None)
+        if wide is None:
+            return f"rows of {width} bits are not read from a table of {rows} rows"
+        if wide != width:
+            self._count("widened")
+            parts = _widened(parts, wide, affine)
+        return ("" if features else self.target.unfit(columns, _storage(parts))) or parts
+
+    def _shared(self, parts: Parts, features: int, affine: bool) -> Parts:
+        """The matrix itself, or that of a table which holds the same numbers."""
+        if features:
+            self.tables.append(parts)
+            return parts
+        for table in self.tables:
+            if isinstance(table, Parts) and (same := _same_parts(table, parts, affine)) is not None:
+                return same
+        return parts
+
+    def _codes(self, value: Value, parts: Parts, features: int, affine: bool) -> Value:
+        """The dequantization of a matrix; the value itself where it is that already."""
+        oriented = [_oriented(part, features) for part in parts if part is not None]
+        blocks = parts.scale.shape[1] if parts.scale.shape else 0
+        attrs = {"axis": features, "block_size": parts.codes.row_size // blocks} if blocks else {}
+        op = DEQUANTIZE[1] if affine else DEQUANTIZE[0]
+        old = value.producer
+        if old is not None and old.op == op and _is_made_of(old, oriented, attrs):
+            return value
+        words = ("codes", "scale", "zero")
+        consts = [
+            self.graph.add_const(self.graph.fresh_name(f"{value.name}.{word}"), part, loc=value.loc)
+            for word, part in zip(words, oriented, strict=False)
+        ]
+        type_ = TensorType(F32, value.shape)
+        node = self.graph.add(op, consts, attrs, types=[type_], before=self.graph.first, loc=value.loc)
+        return node.output
+
+
+# ---- following constants ----
+
+
+def followed(value: Value) -> Coded | Tensor | None:
+    """What a value is made of, when that is constants of a file alone: coded numbers, or a tensor in another order.
+
+    None for anything else, and for an order that no transpose of a matrix gives.
+    """
+    chain: list[Node] = []
+    while value.const is None:
+        node = value.producer
+        source = node.input(0) if node is not None and node.inputs else None
+        if node is None or source is None or len(node.outputs) != 1:
+            return None
+        chain.append(node)
+        if node.op in DEQUANTIZE:
+            break
+        value = source
+    found: Coded | Tensor | None = value.const
+    for node in reversed(chain):
+        step = STEPS.get(node.op)
+        found = step(node, found) if step is not None else None
+        if found is None:
+            return None
+    return found
+
+
+def _dequantized(node: Node, _: Coded | Tensor | None) -> Coded | None:
+    parts = [None if item is None else followed(item) for item in (*node.inputs, None)[:3]]
+    codes, scale, zero = parts
+    if not isinstance(codes, Tensor) or not isinstance(scale, Tensor) or isinstance(zero, Coded):
+        return None
+    if zero is None and node.input(2) is not None:
+        return None
+    axis, block = node.attrs.get("axis", 1), node.attrs.get("block_size", 0)
+    made = coded(codes, scale, zero, axis, block, affine=node.op == DEQUANTIZE[1])
+    return made if isinstance(made, Coded) else None
+
+
+def _converted(node: Node, found: Any) -> Coded | Tensor | None:
+    to = dtype_of_onnx(node.attrs["to"])
+    if isinstance(found, Coded):
+        return found if to.is_float else None
+    return cast(found, to) if to.is_float and found.type.dtype.is_float else None
+
+
+def _turned(node: Node, found: Any) -> Coded | Tensor | None:
+    rank = len(found.axes) if isinstance(found, Coded) else found.type.rank
+    order = tuple(node.attrs.get("perm", range(rank)[::-1]))
+    if isinstance(found, Coded):
+        return found.transposed(order)
+    return transposed(found) if order == (1, 0) else found if order == tuple(range(rank)) else None
+
+
+def _in_shape(node: Node, found: Any) -> Coded | Tensor | None:
+    shape = node.output.shape
+    if shape is None or not all(isinstance(size, int) for size in shape):
+        return None
+    sizes = node.output.sizes
+    return found.reshaped(sizes) if isinstance(found, Coded) else reshaped(found, sizes)
+
+
+STEPS: dict[str, Callable[[Node, Any], Coded | Tensor | None]] = {
+    **dict.fromkeys(DEQUANTIZE, _dequantized),
+    **dict.fromkeys(SHAPES, _in_shape),
+    "Cast": _converted,
+    "Transpose": _turned,
+    "Identity": lambda node, found: found,
+}
+"""What each operator makes of what it is given."""
+
+
+# ---- parts ----
+
+
+def _storage(parts: Parts) -> Storage:
+    return given_codes(*(part for part in parts if part is not None)).storage
+
+
+def _says_nothing(parts: Parts) -> bool:
+    """True when codes and zeros are those of a symmetric form: every zero is the middle of the codes."""
+    dtype = parts.codes.type.dtype
+    if parts.zero is None:
+        return dtype.kind == "i"
+    middle = 0 if dtype.kind == "i" else 1 << (dtype.bits - 1)
+    return all(bool((rows.astype(np.int16) == middle).all()) for _, _, rows in parts.zero.pieces())
+
+
+def _widened(parts: Parts, bits: int, affine: bool) -> Parts:
+    """The same matrix in wider codes."""
+    kind = int_type(bits) if parts.codes.type.dtype.kind == "i" else unsigned_type(bits)
+    zero = parts.zero
+    return Parts(wide_codes(parts.codes, kind), parts.scale, zero if zero is None or affine else wide_codes(zero, kind))
+
+
+def _oriented(part: Tensor, features: int) -> Tensor:
+    return part if features or part.type.rank != 2 else transposed(part)
+
+
+def _is_made_of(node: Node, parts: list[Tensor], attrs: Mapping[str, int]) -> bool:
+    consts = [item.const for item in node.inputs if item is not None]
+    same = len(consts) == len(parts) and all(
+        const is not None and same_tensor(const, part) for const, part in zip(consts, parts, strict=True)
+    )
+    return same and all(node.attrs.get(key) == number for key, number in attrs.items())
+
+
+def _same_parts(table: Parts, other: Parts, affine: bool) -> Parts | None:
+    """A table where the other matrix holds the same numbers, if need be in codes as wide as those of the table."""
+    if other.codes.shape != table.codes.shape or (other.zero is None) != (table.zero is None):
+        return None
+    if other.codes.type.dtype.kind != table.codes.type.dtype.kind:
+        return None
+    if other.codes.type.dtype.bits < table.codes.type.dtype.bits:
+        other = _widened(other, table.codes.type.dtype.bits, affine)
+    pairs = [(one, two) for one, two in zip(table[::-1], other[::-1], strict=True) if one is not None]
+    return table if all(two is not None and equal(one, two) for one, two in pairs) else None
+
+
+def equal(one: Tensor, two: Tensor) -> bool:
+    """True when two tensors hold the same numbers in the same type, wherever they lie."""
+    if same_tensor(one, two):
+        return True
+    if one.type != two.type:
+        return False
+    raw = np.dtype(f"u{one.type.dtype.numpy.itemsize}")
+    for start, stop, rows in one.pieces(COMPARED_BYTES):
+        if not np.array_equal(rows.view(raw), np.ascontiguousarray(two.rows(start, stop)).view(raw)):
+            return False
+    return True
+
+
+def _matches(pattern: str, name: str) -> bool:
+    return re.search(pattern[3:], name) is not None if pattern.startswith("re:") else fnmatchcase(name, pattern)
+
+
+def _erase_unread(graph: Graph, value: Value) -> None:
+    """Erase a value that nothing reads, and what it alone was made of."""
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if one.use_count or one.is_output or one.is_input or not graph.holds(one):
+            continue
+        if one.is_const:
+            graph.erase_const(one)
+        elif one.producer is not None and not any(item.use_count or item.is_output for item in one.producer.outputs):
+            waiting += [item for item in one.producer.inputs if item is not None]
+            graph.erase(one.producer)
+
+
+__all__ = ["RaiseWeights", "equal", "followed"]

@@ -188,8 +188,8 @@ def _replace(graph: Graph, item: _Candidate, rms: bool, epsilon: float, differen
     node = item.result.producer
     assert node is not None
     made = graph.add(
-        "RMSNormalization" if rms and item.bias is None else "LayerNormalization" if not rms else "RMSNormalization",
-        inputs if not rms else inputs[:2],
+        "RMSNormalization" if rms else "LayerNormalization",
+        inputs[:2] if rms else inputs,
         {"axis": -1, "epsilon": epsilon},
         types=[TensorType(F32, item.result.shape)],
         before=node,

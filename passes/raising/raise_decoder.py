@@ -12,6 +12,7 @@ from ir.graph.graph import Graph, Value
 from ir.infer.engine import infer_types
 from passes.framework.base import Pass
 from passes.framework.context import PassContext
+from passes.raising.activations import raise_activations
 from passes.raising.attention import Findings, find_attention
 from passes.raising.content import Content, content_of, require_no_rows
 from passes.raising.feeds import ROLES, require_free_length
@@ -46,21 +47,24 @@ class RaiseDecoder(Pass):
                 require_no_rows(graph)
             return {}
         require_free_length(content.ids)
-        norms = raise_norms(graph, content)
-        content = content_of(graph)
-        assert content is not None
+        plain = []
+        for raised in (raise_norms, raise_activations):
+            plain += raised(graph, content)
+            content = content_of(graph)
+            assert content is not None
         found = find_attention(graph, content)
         if found is None:
-            return {"norms": len(norms)}
+            return {"plain": len(plain)}
         logits = _logits(graph, content)
         inputs, outputs = _inputs(graph, content, found), _outputs(graph, content, logits)
-        regions = [*norms, *self._rebuilt(graph, content, found)]
+        regions = [*plain, *self._rebuilt(graph, content, found)]
         graph.set_outputs([logits])
         _sweep(graph)
         _drop_inputs(graph, found)
         _retype(graph)
         graph.set_fact(Raised.name, Raised(inputs, outputs, tuple(regions)))
-        return {"norms": len(norms), "attention": len(found.attention)}
+        kinds = [region.kind for region in regions]
+        return {f"{kind} regions": kinds.count(kind) for kind in dict.fromkeys(kinds)}
 
     def _rebuilt(self, graph: Graph, content: Content, found: Findings) -> list[Region]:
         ids = content.ids

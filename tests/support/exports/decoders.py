@@ -22,6 +22,7 @@ class Written:
         tokens: a fixed number of tokens; 0 for any.
         rows: take embedding rows in place of ids.
         stretch: angles are others for positions from this on; 0 for none.
+        activation: ``silu``, ``gelu``, ``tanh gelu`` or ``tanh``.
         padding: the mask depends on an input ``pad`` too; ``content`` when the rows of the embedding are multiplied by it.
         logits: the output has logits; else a single number.
         opset: version of the operators.
@@ -40,6 +41,7 @@ class Written:
     tokens: int = 0
     rows: bool = False
     stretch: int = 0
+    activation: str = "silu"
     padding: str = ""
     logits: bool = True
     opset: int = 18
@@ -128,6 +130,19 @@ class _Writer:
             seen = self.op("And", seen, kept)
         return seen
 
+    def active(self, x: str) -> str:
+        kind = self.form.activation
+        if kind == "silu":
+            return self.op("Mul", x, self.op("Sigmoid", x))
+        if kind == "tanh":
+            return self.op("Mul", self.op("Tanh", x), self.floats(1.5))
+        if kind == "gelu":
+            curve = self.op("Erf", self.op("Div", x, self.floats(2**0.5)))
+        else:
+            cube = self.op("Mul", self.op("Pow", x, self.floats(3.0)), self.floats(0.044715))
+            curve = self.op("Tanh", self.op("Mul", self.op("Add", x, cube), self.floats(0.7978845608)))
+        return self.op("Mul", self.op("Mul", x, self.floats(0.5)), self.op("Add", curve, self.floats(1.0)))
+
     def layer(self, x: str, cos: str, sin: str, seen: str) -> str:
         form = self.form
         normed = self.norm(x)
@@ -146,7 +161,7 @@ class _Writer:
         mix = self.op("Reshape", mix, self.ints(0, 0, form.heads * form.size))
         x = self.op("Add", x, self.op("MatMul", mix, self.matrix(form.heads * form.size, form.hidden)))
         gate = self.op("MatMul", self.norm(x), self.matrix(form.hidden, 2 * form.hidden))
-        active = self.op("Mul", gate, self.op("Sigmoid", gate))
+        active = self.active(gate)
         return self.op("Add", x, self.op("MatMul", active, self.matrix(2 * form.hidden, form.hidden)))
 
 

@@ -20,7 +20,7 @@ from backends.mnn.dialect.operator import (
 from backends.mnn.dialect.sizes import Ints
 from backends.mnn.read.net_file import numbers
 from backends.mnn.write.weight_layout import Layout
-from ir.base.types import Dim, ValueType
+from ir.base.types import Dim, TensorType, ValueType
 from ir.graph.graph import Node, Value
 from ir.infer.inference import Inference
 from ir.infer.numeric import same_as_input, tensor
@@ -100,6 +100,30 @@ def _read_unsqueeze(builder: Builder, main: Main, operands: Operands) -> Decoded
 
 def _unsqueeze_sizes(main: Main, operands: Sequence[Ints]) -> Ints | None:
     return Ints(operands[0].items) if operands[0].scalar else None
+
+
+# ---- another order of axes ----
+
+
+def _permuted_type(run: Inference, node: Node) -> ValueType | None:
+    x, order = tensor(node.inputs[0]), node._attrs["dims"]
+    if x is None or x.shape is None:
+        return x
+    if sorted(order) != list(range(len(x.shape))):
+        raise TypeMismatch(f"{list(order)} is no order of the axes of {x}")
+    return TensorType(x.dtype, tuple(x.shape[axis] for axis in order))
+
+
+def _permute(body: Body) -> list[Value]:
+    return [body.op("Transpose", body.inputs[0], perm=body.attr("dims"))]
+
+
+def _write_permute(node: Node, layout: Layout) -> dict[str, Any]:
+    return {"dims": list(node.attrs["dims"])}
+
+
+def _read_permute(builder: Builder, main: Main, operands: Operands) -> Decoded:
+    return builder.add("Permute", [builder.value(operands[0])], dims=tuple(numbers(main.get("dims"))))
 
 
 # ---- another layout ----
@@ -183,6 +207,21 @@ ROWS = (
         encode=_write_squeeze,
         decode=_read_unsqueeze,
         on_sizes=_unsqueeze_sizes,
+    ),
+    MnnOperator(
+        type="Permute",
+        parameter="Permute",
+        definition=OpDef(
+            "mnn.Permute",
+            inputs=("x",),
+            attrs=attrs_of(AttrDef("dims", "ints", required=True)),
+            infer=_permuted_type,
+            define=_permute,
+            role="layout",
+            doc="The axes in another order.",
+        ),
+        encode=_write_permute,
+        decode=_read_permute,
     ),
     MnnOperator(
         type="ConvertTensor",

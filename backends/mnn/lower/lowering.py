@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ir.base.diag import LadingError
-from ir.base.types import F32, Dim, Shape, TensorType, ValueType
+from ir.base.types import BOOL, F32, I32, I64, Dim, DType, Shape, TensorType, ValueType
 from ir.facts.inputs import DynamicInputs
 from ir.graph.graph import Graph, Node, Value
 from ir.tensor.bf16_parts import bf16_parts, parts_needed
@@ -56,20 +56,66 @@ class Lowering:
             self._consts[key] = self.graph.add_const(stem, InlineTensor(array))
         return self._consts[key]
 
+    def scalar(self, number: float, dtype: DType = F32) -> Value:
+        """A constant of rank 0."""
+        return self.const(np.array(number, dtype.numpy), f"number.{number:g}")
+
+    def ints(self, *numbers: int) -> Value:
+        """A constant vector of 32-bit integers."""
+        return self.const(np.array(numbers, np.int32), "ints")
+
+    def plain(self, value: Value) -> Value:
+        """An operand in a type that MNN has: constants of 64-bit integers and booleans become 32-bit integers.
+
+        Raises:
+            LadingError: P373 numbers that need more than 32 bits, or a type that MNN has not.
+        """
+        type_ = value.type
+        if not isinstance(type_, TensorType) or type_.dtype in (F32, I32):
+            return value
+        if type_.dtype not in (I64, BOOL):
+            raise self.refused(f"MNN computes in single precision and 32-bit integers, not in {type_.dtype}")
+        if value.const is None:
+            return value
+        numbers = value.tensor.load()
+        if numbers.size and not -(2**31) <= numbers.min() <= numbers.max() < 2**31:
+            raise self.refused(f"@{value.name} holds {max(numbers.min(), numbers.max(), key=abs)}, beyond 32 bits")
+        return self.const(numbers.astype(np.int32), value.name)
+
+    def axes(self, value: Value | None) -> tuple[int, ...]:
+        """Axes in numbers; LadingError P373 when they are computed or left out."""
+        if value is None or value.const is None:
+            raise self.refused("MNN takes axes that are constants")
+        return tuple(int(axis) for axis in value.tensor.load().reshape(-1))
+
+    def type_of(self, value: Value) -> ValueType | None:
+        """The type of a result in MNN, where 64-bit integers and booleans are 32-bit integers."""
+        found = value.type
+        if isinstance(found, TensorType) and found.dtype in (I64, BOOL):
+            return TensorType(I32, found.shape)
+        return found
+
+    def floats(self, value: Value) -> Value:
+        """`value`, which must be of single precision; LadingError P373 when it is not."""
+        if not isinstance(value.type, TensorType) or value.dtype != F32:
+            raise self.refused(f"MNN computes {self.node.op_type} in single precision, not in {value.type}")
+        return value
+
     def dims(self, value: Value) -> Shape:
         """The shape of an operand or result; LadingError P373 when it is not known."""
         if value.shape is None:
-            raise self._refused(f"an MNN form needs shapes, and %{value.name} is {value.type}")
+            raise self.refused(f"an MNN form needs shapes, and %{value.name} is {value.type}")
         return value.shape
 
     def size(self, dim: int | Dim) -> int:
         """A dimension in numbers; LadingError P373 when only the run knows it."""
         if isinstance(dim, Dim):
-            raise self._refused(f"the size {dim} has to be known where the model is compiled")
+            raise self.refused(f"the size {dim} has to be known where the model is compiled")
         return dim
 
-    def _refused(self, why: str) -> LadingError:
-        return LadingError("P373", why, where=f"{self.node.loc or self.node.name}\n{self.node!r}")
+    def refused(self, why: str, hint: str = "") -> LadingError:
+        """The error of a node that has no form with its attributes or operands."""
+        return LadingError("P373", why, where=f"{self.node.loc or self.node.name}\n{self.node!r}", hint=hint)
 
     def reshape(self, value: Value, shape: Sequence[int | Dim]) -> Value:
         """`value` with another shape of at most one symbolic dimension."""
@@ -88,6 +134,25 @@ class Lowering:
     def binary(self, kind: str, left: Value, right: Value, type: ValueType | None = None) -> Value:
         """Element-wise `kind` of two values; the result has the type of the left one unless given."""
         return self.add("Binary", [left, right], type or left.type, {"kind": kind})
+
+    def unary(self, kind: str, value: Value, type: ValueType | None = None) -> Value:
+        """The function `kind` of each element."""
+        return self.add("Unary", [value], type or value.type, {"kind": kind})
+
+    def times(self, value: Value, factor: float) -> Value:
+        """Each element times a number."""
+        return value if factor == 1 else self.binary("MUL", value, self.scalar(factor))
+
+    def plus(self, value: Value, number: float) -> Value:
+        """Each element plus a number."""
+        return self.binary("ADD", value, self.scalar(number))
+
+    def cut(self, value: Value, axis: int, start: int, stop: int) -> Value:
+        """Elements `start` to `stop` along an axis of known size."""
+        shape = list(self.dims(value))
+        shape[axis] = stop - start
+        bounds = [self.ints(number) for number in (start, stop, axis, 1)]
+        return self.add("StridedSlice", [value, *bounds], TensorType(value.dtype, tuple(shape)))
 
     def replace(self, old: Value, new: Value) -> None:
         """All readers of `old` read `new`, which takes its name over."""

@@ -264,7 +264,7 @@ REFUSED = {
     "inline": (set_main("Convolution", external=[0]), "F643"),
     "blob": (set_main("Const", dataType="DT_UINT8"), "F643"),
     "blob-size": (set_main("Const", dims=[77]), "F643"),
-    "operator": (set_type("RoPE", "Permute"), "F644"),
+    "operator": (set_type("RoPE", "CumSum"), "F644"),
     "kernel": (lambda net: first(net, "Convolution")["main"]["common"].update(kernelX=3), "F644"),
     "relu": (lambda net: first(net, "Convolution")["main"]["common"].update(relu=True), "F644"),
     "groups": (set_main("LayerNorm", group=2), "F644"),

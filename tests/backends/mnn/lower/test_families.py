@@ -1,0 +1,108 @@
+"""Decoders of every family, in the canonical form, give the logits that their graph says, on old and new releases."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from backends.mnn.dialect.table import FORM_OF
+from ir.base.diag import LadingError
+from ir.evaluate.evaluator import evaluate
+from tests.support.decoders.forms import VOCABULARY, Form, decoder, logits_in_pieces, written
+from tests.support.runs import each_release
+
+BAR = 1e-5
+"""Largest difference over the largest logit."""
+
+IDS = np.random.default_rng(3).integers(0, VOCABULARY, 30)
+PIECES = ([IDS[:13], IDS[13:14], IDS[14:16], IDS[16:17], IDS[17:]], [IDS[:1], IDS[1:2], IDS[2:4]])
+"""Prefill and what follows it, and a prefill of one token."""
+
+OUTER = [param for param in each_release() if param.values[0] in ("3.4.0", "3.6.1")]
+NEWEST = [param for param in OUTER if param.values[0] == "3.6.1"]
+
+FORMS = {
+    "llama": Form(own_head=True),
+    "mistral": Form(windows=(5,)),
+    "qwen3": Form(query_norm="rms", bias=True),
+    "phi": Form(
+        norm="layer", block="parallel", rotary=8, gated=False, activation="gelu-tanh", bias=True, own_head=True,
+        head_bias=True, kv_heads=4,
+    ),
+    "phi3": Form(own_head=True, windows=(7,), scale=0.3),
+    "cohere": Form(
+        norm="layer-plain", block="parallel", interleaved=True, logit_scale=0.0625, query_norm="layer"
+    ),
+    "cohere with gains by head": Form(block="parallel", interleaved=True, query_norm="layer-by-head"),
+    "glm": Form(interleaved=True, rotary=8, bias=True, own_head=True),
+    "stablelm": Form(norm="layer", rotary=4, own_head=True),
+    "stablelm2": Form(norm="layer", rotary=4, own_head=True, query_norm="layer", block="parallel"),
+    "gpt-neox": Form(
+        norm="layer", block="two-norms", rotary=4, own_head=True, gated=False, activation="gelu", bias=True, kv_heads=4
+    ),
+    "gemma": Form(activation="gelu-tanh", embedding_scale=8.0),
+    "gemma3": Form(
+        activation="gelu-tanh", embedding_scale=8.0, query_norm="rms", block="sandwich", windows=(5, 0), scale=0.2
+    ),
+    "olmo2": Form(query_norm="row", block="sandwich"),
+    "granite": Form(embedding_scale=3.0, residual_scale=0.3, logit_scale=0.2, scale=0.1),
+    "logits under a cap": Form(cap=5.0),
+    "tables of numbers": Form(tables="baked"),
+    "tables of numbers times a factor": Form(tables="baked", factor=1.2, rotary=8),
+    "tables by an outer product": Form(tables="product", factor=1.2),
+    "tables by rows of numbers": Form(tables="positions"),
+    "narrow values": Form(value_size=8),
+    "wide values": Form(value_size=40, scale=0.3),
+    "sizes that fill no packs": Form(hidden=60, size=10, heads=6, kv_heads=3, rotary=10, inner=70),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=FORMS)
+def family(request, tmp_path_factory):
+    """Where one decoder is written, for all releases and for the newest, and its logits."""
+    folder = tmp_path_factory.mktemp("family")
+    graph = decoder(FORMS[request.param], seed=1)
+    (logits,) = evaluate(graph, {"input_ids": IDS[None]}).values()
+    written(graph, folder / "portable")
+    written(decoder(FORMS[request.param], seed=1), folder / "newest", target="3.6.1")
+    return folder, logits[0]
+
+
+def distance(folder: Path, version: str, logits: np.ndarray) -> float:
+    found = 0.0
+    for pieces in PIECES:
+        got = logits_in_pieces(folder, version, pieces)
+        found = max(found, float(np.abs(got - logits[: len(got)]).max() / np.abs(logits).max()))
+    return found
+
+
+@pytest.mark.parametrize("version", OUTER)
+def test_logits_are_those_of_the_graph(family, version):
+    folder, logits = family
+    assert distance(folder / "portable", version, logits) < BAR
+
+
+@pytest.mark.parametrize("version", NEWEST)
+def test_fused_forms_give_the_same(family, version):
+    folder, logits = family
+    assert distance(folder / "newest", version, logits) < BAR
+
+
+def test_norms_with_shifts_and_narrow_rotations_are_fused(tmp_path):
+    graph = written(decoder(FORMS["stablelm2"]), tmp_path / "out", target="3.6.1")
+    assert {FORM_OF[node.op] for node in graph.nodes if node.op in FORM_OF} == set(FORM_OF.values())
+
+
+def test_windows_of_two_widths_are_refused(tmp_path):
+    with pytest.raises(LadingError) as caught:
+        written(decoder(Form(windows=(5, 9))), tmp_path / "out")
+    assert caught.value.code == "P354" and not (tmp_path / "out").exists()
+
+
+def test_a_cap_of_scores_is_refused_by_name_with_what_computes_it(tmp_path):
+    with pytest.raises(LadingError) as caught:
+        written(decoder(Form(score_cap=50.0)), tmp_path / "out")
+    assert caught.value.code == "P373" and "softcap 50" in str(caught.value) and "--to onnx" in str(caught.value)
+    assert not (tmp_path / "out").exists()

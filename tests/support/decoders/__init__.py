@@ -1,0 +1,1 @@
+"""Decoders of many families in the canonical form, and what the runtime makes of them."""

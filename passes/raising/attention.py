@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +12,7 @@ from ir.base.types import Dim
 from ir.graph.graph import Graph, Value
 from passes.raising.content import Content, Linear
 from passes.raising.cuts import Cut, numbers_of, upstream
-from passes.raising.feeds import Probe, Roles, possible_roles
+from passes.raising.feeds import Probe, Roles, names_head_size, possible_roles
 from passes.raising.fit import TOLERANCE, Form, HeadNorm, Sample, difference, fit
 from passes.raising.reference import seen
 from passes.raising.regions import AttentionRegion, attention_regions, masks_of_known, rows_of_known
@@ -59,9 +59,18 @@ def find_attention(graph: Graph, content: Content) -> Findings | None:
     """Fit every attention of a decoder; None when it has none.
 
     Raises:
-        LadingError: P382 a region is no attention that is known, P383 its mask is neither causal nor a window.
+        LadingError: P382 a region is no attention that is known, P383 its mask is neither causal nor a window, P386 what is
+            masked depends on token ids.
     """
     regions = attention_regions(graph, content)
+    for region in regions:
+        if content.ids in region.values:
+            raise LadingError(
+                "P386",
+                f"attention depends on the numbers of the token ids {content.ids.name!r}, as where a padding id is masked",
+                where=region.where,
+                hint="export the model with a mask as an input in place of that",
+            )
     return _Search(graph, content, regions).run() if regions else None
 
 
@@ -117,7 +126,7 @@ class _Search:
         read = {value for region in self.regions for value in region.values if value.is_input}
         best: tuple[float, Form | None, Roles | None] = (float("inf"), None, None)
         trouble: LadingError | None = None
-        for roles in possible_roles(self.graph, self.content, read):
+        for roles in self._possible(read):
             try:
                 feeds, found = self._evaluated(roles, FIRST)
             except LadingError as error:
@@ -138,6 +147,26 @@ class _Search:
             )
         raise self._misfit(0, best[0], best[1], FIRST)
 
+    def _possible(self, read: set[Value]) -> Iterator[Roles]:
+        if all(names_head_size(value) for value in self.content.history):
+            yield from possible_roles(self.graph, self.content, read)
+            return
+        for roles in possible_roles(self.graph, self.content, read):
+            for size in self._head_sizes():
+                yield replace(roles, head_size=size)
+
+    def _head_sizes(self) -> list[int]:
+        """Sizes that heads may have where histories do not say it, by the products of the first attention."""
+        groups = {dim for value in self.content.history for dim in value.dims[1:] if isinstance(dim, int)}
+        widths = [linear.width for linear in self.regions[0].linears]
+        counts = [int(number) for number in self.numbers[0] if number == int(number) and 1 <= number <= 256]
+        sizes = [width // group for width in widths for group in groups if width % group == 0]
+        sizes += [
+            width // (heads + 2 * group) for width in widths for group in groups for heads in counts
+            if width % (heads + 2 * group) == 0
+        ]  # fmt: skip
+        return sorted(dict.fromkeys(size for size in sizes if size > 1))
+
     def _all_forms(
         self,
         first: Form,
@@ -145,13 +174,14 @@ class _Search:
         feeds: Mapping[Value, np.ndarray],
         found: Mapping[Value, np.ndarray],
     ) -> list[Form]:
-        forms = [first]
+        forms, known = [first], {first: None}
         for index in range(1, len(self.regions)):
             sample = self._sample(index, tables[index], feeds, found, FIRST)
-            form, off = fit(sample, list(dict.fromkeys(reversed(forms))))
+            form, off = fit(sample, list(known))
             if form is None or off > TOLERANCE:
                 raise self._misfit(index, off, form, FIRST)
             forms.append(form)
+            known[form] = None
         return forms
 
     def _misfit(self, index: int, off: float, form: Form | None, probe: Probe) -> LadingError:

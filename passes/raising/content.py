@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ir.base.diag import LadingError
 from ir.base.types import TensorType
 from ir.graph.graph import Graph, Node, Value
+from ir.ops.registry import ELEMENTWISE
 from ir.quant.stored_weight import is_weight
 from passes.raising.cuts import SIZES
 
@@ -72,7 +73,8 @@ def content_of(graph: Graph) -> Content | None:
     if found is None:
         return None
     ids, look_up = found
-    history = tuple(value for value in graph.inputs if _is_history(value))
+    flowing = _downstream(graph, (look_up.output,), fixed)
+    history = tuple(value for value in graph.inputs if _is_history(value, flowing))
     values = _downstream(graph, (look_up.output, *history), fixed)
     return Content(ids, look_up, history, frozenset(values), frozenset(fixed), _linears(graph, values, fixed))
 
@@ -147,11 +149,28 @@ def _is_table(value: Value, fixed: set[Value]) -> bool:
     return known and isinstance(value.type, TensorType) and value.dtype.is_float and value.rank == 2
 
 
-def _is_history(value: Value) -> bool:
-    """A float input of rank 4 or more with a size of its own: masks of that rank have none."""
+def _is_history(value: Value, flowing: set[Value]) -> bool:
+    """A float input of rank 4 or more that is joined with content, not added to it as masks are."""
     if not isinstance(value.type, TensorType) or not value.dtype.is_float or (value.rank or 0) < 4:
         return False
-    return any(isinstance(dim, int) and dim > 1 for dim in value.dims)
+    return any(isinstance(dim, int) and dim > 1 for dim in value.dims) or _joined(value, flowing)
+
+
+def _joined(value: Value, flowing: set[Value]) -> bool:
+    for node, place in value.uses:
+        if node.op in ("Cast", "Identity", "Reshape", "Transpose"):
+            if _joined(node.output, flowing):
+                return True
+        elif node.op not in ELEMENTWISE and place != MASK_PLACE.get(node.op) and not flowing.isdisjoint(node.inputs):
+            return True
+    return False
+
+
+MASK_PLACE = {
+    "Attention": 3, "com.microsoft.Attention": 3, "com.microsoft.MultiHeadAttention": 5,
+    "com.microsoft.GroupQueryAttention": 10, "LlmExporter.FusedAttention": 3,
+}  # fmt: skip
+"""Which operand of an attention operator is its mask, or what is added to its scores."""
 
 
 def _linears(graph: Graph, values: set[Value], fixed: set[Value]) -> dict[Value, Linear]:

@@ -43,9 +43,15 @@ class Probe:
 
 @dataclass(frozen=True)
 class Roles:
-    """What each input that is neither ids nor history is fed."""
+    """What each input that is neither ids nor history is fed.
+
+    Attributes:
+        of: the role of each input, a key of `ROLES`.
+        head_size: elements of a head in histories that do not say it.
+    """
 
     of: Mapping[Value, str]
+    head_size: int = 0
 
     def feeds(self, content: Content, probe: Probe, rng: np.random.Generator | None) -> dict[Value, np.ndarray]:
         """Arrays for all inputs; histories of random numbers, left out without a generator."""
@@ -57,7 +63,9 @@ class Roles:
         if rng is None:
             return made
         for value in content.history:
-            made[value] = rng.normal(0, 1, history_shape(value, content, probe)).astype(value.dtype.numpy)
+            made[value] = rng.normal(0, 1, history_shape(value, content, probe, self.head_size)).astype(
+                value.dtype.numpy
+            )
         return made
 
 
@@ -81,13 +89,15 @@ def _choices(value: Value, content: Content) -> Sequence[str]:
     if not isinstance(value.type, TensorType) or value.shape is None:
         return ("ones", "positions", "total", "past")
     rank, dtype = value.rank or 0, value.dtype
+    if rank == 3 and dtype.is_integer:
+        return ("positions",)
     if rank >= 3:
         return ("allowed",) if dtype == BOOL else ("causal",) if dtype.is_float else ()
     if dtype.is_float:
         return ("causal",) if rank == 2 else ()
     if dtype == BOOL:
         return ("ones",) if rank == 2 else ()
-    if rank == 2:
+    if rank == 2 and dtype.is_integer:
         same = value.dims[-1] == content.ids.dims[-1]
         indexing = _indexes(value)
         first = ("positions", "ones") if same and indexing else ("ones", "positions")
@@ -109,22 +119,23 @@ def _indexes(value: Value) -> bool:
     return False
 
 
-def history_shape(value: Value, content: Content, probe: Probe) -> tuple[int, ...]:
-    """The shape of a history: its first unknown axis is the batch, where the ids have the same, the other the past."""
+def history_shape(value: Value, content: Content, probe: Probe, head_size: int) -> tuple[int, ...]:
+    """The shape of a history: axes of unknown size are the batch, the past and, where it is last, the head's size."""
     batch = content.ids.dims[0] if content.ids.rank == 2 else None
-    shape = []
-    for place, dim in enumerate(value.dims):
-        if isinstance(dim, int):
-            shape.append(dim)
-        elif dim == batch or (place == 0 and batch is not None and len(_unknown(value)) > 1):
-            shape.append(probe.batch)
-        else:
-            shape.append(probe.past)
-    return tuple(shape)
+    free = [place for place, dim in enumerate(value.dims) if isinstance(dim, Dim)]
+    sizes = {place: probe.past for place in free}
+    if free and (
+        value.dims[free[0]] == batch or len(free) == 3 or (len(free) == 2 and free[-1] != len(value.dims) - 1)
+    ):
+        sizes[free[0]] = probe.batch
+    if free and free[-1] == len(value.dims) - 1:
+        sizes[free[-1]] = head_size
+    return tuple(dim if isinstance(dim, int) else sizes[place] for place, dim in enumerate(value.dims))
 
 
-def _unknown(value: Value) -> list[Dim]:
-    return [dim for dim in value.dims if isinstance(dim, Dim)]
+def names_head_size(value: Value) -> bool:
+    """Whether a history says how many elements a head has."""
+    return isinstance(value.dims[-1], int)
 
 
 def _array(value: Value, role: str, probe: Probe) -> np.ndarray:
@@ -134,7 +145,8 @@ def _array(value: Value, role: str, probe: Probe) -> np.ndarray:
         return np.ones((batch, total), kind)
     if role == "positions":
         line = np.arange(past, total).astype(kind)
-        return np.repeat(line[None], batch, 0) if rank == 2 else line
+        # Ropes of several axes take the same positions for each of them in text.
+        return np.broadcast_to(line, (3, batch, tokens)[-rank:]).copy() if rank > 1 else line
     if role in ("causal", "allowed"):
         seen = np.arange(total)[None] <= np.arange(past, total)[:, None]
         plane = seen if role == "allowed" else np.where(seen, 0.0, np.finfo(np.float32).min).astype(kind)

@@ -19,7 +19,7 @@ from passes.raising.feeds import ROLES, require_free_length
 from passes.raising.norms import raise_norms
 from passes.raising.rebuild import Rebuild
 from passes.raising.regions import ANCHORS
-from passes.raising.tables import Builder
+from passes.raising.tables import Builder, gather_rows
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ class RaiseDecoder(Pass):
                 require_no_rows(graph)
             return {}
         require_free_length(content.ids)
+        gather_rows(graph)
+        _typed(graph)
         plain = []
         for raised in (raise_norms, raise_activations):
             plain += raised(graph, content)
@@ -155,6 +157,10 @@ def _retype(graph: Graph) -> None:
     for node in graph.nodes:
         for value in node.outputs:
             graph.set_type(value, None)
+    _typed(graph)
+
+
+def _typed(graph: Graph) -> None:
     problems = infer_types(graph)
     if problems:
         raise LadingError.of(problems)

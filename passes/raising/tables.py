@@ -149,6 +149,21 @@ def _baked(rows: np.ndarray, positions: np.ndarray, constants: Sequence[Value], 
     return None
 
 
+def gather_rows(graph: Graph) -> None:
+    """Take the rows of tables outside of rotary embedding, where its operator takes them itself by position."""
+    made: dict[tuple[Value, Value], Value] = {}
+    for node in graph.nodes:
+        positions = node.input(3) if node.op == "RotaryEmbedding" else None
+        if positions is None:
+            continue
+        rows = []
+        for table in (node.operand(1), node.operand(2)):
+            if (table, positions) not in made:
+                made[table, positions] = graph.add("Gather", [table, positions], {"axis": 0}, before=node).output
+            rows.append(made[table, positions])
+        graph.set_inputs(node, [node.operand(0), *rows])
+
+
 class Builder:
     """Builds tables from positions counted from 0, at the start of a graph; equal ones once."""
 

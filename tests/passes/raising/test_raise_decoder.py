@@ -100,6 +100,7 @@ def test_the_evidence_is_recorded():
         (Written(stretch=2000), "P384", "others from some length"),
         (Written(logits=False), "P385", "no output of this decoder"),
         (Written(padding="content"), "P386", "'pad' is read outside attention"),
+        (Written(padding="ids"), "P386", "depends on the numbers of the token ids 'tokens'"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_its_place(form, code, words):

@@ -23,7 +23,8 @@ class Written:
         rows: take embedding rows in place of ids.
         stretch: angles are others for positions from this on; 0 for none.
         activation: ``silu``, ``gelu``, ``tanh gelu`` or ``tanh``.
-        padding: the mask depends on an input ``pad`` too; ``content`` when the rows of the embedding are multiplied by it.
+        padding: the mask depends on an input ``pad`` too; ``content`` when the rows of the
+            embedding are multiplied by it; ``ids`` when the mask depends on the ids in its place.
         logits: the output has logits; else a single number.
         opset: version of the operators.
     """
@@ -126,7 +127,8 @@ class _Writer:
             gap = self.op("Mod", self.op("Add", query, key), self.const(np.array(400, np.int64)))
             seen = self.op("And", seen, self.op("Less", gap, self.const(np.array(399, np.int64))))
         if self.form.padding:
-            kept = self.op("Unsqueeze", self.op("Cast", "pad", to=TensorProto.BOOL), self.ints(1, 2))
+            given = "tokens" if self.form.padding == "ids" else "pad"
+            kept = self.op("Unsqueeze", self.op("Cast", given, to=TensorProto.BOOL), self.ints(1, 2))
             seen = self.op("And", seen, kept)
         return seen
 
@@ -193,7 +195,7 @@ def decoder(form: Written = Written()) -> onnx.ModelProto:
         x = writer.op("ReduceMax", x, writer.ints(1, 2), keepdims=0)
     out = helper.make_tensor_value_info(x, TensorProto.FLOAT, [1, seq, form.vocab] if form.logits else [1])
     inputs = [given]
-    if form.padding:
+    if form.padding in ("mask", "content"):
         inputs.append(helper.make_tensor_value_info("pad", TensorProto.INT64, [1, seq]))
     graph = helper.make_graph(writer.nodes, "decoder", inputs, [out], writer.stored)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", form.opset)], ir_version=10)

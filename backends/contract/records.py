@@ -230,7 +230,7 @@ class Storage(Record):
     symmetric: Annotated[bool, "true when the codes lie evenly around zero"] = True
     zero: Annotated[Literal["int", "float", "none"], "kind of the stored zero points"] = "none"
     scale_dtype: Annotated[DTypeName | None, "element type of the scales; null without scales"] = None
-    method: Annotated[Name, "how the codes were chosen, such as cast, rtn, gptq"]
+    method: Annotated[Name, "how the codes were chosen, such as cast, rtn, gptq; stored for codes kept as they came"]
     layout: Annotated[Name, "byte layout in the file, such as mnn-dense-codes, mnn-f16, rows-bf16"]
 
     @classmethod
@@ -269,6 +269,9 @@ class WeightEntry(Record):
     storage: Annotated[Storage, "how it is stored"]
     shared_with: Annotated[Name | None, "name of the weight whose bytes these are (tied weights)"] = None
     error: Annotated[WeightError | None, "null when it was not measured"] = None
+    from_bits: Annotated[
+        Positive | None, "bits of the codes it came in, where it came quantized and is stored anew"
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

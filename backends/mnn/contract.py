@@ -183,6 +183,7 @@ def weight_entry(
         shape=(weight.rows, weight.columns),
         storage=c.Storage.of(weight.storage, "mnn-dense-codes" if weight.storage.is_integer else f"mnn-f{weight.bits}"),
         error=c.WeightError(rms_relative=measured[0], max_abs=measured[1]) if measured is not None else None,
+        from_bits=weight.came_in,
     )
 
 

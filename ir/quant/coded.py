@@ -287,9 +287,26 @@ def decoded(codes: Tensor, scale: Tensor, *zero: Tensor, tile: Sequence[int], af
     return _Decoded(codes, scale, *zero, tile=tuple(tile), affine=affine)
 
 
+def decoded_from(tensor: Tensor) -> Tensor | None:
+    """The codes that a tensor is the decoded numbers of, in whatever order; None when it is made otherwise."""
+    while tensor.recipe()[0] in ("transposed", "reshaped", "cast"):
+        tensor = tensor.inputs[0]
+    return tensor.base if isinstance(tensor, _Decoded) else None
+
+
 def unsigned_type(bits: int) -> DType:
     """The unsigned integer type of a width of 2 to 8 bits."""
     return DTYPES[f"u{bits}"]
 
 
-__all__ = ["Coded", "Factor", "Parts", "coded", "decoded", "signed_codes", "unsigned_type", "wide_codes"]
+__all__ = [
+    "Coded",
+    "Factor",
+    "Parts",
+    "coded",
+    "decoded",
+    "decoded_from",
+    "signed_codes",
+    "unsigned_type",
+    "wide_codes",
+]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ir.base.types import BF16, F16, F32
+from ir.quant.coded import decoded_from
 from ir.quant.storage import Storage
 from ir.quant.stored_codes import given_codes, stored_weight
 from ir.quant.weight import QuantizedWeight, quantized_of
@@ -56,6 +57,12 @@ class StoredWeight:
         if self.source is None:
             raise ValueError(f"{self.name} is kept in codes")
         return self.source
+
+    @property
+    def came_in(self) -> int | None:
+        """Bits of the codes that the weight came in, where it was decoded to be stored anew."""
+        codes = decoded_from(self.quantized.source if self.quantized is not None else self.floats)
+        return codes.type.dtype.bits if codes is not None else None
 
     @property
     def bits(self) -> int:

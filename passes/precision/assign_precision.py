@@ -18,7 +18,7 @@ from passes.framework.context import PassContext
 from passes.framework.options import option
 from passes.precision.limits import limit_of
 from passes.precision.plan_file import Rule, check_pattern, load_rules
-from passes.precision.planned_weights import Weight, same_matrix, weights_of
+from passes.precision.planned_weights import Weight, kept_weights, same_matrix, weights_of
 from passes.precision.storage_rules import Preferences, Prepared, floor_of, require_used
 
 T = TypeVar("T")
@@ -38,7 +38,9 @@ class AssignPrecision(Pass):
     Norm gains, biases and every other vector stay in single precision. A block that does not divide a row of input
     features is replaced by the largest that does (32, 16, 8 or 4 at least), else by one scale a row. When the checkpoint
     ties embedding and logits matrix, the rows are stored as the logits matrix is unless an option or a rule speaks of
-    them, and both are one matrix in the file, at a width at which rows can be read.
+    them, and both are one matrix in the file, at a width at which rows can be read. Weights that came quantized are kept
+    as they are; a limit on the size counts them, and rules and options say nothing of them unless raise-weights was
+    told to requantize them.
 
     With one of budget, max-size and max-kl the storages are chosen by measurement: how much each weight's error costs
     in KL divergence on held-out text, and how that error falls with every candidate. It needs the pass calibrate before
@@ -132,9 +134,11 @@ class AssignPrecision(Pass):
         """See `Pass.run`."""
         weights = weights_of(graph)
         wanted = self.preferences(ctx.target, ctx.prepared)
-        require_used((*wanted.rules, *wanted.floors), weights)
+        require_used((*wanted.rules, *wanted.floors), weights, [item.name for item in kept_weights(graph)])
         if wanted.limit is None:
             plan = _by_policy(weights, wanted, ctx)
+        elif not weights:
+            plan = _nothing_to_choose(graph, wanted)
         else:
             # Measuring takes many modules, which assigning by policy must not pay for.
             from passes.precision.measured.plan import by_measurement
@@ -199,6 +203,16 @@ def _by_policy(weights: Sequence[Weight], wanted: Preferences, ctx: PassContext)
     if pair is not None and not tied:
         _tell_cost(*pair, storage, wanted, ctx)
     return PrecisionPlan(storage, tied, rules={name: rule for name, (_, rule) in chosen.items()})
+
+
+def _nothing_to_choose(graph: Graph, wanted: Preferences) -> PrecisionPlan:
+    """The plan of a graph whose every weight came quantized; Q451 where they are larger than the limit."""
+    from passes.precision.measured.plan import given_of
+    from passes.precision.measured.search import require_room
+
+    assert wanted.limit is not None
+    require_room((), wanted.limit, given_of(graph, (), wanted.target))
+    return PrecisionPlan()
 
 
 def _stored_once(

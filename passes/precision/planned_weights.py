@@ -10,6 +10,7 @@ from typing import Literal
 from ir.base.types import BF16, F16, F32, TensorType
 from ir.graph.graph import Graph, Node, Value
 from ir.quant.storage import Storage
+from ir.quant.stored_weight import StoredWeight, storage_of
 from ir.quant.weight import QuantizedWeight, shared_quantized
 from ir.tensor.base import Tensor, same_tensor
 from ir.tensor.elementwise import cast
@@ -83,6 +84,18 @@ def weights_of(graph: Graph) -> list[Weight]:
     return list(found.values())
 
 
+def kept_weights(graph: Graph) -> list[StoredWeight]:
+    """Matrices that came quantized and are stored as they are, each once, tables first."""
+    found: dict[int, StoredWeight] = {}
+    products = [node.operand(1) for node in graph.nodes if node.op == "MatMul" and node.input(1) is not None]
+    uses = [(value, False) for value in graph.tables.values()] + [(value, True) for value in products]
+    for value, matmul in uses:
+        stored = storage_of(value, matmul=matmul) if value.const is None else None
+        if stored is not None and stored.quantized is not None:
+            found.setdefault(id(stored.quantized), stored)
+    return list(found.values())
+
+
 def _is_matrix(value: Value) -> bool:
     is_float = value.is_const and isinstance(value.type, TensorType) and value.dtype.is_float
     return is_float and value.rank == 2
@@ -138,6 +151,7 @@ __all__ = [
     "Weight",
     "as_stored",
     "bias_of",
+    "kept_weights",
     "place_of",
     "same_matrix",
     "weights_of",

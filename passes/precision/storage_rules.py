@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -165,8 +166,11 @@ def floor_of(text: str) -> Rule:
     return Rule("" if is_role else pattern, pattern if is_role else "", {}, f"floor={text}", bits)
 
 
-def require_used(rules: tuple[Rule, ...], weights: list[Weight]) -> None:
-    """Raise Q412 for the first rule that decides nothing; floors never shadow each other."""
+def require_used(rules: tuple[Rule, ...], weights: list[Weight], kept: Sequence[str] = ()) -> None:
+    """Raise Q412 for the first rule that decides nothing; floors never shadow each other.
+
+    `kept` names the weights that came quantized, about which rules do not decide.
+    """
     plain = [rule for rule in rules if not rule.where.startswith("floor=")]
     used = {rule.where for weight in weights if (rule := first_rule(tuple(plain), weight)) is not None}
     for rule in rules:
@@ -174,6 +178,14 @@ def require_used(rules: tuple[Rule, ...], weights: list[Weight]) -> None:
         if rule.where in used or (matched and rule not in plain):
             continue
         what = "is shadowed by earlier rules" if matched else "matches no weight"
+        stored = [] if matched or rule.role else [name for name in kept if rule.applies(name, "")]
+        if stored:
+            raise LadingError(
+                "Q412",
+                f"the rule match={rule.match!r} matches {stored[0]}, which came quantized and is kept as it is",
+                where=rule.where,
+                hint="name it in requantize=[...] as well to have it stored anew",
+            )
         names = ", ".join(weight.name for weight in weights[:3])
         raise LadingError(
             "Q412",

@@ -39,11 +39,12 @@ class Group:
 
 
 def storage_text(storage: Storage) -> str:
-    """Width and block of a storage, such as ``4 bits in blocks of 64``."""
+    """Width and block of a storage, such as ``4 bits in blocks of 64``, and whether the codes are those that came."""
     width = width_text(storage)
     if storage.bits > 8:
         return width
-    return f"{width} in blocks of {storage.block}" if storage.block else f"{width}, one scale a row"
+    kept = ", kept" if storage.method == "stored" else ""
+    return f"{width} in blocks of {storage.block}{kept}" if storage.block else f"{width}, one scale a row{kept}"
 
 
 def width_text(storage: Storage) -> str:

@@ -11,6 +11,7 @@ from ir.base.types import TensorType
 from ir.graph.graph import Graph
 from ir.quant.storage import Storage
 from ir.quant.storage_size import scale_bytes
+from ir.quant.stored_weight import is_weight
 
 NORMS = ("RMSNormalization", "LayerNormalization")
 
@@ -31,12 +32,15 @@ def exact_rows_bytes(rows: int, columns: int, parts: int) -> int:
 def fixed_bytes(graph: Graph) -> int:
     """Bytes of the weight file that no storage changes: a bias for each product with a weight, and the norms.
 
-    `graph` has constant weights still; a product without a bias is stored with one of zeros.
+    What came quantized is kept, other weights are constants still; a product without a bias is stored with one of
+    zeros.
     """
-    total = 0
+    from passes.precision.planned_weights import kept_weights
+
+    total = sum(weight_bytes(item.rows, item.columns, item.storage) for item in kept_weights(graph))
     for node in graph.nodes:
         weight = node.input(1)
-        if node.op == "MatMul" and weight is not None and weight.is_const:
+        if node.op == "MatMul" and weight is not None and is_weight(weight):
             total += 4 * weight.sizes[-1]
         elif node.op in NORMS and weight is not None and isinstance(weight.type, TensorType):
             total += 8 * (weight.type.size or 0)

@@ -13,13 +13,14 @@ from ir.facts.sensitivity import CurvePoint, Sensitivity, WeightSensitivity
 from ir.graph.graph import Graph
 from ir.quant.statistics.moments import CalibrationText
 from ir.quant.storage import Storage, fit_block
+from ir.quant.storage_size import stored_bits
 from ir.target.target import Target
 from passes.framework.context import PassContext
 from passes.precision.measured.candidates import Choice, Item, make_items, planned_elements, size_of_storage
 from passes.precision.measured.prices import Prices, price, storages_of
 from passes.precision.measured.probes import Meter
-from passes.precision.measured.search import Picks, Search, Tried, require_room
-from passes.precision.planned_weights import Weight, place_of
+from passes.precision.measured.search import Given, Picks, Search, Tried, require_room
+from passes.precision.planned_weights import Weight, kept_weights, place_of
 from passes.precision.storage_rules import Preferences
 
 UNIFORM_PLANS = 3
@@ -40,11 +41,11 @@ def by_measurement(
     assert wanted.limit is not None
     keys = _statistics(graph, weights)
     items = make_items(weights, wanted)
-    elements, fixed = planned_elements(weights), wanted.target.fixed_bytes(graph)
-    require_room(items, wanted.limit, elements, fixed)
+    given = given_of(graph, weights, wanted.target)
+    require_room(items, wanted.limit, given)
     meter = Meter(graph, _held_out(ctx), ctx)
     prices = price(items, keys, meter, ctx)
-    search = Search(prices, meter, wanted.limit, elements, fixed)
+    search = Search(prices, meter, wanted.limit, given)
     others = _competitors(search, wanted)
     rounds = wanted.rounds if wanted.rounds is not None else 0 if prices.large else 1
     if wanted.limit.kind == "max-kl":
@@ -54,6 +55,14 @@ def by_measurement(
     order = {weight.name: place for place, weight in enumerate(weights)}
     rules = {weight.name: wanted.why(weight, "measured") for weight in weights}
     return _plan(search, taken, rules), _record(search, taken, order, wanted.target)
+
+
+def given_of(graph: Graph, weights: Sequence[Weight], target: Target) -> Given:
+    """What the plan does not decide about: biases, norms, and weights that came quantized."""
+    kept = kept_weights(graph)
+    elements = planned_elements(weights) + sum(item.rows * item.columns for item in kept)
+    bits = sum(stored_bits(item.rows, item.columns, item.storage) for item in kept)
+    return Given(elements, target.fixed_bytes(graph), bits)
 
 
 def _statistics(graph: Graph, weights: Sequence[Weight]) -> dict[str, str]:
@@ -223,4 +232,4 @@ def _described(storage: Storage) -> str:
     return f"{storage.bits} bits, {block}" if storage.bits <= 8 else f"{storage.bits} bits"
 
 
-__all__ = ["by_measurement"]
+__all__ = ["by_measurement", "given_of"]

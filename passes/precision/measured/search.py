@@ -47,34 +47,43 @@ class Tried:
     measured: Measured
 
 
-def _room(limit: Limit, elements: int, fixed: int) -> float:
-    """What the choices may take together: bits under a budget, else bytes."""
-    if limit.kind == "budget":
-        # Room for the rounding of a limit such as 4.1 times the number of weights, well below one bit.
-        return limit.value * elements * (1 + 1e-12)
-    return limit.value - fixed
+@dataclass(frozen=True)
+class Given:
+    """What no choice changes.
+
+    Attributes:
+        elements: numbers that bits per weight are counted for, those of kept weights among them.
+        bytes: of the weight file.
+        bits: stored bits of the weights that came quantized and are kept so.
+    """
+
+    elements: int
+    bytes: int
+    bits: int = 0
+
+    def room(self, limit: Limit) -> float:
+        """What the choices may take together: bits under a budget, else bytes."""
+        if limit.kind == "budget":
+            # Room for the rounding of a limit such as 4.1 times the number of weights, well below one bit.
+            return limit.value * self.elements * (1 + 1e-12) - self.bits
+        return limit.value - self.bytes
 
 
-def require_room(items: Sequence[Item], limit: Limit, elements: int, fixed: int) -> None:
+def require_room(items: Sequence[Item], limit: Limit, given: Given) -> None:
     """Refuse a limit on the size that the smallest plan breaks, before anything is measured.
-
-    Args:
-        items: what is decided about.
-        limit, elements, fixed: as of `Search`.
 
     Raises:
         LadingError: Q451.
     """
     budget = limit.kind == "budget"
     least = sum(min(choice.bits if budget else choice.bytes for choice in item.choices) for item in items)
-    if limit.kind == "max-kl" or least <= _room(limit, elements, fixed):
+    if limit.kind == "max-kl" or least <= given.room(limit):
         return
-    shown = f"{least / elements:.3f}bpw" if budget else f"{fixed + least}B"
-    raise LadingError(
-        "Q451",
-        f"{limit.text} is less than the smallest plan needs, {limit.kind}={shown}",
-        hint="give more, or allow smaller candidates: widths, blocks, forms, keep, floor and rules decide on them",
-    )
+    shown = f"{(given.bits + least) / given.elements:.3f}bpw" if budget else f"{given.bytes + least}B"
+    hint = "give more, or allow smaller candidates: widths, blocks, forms, keep, floor and rules decide on them"
+    if given.bits:
+        hint += "; weights that came quantized are kept unless requantize names them"
+    raise LadingError("Q451", f"{limit.text} is less than the smallest plan needs, {limit.kind}={shown}", hint=hint)
 
 
 class Search:
@@ -84,16 +93,14 @@ class Search:
         prices: what every choice costs.
         meter: measures whole plans.
         limit: what to keep.
-        elements: numbers that bits per weight are counted for.
-        fixed: bytes of the weight file that no choice changes.
+        given: what no choice changes.
     """
 
-    def __init__(self, prices: Prices, meter: Meter, limit: Limit, elements: int, fixed: int) -> None:
+    def __init__(self, prices: Prices, meter: Meter, limit: Limit, given: Given) -> None:
         self.prices = prices
         self.meter = meter
         self.limit = limit
-        self.elements = elements
-        self.fixed = fixed
+        self.given = given
         self.factors = np.ones(len(prices.items))
         self.tried: list[Tried] = []
         self.tokens = meter.tokens_for([list(prices.keys)] * 4, PLAN_TOKENS)
@@ -102,11 +109,12 @@ class Search:
 
     def bytes_of(self, picks: Picks) -> int:
         """Bytes of the weight file and of exact embedding rows."""
-        return self.fixed + int(sum(sizes[pick] for sizes, pick in zip(self.prices.bytes, picks, strict=True)))
+        return self.given.bytes + int(sum(sizes[pick] for sizes, pick in zip(self.prices.bytes, picks, strict=True)))
 
     def bits_per_weight(self, picks: Picks) -> float:
-        """Stored bits of the planned weights for each of them."""
-        return float(sum(bits[pick] for bits, pick in zip(self.prices.bits, picks, strict=True))) / self.elements
+        """Stored bits of planned and kept weights for each of them."""
+        chosen = float(sum(bits[pick] for bits, pick in zip(self.prices.bits, picks, strict=True)))
+        return (self.given.bits + chosen) / self.given.elements
 
     def predicted(self, picks: Picks) -> float:
         """KL divergence by the prices as they are corrected now."""
@@ -123,7 +131,7 @@ class Search:
         return self.prices.bits if self.limit.kind == "budget" else self.prices.bytes
 
     def _room(self) -> float:
-        return _room(self.limit, self.elements, self.fixed)
+        return self.given.room(self.limit)
 
     def _stored(self, picks: Picks) -> float:
         return float(sum(sizes[pick] for sizes, pick in zip(self._sizes(), picks, strict=True)))

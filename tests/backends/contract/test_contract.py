@@ -154,6 +154,7 @@ def weights(draw: Any, files: tuple[c.FileEntry, ...]) -> tuple[c.WeightEntry, .
                 storage=draw(stored),
                 shared_with=shared,
                 error=error,
+                from_bits=draw(maybe(st.integers(1, 8))),
             )
         )
     return tuple(rows)

@@ -29,7 +29,7 @@ from passes.precision.measured import plan as measured
 from passes.precision.measured import search as rounds
 from passes.precision.measured.candidates import Choice, Item, candidates, make_items, planned_elements
 from passes.precision.measured.probes import Measured, Probe, RowsLoss, WeightLoss, first_tokens
-from passes.precision.measured.search import Search, require_room
+from passes.precision.measured.search import Given, Search, require_room
 from passes.precision.plan_file import load_rules, plan_text, write_plan
 from passes.precision.planned_weights import place_of, weights_of
 from tests.support.checkpoints import make_checkpoint
@@ -423,7 +423,7 @@ def search(limit, truth=(1.0,) * 6, count=6):
     rng = np.random.default_rng(1)
     sizes = [[100 * bits * (1 + n % 3) for bits in range(2, 9)] for n in range(count)]
     losses = [[float(scale) * 4.0**-bits for bits in range(2, 9)] for scale in rng.lognormal(0, 1, count)]
-    return Search(FakePrices(sizes, losses, truth), FakeMeter(), limit, 800, 1000)
+    return Search(FakePrices(sizes, losses, truth), FakeMeter(), limit, Given(800, 1000))
 
 
 def test_correction_finds_what_single_weights_do_not_show():
@@ -454,7 +454,7 @@ def test_a_limit_below_the_smallest_plan_says_what_is_needed():
         work = search(limit)
         pairs = [zip(*rows, strict=True) for rows in zip(work.prices.bytes, work.prices.bits, strict=True)]
         items = [Item((), tuple(Choice((), False, int(b), int(c)) for b, c in pair)) for pair in pairs]
-        require_room(items, limit, work.elements, work.fixed)
+        require_room(items, limit, work.given)
 
     with pytest.raises(LadingError, match="max-size=3400B") as error:
         require(Limit("max-size", 3000, "max-size=3000B"))
@@ -512,7 +512,7 @@ def test_uniform_plans_of_large_models_compete_only_where_they_might_win(calibra
     losses = [4.0 ** -np.array([min(s.bits for s in c.storages) for c in item.choices], np.float64) for item in items]
     prices = SimpleNamespace(items=items, bytes=bits, bits=bits, losses=losses, keys={}, large=False)
     elements = planned_elements(weights_of(graph))
-    work = Search(prices, FakeMeter(), Limit("budget", 5.2, "budget=5.2bpw"), elements, 0)
+    work = Search(prices, FakeMeter(), Limit("budget", 5.2, "budget=5.2bpw"), Given(elements, 0))
     found = measured._competitors(work, wanted)
     assert [name for name, _ in found] == ["uniform 4 bits, block 32, symmetric"]
     assert all(work.fits(picks) for _, picks in found)

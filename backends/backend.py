@@ -38,12 +38,14 @@ class Origin:
         frontend: name of the frontend that reads it.
         path: its file or folder on this machine.
         title: what to call it.
+        tokenizer: folder with its tokenizer; None where none belongs to it.
     """
 
     model: str
     frontend: str
     path: Path
     title: str
+    tokenizer: Path | None = None
 
     @property
     def folder(self) -> Path:
@@ -146,6 +148,9 @@ class Compilation:
         self.folder = folder
         yield
 
+    def opened(self, graph: Graph) -> None:
+        """Told of the graph as it was read, before any pass changes it."""
+
     def check(self, graph: Graph, pipeline: str) -> None:
         """Require that a pipeline ended in a graph that can be written; LadingError when it did not."""
 
@@ -158,7 +163,8 @@ class Compilation:
 
         Args:
             graph: what was emitted.
-            original: the model as it was read, before any pass.
+            original: the model as it was read, before any pass; one that came as a graph of its own, from the pass on that
+                found out what the runtime feeds.
         """
 
     def contract(self, graph: Graph, made: Made) -> Contract:

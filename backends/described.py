@@ -12,6 +12,7 @@ from ir.base.types import Dim, TensorType
 from ir.facts.calibration import Calibration
 from ir.facts.model_card import ModelCard, SourceFile
 from ir.facts.precision import PrecisionPlan
+from ir.facts.raised import Raised
 from ir.graph.graph import Graph, Value
 
 
@@ -41,6 +42,33 @@ def sources(rows: Mapping[str, SourceFile]) -> tuple[c.Source, ...]:
     return tuple(
         c.Source(file=name, bytes=row.bytes, digest=row.digest, digest_of=row.digest_of) for name, row in rows.items()
     )
+
+
+def raised(graph: Graph) -> c.Raised | None:
+    """What an exported graph was found to be; None where nobody had to find it out."""
+    fact = graph.fact(Raised)
+    if fact is None:
+        return None
+    inputs, outputs = (
+        tuple(
+            c.Port(name=one.name, kind=one.kind, evidence=one.evidence, dtype=one.dtype, shape=one.shape)
+            for one in side
+        )
+        for side in (fact.inputs, fact.outputs)
+    )
+    regions = tuple(
+        c.Region(
+            kind=one.kind,
+            where=one.where,
+            nodes=one.nodes,
+            finding=one.finding,
+            parameters=dict(one.parameters),
+            difference=one.difference,
+            probes=one.probes,
+        )
+        for one in fact.regions
+    )
+    return c.Raised(inputs=inputs, outputs=outputs, regions=regions)
 
 
 def pipeline(made: Made) -> c.Pipeline:
@@ -116,5 +144,5 @@ def _dimension(dim: Dim | None, name: str) -> c.Dimension:
 
 
 __all__ = [
-    "calibration", "compiler", "model", "notices", "pipeline", "shape", "signature", "sources", "verdict",
+    "calibration", "compiler", "model", "notices", "pipeline", "raised", "shape", "signature", "sources", "verdict",
 ]  # fmt: skip

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from backends.bars import exact_bar
+from backends.bars import exact_bar, half_bar
 from frontends.checkpoint.original import Original, original_logits
 from ir.base.diag import Diagnostic
 from ir.evaluate.divergence import Distance, DistanceMeter
@@ -30,7 +30,7 @@ OWN_CODE = "auto_map"
 
 @dataclass(frozen=True)
 class Reading:
-    """Whether a checkpoint was read as the original implementation reads it.
+    """Whether a model was read right: a checkpoint as the original implementation reads it, an ONNX file as onnxruntime.
 
     Attributes:
         original: that implementation and the distance from it, where it was run.
@@ -43,9 +43,16 @@ class Reading:
     unread: Sequence[str] = ()
 
     @property
+    def bar(self) -> float:
+        """How far the logits may be off."""
+        if self.distance is None:
+            return 0.0
+        return (half_bar if self.original.half else exact_bar)(self.distance.max_logit)
+
+    @property
     def verified(self) -> bool:
         """The float graph gives the logits of the original implementation."""
-        return self.distance is not None and self.distance.max_abs <= exact_bar(self.distance.max_logit)
+        return self.distance is not None and self.distance.max_abs <= self.bar
 
     @property
     def doubts(self) -> Sequence[str]:
@@ -58,12 +65,13 @@ class Reading:
         if self.distance is None or self.verified:
             return []
         worst = self.distance.max_abs
+        what, report = ("model", "model") if self.original.file else ("checkpoint", "configuration")
         message = (
-            f"the checkpoint as read here gives other logits than {self.original.name}: {worst:.3g} off where "
-            f"{exact_bar(self.distance.max_logit):.3g} is allowed, first choice kept in {self.distance.top1:.1%} of places"
+            f"the {what} as read here gives other logits than {self.original.name}: {worst:.3g} off where "
+            f"{self.bar:.3g} is allowed, first choice kept in {self.distance.top1:.1%} of places"
         )
         keys = f"keys that are not read: {', '.join(self.unread)}; " if self.unread else ""
-        return [Diagnostic("V720", message, hint=f"{keys}nothing was written; please report the configuration")]
+        return [Diagnostic("V720", message, hint=f"{keys}nothing was written; please report the {report}")]
 
 
 def compare_reading(
@@ -82,13 +90,24 @@ def compare_reading(
     if folder is None:
         return Reading(Original(reason=NO_CHECKPOINT), unread=unread)
     found = original_logits(folder, sequences, parameters=card.parameters or 0, vocabulary=card.vocab_size or 0)
-    shapes = [item.shape for item in floats]
-    if found.name and [item.shape for item in found.logits] != shapes:
-        return Reading(Original(reason=f"{found.name} gives logits of another shape"), unread=unread)
+    return compared(found, floats, unread)
+
+
+def compared(found: Original, floats: Sequence[np.ndarray], unread: Sequence[str] = ()) -> Reading:
+    """Compare logits of the float graph with those that somebody else computed.
+
+    Args:
+        found: those, or why there are none.
+        floats: logits float32[tokens, vocabulary] of the graph for each sequence.
+        unread: keys of the configuration that nobody here knows.
+    """
     if not found.name:
         return Reading(found, unread=unread)
+    chosen = [item[rows] for item, rows in zip(floats, found.rows, strict=True)] if found.rows else floats
+    if [item.shape for item in found.logits] != [item.shape for item in chosen]:
+        return Reading(replace(found, name="", reason=f"{found.name} gives logits of another shape"), unread=unread)
     meter = DistanceMeter()
-    for wanted, got in zip(found.logits, floats, strict=True):
+    for wanted, got in zip(found.logits, chosen, strict=True):
         meter.add(wanted, got)
     return Reading(found, meter.result(), unread)
 
@@ -141,7 +160,9 @@ def verdict_of(
         outcome = "passed with warnings" if warnings else "passed"
         parts.append(f"{_counted(warnings)} {judged}")
     if original:
-        parts.append(f"verified against {original}")
+        parts.append(f"{'compared with' if reading.original.file else 'verified against'} {original}")
+    elif reading.original.file and judged is not None:
+        parts.append(f"not compared with {reading.original.file} on onnxruntime: {reading.original.reason}")
     if doubts:
         parts.append(f"not verified against the original implementation, which may read {', '.join(doubts[:6])}")
     return Verdict(outcome, "; ".join(parts), original, note, unread)
@@ -154,4 +175,4 @@ def _counted(warnings: Sequence[Diagnostic]) -> str:
     return f"passed with {len(warnings)} warning{'s' if len(warnings) > 1 else ''} ({codes})"
 
 
-__all__ = ["Reading", "Verdict", "compare_reading", "untrained", "verdict_of"]
+__all__ = ["Reading", "Verdict", "compare_reading", "compared", "untrained", "verdict_of"]

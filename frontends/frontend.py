@@ -40,6 +40,15 @@ class Frontend:
         """The file or folder that `load` reads, brought to this machine where it is not there yet."""
         return Path(os.path.expanduser(source))
 
+    def title(self, path: Path) -> str:
+        """What to call the model of a file or folder."""
+        return path.resolve().name if path.is_dir() else path.stem
+
+    def tokenizer(self, path: Path) -> Path | None:
+        """The folder with the tokenizer that belongs to a model; None where none does."""
+        folder = path if path.is_dir() else path.parent
+        return folder if (folder / "tokenizer.json").is_file() else None
+
     def load(self, path: str, **options: Any) -> Graph:
         """The graph of a file or folder; LadingError for what is wrong with it."""
         raise NotImplementedError
@@ -74,6 +83,18 @@ class OnnxFile(Frontend):
     suffixes = (".onnx",)
     options = frozenset({"free_inputs", "base"})
 
+    def title(self, path: Path) -> str:
+        """The name of the file, or of its folder where every such file is called alike."""
+        from frontends.onnx.beside import title_of
+
+        return title_of(path)
+
+    def tokenizer(self, path: Path) -> Path | None:
+        """The folder of the file, or the one above where models have one of their own."""
+        from frontends.onnx.beside import tokenizer_folder
+
+        return tokenizer_folder(path)
+
     def load(
         self, path: str, *, free_inputs: bool = False, base: str | os.PathLike[str] | None = None, **options: Any
     ) -> Graph:
@@ -106,6 +127,10 @@ class CheckpointFolder(Frontend):
         from frontends.checkpoint.hub import resolve
 
         return resolve(source, revision=revision)
+
+    def tokenizer(self, path: Path) -> Path | None:
+        """The checkpoint itself: one without is told so."""
+        return path
 
     def load(self, path: str, *, revision: str | None = None, **options: Any) -> Graph:
         """Read a checkpoint: a folder or a hub name."""

@@ -453,9 +453,10 @@ class Verification(Record):
     platform: Annotated[Name, "operating system and processor"]
     settings: Annotated[RunSettings | None, "how it was configured; null for a runtime without such settings"]
     reference: Annotated[
-        Literal["float", "decoded weights", "runtime model", "transformers"],
+        Literal["float", "decoded weights", "runtime model", "transformers", "onnxruntime"],
         "compared with the original weights in float, with the stored weights decoded to float, with these times "
-        "activations quantized as the runtime quantizes them under these settings, or with the original implementation",
+        "activations quantized as the runtime quantizes them under these settings, with the original implementation, or "
+        "with the ONNX file that the model was read from",
     ]
     prompt_tokens: Annotated[Positive | None, "tokens of the prompt; null for a model that reads no tokens"]
     max_abs_error: Annotated[Size, "largest absolute difference of a logit, or of whatever else comes out"]
@@ -473,6 +474,9 @@ class Verification(Record):
     perplexity_predicted: Annotated[Size | None, "the same for the perplexity"] = None
     decode_tokens: Annotated[Count | None, "tokens decoded greedily after the prompt; null when none were"] = None
     decode_equal_tokens: Annotated[Count | None, "how many of them came before the first difference"] = None
+    decode_close_tokens: Annotated[
+        Count, "further tokens that are not counted, because rounding decides between the reference's two best"
+    ] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -506,6 +510,39 @@ class Verdict(Record):
     ] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Port(Record):
+    """What an input or output of the graph that was read was found to hold."""
+
+    name: Annotated[str, "its name in the file; may be empty"]
+    kind: Annotated[Name, "'token-ids', 'attention-mask', 'positions', 'history', 'row-choice', 'logits' and others"]
+    evidence: Annotated[str, "how that is known"]
+    dtype: Annotated[str, "its element type; empty where the file does not say"]
+    shape: Annotated[tuple[int | str, ...], "its shape in the file, sizes or names"] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Region(Record):
+    """A part of the graph that was read whose meaning was found by evaluating it."""
+
+    kind: Annotated[Name, "'attention', 'norm', 'activation', 'linear', 'table', 'positions' or 'mask'"]
+    where: Annotated[str, "node of the file that it ends in"]
+    nodes: Annotated[Count, "nodes that it had"]
+    finding: Annotated[str, "what it computes"]
+    parameters: Annotated[dict[str, Setting], "the same for programs"]
+    difference: Annotated[Size, "largest difference from what it is taken for, relative to its largest value"]
+    probes: Annotated[tuple[str, ...], "what it was evaluated on"] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Raised(Record):
+    """What a graph that somebody else exported was found to be, and by what evidence."""
+
+    inputs: Annotated[tuple[Port, ...], "what it takes"]
+    outputs: Annotated[tuple[Port, ...], "what it gives"]
+    regions: Annotated[tuple[Region, ...], "its parts, in the order of the graph"]
+
+
 def _weight_order(weight: WeightEntry) -> tuple[str, int, str]:
     return weight.file, weight.offset, weight.name
 
@@ -527,6 +564,9 @@ class Contract(Record):
     model: Annotated[Model, "what was compiled"]
     sources: Annotated[tuple[Source, ...], Limits(sort=attrgetter("file")), "the files it was compiled from"]
     config_digest: Annotated[Digest | None, "SHA-256 of the checkpoint's config.json; null without one"] = None
+    raised: Annotated[
+        Raised | None, "what the exported graph was found to be; null for a model that is no such graph"
+    ] = None
     signature: Annotated[Signature, "inputs, outputs, dimensions and state"]
     files: Annotated[tuple[FileEntry, ...], Limits(sort=attrgetter("path")), "every file of the folder but this one"]
     weights: Annotated[tuple[WeightEntry, ...], Limits(sort=_weight_order), "every stored weight"]

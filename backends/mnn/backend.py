@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from backends.backend import Backend, Compilation, Figures, Made, Order
 from backends.mnn.card import last_size
 from backends.mnn.target.releases import MnnTarget, target
-from ir.base.diag import Diagnostic, LadingError
+from ir.base.diag import LadingError
 from ir.facts.model_card import ModelCard
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from backends.mnn.verify.written_weights import WeightError
     from backends.mnn.write.llm_folder import Emission, Settings
     from backends.verdict import Reading
+    from frontends.onnx.original import AsRead
     from frontends.text.tokenizer import ForeignTokenizer
     from ir.graph.graph import Graph
 
@@ -58,15 +59,10 @@ class MnnLlm(Backend):
     frontends = ("checkpoint", "mnn")
 
     def accepts(self, graph: Graph) -> bool:
-        """True for graphs from token ids to the logits of the whole sequence."""
-        from passes.inputs import embedding_rows, token_ids
+        """True for graphs from token ids to scores of tokens."""
+        from passes.inputs.language_model import looks_like_one
 
-        try:
-            embedding_rows.find(graph, token_ids.find(graph).value)
-        except LadingError:
-            return False
-        shape = graph.outputs[0].shape if len(graph.inputs) == len(graph.outputs) == 1 else None
-        return shape is not None and len(shape) == 3
+        return looks_like_one(graph)
 
     def target(self, text: str | None) -> MnnTarget:
         """``portable``, a release, or clauses such as ``>=3.4,<3.6``."""
@@ -76,7 +72,8 @@ class MnnLlm(Backend):
         """Begin to compile.
 
         Raises:
-            LadingError: U906 the result is to be run and MNN is not installed, B743 the model is an MNN model already.
+            LadingError: U906 the result is to be run and MNN is not installed, B743 the model is an MNN model already,
+                B744 it has no tokenizer.
         """
         from backends.mnn.target.environments import installed_version
 
@@ -88,6 +85,21 @@ class MnnLlm(Backend):
                 "U906",
                 "verification needs the MNN runtime, which is not installed",
                 hint="pip install MNN, or --verify none",
+            )
+        if order.options.get("tokenizer") is None and order.origin.tokenizer is None:
+            lies = (
+                "beside the model or in the folder above" if order.origin.folder.name == "onnx" else "beside the model"
+            )
+            message = f"the model has no tokenizer: no tokenizer.json lies {lies}"
+            hint = (
+                "name its folder with --tokenizer DIR, or copy tokenizer.json, tokenizer_config.json and "
+                "generation_config.json there; --tokenizer none makes a directory that runs on token ids"
+            )
+            raise LadingError("B744", message, order.origin.model, hint)
+        if order.options.get("tokenizer") == "none" and order.options.get("text") is not None:
+            hint = "leave --text out, or name the folder of the tokenizer with --tokenizer"
+            raise LadingError(
+                "U919", "perplexity is measured on text, which takes a tokenizer", order.origin.model, hint
             )
         return LlmCompilation(order)
 
@@ -107,18 +119,16 @@ class LlmCompilation(Compilation):
         """Releases on which tokens were sampled with the settings as written."""
         self._written: Callable[[], TokenizerFiles] | None = None
         self._chat_job: ChatJob | None = None
+        self._as_read: AsRead | None = None
         self.chat: ChatReport | None = None
 
     # ---- the tokenizer ----
 
     @cached_property
     def tokenizer(self) -> Path | None:
-        """The folder with the tokenizer: the one that is named, else that of the model; None when it has none."""
-        named: Path | None = self.order.options.get("tokenizer")
-        if named is not None or self.order.origin.frontend == "checkpoint":
-            return named or self.order.origin.folder
-        beside = self.order.origin.folder
-        return beside if (beside / "tokenizer.json").is_file() else None
+        """The folder with the tokenizer: the one that is named, else that of the model; None to do without."""
+        named: Path | str | None = self.order.options.get("tokenizer")
+        return None if named == "none" else Path(named) if named is not None else self.order.origin.tokenizer
 
     @contextmanager
     def working(self, folder: Path) -> Iterator[None]:
@@ -136,7 +146,7 @@ class LlmCompilation(Compilation):
         compare = self.order.verify != "none"
         lines = self.order.options.get("text")
         job = tokenizer_request(self.tokenizer, folder, self.target, compare=compare, lines=lines)
-        if self.order.origin.frontend == "checkpoint":
+        if self.order.origin.frontend in ("checkpoint", "onnx"):
             job = replace(job, model=str(self.order.origin.folder))
         older = not all(release.mtok for release in self.target.releases)
         with TokenizerJob(job) as running, ChatJob(self.tokenizer, older=older) as self._chat_job:
@@ -149,15 +159,6 @@ class LlmCompilation(Compilation):
             return self._with_template
         from backends.mnn.tokenizer.placeholder import write_placeholder
 
-        self.warnings.append(
-            Diagnostic(
-                "B744",
-                "no tokenizer is named, so the model runs on token ids only; the tokenizer file holds a token for each id",
-                self.order.origin.model,
-                "name the folder of the tokenizer with --tokenizer",
-                "warning",
-            )
-        )
         return lambda: write_placeholder(self.folder, self.target, _vocabulary(graph))
 
     def _with_template(self) -> TokenizerFiles:
@@ -227,6 +228,13 @@ class LlmCompilation(Compilation):
 
     # ---- the steps ----
 
+    def opened(self, graph: Graph) -> None:
+        """Note what an ONNX file takes: verification feeds it."""
+        if self.order.origin.frontend == "onnx":
+            from frontends.onnx.original import as_read
+
+            self._as_read = as_read(self.order.origin.path, graph)
+
     def check(self, graph: Graph, pipeline: str) -> None:
         """The pipeline must end in the form that is written; LadingError U905 when it does not."""
         from backends.mnn.lower.stage import problems
@@ -265,11 +273,12 @@ class LlmCompilation(Compilation):
     def _sampling(self, graph: Graph) -> Mapping[str, Any]:
         """The settings for generation: of the checkpoint, else of the folder with the tokenizer."""
         card = ModelCard.of(graph)
-        if self.order.origin.frontend == "checkpoint" or self.tokenizer is None:
+        if self.order.origin.frontend == "checkpoint":
             return card.sampling
+        folder = self.tokenizer or self.order.origin.folder
         from frontends.checkpoint.generation import read_generation
 
-        found = read_generation(self.tokenizer)
+        found = read_generation(folder)
         self.warnings += found.warnings
         return found.given
 
@@ -313,6 +322,7 @@ class LlmCompilation(Compilation):
             texts=[text for text, _ in self._samples],
             readable=self.tokenizer is not None,
             checkpoint=self._checkpoint(),
+            file=self._as_read.reference(graph) if self._as_read is not None else None,
         )
         self.verification = verify(
             subject,

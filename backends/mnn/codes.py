@@ -105,8 +105,8 @@ CODES: dict[str, str] = {
     "B742": "A file that a repaired model needs, the tokenizer or the embedding rows, is missing from the original.",
     "B743": "The model is an MNN model already. The command repair writes such a model again for other releases.",
     "B744": (
-        "No tokenizer belongs to the model, so the directory runs on token ids only. Its tokenizer file holds a token "
-        "for each id, because the engine loads no model without one."
+        "No tokenizer belongs to the model. With --tokenizer none the directory runs on token ids only; its tokenizer file "
+        "then holds a token for each id, because the engine loads no model without one."
     ),
     "B760": (
         "MNN crashed, or raised an error, when it sampled tokens with the settings that would be written. They come from "

@@ -64,6 +64,7 @@ def make_contract(
         model=described.model(card),
         sources=described.sources(card.sources),
         config_digest=card.config_digest,
+        raised=described.raised(graph),
         signature=_signature(graph, emission, target, card),
         files=tuple(entries),
         weights=tuple(_weights(graph, emission, errors)),
@@ -325,6 +326,7 @@ def _verification(item: Measurement) -> c.Verification:
         perplexity_predicted=item.perplexity_predicted,
         decode_tokens=item.decode_tokens,
         decode_equal_tokens=item.decode_equal,
+        decode_close_tokens=item.decode_close,
     )
 
 

@@ -22,6 +22,7 @@ AGAINST = {
     "decoded weights": "its weights",
     "runtime model": "prediction",
     "transformers": "transformers",
+    "onnxruntime": "onnxruntime",
 }
 """What a measurement compares with, in two words."""
 
@@ -165,7 +166,8 @@ def _greedy(item: Measurement) -> str:
     """Decoded tokens that the reference would have chosen too; left out where quantization made texts part ways."""
     if item.reference != "decoded weights" and item.decode_equal < item.decode_tokens:
         return ""
-    return f"{item.decode_equal}/{item.decode_tokens}"
+    close = f" ({item.decode_close} too close)" if item.decode_close else ""
+    return f"{item.decode_equal}/{item.decode_tokens}{close}"
 
 
 __all__ = ["ends_text", "figures", "sampler_text", "sampling_warnings", "span", "tokenizer_text"]

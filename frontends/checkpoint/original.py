@@ -29,17 +29,23 @@ START_S, WEIGHTS_A_SECOND = 300.0, 10e6
 
 @dataclass(frozen=True)
 class Original:
-    """Logits of the original implementation.
+    """Logits of the original implementation, or of the model's own file.
 
     Attributes:
         name: who computed them, such as ``transformers 5.24.0``; empty when nobody did.
         reason: why nobody did.
-        logits: float32[tokens, vocabulary] of each sequence.
+        logits: float32[rows, vocabulary] of each sequence.
+        rows: int[rows], the positions that the rows of each sequence belong to; empty for all positions.
+        file: name of the file that was to be run; empty for an implementation.
+        half: computed in half precision.
     """
 
     name: str = ""
     reason: str = ""
     logits: tuple[np.ndarray, ...] = ()
+    rows: tuple[np.ndarray, ...] = ()
+    file: str = ""
+    half: bool = False
 
 
 def original_logits(

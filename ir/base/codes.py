@@ -313,6 +313,7 @@ CODES: dict[str, str] = {
     "U917": "The backend has no target of this name.",
     "U914": "Only the text form can be read from standard input or written to standard output.",
     "U918": "An option is given that has no effect on this run. Nothing is left out in silence, so it is refused.",
+    "U919": "Text is to be measured on, and --tokenizer none asks to do without what makes token ids of it.",
     "U920": "The command does not show on the whole graph what it is meant to show, so there is nothing to reduce.",
     "U921": "The command to reduce for has no place for the file, cannot be started, or its pattern is malformed.",
     "U922": "The reduced graph cannot be written.",

@@ -19,7 +19,7 @@ import numpy as np
 from ir.base.child import Child, ChildFailed, machine_memory
 from ir.base.diag import LadingError
 from ir.base.types import DTYPES, DType, dtype_of_numpy, dtype_of_onnx
-from ir.evaluate.onnxruntime_session import Session, holds_tensor, numpy_value, ort_value
+from ir.evaluate.onnxruntime_session import Free, Session, holds_tensor, numpy_value, ort_value
 from ir.evaluate.onnxruntime_session import run_file as run_file_here
 
 if TYPE_CHECKING:
@@ -208,7 +208,13 @@ class ChildKernels:
         return ChildModel(self, number, answer["outputs"], len(data), where)
 
     def run_file(
-        self, path: Path, feeds: Sequence[Mapping[str, np.ndarray]], *, optimized: bool
+        self,
+        path: Path,
+        feeds: Sequence[Mapping[str, np.ndarray]],
+        *,
+        optimized: bool,
+        free: Free | None,
+        outputs: Sequence[str] | None,
     ) -> list[dict[str, np.ndarray]]:
         """See `run_file`."""
         given: list[list[Any]] = []
@@ -218,7 +224,10 @@ class ChildKernels:
             for name, array in feed.items():
                 given[-1].append([name, dtype_of_numpy(array.dtype).name, array.shape])
                 buffers.append(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
-        request = {"do": "file", "path": str(path.absolute()), "optimized": optimized, "feeds": given}
+        request = {
+            "do": "file", "path": str(path.absolute()), "optimized": optimized, "feeds": given, "free": dict(free or {}),
+            "outputs": None if outputs is None else list(outputs),
+        }  # fmt: skip
         nbytes = sum(item.stat().st_size for item in path.parent.iterdir() if item.is_file()) * max(1, len(feeds))
         answer, found = self.ask(request, buffers, where=str(path), nbytes=nbytes)
         parts = iter(found)
@@ -282,7 +291,13 @@ def kernels_for(graph: Graph) -> Kernels:
 
 
 def run_file(
-    path: Path, feeds: Sequence[Mapping[str, np.ndarray]], *, optimized: bool, foreign: bool
+    path: Path,
+    feeds: Sequence[Mapping[str, np.ndarray]],
+    *,
+    optimized: bool,
+    foreign: bool,
+    free: Free | None = None,
+    outputs: Sequence[str] | None = None,
 ) -> list[dict[str, np.ndarray]]:
     """What a model file gives for feeds, with its own data files.
 
@@ -292,15 +307,17 @@ def run_file(
         optimized: run it as an application does by default, which fuses operators and rounds what is multiplied by
             stored integers; else compute what the file says.
         foreign: the file, or the graph that it was written from, came from elsewhere: run it in a child.
+        free: tensors that the file reads and never makes; they become inputs.
+        outputs: names of the wanted outputs; None for all.
 
     Raises:
         LadingError: T220 with onnxruntime's message, T280 the child did not survive it.
     """
     if not foreign:
-        return run_file_here(path, feeds, optimized=optimized)
+        return run_file_here(path, feeds, optimized=optimized, free=free, outputs=outputs)
     with _STARTING:
         kernels = _child_kernels()
-    return kernels.run_file(path, feeds, optimized=optimized)
+    return kernels.run_file(path, feeds, optimized=optimized, free=free, outputs=outputs)
 
 
 # ---- the child's side ----
@@ -347,7 +364,9 @@ class _Server:
         ]
         found: list[list[Any]] = []
         sent: list[Any] = []
-        for one in run_file_here(Path(request["path"]), feeds, optimized=request["optimized"]):
+        free = {name: (dtype, rank) for name, (dtype, rank) in request["free"].items()}
+        asked = {"optimized": request["optimized"], "free": free, "outputs": request["outputs"]}
+        for one in run_file_here(Path(request["path"]), feeds, **asked):
             found.append([])
             for name, array in one.items():
                 about, data = _described(array)

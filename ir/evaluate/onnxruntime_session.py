@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ir.base.diag import LadingError
-from ir.base.types import DType, dtype_of_numpy, dtype_of_onnx
+from ir.base.types import DTYPES, DType, dtype_of_numpy, dtype_of_onnx
 from ir.onnx.export import onnx_bytes, onnx_dtype
 from ir.quant.weight import quantized_of
 from ir.tensor.base import Tensor
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 PLAIN = frozenset({"f32", "f64", "f16", "i8", "i16", "i32", "i64", "u8", "u16", "u32", "u64", "bool", "c64", "c128"})
 """Element types that onnxruntime passes as numpy arrays; the others go by their bytes."""
+
+Free = Mapping[str, tuple[str, int]]
+"""Name of the element type, and number of axes, of tensors by name."""
 
 
 @cache
@@ -45,7 +48,14 @@ def _failures() -> tuple[type[Exception], ...]:
     return (*(getattr(state, name) for name in names if hasattr(state, name)), RuntimeError, ValueError)
 
 
-def run_file(path: Path, feeds: Sequence[Mapping[str, np.ndarray]], *, optimized: bool) -> list[dict[str, np.ndarray]]:
+def run_file(
+    path: Path,
+    feeds: Sequence[Mapping[str, np.ndarray]],
+    *,
+    optimized: bool,
+    free: Free | None = None,
+    outputs: Sequence[str] | None = None,
+) -> list[dict[str, np.ndarray]]:
     """What a model file gives for feeds, with its own data files.
 
     Args:
@@ -53,6 +63,8 @@ def run_file(path: Path, feeds: Sequence[Mapping[str, np.ndarray]], *, optimized
         feeds: inputs by name.
         optimized: run it as an application does by default, which fuses operators and rounds what is multiplied by
             stored integers; else compute what the file says.
+        free: tensors that the file reads and never makes; they become inputs.
+        outputs: names of the wanted outputs; None for all.
 
     Raises:
         LadingError: T220 with onnxruntime's message.
@@ -64,8 +76,12 @@ def run_file(path: Path, feeds: Sequence[Mapping[str, np.ndarray]], *, optimized
         options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        names = [item.name for item in session.get_outputs()]
+        model: str | bytes = str(path)
+        if free:
+            model = _declaring(path, free)
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+        session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        names = [item.name for item in session.get_outputs() if outputs is None or item.name in outputs]
         wanted = {item.name for item in session.get_inputs()}
         found = []
         for feed in feeds:
@@ -77,6 +93,20 @@ def run_file(path: Path, feeds: Sequence[Mapping[str, np.ndarray]], *, optimized
     except _failures() as error:
         raise _refused(error, str(path)) from error
     return found
+
+
+def _declaring(path: Path, free: Free) -> bytes:
+    """The model of a file with further inputs, weights in files of their own left there."""
+    import onnx
+
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception as error:  # The library lets through whatever its parser raises.
+        raise _refused(error, str(path)) from error
+    for name, (dtype, rank) in free.items():
+        shape = [f"{name}.{axis}" for axis in range(rank)]
+        model.graph.input.append(onnx.helper.make_tensor_value_info(name, onnx_dtype(DTYPES[dtype]), shape))
+    return model.SerializeToString()
 
 
 class Session:
@@ -259,6 +289,6 @@ def _cast_session(code: int) -> Session:
 
 
 __all__ = [
-    "Session", "constant_values", "give_memory_back", "load_constant", "numpy_value", "ort_value", "run_file",
+    "Free", "Session", "constant_values", "give_memory_back", "load_constant", "numpy_value", "ort_value", "run_file",
     "stored_form",
 ]  # fmt: skip

@@ -7,6 +7,7 @@
 `DumpIR`            the graph as text after each pass
 `KeepLastGood`      the last good graph and the command that reproduces a failure
 `StopAfter`         end after n passes, to bisect
+`KeepOriginal`      what the result is compared with
 `Journal`           which steps touched a value
 `JsonReport`        the report as a file
 ==================  ===================================================================================
@@ -23,6 +24,7 @@ from typing import Any
 
 from ir.base.diag import Diagnostic, LadingError
 from ir.base.whole_files import write_whole
+from ir.graph.copy import copied
 from ir.graph.graph import Edit, Graph, Value
 from passes.framework.manager import Instrument, PassReport, Report, Step, StopPipeline
 from passes.rewrite.rules import RuleStat
@@ -212,6 +214,23 @@ class Entry:
     number: int
     one: str
     kind: str
+
+
+class KeepOriginal(Instrument):
+    """Keeps the model that the result is compared with: as it was read, or, of a graph that somebody else made, as it is
+    once the inputs that a runtime feeds are found. Nothing before that rounds anything.
+
+    Attributes:
+        graph: the kept model.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = copied(graph)
+
+    def after(self, step: Step, graph: Graph, report: PassReport) -> None:
+        """See `Instrument.after`."""
+        if graph.foreign and "signature" in step.one.establishes:
+            self.graph = copied(graph)
 
 
 class Journal(Instrument):

@@ -59,7 +59,7 @@ def _better(request: Request) -> str | None:
     limited = any(getattr(request, name) is not None for name in LIMITS)
     if not limited and named is None and request.to == "onnx":
         named = "onnx"
-    if not limited and named in BETTER:
+    if not limited and named in BETTER and not (BETTER[named] in CALIBRATING and request.tokenizer == "none"):
         return BETTER[named]
     safe = SAFE.get(request.to)
     return safe if named not in (safe, "fp16", "fp32") else None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tools.shared.cli import JSON_OPTION, QUIET_OPTION, Number, Screen, command
+from tools.shared.cli import JSON_OPTION, QUIET_OPTION, FolderOr, Number, Screen, command
 
 if TYPE_CHECKING:
     from passes.framework.manager import Instrument
@@ -42,8 +42,9 @@ if TYPE_CHECKING:
     "--kl-bar", type=Number(0, min_open=True), help="Divergence above which verification fails; default by width."
 )
 @click.option("--revision", help="Revision of a model on the Hugging Face Hub.")
-@click.option("--tokenizer", type=click.Path(path_type=Path, file_okay=False, exists=True), metavar="DIR",
-              help="Folder with the tokenizer; default that of the model.")  # fmt: skip
+@click.option("--tokenizer", type=FolderOr("none"), metavar="DIR",
+              help="Folder with the tokenizer; default that of the model; none makes a result that runs on "
+              "token ids.")  # fmt: skip
 @click.option(
     "--memory",
     type=click.Choice(["low", "normal", "high"]),
@@ -133,7 +134,7 @@ def _compile(screen: Screen, model: str | None, out: Path | None, pipeline: str 
     example = None if model is not None else example_checkpoint()
     model = model or str(example)
     path = Path(os.path.expanduser(model))
-    name = path.resolve().name if path.is_dir() else path.stem if path.is_file() else model.replace("/", "--")
+    name = _title(path) if path.exists() else model.replace("/", "--")
     instruments = _instruments(options)
     watch = {key: options.pop(key) for key in ("dump_ir", "verify_each", "check_numbers", "timing")}
     request = Request(model, out or Path("build") / name, pipeline, instruments=instruments, **options)
@@ -150,6 +151,15 @@ def _compile(screen: Screen, model: str | None, out: Path | None, pipeline: str 
 
         show_result(screen.console, result, timing=watch["timing"])
     return 0
+
+
+def _title(path: Path) -> str:
+    """What a model is called, which is what its folder is called when nobody says."""
+    if path.suffix != ".onnx":
+        return path.resolve().name if path.is_dir() else path.stem
+    from frontends.onnx.beside import title_of
+
+    return title_of(path)
 
 
 def _run(request: Request, listener: Listener, screen: Screen) -> Result:

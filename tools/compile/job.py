@@ -38,6 +38,9 @@ EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "tiny-qwen2.5"
 CALIBRATION_NATIVE = ("onnxruntime", "tokenizers")
 """Packages with native code that measuring passes need."""
 
+NO_TOKENIZER: Literal["none"] = "none"
+"""Asks for a result without functions for text."""
+
 BACKEND_OPTIONS = ("text", "kl_bar", "tokenizer", "memory", "precision", "threads")
 """Fields of a request that only some backends understand."""
 
@@ -61,7 +64,7 @@ class Request:
             per weight (``4.5bpw``), bytes of the weight file (``300MB``), KL divergence from the float model.
         kl_bar: largest KL divergence that verification lets pass; None takes the one for the narrowest width.
         save_plan: file to write the precision plan to, readable and fit for ``plan=``.
-        tokenizer: folder with the tokenizer; None for that of the model.
+        tokenizer: folder with the tokenizer; None for that of the model, ``none`` to do without.
         memory, precision: runtime settings to write; None chooses by the stored widths.
         threads: runtime threads to write; None for the usual number.
         guard: also write the modules that check inputs in an application.
@@ -84,7 +87,7 @@ class Request:
     max_kl: float | None = None
     kl_bar: float | None = None
     save_plan: Path | None = None
-    tokenizer: Path | None = None
+    tokenizer: Path | Literal["none"] | None = None
     memory: str | None = None
     precision: str | None = None
     threads: int | None = None
@@ -432,13 +435,17 @@ class _Job:
     def _load(self, origin: Origin) -> Graph:
         from ir.facts.model_card import ModelCard
 
-        graph = self.formats.read(str(origin.path), origin.frontend)
+        graph = self.formats.read(str(origin.path), origin.frontend, free_inputs=True)
         card = ModelCard.of(graph)
         self.warnings += card.warnings
         if origin.frontend == "checkpoint":
             from frontends.checkpoint.load import zero_weights
 
             self.warnings += zero_weights(graph)
+        if origin.frontend == "onnx":
+            from frontends.onnx.beside import described
+
+            card = described(origin.path, graph)
         sources = card.sources or _own_source(origin)
         graph.set_fact(card.name, replace(card, title=origin.title, sources=sources, warnings=()))
         return graph
@@ -457,22 +464,24 @@ class _Job:
         """Run the passes; returns the model as it was before them, where it is wanted, and what they did."""
         from contextlib import nullcontext
 
-        from ir.graph.copy import copied
+        from passes.framework.instruments import KeepOriginal
         from passes.framework.manager import PassManager
 
-        original = copied(graph) if self.request.verify != "none" else None
+        compilation.opened(graph)
+        keeper = KeepOriginal(graph) if self.request.verify != "none" else None
+        watchers = [*self.request.instruments, *([keeper] if keeper is not None else [])]
         context = self._context(compilation.order, calibrated)
         self.clock.lap("read")
         self.listener.phase("running the passes")
         # A pipeline without calibration is over sooner than anybody could wait for it; the others can be stopped.
         with nullcontext() if calibrated else held_interrupts():
-            report = PassManager(pipeline, self.request.instruments, registry=self.formats.registry).run(graph, context)
+            report = PassManager(pipeline, watchers, registry=self.formats.registry).run(graph, context)
         compilation.check(graph, report.pipeline)
         self.warnings += report.all_diagnostics()
         self.clock.lap("passes")
         if self.request.save_plan is not None:
             _save_plan(graph, self.request.save_plan)
-        return original, report
+        return (keeper.graph if keeper is not None else None), report
 
     def _context(self, order: Order, calibrated: bool) -> PassContext:
         """What passes are given besides the graph."""
@@ -482,11 +491,23 @@ class _Job:
             return PassContext(order.target, executor=self.pool)
         from frontends.text.calibration_text import load_calibration, shortfall
 
-        text = load_calibration(self.request.calibration, self.request.tokenizer or order.origin.folder)
+        text = load_calibration(self.request.calibration, self._text_folder(order.origin))
         if (short := shortfall(text)) is not None:
             self.warnings.append(short)
         self.told.append(("calibrated", f"on {text.read_as} of {self.request.calibration or 'the sample'}"))
         return PassContext(order.target, text, progress=self.listener.step, executor=self.pool)
+
+    def _text_folder(self, origin: Origin) -> Path:
+        """The folder whose tokenizer cuts text into tokens.
+
+        Raises:
+            LadingError: U919 the command does without a tokenizer.
+        """
+        named = self.request.tokenizer
+        if named == NO_TOKENIZER:
+            hint = "name the folder of the tokenizer with --tokenizer, or take passes that look at no text"
+            raise LadingError("U919", "the passes measure on text, which takes a tokenizer", origin.model, hint)
+        return named or origin.tokenizer or origin.folder
 
     def _contract(
         self, graph: Graph, compilation: Compilation, report: Report, verdict: Verdict, folder: Path

@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -57,6 +58,18 @@ class Number(click.FloatRange):
         if not math.isfinite(found):
             self.fail(f"{value!r} is not a finite number.", param, ctx)
         return found
+
+
+class FolderOr(click.Path):
+    """A folder that is there, or a word, as an option's type; a folder of that name is written ``./word``."""
+
+    def __init__(self, word: str) -> None:
+        super().__init__(path_type=Path, file_okay=False, exists=True)
+        self.word = word
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The folder or the word, or the usual error of a wrong option."""
+        return value if value == self.word else super().convert(value, param, ctx)
 
 
 class Screen:

@@ -177,8 +177,11 @@ class Formats:
         frontend = self.frontend(chosen)
         path = frontend.locate(source, **self._options(chosen, options)) if hasattr(frontend, "locate") else None
         path = path or Path(os.path.expanduser(source))
-        title = path.resolve().name if path.is_dir() else path.stem
-        return Origin(source, chosen, path, title if os.path.exists(os.path.expanduser(source)) else source)
+        usual = Frontend()
+        title = getattr(frontend, "title", usual.title)(path)
+        tokenizer = getattr(frontend, "tokenizer", usual.tokenizer)(path)
+        known = os.path.exists(os.path.expanduser(source))
+        return Origin(source, chosen, path, title if known else source, tokenizer)
 
     def read(self, source: str, name: str | None = None, *, otherwise: str = "", **options: Any) -> Graph:
         """The graph of a source: a path, ``-``, or a hub name.

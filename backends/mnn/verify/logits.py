@@ -26,10 +26,12 @@ from backends.mnn.run.native import EXACT_CONFIG, run_model
 from backends.mnn.sampling.translate import Sampler
 from backends.mnn.verify.sampling import Trial, judge, require_sampled, trial
 from backends.mnn.write.configs import config_for
-from backends.verdict import Reading, compare_reading, untrained
+from backends.verdict import Reading, compare_reading, compared, untrained
+from frontends.checkpoint.original import Original
 from ir.base.diag import Diagnostic, LadingError
 from ir.evaluate.divergence import Distance, DistanceMeter, PairedLoss, PairedLossMeter, PerplexityMeter
 from ir.evaluate.evaluator import Evaluator
+from ir.evaluate.token_feeds import window_feeds
 from ir.evaluate.untrained import Guesses
 from ir.facts.inputs import DynamicInputs
 from ir.facts.model_card import ModelCard
@@ -59,7 +61,7 @@ EXACT_LOSS = 1e-8
 MODELLED = ("x86_64", "AMD64")
 """Machines whose activation quantization is the one that is modelled; on others the prediction is not judged."""
 
-ReferenceName = Literal["float", "decoded weights", "runtime model", "transformers"]
+ReferenceName = Literal["float", "decoded weights", "runtime model", "transformers", "onnxruntime"]
 
 
 @dataclass(frozen=True)
@@ -89,10 +91,11 @@ class Measurement:
     Attributes:
         release, platform: what ran where.
         settings: memory, precision and threads of the run, and ``dynamic_option`` where it is not 0.
-        reference: ``float``, ``decoded weights``, ``runtime model`` or ``transformers``.
+        reference: ``float``, ``decoded weights``, ``runtime model``, ``transformers`` or ``onnxruntime``.
         prompt_tokens: tokens of all prompts.
         distance: over all positions of prompts, decoding and, but for the decoded weights, text.
         decode_tokens, decode_equal: greedy tokens and how many of them came before the first difference, over prompts.
+        decode_close: further tokens that are not counted: the two best scores of the reference are too close to tell.
         perplexity, perplexity_reference: on the text, or None.
         kl_predicted, perplexity_predicted: against the float model, what the decoded weights or the runtime model give
             in place of the real run; None where they were not evaluated.
@@ -106,6 +109,7 @@ class Measurement:
     distance: Distance
     decode_tokens: int
     decode_equal: int
+    decode_close: int = 0
     perplexity: float | None = None
     perplexity_reference: float | None = None
     kl_predicted: float | None = None
@@ -149,7 +153,7 @@ class Subject:
 
     Attributes:
         folder: the model directory.
-        original: the float graph from token ids to whole-sequence logits.
+        original: the float graph of whole-sequence logits, from token ids or from what the runtime feeds.
         final: the graph that was emitted.
         prompts: token ids of each prompt.
         text: token ids of the perplexity text; empty for none.
@@ -159,6 +163,7 @@ class Subject:
         texts: strings to encode on the runtime.
         readable: the prompts are text, not ids at random.
         checkpoint: the folder that the original implementation reads; None where there is none.
+        file: runs the file that the model was read from; None for models that no other runtime reads.
     """
 
     folder: Path
@@ -172,6 +177,7 @@ class Subject:
     texts: Sequence[str] = ()
     readable: bool = True
     checkpoint: Path | None = None
+    file: Callable[[Sequence[Sequence[int]]], Original] | None = None
 
 
 def verify(
@@ -237,7 +243,7 @@ class _Run:
         self.logits = [np.concatenate(item["logits"]) for item in results]
         self.sequences = [p + list(ids[:-1]) for p, ids in zip(work.prompt_ids, self.decoded, strict=True)]
         self.meters: dict[str, DistanceMeter] = {}
-        self.equal: dict[str, tuple[int, int]] = {}
+        self.equal: dict[str, tuple[int, int, int]] = {}
         self.perplexity = PerplexityMeter()
 
     def _run(self, actions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -263,7 +269,26 @@ class _Run:
             same = [int(a) == int(b) for a, b in zip(chosen, ids, strict=True)]
             equal += same.index(False) if False in same else len(same)
             total += len(same)
-        self.equal[reference] = (total, equal)
+        self.equal[reference] = (total, equal, 0)
+
+    def compare_original(self, reference: str, found: Original) -> None:
+        """The same for the original, which may give some rows only; steps that rounding decides are not counted."""
+        meter = self.meters.setdefault(reference, DistanceMeter())
+        equal = total = close = 0
+        rows = found.rows or [np.arange(len(item)) for item in found.logits]
+        for prompt, ids, logits, wanted, places in zip(
+            self.work.prompt_ids, self.decoded, self.logits, found.logits, rows, strict=True
+        ):
+            meter.add(wanted, logits[places])
+            steps = wanted[places >= len(prompt) - 1]
+            taken = np.asarray(ids)[places[places >= len(prompt) - 1] - len(prompt) + 1]
+            best = np.partition(steps, -2, axis=1)[:, -2:] if steps.shape[-1] > 1 else np.tile(steps, 2)
+            told = np.abs(best[:, 1] - best[:, 0]) >= exact_bar(float(np.abs(steps).max(initial=0)))
+            same = (steps.argmax(axis=1) == taken)[told]
+            equal += int(same.argmin()) if not same.all() else len(same)
+            total += len(same)
+            close += int((~told).sum())
+        self.equal[reference] = (total, equal, close)
 
     def compare_windows(self, reference: str, wanted: Sequence[np.ndarray], logits: Sequence[np.ndarray]) -> None:
         """Add windows of the text to the distance from a reference."""
@@ -356,7 +381,9 @@ class _Work:
             self.guesses.add(rows[: len(prompt)], np.array(prompt) if self.subject.readable else None)
         for window, rows in zip(windows, text, strict=True):
             self.guesses.add(rows, np.array(window))
-        if self.level.original:
+        if self.subject.file is not None:
+            self._compare_file(floats[0])
+        elif self.level.original:
             self._compare_original(floats[0])
         self.say("evaluating the decoded weights")
         count = len(self.prompt_ids)
@@ -378,7 +405,15 @@ class _Work:
         exact = self.exact
         self.reading = compare_reading(self.subject.checkpoint, self.subject.original, exact.sequences, floats)
         if self.reading.distance is not None:
-            exact.compare("transformers", self.reading.original.logits)
+            exact.compare_original("transformers", self.reading.original)
+
+    def _compare_file(self, floats: Sequence[np.ndarray]) -> None:
+        """The same for the file that the model was read from, on the runtime that reads such files."""
+        assert self.subject.file is not None
+        self.say("running the original file")
+        self.reading = compared(self.subject.file(self.exact.sequences), floats)
+        if self.reading.distance is not None:
+            self.exact.compare_original("onnxruntime", self.reading.original)
 
     def _compare_model(self, floats: Sequence[np.ndarray], modelled: Sequence[np.ndarray]) -> None:
         """Compare prompts and decoding with the runtime model; the loss of activations where both runs read the
@@ -434,8 +469,7 @@ class _Work:
     def float_logits(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """Logits of the original model, every position of each sequence."""
         graph = self.subject.original
-        name = graph.inputs[0].name
-        return _logits(graph, [{name: np.array([ids], dtype=np.int64)} for ids in sequences])
+        return _logits(graph, window_feeds(graph, [np.asarray(ids) for ids in sequences]))
 
     def decoded_logits(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """Logits that the stored weights give in float arithmetic."""
@@ -466,7 +500,8 @@ class _Work:
             found.append(self._measurement(self.shipped, "runtime model", None))
         found += [self._measurement(run, "float", None) for run in self.others]
         if self.reading.distance is not None:
-            found.append(self._measurement(self.exact, "transformers", None))
+            name: ReferenceName = "onnxruntime" if self.reading.original.file else "transformers"
+            found.append(self._measurement(self.exact, name, None))
         return found
 
     def _measurement(self, run: _Run, reference: ReferenceName, predictor: ReferenceName | None) -> Measurement:

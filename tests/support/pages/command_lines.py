@@ -267,7 +267,9 @@ class Checker:
                     continue
                 if item.name in OUTPUTS:
                     self.made.add(str(value))
-                elif (isinstance(item.type, click.Path) or item.name in INPUTS) and not self._is_there(str(value)):
+                elif (isinstance(item.type, click.Path) or item.name in INPUTS) and not (
+                    self._is_there(str(value)) or value == getattr(item.type, "word", None)
+                ):
                     found.append(f"there is no {value}")
         return found
 

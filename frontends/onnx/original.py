@@ -1,0 +1,237 @@
+"""What onnxruntime makes of the ONNX file that a language model was read from, whatever passes made of its graph since.
+
+The file itself is run, in the child process for models from elsewhere, and its inputs are fed by what they hold: token
+ids, a mask of ones, positions from 0 on, an empty history, and whatever choice of rows gives the most of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from frontends.checkpoint.original import Original
+from ir.base.diag import LadingError
+from ir.base.types import BF16, DTYPES, F16, Dim, TensorType
+from ir.evaluate.kernels import run_file
+from ir.facts.raised import Port, Raised
+from ir.graph.graph import Graph, Value
+
+PREFIXES = 6
+"""Beginnings of each sequence that are read by a file that gives its last row only."""
+
+FREE = "free:"
+"""How the source of an input begins that the file reads and never declares."""
+
+FED = ("token-ids", "attention-mask", "positions", "history", "row-choice", "length", "unused")
+"""Kinds of inputs that can be fed."""
+
+
+@dataclass(frozen=True)
+class FileInput:
+    """An input of the file.
+
+    Attributes:
+        name: its name.
+        kind: what it holds, in the words of `ir.facts.raised.Port`; empty where nobody knows.
+        dtype: name of its element type.
+        shape: sizes, and the names of those that are open; None for one that has none.
+        declared: the file says that it is an input; else it is read and never made.
+    """
+
+    name: str
+    kind: str
+    dtype: str
+    shape: tuple[int | str | None, ...]
+    declared: bool = True
+
+
+@dataclass(frozen=True)
+class OnnxOriginal:
+    """The file as a reference.
+
+    Attributes:
+        path: the file.
+        inputs: its inputs.
+        logits: name of the output that is compared.
+        half: it computes in half precision.
+    """
+
+    path: Path
+    inputs: tuple[FileInput, ...]
+    logits: str
+    half: bool = False
+
+    def __call__(self, sequences: Sequence[Sequence[int]]) -> Original:
+        """The logits of sequences of token ids: of every position, or of the last of several beginnings."""
+        from importlib.metadata import version
+
+        plain = Original(file=self.path.name, half=self.half)
+        if reason := self._obstacle():
+            return replace(plain, reason=reason)
+        found = replace(plain, name=f"onnxruntime {version('onnxruntime')} on {self.path.name}")
+        try:
+            logits, rows = self._read([list(ids) for ids in sequences])
+        except LadingError as error:
+            return replace(plain, reason=_short(error.diagnostics[0].message))
+        return replace(found, logits=tuple(logits), rows=tuple(rows))
+
+    def _obstacle(self) -> str:
+        """Why the file cannot be fed; empty when it can."""
+        for item in self.inputs:
+            if item.kind not in FED:
+                return f"nobody knows what its input {item.name} holds"
+            if item.kind == "history" and all(isinstance(size, int) and size > 0 for size in item.shape):
+                return f"its history {item.name} has a fixed length"
+        return ""
+
+    def _read(self, sequences: list[list[int]]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Logits float32[rows, vocabulary] of each sequence, and the positions of the rows."""
+        whole = self._run([self._feeds(ids, 0) for ids in sequences])
+        if all(len(logits) == len(ids) for logits, ids in zip(whole, sequences, strict=True)):
+            return whole, [np.arange(len(ids)) for ids in sequences]
+        ends = [np.unique(np.linspace(1, len(ids), PREFIXES, dtype=int)) for ids in sequences]
+        # The last row is chosen by its number as well as by where a slice begins.
+        feeds = [self._feeds(ids[:end], int(end) - 1) for ids, cut in zip(sequences, ends, strict=True) for end in cut]
+        single = self._run(feeds)
+        if any(len(logits) != 1 for logits in single):
+            counts = f"{len(single[0])} rows for {len(next(iter(feeds[0].values())).reshape(-1))} tokens"
+            raise LadingError("T225", f"its output {self.logits} has {counts}", str(self.path))
+        parts = iter(single)
+        return [np.concatenate([next(parts) for _ in cut]) for cut in ends], [cut - 1 for cut in ends]
+
+    def _run(self, feeds: Sequence[Mapping[str, np.ndarray]]) -> list[np.ndarray]:
+        free = {item.name: (item.dtype, len(item.shape)) for item in self.inputs if not item.declared}
+        found = run_file(self.path, feeds, optimized=False, foreign=True, free=free, outputs=[self.logits])
+        return [item[self.logits].reshape(-1, item[self.logits].shape[-1]).astype(np.float32) for item in found]
+
+    # ---- feeds ----
+
+    def _feeds(self, ids: Sequence[int], row: int) -> dict[str, np.ndarray]:
+        """Every input for a sequence that begins with an empty history.
+
+        Args:
+            ids: token ids.
+            row: what a choice of rows says.
+        """
+        made = {
+            "token-ids": partial(_of_tokens, np.asarray(ids)),
+            "attention-mask": partial(_mask, len(ids)),
+            "positions": partial(_of_tokens, np.arange(len(ids))),
+            "history": partial(_history, self._batch),
+            "row-choice": partial(_filled, row),
+            "length": partial(_filled, len(ids)),
+            "unused": partial(_filled, 0),
+        }
+        return {item.name: made[item.kind](item) for item in self.inputs}
+
+    @property
+    def _batch(self) -> int | str | None:
+        """How the file calls the axis of sequences."""
+        first = next((item for item in self.inputs if item.kind == "token-ids"), None)
+        return first.shape[0] if first is not None and len(first.shape) > 1 else None
+
+
+def _of_tokens(values: np.ndarray, item: FileInput) -> np.ndarray:
+    """A number for each token; further axes in front hold the same numbers."""
+    shape = [size if isinstance(size, int) else 1 for size in item.shape[:-1]]
+    return np.broadcast_to(values, (*shape, len(values))).astype(DTYPES[item.dtype].numpy)
+
+
+def _mask(tokens: int, item: FileInput) -> np.ndarray:
+    """All tokens are there; a matrix says which token sees which: with numbers that are added, or with ones."""
+    kind = DTYPES[item.dtype]
+    if len(item.shape) <= 2:
+        return np.ones((1,) * (len(item.shape) - 1) + (tokens,) * bool(item.shape), kind.numpy)
+    seen = np.tril(np.ones((tokens, tokens), bool))
+    plane = np.where(seen, 0.0, np.finfo(kind.numpy).min) if kind.is_float else seen
+    return plane.astype(kind.numpy).reshape((1,) * (len(item.shape) - 2) + (tokens, tokens))
+
+
+def _history(batch: int | str | None, item: FileInput) -> np.ndarray:
+    """No tokens: open sizes are 0, but for that of sequences, which is that of the token ids or comes first."""
+    opened = [place for place, size in enumerate(item.shape) if not isinstance(size, int)]
+    named = [place for place in opened if item.shape[place] is not None and item.shape[place] == batch]
+    several = named[:1] or (opened[:1] if len(opened) > 1 else [])
+    shape = [size if isinstance(size, int) else int(place in several) for place, size in enumerate(item.shape)]
+    return np.zeros(shape, DTYPES[item.dtype].numpy)
+
+
+def _filled(number: int, item: FileInput) -> np.ndarray:
+    return np.full([size if isinstance(size, int) else 1 for size in item.shape], number, DTYPES[item.dtype].numpy)
+
+
+def _short(message: str) -> str:
+    text = " ".join(message.split())
+    return text if len(text) <= 160 else text[:157] + "..."
+
+
+# ---- of a graph ----
+
+
+@dataclass(frozen=True)
+class AsRead:
+    """What a graph took and gave when it was read.
+
+    Attributes:
+        path: its file.
+        inputs: what it took; of none is known what it holds.
+        outputs: names of what it gave.
+        half: something in it is computed in half precision.
+    """
+
+    path: Path
+    inputs: tuple[FileInput, ...]
+    outputs: tuple[str, ...]
+    half: bool
+
+    def reference(self, graph: Graph) -> OnnxOriginal:
+        """The file as a reference; what its inputs hold is what passes recorded on the graph."""
+        fact = graph.fact(Raised)
+        ports = {port.name: port for port in fact.inputs} if fact is not None else {}
+        if fact is None and len(self.inputs) == 1:
+            inputs: tuple[FileInput, ...] = (replace(self.inputs[0], kind="token-ids"),)
+        else:
+            inputs = tuple(_known(item, ports.get(item.name)) for item in self.inputs)
+        scores = [port.name for port in fact.outputs if port.kind == "logits"] if fact is not None else []
+        return OnnxOriginal(self.path, inputs, scores[0] if scores else self.outputs[0], self.half)
+
+
+def _known(item: FileInput, port: Port | None) -> FileInput:
+    """An input with what was found out about it; the type of one that the file never declares is found out, too."""
+    if port is None:
+        return item
+    return (
+        replace(item, kind=port.kind)
+        if item.declared
+        else replace(item, kind=port.kind, dtype=port.dtype, shape=port.shape)
+    )
+
+
+def as_read(path: Path, graph: Graph) -> AsRead:
+    """What a graph that was just read takes and gives."""
+    outputs = tuple(value.name for value in graph.outputs)
+    values = (*graph.inputs, *(value for node in graph.walk() for value in node.outputs))
+    half = any(isinstance(value.type, TensorType) and value.dtype in (F16, BF16) for value in values)
+    constants = (value.const.type.dtype for value in graph.consts.values() if value.const is not None)
+    return AsRead(
+        path, tuple(map(_input, graph.inputs)), outputs, half or any(item in (F16, BF16) for item in constants)
+    )
+
+
+def _input(value: Value) -> FileInput:
+    type_ = value.type if isinstance(value.type, TensorType) else None
+    shape = tuple(_axes(type_)) if type_ is not None and type_.shape is not None else ()
+    dtype = type_.dtype.name if type_ is not None else "i64"
+    return FileInput(value.name, "", dtype, shape, declared=not (value.loc or "").startswith(FREE))
+
+
+def _axes(type_: TensorType) -> Iterator[int | str | None]:
+    for size in type_.shape or ():
+        yield size if isinstance(size, int) else size.name if isinstance(size, Dim) else None
+
+
+__all__ = ["AsRead", "FileInput", "OnnxOriginal", "as_read"]

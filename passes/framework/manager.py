@@ -288,10 +288,12 @@ class _Run:
                 self.step(item, path)
 
     def repeat(self, item: Repeat, path: str) -> None:
+        if item.foreign and not self.graph.foreign:
+            return
         for round_ in range(1, item.max + 1):
             version = self.graph.version
             self.items(item.body.items, f"{path}.{round_}.")
-            if self.graph.version == version:
+            if self.graph.version == version or item.max == 1:
                 return
         message = f"the graph still changed in round {item.max} of {item}"
         self.report.diagnostics.append(Diagnostic("P322", message, f"step {path}", severity="warning"))

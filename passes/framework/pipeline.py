@@ -36,18 +36,27 @@ MAX_ROUNDS = 10
 
 @dataclass(frozen=True)
 class Repeat:
-    """Steps that run again until the graph stays as it is, at most `max` times."""
+    """Steps that run again until the graph stays as it is, at most `max` times.
+
+    Attributes:
+        body: the steps.
+        max: most rounds; with one round the steps run once.
+        foreign: run them on graphs alone that were read from a file of others.
+    """
 
     body: Pipeline
     max: int = MAX_ROUNDS
+    foreign: bool = False
 
     def __post_init__(self) -> None:
         if not self.body.items or self.max < 1:
             raise ValueError("repeat needs at least one step and one round")
 
     def __str__(self) -> str:
-        options = "" if self.max == MAX_ROUNDS else f"{{max={self.max}}}"
-        return f"repeat{options}({self.body})"
+        options = [f"max={self.max}"] if self.max != MAX_ROUNDS else []
+        options += ["foreign"] if self.foreign else []
+        shown = f"{{{' '.join(options)}}}" if options else ""
+        return f"repeat{shown}({self.body})"
 
 
 @dataclass(frozen=True)
@@ -308,11 +317,16 @@ def resolve(steps: tuple[RawStep, ...], source: Source, registry: Registry, insi
     return Pipeline(tuple(items))
 
 
-_REPEAT_MAX = OptionSpec("max", "int", False, False, (), MAX_ROUNDS, "most rounds", 1, None)
+_REPEAT = {
+    "max": OptionSpec("max", "int", False, False, (), MAX_ROUNDS, "most rounds", 1, None),
+    "foreign": OptionSpec(
+        "foreign", "bool", False, False, (), False, "only on graphs read from a file of others", None, None
+    ),
+}
 
 
 def _resolve_repeat(step: RawStep, source: Source, registry: Registry, inside: tuple[str, ...]) -> Repeat:
-    values = _read_options(step, {"max": _REPEAT_MAX}, source)
+    values = _read_options(step, _REPEAT, source)
     return Repeat(resolve(step.body or (), source, registry, inside), **values)
 
 

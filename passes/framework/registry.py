@@ -38,7 +38,10 @@ PASSES: dict[str, str] = {
 }
 """Built-in passes by name: ``module:Class``."""
 
-PIPELINES: dict[str, str] = {"canonicalize": "repeat{max=8}(infer-types,fold,simplify,cse,dce),toposort"}
+PIPELINES: dict[str, str] = {
+    "canonicalize": "repeat{max=8}(infer-types,fold,simplify,cse,dce),toposort",
+    "lift-decoder": "repeat{max=1 foreign}(expand-functions,infer-types,upgrade-opset,canonicalize,raise-decoder,canonicalize)",
+}
 """Pipelines that hold for every runtime, by name. A pipeline may use others."""
 
 HELD = ("passes", "pipelines", "frontends", "backends")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ir.base.diag import LadingError
 
@@ -25,7 +25,7 @@ class Frontend:
 
     Attributes:
         suffixes: endings of the files that it reads, such as ``(".edges",)``.
-        options: keyword arguments that `locate` and `load` take: ``revision``, ``free_inputs``, ``base``.
+        options: keyword arguments that `locate` and `load` take: ``revision``, ``free``, ``base``.
     """
 
     suffixes: tuple[str, ...] = ()
@@ -81,7 +81,7 @@ class OnnxFile(Frontend):
     """An ONNX model with its external data."""
 
     suffixes = (".onnx",)
-    options = frozenset({"free_inputs", "base"})
+    options = frozenset({"free", "base"})
 
     def title(self, path: Path) -> str:
         """The name of the file, or of its folder where every such file is called alike."""
@@ -96,19 +96,24 @@ class OnnxFile(Frontend):
         return tokenizer_folder(path)
 
     def load(
-        self, path: str, *, free_inputs: bool = False, base: str | os.PathLike[str] | None = None, **options: Any
+        self,
+        path: str,
+        *,
+        free: Literal["error", "input"] = "input",
+        base: str | os.PathLike[str] | None = None,
+        **options: Any,
     ) -> Graph:
         """Read an ONNX model.
 
         Args:
             path: the file.
-            free_inputs: let tensors that nothing produces be inputs; else they are errors.
+            free: what becomes of tensors that are read but never made, see `frontends.onnx.load.load`.
             base: folder of external data; None for that of the file.
             options: none.
         """
         from frontends.onnx.load import load
 
-        return load(path, free="input" if free_inputs else "error", base=base)
+        return load(path, free=free, base=base)
 
 
 class CheckpointFolder(Frontend):

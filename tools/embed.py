@@ -70,7 +70,7 @@ def run(
     instruments: Sequence[Instrument] = (),
     executor: Executor | None = None,
     store: Store | None = None,
-    free: Literal["error", "input"] = "error",
+    free: Literal["error", "input"] = "input",
     base: str | os.PathLike[str] | None = None,
     in_place: bool = False,
 ) -> Outcome[Model]:
@@ -93,7 +93,7 @@ def run(
     kind = _kind(model)
     if in_place and kind != "graphsurgeon":
         raise ValueError("only graph-surgeon graphs are changed in place; ir graphs always are")
-    graph = lift(model, free=free, base=base)
+    graph = lift(model, free=free, base=base)  # type: ignore[arg-type]
     manager = PassManager(_pipeline(pipeline), instruments)
     ctx = PassContext(*settings, executor=executor, store=store)
     report = manager.run(graph, ctx)
@@ -129,7 +129,7 @@ def apply_in_place(model: gs.Graph, pipeline: Steps = "canonicalize", **options:
 def lift(
     source: onnx.ModelProto | bytes | str | os.PathLike[str] | gs.Graph | Graph,
     *,
-    free: Literal["error", "input"] = "error",
+    free: Literal["error", "input"] = "input",
     base: str | os.PathLike[str] | None = None,
 ) -> Graph:
     """The graph of a model.
@@ -137,7 +137,8 @@ def lift(
     Args:
         source: a model as for `run`, or whatever a frontend recognises: the path of an ONNX file, the folder or hub
             name of a checkpoint, and others.
-        free: what to do about ONNX tensors that are used but never produced: an error, or free inputs of the graph.
+        free: what to do about tensors that an ONNX or graph-surgeon model reads and never makes: make each an ``input``
+            of the type that its readers force (see `Outcome.free`), or an ``error``.
         base: folder of external data, where it is not that of the ONNX file.
 
     Raises:
@@ -149,11 +150,11 @@ def lift(
     if kind == "graphsurgeon":
         from frontends.onnx.graphsurgeon import from_graphsurgeon
 
-        return from_graphsurgeon(source, free=free, base=base)
+        return from_graphsurgeon(source, free=free, base=base)  # type: ignore[arg-type]
     if kind == "path":
         from tools.shared.formats import ONNX, Formats
 
-        return Formats().read(os.fspath(source), otherwise=ONNX, free_inputs=free == "input", base=base)  # type: ignore
+        return Formats().read(os.fspath(source), otherwise=ONNX, free=free, base=base)  # type: ignore[arg-type]
     from frontends.onnx.load import load
 
     return load(source, free=free, base=base)  # type: ignore[arg-type]

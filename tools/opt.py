@@ -35,7 +35,6 @@ MOST_REASONS = 4
               help="Name or text of a pipeline, or path of a TOML file.")  # fmt: skip
 @click.option("-o", "--out", default="-", metavar="FILE", help="Where to write; default standard output, as text.")
 @click.option("--from", "frontend", metavar="NAME", help="Frontend that reads INPUT; default by suffix.")
-@click.option("--free-inputs", is_flag=True, help="Let tensors of an ONNX model that nothing produces be inputs.")
 @click.option("--to", "backend", metavar="NAME", help="Backend that writes the result; default by suffix.")
 @click.option("--verify-each", is_flag=True, help="Check the IR after each pass.")
 @click.option("--check-numbers", is_flag=True, help="Evaluate the IR after each pass and name the first that drifts.")
@@ -55,6 +54,7 @@ def main(source, pipeline, out, frontend, backend, stats, timing, explain_rules,
     a plugin reads. When a pass fails, the last good IR stays on disk, and the command that reproduces the failure from
     it is printed. A pass that raises an ordinary exception gives exit code 3 and its traceback.
     """
+    from ir.facts.free_tensors import free_notes
     from passes.framework.context import PassContext
     from passes.framework.instruments import RuleStats, Timing
     from passes.framework.load import load
@@ -64,7 +64,9 @@ def main(source, pipeline, out, frontend, backend, stats, timing, explain_rules,
     formats = Formats()
     chosen = load(pipeline, formats.registry)
     formats.backend(backend or formats.backend_for(out))
-    graph = formats.read(source, frontend, free_inputs=options["free_inputs"])
+    graph = formats.read(source, frontend)
+    for item in free_notes(graph):
+        click.echo(str(item), err=True)
     times, rules = Timing(), RuleStats()
     folder = options["dump_ir"] or Path(tempfile.gettempdir()) / f"lading-opt-{_stem(source)}"
     instruments = [times, rules, *_instruments(folder, options)]

@@ -130,9 +130,19 @@ class Discovery(Record):
 
     by: Annotated[Name, "name of the pass"]
     kind: Annotated[
-        Literal["runtime-feeds", "frozen-by-tracing", "shape-computed", "whole-sequence", "kv-cache", "renamed"],
-        "fed by the runtime; a constant that tracing had frozen; computed from shapes in the source; the source gave "
-        "the whole sequence; past keys and values that the runtime keeps; another name in the source",
+        Literal[
+            "runtime-feeds",
+            "dangling",
+            "declared",
+            "frozen-by-tracing",
+            "shape-computed",
+            "whole-sequence",
+            "kv-cache",
+            "renamed",
+        ],
+        "fed by the runtime; read in the source and made by nothing; an input of the source too, of its own kind; a "
+        "constant that tracing had frozen; computed from shapes in the source; the source gave the whole sequence; past "
+        "keys and values that the runtime keeps; another name in the source",
     ]
     reason: Annotated[str, "one sentence for people"]
     node: Annotated[str | None, "source node or tensor that showed it"] = None

@@ -32,7 +32,7 @@ _KINDS = ("tensor_type", "sequence_type")
 """Kinds of values that graph-surgeon represents."""
 
 
-def from_graphsurgeon(graph: gs.Graph, *, free: Free = "error", base: str | os.PathLike[str] | None = None) -> Graph:
+def from_graphsurgeon(graph: gs.Graph, *, free: Free = "input", base: str | os.PathLike[str] | None = None) -> Graph:
     """The IR of a graph-surgeon graph, which is not changed.
 
     Constants are shared with the graph and must not be written to while the result is used.

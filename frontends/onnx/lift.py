@@ -76,6 +76,7 @@ class Lift:
 
     Attributes:
         constants: constants of the outermost level that are not in its message.
+        unmade: inputs that stand for tensors which nothing makes.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Lift:
         self.constants: Mapping[str, Tensor] = {}
         self.operators: dict[tuple[str, str], str] = {}
         self.numbers: dict[str, int] = {}
+        self.unmade: list[Value] = []
 
     @cached_property
     def names(self) -> set[str]:
@@ -195,7 +197,7 @@ class Lift:
         """The value that a level returns under a name."""
         found = scope.find(proto.name)
         if found is None:
-            found = self.absent(scope, [proto.name], f"output {proto.name!r} of graph {scope.proto.name!r}")[0]
+            raise self.never([proto.name], f"given as an output of graph {scope.proto.name!r}")
         if found.type is None and found.const is None:
             found.graph.set_type(found, self.types.read(proto.type, proto.name))
         return found
@@ -230,24 +232,24 @@ class Lift:
         self.names.add(name)
         return name
 
-    def absent(self, scope: Scope, names: Iterable[str], reader: str) -> list[Value]:
+    def absent(self, scope: Scope, names: Iterable[str], reader: str) -> None:
         """Inputs of the outermost graph for names that nobody defines; LadingError F604 when that is not wanted."""
         names = [text(name, f"{self.place}{self.outer}, read by {reader}") for name in names]
-        if self.free == "input" and all(names):
-            root = scope.root
-            made = []
-            for name in names:
-                info = root.types.get(name)
-                type_ = self.types.read(info.type, name) if info is not None else None
-                value = root.graph.add_input(root.graph.fresh_name(name), type_, loc=f"free: read by {reader}")
-                root.values[name] = value
-                made.append(value)
-            return made
+        if self.free == "error":
+            raise self.never(names, f"read by {reader}")
+        root = scope.root
+        for name in names:
+            type_ = self.type_of(scope, name) or self.type_of(root, name)
+            value = root.graph.add_input(root.graph.fresh_name(name), type_, loc=f"free: read by {reader}")
+            root.values[name] = value
+            self.unmade.append(value)
+
+    def never(self, names: Sequence[str], how: str) -> LadingError:
+        """The error for names that nobody defines."""
         shown = ", ".join(map(repr, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         known = [name for name in self.names if type(name) is str and name not in names]
-        near = suggest(names[0], sorted(known)) if len(known) <= MOST_SUGGESTED else ""
-        hint = near or "lift with free='input' to make such tensors inputs, for discover-inputs to reconcile"
-        raise LadingError("F604", f"never produced: {shown}", f"{self.place}{self.outer}, read by {reader}", hint)
+        near = suggest(names[0], sorted(known)) if how.startswith("given") and len(known) <= MOST_SUGGESTED else ""
+        return LadingError("F604", f"never produced: {shown}", f"{self.place}{self.outer}, {how}", near)
 
     # ---- nodes ----
 

@@ -24,6 +24,7 @@ import onnx
 from google.protobuf.message import DecodeError, Message
 
 from frontends.containers.stand_ins import require_real
+from frontends.onnx.free import settle_free
 from frontends.onnx.lift import Free, Lift, pairs, text
 from frontends.onnx.tensors import Place
 from frontends.onnx.without_weights import Malformed, without_weights
@@ -48,15 +49,16 @@ _TEXTS = ("producer_name", "producer_version", "domain", "doc_string")
 def load(
     source: str | os.PathLike[str] | bytes | onnx.ModelProto,
     *,
-    free: Free = "error",
+    free: Free = "input",
     base: str | os.PathLike[str] | None = None,
 ) -> Graph:
     """The graph of an ONNX model.
 
     Args:
         source: path of a model, its bytes, or the decoded message.
-        free: what to do about tensors that are used but never produced: an ``error``, or make each an ``input`` of the
-            graph, for discover-inputs to reconcile with a calling convention.
+        free: what to do about tensors that are read but never made: make each an ``input`` of the type that its readers
+            force (or the constant that they determine), recorded as `ir.facts.free_tensors.FreeTensors`, or an
+            ``error``.
         base: folder of external data; for a path, the folder of the file unless given.
 
     Raises:
@@ -122,7 +124,7 @@ def _stripped(data: bytes | memoryview) -> bytes:
 
 
 def lift_message(
-    model: onnx.ModelProto, place: Place, free: Free = "error", constants: Mapping[str, Tensor] | None = None
+    model: onnx.ModelProto, place: Place, free: Free = "input", constants: Mapping[str, Tensor] | None = None
 ) -> Graph:
     """The graph of a decoded model; see `load`.
 
@@ -145,6 +147,8 @@ def lift_message(
         for key, value in pairs(model.metadata_props).items():
             root.metadata.setdefault(key, value)
         _functions(root, model, place)
+        if lift.unmade:
+            settle_free(root, lift.unmade)
     return root
 
 

@@ -180,6 +180,8 @@ CODES: dict[str, str] = {
     "P324": "The graph stays at its version of ONNX's operators, because one of them has no form in the newer version.",
     "P330": "An installed plugin cannot be loaded or is malformed. Update or uninstall the package named.",
     "P331": "Two packages use the same name for a pass, pipeline, operator, frontend, backend or recipe.",
+    "P332": "The graph returns the logits of a fixed row that is not the last, whatever is asked for.",
+    "P333": "The graph chooses rows of its logits by something else than the index of a row.",
     "P340": "Rewrite rules replace each other's results for ever. This is a mistake in the rules named.",
     "P350": "No calling convention has this name.",
     "P360": "A pass left the graph malformed, or broke something it claims to keep. This is a mistake in the pass named.",
@@ -247,7 +249,7 @@ CODES: dict[str, str] = {
         "The layers use more than one width of attention window; the runtime feeds one mask for full and one "
         "for windowed attention."
     ),
-    "P355": "The graph has free inputs that the runtime does not feed.",
+    "P355": "The graph computes with inputs that the runtime does not feed, or not for this purpose.",
     "P356": (
         "The graph uses the token ids for something else than looking up embedding rows, and the runtime "
         "does not feed ids."
@@ -326,6 +328,10 @@ CODES: dict[str, str] = {
     "U936": "A rung computes logits that are not finite numbers, so nothing can be said of its quality.",
     "U937": "The process that compiles a rung of the ladder ended before it was done.",
     "U938": "The text that a ladder measures on is shorter than one window.",
+    "F631": "A tensor is read and nothing makes it. It was taken as an input, or as the constant that its readers determine.",
+    "F632": "A tensor that nothing makes is read by nodes that take different types or shapes.",
+    "F633": "A tensor that nothing makes says axes or sizes that the rest of the graph fixes, but not in one way only.",
+    "F634": "A tensor that nothing makes is read in a way that does not tell its element type.",
     "F640": "The quantization method 'stored' keeps codes that exist already; it cannot quantize floats.",
     "U951": "The repaired model still has problems, so it was not written.",
     "U952": "The repaired model gives other logits than its stored weights or the original, so it was not written.",

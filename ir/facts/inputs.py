@@ -11,7 +11,19 @@ import numpy as np
 from ir.base.diag import Diagnostic, LadingError
 from ir.graph.graph import Fact, Graph
 
-Why = Literal["runtime-feeds", "frozen-by-tracing", "shape-computed", "whole-sequence", "kv-cache", "renamed"]
+Why = Literal[
+    "runtime-feeds",
+    "dangling",
+    "declared",
+    "frozen-by-tracing",
+    "shape-computed",
+    "whole-sequence",
+    "kv-cache",
+    "renamed",
+]
+"""What a graph did before an input was declared: leave it to the runtime, read what nothing makes (``dangling``), take it
+as an input of its own (``declared``), hold a constant, compute it from shapes, return every row, keep no history, or call
+it otherwise."""
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,7 @@ FACTS: Table[type[Fact]] = Table(
         "calibration": "ir.facts.calibration:Calibration",
         "model-card": "ir.facts.model_card:ModelCard",
         "raised": "ir.facts.raised:Raised",
+        "free-tensors": "ir.facts.free_tensors:FreeTensors",
     },
     rows_of("facts"),
 )

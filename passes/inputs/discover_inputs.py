@@ -12,13 +12,14 @@ import numpy as np
 from ir.base.diag import LadingError
 from ir.base.types import Dim, Shape, TensorType
 from ir.facts.inputs import Discovery, DynamicInputs
+from ir.graph.describe import describe
 from ir.graph.graph import Graph, Node, Value
 from ir.target.signature import FedInput, Signature, signature
 from ir.tensor.inline import InlineTensor
 from passes.framework.base import Pass
 from passes.framework.context import PassContext
 from passes.framework.options import option
-from passes.inputs import embedding_rows, masks, positions, row_choice, token_ids
+from passes.inputs import chosen_rows, embedding_rows, masks, positions, row_choice, token_ids, whole_sequence
 from passes.inputs.finding import Finding, Masked
 from passes.inputs.shape_only import shape_only_values
 
@@ -49,11 +50,13 @@ class DiscoverInputs(Pass):
         convention = signature(self.signature or ctx.target.signature)
         found: list[Discovery] = []
         ids = token_ids.find(graph).value
+        chosen = _own_choices(graph, ids)
         _require_no_others(graph, convention, ids)
+        _free_names(graph, convention, ids)
         windows = _Masks(graph, convention, ids).run(found)
         _positions(graph, convention, ids, found)
         _rows(graph, convention, ids, found)
-        _last_rows(graph, convention, self.place, found)
+        _last_rows(graph, convention, self.place, chosen, found)
         _declare_order(graph, convention)
         graph.set_fact(
             DynamicInputs.name, DynamicInputs(convention.name, tuple(found), convention.keeps_cache, windows)
@@ -63,6 +66,64 @@ class DiscoverInputs(Pass):
     def adapter(self, graph: Graph) -> DynamicInputs:
         """The recorded fact knows how token ids become what the runtime feeds."""
         return graph.required_fact(DynamicInputs)
+
+
+def _free_names(graph: Graph, convention: Signature, ids: Value) -> None:
+    """Keep the names of what the runtime feeds for its inputs; what else is so called is called otherwise."""
+    for fed in convention.inputs:
+        for level in graph.graphs():
+            value = level._names.get(fed.name)
+            if value is not None and not (value is ids and fed.kind == "embedding-rows"):
+                level.rename(value, graph.fresh_name(f"{fed.name}.given"))
+
+
+def _own_choices(graph: Graph, ids: Value) -> Finding | None:
+    """Undo every choice of rows that the graph makes itself; returns the first that was found."""
+    first: Finding | None = None
+    while len(graph.outputs) == 1:
+        chosen = chosen_rows.find(graph, ids, graph.outputs[0], after=first is not None)
+        if chosen is None:
+            break
+        first = first or chosen
+        whole_sequence.undo(graph, chosen)
+        for value in chosen.indices:
+            if not value.use_count:
+                graph.remove_input(value)
+    _require_every_row(graph, ids)
+    return first
+
+
+def _require_every_row(graph: Graph, ids: Value) -> None:
+    """Refuse logits of other rows than those of the tokens: a choice that is left would be made twice.
+
+    Raises:
+        LadingError: P333.
+    """
+    for logits in graph.outputs:
+        shape = logits.shape
+        if shape is not None and len(shape) > 1 and shape[-2] != _seq(ids):
+            raise LadingError(
+                "P333",
+                f"the graph returns {shape[-2]} rows of logits for {_seq(ids)} tokens, chosen in a way that is not the "
+                "runtime's",
+                _where_rows_change(logits, _seq(ids)),
+                "export the model so that it returns the logits of every position",
+            )
+
+
+def _where_rows_change(logits: Value, seq: int | Dim) -> str:
+    """The node, on the way to the logits, that makes other rows of those of the sequence."""
+    value, node = logits, logits.producer
+    while node is not None:
+        before = [item for item in node.inputs if item is not None and isinstance(item.type, TensorType)]
+        if any(item.shape is not None and len(item.shape) > 1 and item.shape[-2] == seq for item in before):
+            return describe(node)
+        following = [item for item in before if item.producer is not None]
+        if not following:
+            return describe(node)
+        value = following[0]
+        node = value.producer
+    return repr(value)
 
 
 def _positions(graph: Graph, convention: Signature, ids: Value, found: list[Discovery]) -> None:
@@ -119,7 +180,7 @@ def _rows(graph: Graph, convention: Signature, ids: Value, found: list[Discovery
     found.append(_record(fed, value, finding))
 
 
-def _last_rows(graph: Graph, convention: Signature, place: str, found: list[Discovery]) -> None:
+def _last_rows(graph: Graph, convention: Signature, place: str, chosen: Finding | None, found: list[Discovery]) -> None:
     """Cut the wanted rows out before the final norm, so that one row and not the sequence meets the logits matrix."""
     read = convention.outputs[0]
     logits = graph.outputs[0]
@@ -149,7 +210,7 @@ def _last_rows(graph: Graph, convention: Signature, place: str, found: list[Disc
     for node, index in readers:
         graph.set_input(node, index, sliced.output)
     _retype_rows(graph, sliced, cut.dims[-2], rows)
-    found.append(_record(fed, value, finding))
+    found.append(_record(fed, value, chosen or finding))
 
 
 def _retype_rows(graph: Graph, start: Node, old: int | Dim, new: Dim) -> None:
@@ -248,14 +309,35 @@ def _declare_order(graph: Graph, convention: Signature) -> None:
 
 
 def _require_no_others(graph: Graph, convention: Signature, ids: Value) -> None:
-    extra = [value.name for value in graph.inputs if value is not ids]
-    if extra:
-        raise LadingError(
-            "P355",
-            f"the graph needs {', '.join(extra)}, which {convention.name} does not feed",
-            where=graph.name,
-            hint="this pass takes graphs whose only free inputs are token ids",
-        )
+    """Drop inputs that nothing reads, and refuse those that are left beside the token ids.
+
+    Raises:
+        LadingError: P355.
+    """
+    for value in graph.inputs:
+        if not value.use_count:
+            graph.remove_input(value)
+    extra = [value for value in graph.inputs if value is not ids]
+    if not extra:
+        return
+    fed = {item.name: item for item in convention.inputs}
+    same = [value.name for value in extra if value.name in fed]
+    message = (
+        f"the graph computes with {', '.join(value.name for value in extra)}, which {convention.name} does not feed"
+    )
+    if same:
+        what = "; ".join(f"{name} is fed for one purpose only: {fed[name].meaning}" for name in same)
+        message = f"the graph computes with {', '.join(value.name for value in extra)} in a way that is not the runtime's: {what}"
+    raise LadingError(
+        "P355",
+        message,
+        where="\n".join(f"{value!r}, read by {', '.join(map(_short, value.users[:3]))}" for value in extra[:4]),
+        hint=f"{convention.name} feeds {', '.join(fed)}; make constants of all other inputs",
+    )
+
+
+def _short(node: Node) -> str:
+    return f"{node.op} {(node.name or node.loc or node.output.name)!r}"
 
 
 def _sweep_shape_users(graph: Graph, ids: Value) -> None:

@@ -402,7 +402,7 @@ class _Job:
         reading, unread = compilation.reading(), ModelCard.of(graph).unread
         if reading.verified and not reading.doubts:
             self.warnings = [item for item in self.warnings if item.code != "F562"]
-        warnings = [item for item in self.warnings if item.code != DAMAGED]
+        warnings = [item for item in self.warnings if item.code != DAMAGED and item.severity == "warning"]
         return verdict_of(compilation.judged(), reading, warnings, unread)
 
     def _opened(self) -> tuple[Origin, str, Graph | None]:
@@ -433,11 +433,13 @@ class _Job:
         )
 
     def _load(self, origin: Origin) -> Graph:
+        from ir.facts.free_tensors import free_notes
         from ir.facts.model_card import ModelCard
 
         graph = self.formats.read(str(origin.path), origin.frontend, free_inputs=True)
         card = ModelCard.of(graph)
         self.warnings += card.warnings
+        self.warnings += free_notes(graph)
         if origin.frontend == "checkpoint":
             from frontends.checkpoint.load import zero_weights
 

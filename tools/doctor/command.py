@@ -82,7 +82,7 @@ def _onnx_signature(path: Path) -> tuple[dict[str, tuple[str, list[Any]]], list[
     from tools.shared.formats import ONNX, Formats
 
     try:
-        graph = Formats().read(str(path), ONNX, free_inputs=True)
+        graph = Formats().read(str(path), ONNX)
     except LadingError as error:
         problem = error.diagnostics[0].message
         raise LadingError("U950", f"not a readable ONNX model: {problem}", where=str(path)) from error

@@ -43,9 +43,8 @@ def _size(_context: click.Context, _parameter: click.Parameter, texts: tuple[str
 @click.option("--steps", type=click.IntRange(1), default=3, show_default=True, help="How near, in nodes.")
 @click.option("--graph", "whole", is_flag=True, help="Of a compiled model also describe the graph.")
 @click.option("--from", "frontend", metavar="NAME", help="Frontend that reads INPUT; default by suffix.")
-@click.option("--free-inputs", is_flag=True, help="Let tensors of an ONNX model that nothing produces be inputs.")
 @JSON_OPTION
-def main(source, sizes, svg, html, around, steps, whole, frontend, free_inputs, as_json) -> int:
+def main(source, sizes, svg, html, around, steps, whole, frontend, as_json) -> int:
     """Describe INPUT: a graph of any format, a compiled model directory, or a contract.json.
 
     Of a graph: interface, repeated blocks, parameters and how they are stored, operators, memory. Of a compiled model:
@@ -59,9 +58,13 @@ def main(source, sizes, svg, html, around, steps, whole, frontend, free_inputs, 
     screen = Screen(as_json, False)
     drawn = Drawing(svg, html, around, steps)
     if compiled is None:
+        from ir.facts.free_tensors import free_notes
         from tools.shared.formats import Formats
 
-        found, rows = _described(Formats().read(source, frontend, free_inputs=free_inputs), sizes, drawn)
+        graph = Formats().read(source, frontend)
+        for item in free_notes(graph):
+            click.echo(str(item), err=True)
+        found, rows = _described(graph, sizes, drawn)
         screen.data(asdict(found), _text(rows))
         return 0
     return _compiled(screen, compiled, sizes, drawn, whole)

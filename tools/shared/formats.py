@@ -190,9 +190,9 @@ class Formats:
             source: where the graph is.
             name: the frontend; None chooses by what recognises the source.
             otherwise: the frontend of what none recognises.
-            options: what some frontends understand; others have nothing that it could change. ``free_inputs``: let
-                tensors of an ONNX model that nothing produces be inputs; ``base``: folder of its external data;
-                ``revision``: state of a hub repository.
+            options: what some frontends understand; others have nothing that it could change. ``free``: what becomes of
+                tensors that an ONNX model reads but never makes, ``input`` or ``error``; ``base``: folder of its
+                external data; ``revision``: state of a hub repository.
         """
         chosen = name or self.frontend_for(source, otherwise)
         if source == STANDARD and chosen != TEXT:

@@ -1,0 +1,1 @@
+"""What tensors that nothing makes have to be, from what reads them."""

@@ -168,11 +168,14 @@ def _symptoms_text(found: list[Recognised], model: Path | None) -> Iterator[str]
 
 
 def _placeholders(lines: str, model: Path | None) -> list[str]:
-    places = {"MODEL": "the folder of the compiled model", "CHECKPOINT": "what it was made from", "OUT": "a new folder"}
+    places = {
+        "MODEL": "the folder of the compiled model", "FILE.onnx": "the ONNX file that it was converted from",
+        "CHECKPOINT": "what it was made from", "OUT": "a new folder",
+    }  # fmt: skip
     named = [
         f"{name} is {place}"
         for name, place in places.items()
-        if re.search(rf"\b{name}\b", lines) and not (name == "MODEL" and model is not None)
+        if re.search(rf"\b{re.escape(name)}\b", lines) and not (name == "MODEL" and model is not None)
     ]
     return _wrapped(", ".join(named) + "." if named else "")
 

@@ -64,6 +64,15 @@ CODES: dict[str, str] = {
     "B683": (
         "What was written decodes to other numbers than were meant. This is a fault of the compiler or of the disk."
     ),
+    "B684": "The ONNX model reads a tensor that nothing makes: no operator, no input, no weight.",
+    "B685": "An operator of the .mnn file reads a tensor number that does not exist; loading it corrupts memory.",
+    "B686": "An operator of the .mnn file lacks an operand without which it cannot be computed.",
+    "B687": "MNN's converter does not know an operator of the ONNX model, or computes it wrong.",
+    "B688": "The .mnn file has inputs and no operators that make its outputs: the converter wrote an empty graph.",
+    "B689": "Which rows become logits was fixed when the model was traced, and the runtime's own choice has no effect.",
+    "B691": "The model takes an input in another type or shape than the runtime feeds, or declares none.",
+    "B693": "The model takes an input that it does not read, or returns an output that no release reads.",
+    "B695": "The model has no Attention operator, so the runtime keeps no history for it.",
     "V700": (
         "The installed MNN computes other logits than the stored weights give. The model would be wrong on "
         "this release."

@@ -9,6 +9,10 @@ from backends.symptoms import Symptom
 
 _REPAIR = ("lading repair MODEL -o OUT", "writes it in forms that every release from 3.4.0 on runs")
 _COMPILE = ("lading compile CHECKPOINT -o OUT", "makes the folder anew")
+_FROM_ONNX = (
+    "lading compile FILE.onnx -o OUT",
+    "where it was converted from ONNX: declares what the file reads and never makes, and writes a model that runs",
+)
 
 
 def _doctor(what: str, options: str = "") -> tuple[str, str]:
@@ -18,47 +22,106 @@ def _doctor(what: str, options: str = "") -> tuple[str, str]:
 SYMPTOMS = (
     Symptom(
         "logits_index is not fed",
-        (r"tensor \[\s*logits_index\s*\] is input but not found",),
+        (r"tensor\s*\[\s*['\"]?logits_index['\"]?\s*\]\s*is input but not found",),
         "The model waits for the input 'logits_index', and what loads it does not feed one: loading fails, and the "
         "next call crashes.",
         (
             "the application has an MNN before 3.1.0, which feeds three inputs; models are exported with four",
             "the application loads llm.mnn itself with a list of inputs in which logits_index is missing",
+            "the graph that was converted reads logits_index and declares it nowhere",
         ),
         (
             ("lading repair MODEL -o OUT --target 3.0.0", "writes it without this input, for MNN 3.0"),
             _REPAIR,
+            _FROM_ONNX,
+            _COMPILE,
+            _doctor("tells which of them it is; it takes the folder, an .mnn file or an ONNX file"),
         ),
         (
             "move the application to MNN 3.4.0 or later, which feeds it",
             "feed it: int32[1], -1 for the logits of the last position, 0 for those of all",
         ),
-        ("B712",),
+        ("B712", "B684", "B685"),
         source="express/module/PipelineModule.cpp",
     ),
     Symptom(
         "an input is not fed",
-        (r"tensor \[\s*(?P<tensor>[^\]\n]*?)\s*\] is input but not found",),
+        (r"tensor\s*\[\s*(?P<tensor>[^\]\n]*?)\s*\]\s*is input but not found",),
         "The model needs the tensor '{tensor}', which is neither fed nor computed before it is read: loading fails, and "
         "the next call crashes.",
         (
             "the model was exported for another release, or for an application that feeds '{tensor}' itself",
+            "it was converted from an ONNX file for another runtime, which feeds a history or an embedding itself, or "
+            "from one that reads '{tensor}' and declares it nowhere",
             "the operators of the file are not in the order in which they are computed",
         ),
-        (_REPAIR, _COMPILE, _doctor("names the input, and the releases that feed it")),
-        codes=("B712", "B715"),
+        (
+            _REPAIR,
+            _FROM_ONNX,
+            _COMPILE,
+            _doctor("names the input, and the releases that feed it; it takes ONNX files too"),
+        ),
+        codes=("B712", "B684", "B715"),
         source="express/module/PipelineModule.cpp",
     ),
     Symptom(
         "an output is missing",
-        (r"Can't find output (?P<tensor>\S+?) from the model",),
-        "The runtime asks for the output '{tensor}', which the model does not have: loading fails.",
+        (r"Can't find output (?P<tensor>\S+?) from the model", r"Can't find enough output from the model"),
+        "The runtime asks for an output that the model does not have: loading fails.",
         (
             "the export names its logits otherwise",
             "llm_config.json has hidden_states: true and the model has no such output",
+            "the converter wrote an empty graph and reported success, as it does for some quantized ONNX files",
         ),
-        (_COMPILE, _doctor("says which of the two it is")),
-        codes=("B714",),
+        (_COMPILE, _FROM_ONNX, _doctor("says which of them it is")),
+        codes=("B714", "B688"),
+        source="express/module/PipelineModule.cpp",
+    ),
+    Symptom(
+        "the converter loses a tensor",
+        (r"Check it out ==> (?P<node>\S+) has empty input, the index is (?P<place>\d+)",),
+        "MNN's converter finds nothing for operand {place} of '{node}'. That is harmless where the operand may be left "
+        "out; otherwise the ONNX file reads a tensor that nothing makes, and the file that is written crashes.",
+        (
+            "an exporter or a tool that edits graphs left the tensor without a declaration, as with logits_index",
+            "the operand is optional and was left out on purpose",
+        ),
+        (
+            ("lading doctor FILE.onnx", "names the tensor, who reads it and as what; says nothing where all is well"),
+            _FROM_ONNX,
+        ),
+        codes=("B684",),
+        source="tools/converter/source/onnx/onnxConverter.cpp",
+    ),
+    Symptom(
+        "the converter refuses operators",
+        (r"These Op Not Support: (?P<ops>[^\n]*\S)",),
+        "MNN's converter does not know {ops}, and writes nothing.",
+        ("the file was exported for onnxruntime or with operators that are newer than the converter",),
+        (_FROM_ONNX, ("lading doctor FILE.onnx", "lists them by release, and says whether they can be compiled")),
+        codes=("B687",),
+        source="tools/converter/source/common/writeFb.cpp",
+    ),
+    Symptom(
+        "loading corrupts memory",
+        (
+            r"double free or corruption", r"free\(\): invalid", r"malloc\(\): (?:corrupted|invalid|unaligned)",
+            r"corrupted size vs\. prev_size", r"Scudo ERROR", r"invalid chunk state", r"heap corruption detected",
+            r"munmap_chunk\(\): invalid",
+        ),
+        "Memory is written out of bounds, most often while a model is loaded in which an operator reads a tensor that "
+        "does not exist.",
+        (
+            "the ONNX file that was converted reads a tensor, such as logits_index, that nothing makes: the converter "
+            "writes number -1 for it and reports success",
+            "llm.mnn.weight is cut off or of another export",
+        ),
+        (
+            _doctor("names the operator, without loading anything; it takes the .mnn file alone or an ONNX file too"),
+            _FROM_ONNX,
+            _COMPILE,
+        ),
+        codes=("B685", "B686", "B684"),
         source="express/module/PipelineModule.cpp",
     ),
     Symptom(

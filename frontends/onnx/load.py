@@ -73,13 +73,18 @@ def load(
         data = memoryview(source).cast("B")
         return lift_message(_parse(data, "the model"), Place(folder, data=data), free)
     path = Path(source)
-    return lift_message(_read(path), Place(folder if folder is not None else path.parent, path), free)
+    return lift_message(read_message(path), Place(folder if folder is not None else path.parent, path), free)
 
 
 # ---- files and bytes ----
 
 
-def _read(path: Path) -> onnx.ModelProto:
+def read_message(path: Path) -> onnx.ModelProto:
+    """The message of a file, of a large one without the contents of its weights.
+
+    Raises:
+        LadingError: F600 it cannot be read, F601 it is no ONNX model.
+    """
     try:
         found = os.stat(path)
         if not stat.S_ISREG(found.st_mode):
@@ -292,4 +297,4 @@ def _called(node: Any) -> str:
     return f"{node.op}:{node.overload}" if node.overload else node.op
 
 
-__all__ = ["lift_message", "load"]
+__all__ = ["lift_message", "load", "read_message"]

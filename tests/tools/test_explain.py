@@ -73,7 +73,15 @@ def test_a_text_that_nobody_knows():
 
 MESSAGES = [
     ("113 tensor [ logits_index ] is input but not found", "logits_index is not fed"),
+    ("11-27 E/MNNJNI (4711): 7 tensor [ logits_index ] is input but not found", "logits_index is not fed"),
+    ("tensor [logits_index] is input\nbut not found", "logits_index is not fed"),
     ("tensor [ /rotary/inv_freq ] is input but not found", "an input is not fed"),
+    ("7 tensor [ past_key_values.0.key ] is input but not found", "an input is not fed"),
+    ("PipelineModule:: Can't find enough output from the model, finded is:", "an output is missing"),
+    ("[17:02:11] :149: Check it out ==> row has empty input, the index is 1", "the converter loses a tensor"),
+    ("[17:02:11] :220: These Op Not Support: ONNX::IsNaN | ONNX::Attention", "the converter refuses operators"),
+    ("double free or corruption (out)\nAborted (core dumped)", "loading corrupts memory"),
+    ("Abort message: 'Scudo ERROR: invalid chunk state when deallocating address 0x7'", "loading corrupts memory"),
     ("PipelineModule:: Can't find output logits from the model:", "an output is missing"),
     ("Invalidate buffer to create MNN Module", "the file is refused"),
     ("Don't support type [LinearAttention]", "an operator is not there"),

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from ir.base.diag import LadingError
-from ir.base.types import TensorType
 from tools.shared.cli import EXIT_FAILED, JSON_OPTION, QUIET_OPTION, Screen, command
 
 if TYPE_CHECKING:
@@ -22,7 +21,12 @@ if TYPE_CHECKING:
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--runtime", default="portable", show_default=True, metavar="VERSIONS",
               help="Releases to judge: 'portable', 'all', a version, or clauses such as \">=3.4,<3.6\".")  # fmt: skip
-@click.option("--run", "really", is_flag=True, help="Also run the model on every release that has an environment.")
+@click.option(
+    "--run",
+    "really",
+    is_flag=True,
+    help="Also run the model on every release that has an environment; an ONNX file is converted first.",
+)
 @JSON_OPTION
 @QUIET_OPTION
 def main(path: Path, runtime: str, really: bool, as_json: bool, quiet: bool) -> int:
@@ -66,52 +70,31 @@ def diagnose(path: Path, releases: Sequence[Release]) -> Report:
         LadingError: B711 there is nothing of this name, U950 an ONNX file that cannot be read or a file of no known kind,
             U955 something that another command takes.
     """
-    from backends.mnn.doctor.examine import examine, examine_signature
+    from backends.mnn.doctor.examine import examine
+    from backends.mnn.doctor.onnx.examine import examine_onnx
     from tools.doctor.recognise import model_of
 
     path = model_of(path)
     if path.suffix.lower() != ".onnx" or not path.is_file():
         return examine(path, releases)
-    inputs, outputs = _onnx_signature(path)
-    return examine_signature(path, inputs, outputs, releases)
-
-
-def _onnx_signature(path: Path) -> tuple[dict[str, tuple[str, list[Any]]], list[str]]:
-    """Element type and shape of each input that is not a weight, and the names of the outputs."""
-    from ir.onnx.keys import DEFAULT
-    from tools.shared.formats import ONNX, Formats
-
     try:
-        graph = Formats().read(str(path), ONNX)
+        return examine_onnx(path, releases)
     except LadingError as error:
-        problem = error.diagnostics[0].message
-        raise LadingError("U950", f"not a readable ONNX model: {problem}", where=str(path)) from error
-    if not len(graph.nodes):
-        raise LadingError("U950", "the file holds no ONNX operators", where=str(path))
-    inputs = {}
-    for value in graph.inputs:
-        if not isinstance(value.type, TensorType):
-            message = f"the input {value.name!r} is no tensor of a known element type"
-            raise LadingError("U950", message, where=str(path))
-        if DEFAULT + value.name not in graph.tables:
-            shape = [getattr(dim, "name", dim if dim is not None else "?") for dim in value.type.shape or ()]
-            inputs[value.name] = (value.dtype.name, shape)
-    return inputs, [value.name for value in graph.outputs]
+        problem = error.diagnostics[0]
+        if problem.code == "U950":
+            raise
+        raise LadingError("U950", f"not a readable ONNX model: {problem.message}", where=str(path)) from error
 
 
 def _run(report: Report) -> None:
-    """Run a directory on this environment's MNN and on those of `backends.mnn.target.environments`.
-
-    Raises:
-        LadingError: U950 something that cannot be run.
-    """
+    """Run a model on this environment's MNN and on those of `backends.mnn.target.environments`; an ONNX file is
+    converted there first."""
     import sys
 
     from backends.mnn.doctor.examine import run_and_compare
+    from backends.mnn.doctor.onnx.conversion import convert_and_load, load_file
     from backends.mnn.target.environments import ReleaseEnvironments, installed_version
 
-    if report.kind != "directory":
-        raise LadingError("U950", "--run needs a model directory", where=report.subject)
     interpreters: dict[str, Path | str] = dict(ReleaseEnvironments().available())
     interpreters.setdefault(installed_version() or "", sys.executable)
-    run_and_compare(report, interpreters)
+    {"directory": run_and_compare, "mnn": load_file, "onnx": convert_and_load}[report.kind](report, interpreters)

@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 CAUSES: dict[str, str] = {
+    "B684": "it reads a tensor that nothing makes",
+    "B685": "an operator reads a tensor that does not exist",
+    "B686": "an operator lacks an operand",
+    "B687": "it has operators that the converter does not know, or computes wrong",
+    "B688": "the graph is empty",
+    "B689": "the rows of its logits are fixed",
+    "B691": "it takes an input in another form than it is fed",
+    "B695": "it keeps no history",
     "B710": "the model file is damaged, or is none",
     "B711": "the model file cannot be read",
     "B712": "it needs an input that the runtime does not feed",

@@ -15,10 +15,13 @@ import numpy as np
 
 from backends.contract import CONTRACT_FILE, check_files
 from backends.contract import read as read_contract
+from backends.mnn.doctor.conventions import convention_findings
 from backends.mnn.doctor.files import file_findings
 from backends.mnn.doctor.findings import Finding, Report, versions_of
 from backends.mnn.doctor.graph import graph_findings, lacking
+from backends.mnn.doctor.lost import lost_findings
 from backends.mnn.doctor.ranks import rank_findings
+from backends.mnn.doctor.rows import row_findings
 from backends.mnn.doctor.weights import weight_findings
 from backends.mnn.read.model_folder import Subject, alpha_form, is_lfs_pointer
 from backends.mnn.read.net_file import numbers
@@ -52,6 +55,9 @@ def examine(path: Path, releases: Sequence[Release]) -> Report:
         item = unread.diagnostics[0]
         findings.append(Finding(item.code, item.message, versions_of(releases), "copy or export it again", item.where))
     findings += graph_findings(subject, releases)
+    findings += lost_findings(subject, releases)
+    findings += row_findings(subject, releases)
+    findings += convention_findings(subject, releases)
     findings += rank_findings(subject, releases)
     findings += weight_findings(subject, releases)
     if subject.is_folder:
@@ -62,32 +68,6 @@ def examine(path: Path, releases: Sequence[Release]) -> Report:
     order = {"error": 0, "warning": 1}
     findings.sort(key=lambda item: (order[item.severity], -len(item.releases), item.code))
     return Report(str(path), kind, _needs(subject) if net["oplists"] else {}, tuple(releases), findings)
-
-
-def examine_signature(
-    path: Path, inputs: Mapping[str, tuple[str, Sequence[Any]]], outputs: Sequence[str], releases: Sequence[Release]
-) -> Report:
-    """Judge an ONNX model by its inputs (element type and shape by name) and outputs."""
-    findings = []
-    versions = tuple(release.version for release in releases)
-    convert = "python -m tools.compile makes a model directory from the checkpoint itself"
-    findings.append(Finding("B732", "an ONNX file is not what the runtime loads", versions, convert, str(path)))
-    for name in inputs:
-        if old := tuple(item.version for item in releases if name not in (*item.inputs, *item.optional_inputs)):
-            message = f"the graph needs the input {name!r}, which the runtime does not feed"
-            findings.append(Finding("B712", message, old, convert, str(path)))
-    for name in dict.fromkeys(name for release in releases for name in release.inputs):
-        fed = tuple(release.version for release in releases if name in release.inputs)
-        if name not in inputs and fed:
-            message = f"the runtime feeds {name!r} but the graph has no such input"
-            findings.append(Finding("B713", message, fed, convert, str(path)))
-    if "input_ids" in inputs and inputs["input_ids"][0] != "f32":
-        message = f"input_ids is {inputs['input_ids'][0]}, but the runtime feeds embedding rows of f32, not ids"
-        findings.append(Finding("B712", message, versions, convert, str(path)))
-    if "logits" not in outputs:
-        findings.append(Finding("B714", "no output is called 'logits'", versions, convert, str(path)))
-    shapes = {name: f"{dtype}{list(shape)}" for name, (dtype, shape) in inputs.items()}
-    return Report(str(path), "onnx", {"inputs": shapes, "outputs": list(outputs)}, tuple(releases), findings)
 
 
 def _needs(subject: Subject) -> dict[str, Any]:

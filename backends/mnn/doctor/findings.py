@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from backends.mnn.target.releases import Release
 from ir.base.diag import Diagnostic
+
+if TYPE_CHECKING:
+    from backends.mnn.doctor.onnx.attempt import Attempt
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Report:
         releases: the releases asked about.
         findings: what was found.
         runs: what happened on each release that the model was run on; empty without ``--run``.
+        attempt: what came of compiling an ONNX file in memory; None for other kinds.
     """
 
     subject: str
@@ -65,6 +69,7 @@ class Report:
     releases: tuple[Release, ...]
     findings: list[Finding] = field(default_factory=list)
     runs: dict[str, str] = field(default_factory=dict)
+    attempt: Attempt | None = None
 
     def problems(self, version: str) -> list[Finding]:
         """Findings that break the model on a release."""

@@ -9,6 +9,7 @@ from typing import Any
 from backends.mnn.dialect.arithmetic import NUMBER_OF_BINARY, NUMBER_OF_UNARY
 from backends.mnn.dialect.table import FORMS
 from backends.mnn.doctor.findings import Finding
+from backends.mnn.doctor.rows import row_choice
 from backends.mnn.read.model_folder import Subject, alpha_form
 from backends.mnn.read.net_file import PARAMETERS, numbers
 from backends.mnn.target.releases import Release
@@ -55,13 +56,18 @@ def fed_names(release: Release, subject: Subject) -> set[str]:
 
 
 def _inputs(subject: Subject, releases: Sequence[Release]) -> Iterator[Finding]:
-    for name in sorted(subject.read_inputs):
+    if not subject.is_language_model:
+        return
+    needed = [*((name, False) for name in subject.read_inputs), *((name, True) for name in subject.undeclared)]
+    for name, undeclared in sorted(needed):
         old = tuple(release.version for release in releases if name not in fed_names(release, subject))
         if old:
+            what = f"reads the tensor {name!r}, which nothing makes or declares, and" if undeclared else (
+                f"needs the input {name!r},"
+            )  # fmt: skip
             yield Finding(
                 "B712",
-                f"the model needs the input {name!r}, which is not fed: loading fails with "
-                f"'tensor [ {name} ] is input but not found'",
+                f"the model {what} which is not fed: loading fails with 'tensor [ {name} ] is input but not found'",
                 old,
                 _input_fix(name),
                 str(subject.model_path),
@@ -81,7 +87,9 @@ def _missing_inputs(subject: Subject, releases: Sequence[Release]) -> Iterator[F
     if "logits" not in subject.names or "input_ids" not in subject.names:
         return
     fed = lacking(releases, lambda release: "logits_index" not in release.inputs)
-    if fed and "logits_index" not in subject.read_inputs:
+    chosen = row_choice(subject)
+    other = chosen is not None and chosen.fixed != 0
+    if fed and not other and "logits_index" not in subject.read_inputs | subject.undeclared:
         yield Finding(
             "B713",
             "the runtime feeds 'logits_index' but the model has no such input: it returns the logits of every position, "

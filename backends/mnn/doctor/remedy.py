@@ -32,10 +32,12 @@ class Remedy:
 
 
 def remedy(report: Report) -> Remedy | None:
-    """What to do about a model; None when it is healthy, or is no model directory.
+    """What to do about a model; None when it is healthy, or is one ``.mnn`` file.
 
-    Whether its graph can be read back is tried, in memory.
+    Whether its graph can be read back, or compiled, is tried in memory.
     """
+    if report.kind == "onnx":
+        return _compiling(report)
     if report.kind != "directory" or report.healthy:
         return None
     hopeless = [item for item in report.findings if item.severity == "error" and not item.mended]
@@ -51,6 +53,25 @@ def remedy(report: Report) -> Remedy | None:
         return Remedy("", (), reason)
     words = ["lading", "repair", _argument(report.subject), "-o", _argument(free_name(Path(report.subject)))]
     return Remedy(shlex.join([*words, "--target", chosen.name]), chosen.versions)
+
+
+def _compiling(report: Report) -> Remedy:
+    """The line that makes an MNN model of an ONNX file."""
+    tried = report.attempt
+    if tried is None or tried.refusal is not None:
+        why = tried.refusal if tried is not None else None
+        return Remedy("", (), f"lading compile refuses it ({why.code}): {why.message}" if why is not None else "")
+    chosen = widest(report.releases) or target("portable")
+    path = Path(report.subject)
+    words = ["lading", "compile", _argument(report.subject), "-o", _argument(free_name(path, path.stem))]
+    words += [] if tried.language else ["--to", "mnn"]
+    words += [] if chosen.name == "portable" else ["--target", chosen.name]
+    return Remedy(shlex.join(words), chosen.versions)
+
+
+def widest(releases: Sequence[Release]) -> MnnTarget | None:
+    """The most of some releases, in a row, that one model can be for; None where there are none."""
+    return _target(releases, {release.version for release in releases})
 
 
 def _target(possible: Sequence[Release], broken: set[str]) -> MnnTarget | None:
@@ -88,9 +109,9 @@ def _refused(folder: Path, chosen: MnnTarget) -> str:
     return ""
 
 
-def free_name(folder: Path) -> str:
-    """A name for the copy in the working folder at which there is nothing yet."""
-    base = f"{folder.resolve().name or 'model'}-{MENDED}"
+def free_name(folder: Path, base: str = "") -> str:
+    """A name for the copy in the working folder at which there is nothing yet: `base`, or that of a mended folder."""
+    base = base or f"{folder.resolve().name or 'model'}-{MENDED}"
     number, name = 1, base
     while os.path.lexists(name):
         number += 1

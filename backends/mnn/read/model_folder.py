@@ -224,17 +224,41 @@ class Subject:
         return {index: op for op in self.net["oplists"] for index in numbers(op.get("outputIndexes"))}
 
     @cached_property
-    def read_inputs(self) -> set[str]:
-        """Inputs that the logits depend on; a declared input that nothing reads is never asked for."""
+    def made(self) -> set[str]:
+        """Names of tensors that an operator of the main graph makes, inputs included."""
+        return {self.name(index) for index in self.producers}
+
+    @cached_property
+    def _above_logits(self) -> set[int]:
+        """Tensors that the logits depend on, or all that are read where there are no logits."""
         if "logits" not in self.names:
-            return set(self.inputs)
+            return {index for op in self.net["oplists"] for index in numbers(op.get("inputIndexes"))}
         waiting, seen = [self.names.index("logits")], set()
         while waiting:
             index = waiting.pop()
             if index not in seen:
                 seen.add(index)
                 waiting += numbers(self.producers.get(index, {}).get("inputIndexes"))
-        return {self.name(index) for index in seen} & set(self.inputs)
+        return seen
+
+    @cached_property
+    def read_inputs(self) -> set[str]:
+        """Inputs that the logits depend on; a declared input that nothing reads is never asked for."""
+        if "logits" not in self.names:
+            return set(self.inputs)
+        return {self.name(index) for index in self._above_logits} & set(self.inputs)
+
+    @cached_property
+    def undeclared(self) -> set[str]:
+        """Names of tensors that the logits depend on, which no operator makes and no input declares: the runtime must
+        feed them all the same."""
+        places = {index for index in self._above_logits if 0 <= index < len(self.names)}
+        return {self.names[index] for index in places - self.producers.keys()}
+
+    @property
+    def is_language_model(self) -> bool:
+        """It is a model directory, or has tensors that the language-model engine feeds and reads."""
+        return self.is_folder or bool({"logits", "input_ids"} & set(self.names))
 
     @cached_property
     def convolutions(self) -> list[dict[str, Any]]:

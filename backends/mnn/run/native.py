@@ -319,6 +319,31 @@ def mnn_to_json(mnn: Path, *, timeout_s: float = 120, interpreter: Path | str = 
         return (folder / "out.json").read_bytes()
 
 
+def onnx_to_mnn(
+    model: Path,
+    out: Path,
+    *,
+    timeout_s: float = 300,
+    memory_limit: int | None = None,
+    interpreter: Path | str = sys.executable,
+) -> ChildResult:
+    """Give an ONNX file to the converter as it is. However that ends is a result; `out` is there if it wrote a file.
+
+    Raises:
+        LadingError: B660 no wheel.
+    """
+    with scratch_folder() as folder:
+        arguments = ["-f", "ONNX", "--modelFile", str(model.resolve()), "--MNNModel", "out.mnn"]
+        argv = [_command(interpreter), "-I", "-c", _CONVERT, str(os.getpid()), *arguments]
+        ended = _spawn(argv, folder, timeout_s, memory_limit)
+        if ended.exit_code == NO_CONVERTER:
+            hint = f"{interpreter} -m pip install MNN"
+            raise LadingError("B660", "the MNN converter is not installed", where=_last_lines(ended.log), hint=hint)
+        if (folder / "out.mnn").is_file():
+            _move(folder / "out.mnn", out)
+    return ended
+
+
 def _convert(arguments: list[str], folder: Path, timeout_s: float, interpreter: Path | str) -> str:
     """Run the converter in `folder` and return its log; the last argument names the file that must be there then."""
     ended = _spawn([_command(interpreter), "-I", "-c", _CONVERT, str(os.getpid()), *arguments], folder, timeout_s)

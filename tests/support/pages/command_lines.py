@@ -101,7 +101,7 @@ def commands_of(text: str) -> Iterator[tuple[list[str], list[str]]]:
 
 def is_blank(value: Any) -> bool:
     """Whether a value is a word in capitals, which readers fill in."""
-    return re.fullmatch(r"[A-Z][A-Z_]*", str(value)) is not None
+    return re.fullmatch(r"[A-Z][A-Z_]*(\.onnx)?", str(value)) is not None
 
 
 class Checker:

@@ -384,8 +384,8 @@ def test_onnx_files(tmp_path):
     result = run(tmp_path / "a.onnx", "--json")
     data = json.loads(result.stdout)
     assert result.exit_code == 1 and data["kind"] == "onnx"
-    assert {item["code"] for item in data["findings"]} == {"B712", "B713", "B714", "B732"}
-    assert data["needs"]["inputs"]["input_ids"] == "i64[1, 'seq']"
+    assert {item["code"] for item in data["findings"]} == {"B693", "B732"}
+    assert data["needs"]["inputs"]["input_ids"] == "i64[1, seq]"
     (tmp_path / "bad.onnx").write_bytes(b"\xff" * 50)
     result = run(tmp_path / "bad.onnx")
     assert result.exit_code == 1 and "error[U950]" in result.stderr
@@ -412,7 +412,7 @@ def test_bad_requests(tmp_path, sound):
     assert "error[B711]" in run(tmp_path / "absent").stderr
     assert "error[B600]" in run(sound, "--runtime", "9.9.9").stderr
     assert "error[B700]" in run(sound, "--runtime", ">=9").stderr
-    assert "error[U950]" in run(sound / "llm.mnn", "--run").stderr
+    assert "loaded and ran; its numbers were not compared" in run(sound / "llm.mnn", "--run", "--json").stdout
     assert [release.version for release in releases_of(">=3.0,<3.2")] == ["3.0.0", "3.1.0"]
 
 

@@ -1,0 +1,177 @@
+"""The doctor on ONNX files: what is wrong with the file, what each release's converter and engine would make of it, held
+against doing it, and the line that compiles it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import onnx
+import pytest
+from click.testing import CliRunner
+from onnx import TensorProto, helper
+
+from backends.mnn.doctor.onnx.examine import examine_onnx
+from backends.mnn.target.releases import PROFILES, RELEASES
+from tests.support.lost.models import lost_file, quantized_file
+from tests.support.runs import interpreters
+from tools.doctor.command import main
+
+ALL = tuple(RELEASES.values())
+
+
+def run(*arguments: object):
+    """The command in this process."""
+    return CliRunner().invoke(main, [str(item) for item in arguments])
+
+
+def told(path: Path, releases=ALL) -> dict[str, str]:
+    """Messages by code, but for that the file is ONNX."""
+    return {item.code: item.message for item in examine_onnx(path, releases).findings if item.code != "B732"}
+
+
+def save(path: Path, nodes, inputs, outputs, constants=(), **domains: int) -> Path:
+    """A model of nodes; inputs and outputs are name, element type and shape."""
+    infos = [[helper.make_tensor_value_info(*item) for item in side] for side in (inputs, outputs)]
+    graph = helper.make_graph(nodes, "g", *infos, list(constants))
+    opsets = [
+        helper.make_opsetid("", 17),
+        *(helper.make_opsetid(name.replace("_", "."), v) for name, v in domains.items()),
+    ]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+    return path
+
+
+# ---- tensors that nothing makes ----
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "words"),
+    [
+        ("slice", "logits_index", "by Slice 'rows' (starts) as i32 or i64. The converter would print 'has empty input, the "
+         "index is 1' and write tensor number -1 in its place"),
+        ("gather", "logits_index", "by Gather 'rows' (indices) as i32 or i64. The converter would print 'has empty input, the "
+         "index is 1' and crash"),
+        ("matmul", "weight", "report success and leave it away"),
+        ("where", "keep", "by Where 'rows' (condition) as bool"),
+    ],
+)  # fmt: skip
+def test_a_dangling_tensor_is_named_with_its_readers(kind, name, words, tmp_path):
+    found = told(lost_file(tmp_path, kind))
+    assert found["B684"].startswith(f"{name!r} is read and never made: ") and words in found["B684"]
+    assert ("B713" in found) == (name != "logits_index")
+
+
+@pytest.mark.parametrize("kind", ["slice", "end", "gather", "add", "matmul", "reshape"])
+def test_what_is_told_of_dangling_tensors_happens(kind, tmp_path):
+    """On each release the converter crashes, or what it writes does or gives nothing."""
+    result = run(lost_file(tmp_path, kind), "--run", "--json")
+    data = json.loads(result.stdout)
+    assert result.exit_code == 1 and data["verdicts"]["3.6.1"]["codes"][0] == "B684"
+    runs = [item["run"] for item in data["verdicts"].values() if not item["run"].startswith("not run")]
+    assert len(runs) == len(interpreters())
+    dies = ("the converter crashed", "converted; loading crashed", "converted; loaded; the first call")
+    assert all(text.startswith(dies) for text in runs), runs
+
+
+def test_the_sentence_and_the_line_for_a_dangling_choice_of_rows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = lost_file(tmp_path, "slice")
+    lines = run(path.name).stdout.splitlines()
+    assert lines[0] == (
+        "slice.onnx is a language model in ONNX that reads 'logits_index', which nothing makes. MNN loads no ONNX; this "
+        "compiles it for MNN 3.4.0 to 3.6.1:"
+    )
+    line = json.loads(run(path.name, "--json").stdout)["repair"]
+    assert f"  {line}" == lines[2]
+    words = shlex.split(line)
+    assert words[:5] == ["lading", "compile", "slice.onnx", "-o", "slice"]
+
+
+def test_an_output_that_nothing_makes(tmp_path):
+    path = save(tmp_path / "m.onnx", [helper.make_node("Relu", ["x"], ["y"])], [("x", 1, [3])], [("z", 1, [3])])
+    assert told(path)["B684"] == (
+        "'z' is an output that nothing makes. The converter would write a graph without it, and loading would fail"
+    )
+
+
+# ---- operators ----
+
+
+def test_operators_that_converters_do_not_know(tmp_path):
+    nodes = [
+        helper.make_node("IsNaN", ["x"], ["n"]),
+        helper.make_node("Cast", ["n"], ["c"], to=1),
+        helper.make_node("GroupQueryAttention", ["c"], ["a"], domain="com.microsoft"),
+        helper.make_node("Gelu", ["a"], ["y"], domain="com.microsoft"),
+        helper.make_node("STFT", ["x"], ["z"]),
+    ]
+    path = save(tmp_path / "m.onnx", nodes, [("x", 1, [3])], [("y", 1, [3])], com_microsoft=1)
+    found = [item for item in examine_onnx(path, tuple(PROFILES.values())).findings if item.code == "B687"]
+    assert {(item.severity, item.releases) for item in found} == {
+        ("error", tuple(PROFILES)), ("error", ("3.0.0",)), ("warning", tuple(PROFILES)),
+    }  # fmt: skip
+    texts = [item.message for item in found]
+    assert any("knows no IsNaN (1), com.microsoft.GroupQueryAttention (1)" in text for text in texts)
+    assert any("takes com.microsoft.Gelu for ONNX's operator of that name" in text for text in texts)
+
+
+def test_quantized_patterns(tmp_path):
+    found = told(quantized_file(tmp_path))
+    assert found["B687"].startswith(
+        "of QuantizeLinear and DequantizeLinear the converter crashes on quantized activations"
+    )
+    report = examine_onnx(tmp_path / "quantized.onnx", ALL)
+    assert set(report.needs["converted_as_it_is"].values()) == {"wrong, or an empty graph"}
+
+
+# ---- language models for other runtimes ----
+
+
+def test_the_signature_of_another_runtime(tmp_path):
+    ports = [
+        ("input_ids", TensorProto.INT64, [1, "seq"]),
+        ("attention_mask", TensorProto.INT64, [1, "total"]),
+        *((f"past_key_values.{place}.key", TensorProto.FLOAT, [1, 2, "past", 8]) for place in range(6)),
+    ]
+    nodes = [
+        helper.make_node("Cast", ["input_ids"], ["f"], to=1),
+        helper.make_node("Cast", ["attention_mask"], ["m"], to=1),
+        helper.make_node("Sum", ["f", "m", *(name for name, _, _ in ports[2:])], ["s"]),
+        helper.make_node("Softmax", ["s"], ["logits"]),
+    ]
+    found = told(save(tmp_path / "m.onnx", nodes, ports, [("logits", TensorProto.FLOAT, [1, "seq", 9])]))
+    assert set(found) == {"B691", "B695", "B712", "B713"}
+    assert (
+        found["B712"].startswith("the engine does not feed 'past_key_values.0.key', ") and "and 2 more" in found["B712"]
+    )
+    data = json.loads(run(tmp_path / "m.onnx", "--json").stdout)
+    assert set(data["needs"]["converted_as_it_is"].values()) == {"loading fails"} and data["needs"]["language_model"]
+    assert all(item["hint"] == "" for item in data["findings"]) and data["repair"] == ""
+
+
+def test_declarations_without_a_type(tmp_path):
+    path = save(tmp_path / "m.onnx", [helper.make_node("Relu", ["x"], ["y"])], [("x", 1, [3])], [("y", 1, [3])])
+    model = onnx.load(path)
+    model.graph.input.add(name="u")
+    model.graph.node.add(op_type="Relu", input=["u"], output=["v"])
+    onnx.save(model, path)
+    found = told(path)
+    assert found["B691"] == "no element type is declared for the input 'u': the converter takes a float"
+    assert run(path).exit_code == 1
+
+
+def test_what_cannot_be_compiled_is_said(tmp_path):
+    path = save(tmp_path / "m.onnx", [helper.make_node("Unheard", ["x"], ["y"], domain="de.example")], [("x", 1, [3])],
+                [("y", 1, [3])], de_example=1)  # fmt: skip
+    text = run(path).stdout
+    assert f"{path} is an ONNX model. It cannot be compiled: lading compile refuses it (" in text
+    assert "Unheard" in text.splitlines()[0] and "lading compile m" not in text
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff" * 50])
+def test_files_that_are_no_models(data, tmp_path):
+    (tmp_path / "bad.onnx").write_bytes(data)
+    result = run(tmp_path / "bad.onnx")
+    assert result.exit_code == 1 and "error[U950]" in result.stderr

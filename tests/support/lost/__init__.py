@@ -1,0 +1,1 @@
+"""ONNX models that read tensors which nothing makes."""

@@ -301,6 +301,10 @@ def _select(body: Body) -> list[Value]:
     return [body.op("Where", choose, body.inputs[1], body.inputs[2])]
 
 
+def _read_select(builder: Builder, main: Main, operands: Operands) -> Decoded:
+    return builder.add("Select", [builder.value(item) for item in operands])
+
+
 ROWS = (
     MnnOperator(
         type="UnaryOp",
@@ -388,6 +392,7 @@ ROWS = (
             doc="x where the int32 condition is not 0, else y.",
         ),
         encode=no_parameters,
+        decode=_read_select,
     ),
 )
 """Rows for `backends.mnn.dialect.table`."""

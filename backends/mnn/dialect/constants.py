@@ -12,6 +12,7 @@ from backends.mnn.dialect.operator import DATA_TYPES, Decoded, Main, MnnOperator
 from backends.mnn.dialect.sizes import Ints
 from backends.mnn.read.net_file import numbers
 from backends.mnn.read.stored_tensors import WeightFile
+from backends.mnn.write.weight_layout import Layout
 from ir.base.diag import LadingError
 from ir.base.types import I32, I64, TensorType
 from ir.graph.graph import Value
@@ -34,8 +35,9 @@ def write_input(value: Value) -> dict[str, Any]:
     return {"dims": dims, "dtype": data_type(value.dtype, value.name), "dformat": "NCHW"}
 
 
-def write_constant(value: Value) -> dict[str, Any]:
-    """The parameters of the operator ``Const`` that stands for a constant; int64 becomes int32.
+def write_constant(value: Value, layout: Layout) -> dict[str, Any]:
+    """The parameters of the operator ``Const`` that stands for a constant, whose numbers lie in the weight file where
+    the layout has a place for them; int64 becomes int32.
 
     Raises:
         LadingError: B611 a constant of a type MNN has not.
@@ -43,7 +45,12 @@ def write_constant(value: Value) -> dict[str, Any]:
     dtype = I32 if value.dtype == I64 else value.dtype
     if dtype not in DATA_TYPES.values():
         raise LadingError("B611", f"MNN has no constants of type {dtype}", where=value.name)
-    array, name = value.tensor.load(), data_type(dtype, value.name)
+    name = data_type(dtype, value.name)
+    stored = layout.constants.get(value)
+    if stored is not None:
+        place = [stored.offset, stored.nbytes]
+        return {"dims": list(value.sizes), "dataFormat": "NCHW", "dataType": name, "external": place}
+    array = value.tensor.load()
     return {
         "dims": list(array.shape), "dataFormat": "NCHW", "dataType": name, _NUMBERS[name]: array.reshape(-1).tolist(),
     }  # fmt: skip

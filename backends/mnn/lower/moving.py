@@ -245,10 +245,14 @@ def lower_gather(node: Node, low: Lowering) -> None:
 
 
 def rows_of(low: Lowering, table: Value, index: Value) -> Value:
-    """Rows of a table by their numbers."""
-    rows = _numbers_of_rows(low, index, low.dims(table)[0])
-    shape = (*low.dims(index), *low.dims(table)[1:])
-    return low.add("GatherV2", [table, rows], TensorType(table.dtype, shape))
+    """Rows of a table by their numbers, which are laid out flat first: releases feed positions with one axis or two."""
+    numbers = low.plain(index) if index.const is None else index
+    outer = low.dims(index)
+    if index.const is None and len(outer) > 1 and len([dim for dim in outer if dim != 1]) < 2:
+        numbers = low.reshape(numbers, (next((dim for dim in outer if dim != 1), 1),))
+    rows = _numbers_of_rows(low, numbers, low.dims(table)[0])
+    chosen = low.add("GatherV2", [table, rows], TensorType(table.dtype, (*low.dims(rows), *low.dims(table)[1:])))
+    return low.reshape(chosen, (*outer, *low.dims(table)[1:]))
 
 
 def _in_order(index: np.ndarray, size: int | Dim, low: Lowering) -> tuple[int, int] | None:

@@ -66,7 +66,7 @@ class _Net:
 
     def _operand(self, value: Value) -> int:
         if value.is_const and value not in self.index:
-            self._op(value.name, "Const", "Blob", write_constant(value), [], [self._tensor(value)])
+            self._op(value.name, "Const", "Blob", write_constant(value, self.layout), [], [self._tensor(value)])
         return self._tensor(value)
 
     def _op(

@@ -107,7 +107,7 @@ class RowsJob:
 
 @dataclass(frozen=True)
 class SmallJob:
-    """Write everything that is not a matrix: headers of matrices, biases and norm vectors.
+    """Write everything that is not a matrix: headers of matrices, biases, norm vectors and large constants.
 
     Attributes:
         path: the weight file.
@@ -250,7 +250,7 @@ def _matrix_jobs(matrix: Matrix, path: Path, store: Store) -> list[Job]:
 
 def _small_job(layout: Layout, matrices: Sequence[Matrix], path: Path) -> SmallJob:
     vectors = [(matrix.bias, matrix.bias_offset) for matrix in matrices if matrix.bias is not None]
-    for vector in layout.vectors.values():
+    for vector in (*layout.vectors.values(), *layout.constants.values()):
         offset = vector.offset
         for value in vector.values:
             vectors.append((value, offset))

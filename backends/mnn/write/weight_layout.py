@@ -11,13 +11,16 @@ import math
 from dataclasses import dataclass, field
 
 from ir.base.diag import LadingError
-from ir.base.types import BF16
+from ir.base.types import BF16, F32
 from ir.graph.graph import Graph, Node, Value
 from ir.quant.storage_size import scale_bytes
-from ir.quant.stored_weight import StoredWeight, obstacle, storage_of
+from ir.quant.stored_weight import StoredWeight, is_weight, obstacle, storage_of
 
 MAX_ELEMENTS = 2**31 - 1
 """The loader keeps the number of elements of one convolution in a signed 32-bit integer."""
+
+INLINE = 1024
+"""Most numbers of a constant that is written into the model file itself, as text on its way there."""
 
 NORMS = ("mnn.LayerNorm", "mnn.PackedNorm", "mnn.AddNorm")
 """Operators whose last two inputs are a gain and a shift in the weight file."""
@@ -78,7 +81,7 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Vector:
-    """Float32 vectors stored back to back (gain and shift of a norm)."""
+    """Float32 numbers stored back to back: gain and shift of a norm, or one large constant."""
 
     values: tuple[Value, ...]
     offset: int
@@ -97,6 +100,7 @@ class Layout:
     Attributes:
         matrices: by convolution node.
         vectors: by norm node.
+        constants: large constants of single precision that other operators read, such as tables of angles.
         embedding: the matrix that serves embedding rows from the weight file, or None when they have a file of their
             own.
         embedding_shared: True when that matrix is the logits convolution's.
@@ -106,6 +110,7 @@ class Layout:
 
     matrices: dict[Node, Matrix] = field(default_factory=dict)
     vectors: dict[Node, Vector] = field(default_factory=dict)
+    constants: dict[Value, Vector] = field(default_factory=dict)
     embedding: Matrix | None = None
     embedding_shared: bool = False
     embedding_file: StoredWeight | None = None
@@ -131,9 +136,21 @@ def plan_layout(graph: Graph) -> Layout:
             vector = Vector(values, layout.nbytes, sum(4 * math.prod(value.sizes) for value in values))
             layout.vectors[node] = vector
             layout.nbytes = vector.end
+        elif not is_weight(node.output):
+            _place_constants(layout, node)
     if "embedding" in graph.tables:
         _place_embedding(layout, _weight(graph.tables["embedding"], matmul=False))
     return layout
+
+
+def _place_constants(layout: Layout, node: Node) -> None:
+    for value in node.inputs:
+        if value is None or value.const is None or value.dtype != F32 or value in layout.constants:
+            continue
+        count = math.prod(value.sizes)
+        if count > INLINE:
+            layout.constants[value] = Vector((value,), layout.nbytes, 4 * count)
+            layout.nbytes += 4 * count
 
 
 def _weight(value: Value, *, matmul: bool) -> StoredWeight:

@@ -24,7 +24,7 @@ from ir.tensor.inline import InlineTensor
 from passes.framework.context import PassContext
 from passes.framework.manager import PassManager
 
-CONTEXT = 64
+CONTEXT = 256
 VOCABULARY = 130
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from backends.mnn.dialect.table import FORM_OF
+from backends.mnn.doctor.examine import examine
+from backends.mnn.run.native import mnn_to_json
+from backends.mnn.target.releases import RELEASES
 from ir.base.diag import LadingError
 from ir.evaluate.evaluator import evaluate
-from tests.support.decoders.forms import VOCABULARY, Form, decoder, logits_in_pieces, written
+from tests.support.decoders.forms import CONTEXT, VOCABULARY, Form, decoder, logits_in_pieces, written
 from tests.support.runs import each_release
 
 BAR = 1e-5
@@ -90,9 +94,24 @@ def test_fused_forms_give_the_same(family, version):
     assert distance(folder / "newest", version, logits) < BAR
 
 
+def test_the_doctor_finds_nothing_on_any_release(family):
+    folder, _ = family
+    report = examine(folder / "portable", tuple(RELEASES.values()))
+    assert [version for version in RELEASES if report.healthy_on(version)] == list(RELEASES)
+
+
 def test_norms_with_shifts_and_narrow_rotations_are_fused(tmp_path):
     graph = written(decoder(FORMS["stablelm2"]), tmp_path / "out", target="3.6.1")
     assert {FORM_OF[node.op] for node in graph.nodes if node.op in FORM_OF} == set(FORM_OF.values())
+
+
+def test_large_tables_lie_in_the_weight_file(tmp_path):
+    written(decoder(FORMS["tables of numbers"]), tmp_path / "out")
+    found = [
+        op["main"] for op in json.loads(mnn_to_json(tmp_path / "out" / "llm.mnn"))["oplists"] if op["type"] == "Const"
+    ]
+    large = [main for main in found if main["dims"] == [CONTEXT, 8]]
+    assert [len(main["external"]) for main in large] == [2, 2] and not any(main.get("float32s") for main in large)
 
 
 def test_windows_of_two_widths_are_refused(tmp_path):

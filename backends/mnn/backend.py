@@ -284,12 +284,11 @@ class LlmCompilation(Compilation):
 
     def _settings(self, graph: Graph) -> Settings:
         """What suits the stored widths, unless the user says otherwise."""
-        from backends.mnn.write.configs import recommend
+        from backends.mnn.write.configs import deciding, recommend
         from backends.mnn.write.llm_folder import Settings
-        from ir.facts.precision import PrecisionPlan
 
         given = self.order.options
-        best = recommend(graph.required_fact(PrecisionPlan).storage.values())
+        best = recommend(deciding(graph))
         memory = given.get("memory") or best.memory
         option = best.dynamic_option if memory == "low" else 0
         return Settings(given.get("precision") or best.precision, memory, given.get("threads") or THREADS, option)

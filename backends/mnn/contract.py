@@ -201,7 +201,7 @@ def _runtime(graph: Graph, emission: Emission, target: MnnTarget, measurements: 
     return c.Runtime(
         requires=c.Requirements(min_release=target.versions[0], memory=settings.memory if integer else None, keys=keys),
         settings=settings.as_run() | {"backend_type": emission.backend_type},
-        choices=tuple(_choices(measurements, configs.recommend(storage))),
+        choices=tuple(_choices(measurements, configs.recommend(configs.deciding(graph)))),
     )
 
 

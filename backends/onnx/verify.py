@@ -30,6 +30,7 @@ from ir.evaluate.untrained import Guesses
 from ir.facts.model_card import ModelCard
 from ir.facts.precision import PrecisionPlan
 from ir.graph.graph import Graph
+from ir.quant.stored_weight import DEQUANTIZE
 
 FEEDS = {"quick": 3, "full": 12}
 """Random inputs that are run."""
@@ -247,12 +248,19 @@ def _beyond_exact(found: Measurement, graph: Graph) -> list[Diagnostic]:
     return [Diagnostic("V710", message, hint="nothing was written; please report the model")]
 
 
+def _narrowest(graph: Graph) -> int:
+    """Bits of the narrowest weight, planned or stored as it came; what is dequantized may be multiplied in integers."""
+    plan = graph.fact(PrecisionPlan)
+    planned = [item.bits for item in plan.storage.values()] if plan is not None else []
+    given = [node.operand(0).dtype.bits for node in graph.walk() if node.op in DEQUANTIZE and node.operand(0).is_const]
+    return min([*planned, *given], default=32)
+
+
 def _beyond_width(
     found: Measurement, graph: Graph, max_kl: float | None, trained: bool
 ) -> tuple[list[Diagnostic], str]:
     """The problems of the chosen widths, and the loss in words."""
-    plan = graph.fact(PrecisionPlan)
-    narrowest = min((item.bits for item in plan.storage.values()), default=32) if plan is not None else 32
+    narrowest = _narrowest(graph)
     rounded = ROUNDED if narrowest <= 8 else 1.0
     if found.kl is not None and found.top1 is not None:
         loss = Loss(found.kl, found.top1, narrowest, "onnxruntime", rounded, text=False)

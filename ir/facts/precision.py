@@ -48,6 +48,8 @@ class PrecisionPlan(Fact):
     """What was measured of the plan; None when it was chosen by policy."""
     rules: Mapping[str, str] = field(default_factory=dict)
     """Which rule chose the storage of a constant, for people, by constant name."""
+    exact: bool = False
+    """True when floats were asked for, so that weights which came quantized are to be computed with exactly, too."""
 
     def to_data(self) -> dict[str, Any]:
         """JSON-able form."""
@@ -55,6 +57,8 @@ class PrecisionPlan(Fact):
             "tied": self.tied,
             "storage": {key: {**asdict(item), "rule": self.rules.get(key, "")} for key, item in self.storage.items()},
         }
+        if self.exact:
+            data["exact"] = True
         if self.outcome is not None:
             data["outcome"] = asdict(self.outcome)
         return data
@@ -68,7 +72,7 @@ class PrecisionPlan(Fact):
             said = dict(item)
             rules[name] = said.pop("rule", "")
             storage[name] = Storage(**said)
-        return cls(storage, data["tied"], outcome, rules)
+        return cls(storage, data["tied"], outcome, rules, data.get("exact", False))
 
     def check(self, graph: Graph) -> list[Diagnostic]:
         """Every planned constant is still there or has become a stored one."""

@@ -145,7 +145,8 @@ class AssignPrecision(Pass):
 
             plan, sensitivity = by_measurement(graph, ctx, wanted, weights)
             graph.set_fact(sensitivity.name, sensitivity)
-        graph.set_fact(PrecisionPlan.name, plan)
+        exact = wanted.limit is None and min(self.bits, self.logits_bits) > 8
+        graph.set_fact(PrecisionPlan.name, replace(plan, exact=exact))
         return {"weights": len(plan.storage), **_histogram(plan.storage)}
 
     def preferences(self, target: Target, prepared: Prepared) -> Preferences:

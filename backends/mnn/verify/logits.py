@@ -25,7 +25,7 @@ from backends.mnn.lower.simulated import integer_weight, simulated
 from backends.mnn.run.native import EXACT_CONFIG, run_model
 from backends.mnn.sampling.translate import Sampler
 from backends.mnn.verify.sampling import Trial, judge, require_sampled, trial
-from backends.mnn.write.configs import config_for
+from backends.mnn.write.configs import config_for, deciding
 from backends.verdict import Reading, compare_reading, compared, untrained
 from frontends.checkpoint.original import Original
 from ir.base.diag import Diagnostic, LadingError
@@ -35,7 +35,6 @@ from ir.evaluate.token_feeds import window_feeds
 from ir.evaluate.untrained import Guesses
 from ir.facts.inputs import DynamicInputs
 from ir.facts.model_card import ModelCard
-from ir.facts.precision import PrecisionPlan
 from ir.graph.graph import Graph
 
 MEMORY_LIMIT = 256 << 20
@@ -593,8 +592,7 @@ def _judge(found: Verification, work: _Work, graph: Graph, max_kl: float | None)
     found.problems = [*found.reading.problems, *_beyond_exact(decoded)]
     if found.activations is not None and platform.machine() in MODELLED:
         found.problems += _beyond_model(shipped.release, found.activations)
-    plan = graph.required_fact(PrecisionPlan)
-    narrowest = min((item.bits for item in plan.storage.values()), default=32)
+    narrowest = min((item.bits for item in deciding(graph)), default=32)
     found.trained = not work.guesses.untrained
     if not found.trained:
         found.warnings.append(untrained(work.guesses))

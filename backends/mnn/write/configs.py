@@ -16,8 +16,11 @@ from backends.mnn.card import completed
 from backends.mnn.target.releases import RELEASES
 from backends.mnn.write.weight_layout import Layout, Matrix
 from ir.facts.inputs import DynamicInputs
+from ir.facts.precision import PrecisionPlan
 from ir.graph.graph import Graph
 from ir.quant.storage import Storage
+from ir.quant.stored_codes import NAME
+from ir.quant.stored_weight import storage_of
 
 MODEL, WEIGHTS, EMBEDDING = "llm.mnn", "llm.mnn.weight", "embeddings_bf16.bin"
 CONFIG, LLM_CONFIG, CONFIG_TEXT = "config.json", "llm_config.json", "config.3.4.json"
@@ -74,6 +77,17 @@ FINE_BITS = 6
 
 BLOCK_UNIT = 8
 """Blocks that are multiples of this can be quantized on their own by ``dynamic_option`` 2."""
+
+
+def deciding(graph: Graph) -> list[Storage]:
+    """The storages that decide on settings and bars: those planned, and those that came quantized unless floats were
+    asked for. `graph` is MNN-legal."""
+    plan = graph.fact(PrecisionPlan)
+    planned = list(plan.storage.values()) if plan is not None else []
+    if plan is not None and plan.exact:
+        return planned
+    linears = [storage_of(node.operand(1), matmul=True) for node in graph.nodes if node.op == "mnn.Convolution"]
+    return planned + [item.storage for item in linears if item is not None and item.storage.method == NAME]
 
 
 def recommend(storage: Iterable[Storage]) -> Recommendation:

@@ -55,7 +55,7 @@ def case(request, floats, tmp_path_factory):
     """A quantized file and what it compiles to with everything else in single precision."""
     folder = tmp_path_factory.mktemp("quantized")
     path = quantized(floats, folder / "model.onnx", request.param)
-    return path, compiled(path, folder / "out", "fp32", to="mnn-llm"), request.param
+    return path, compiled(path, folder / "out", "fp32", to="mnn-llm", tokenizer="none"), request.param
 
 
 @pytest.mark.mnn
@@ -91,7 +91,9 @@ def test_every_release_gives_the_logits_of_the_file(case, version):
 def test_the_contract_says_which_weights_were_kept_and_which_were_stored_anew(floats, tmp_path):
     path = quantized(floats, tmp_path / "model.onnx", False)
     anew = ["*down_proj*"]
-    result = compile_model(Request(str(path), tmp_path / "out", "default{requantize=[*down_proj*]}", to="mnn-llm"))
+    result = compile_model(
+        Request(str(path), tmp_path / "out", "default{requantize=[*down_proj*]}", to="mnn-llm", tokenizer="none")
+    )
     contract: Contract = result.contract
     kept = [item for item in contract.weights if item.storage.method == "stored"]
     changed = [item for item in contract.weights if item.from_bits is not None]

@@ -93,7 +93,7 @@ def run(
     kind = _kind(model)
     if in_place and kind != "graphsurgeon":
         raise ValueError("only graph-surgeon graphs are changed in place; ir graphs always are")
-    graph = lift(model, free=free, base=base)  # type: ignore[arg-type]
+    graph = lift(model, free=free, base=base)
     manager = PassManager(_pipeline(pipeline), instruments)
     ctx = PassContext(*settings, executor=executor, store=store)
     report = manager.run(graph, ctx)
@@ -150,7 +150,7 @@ def lift(
     if kind == "graphsurgeon":
         from frontends.onnx.graphsurgeon import from_graphsurgeon
 
-        return from_graphsurgeon(source, free=free, base=base)  # type: ignore[arg-type]
+        return from_graphsurgeon(source, free=free, base=base)
     if kind == "path":
         from tools.shared.formats import ONNX, Formats
 

@@ -436,7 +436,7 @@ class _Job:
         from ir.facts.free_tensors import free_notes
         from ir.facts.model_card import ModelCard
 
-        graph = self.formats.read(str(origin.path), origin.frontend, free_inputs=True)
+        graph = self.formats.read(str(origin.path), origin.frontend)
         card = ModelCard.of(graph)
         self.warnings += card.warnings
         self.warnings += free_notes(graph)

@@ -691,3 +691,10 @@ def test_weights_are_streamed_under_a_memory_limit(registry):
     graph.rename(value, "y")
     report = PassManager("scale", [CheckNumbers(memory_limit=20_000)], registry=registry).run(graph)
     assert report.passes[0].notes["numbers"]["y"]["max_abs"] == 0
+
+
+@pytest.mark.parametrize("foreign", [False, True])
+def test_steps_for_graphs_of_others_run_on_those_alone(run, graph, foreign):
+    graph.foreign = foreign
+    report = run("repeat{max=1 foreign}(shorten)")
+    assert [one.name for one in report.passes] == ["shorten"] * foreign and not report.diagnostics

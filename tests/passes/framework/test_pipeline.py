@@ -176,9 +176,9 @@ PASS_VALUES = st.one_of(
 )
 PIPES = st.recursive(
     st.lists(PASS_VALUES, min_size=1, max_size=3).map(lambda items: Pipeline(tuple(items))),
-    lambda inner: st.lists(PASS_VALUES | st.builds(Repeat, inner, st.integers(1, 20)), min_size=1, max_size=3).map(
-        lambda items: Pipeline(tuple(items))
-    ),
+    lambda inner: st.lists(
+        PASS_VALUES | st.builds(Repeat, inner, st.integers(1, 20), st.booleans()), min_size=1, max_size=3
+    ).map(lambda items: Pipeline(tuple(items))),
     max_leaves=4,
 )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ir.base.diag import LadingError
-from ir.base.types import Dim
+from ir.base.types import Dim, TensorType
 from ir.graph.graph import Graph, Value
 from passes.raising.content import Content, Linear
 from passes.raising.cuts import Cut, numbers_of, upstream
@@ -16,7 +16,7 @@ from passes.raising.feeds import Probe, Roles, names_head_size, possible_roles
 from passes.raising.fit import TOLERANCE, Form, HeadNorm, Sample, difference, fit
 from passes.raising.reference import seen
 from passes.raising.regions import AttentionRegion, attention_regions, masks_of_known, rows_of_known
-from passes.raising.tables import FAR, Source, Table, source_of, tables_among
+from passes.raising.tables import FAR, Source, Table, rows_of_source, source_of, tables_among
 
 FIRST = Probe(13)
 LONGEST_MASK = 8200
@@ -321,43 +321,70 @@ class _Search:
         return [found[table.cos, table.sin] if table is not None else None for table in chosen]
 
     def _source(self, roles: Roles, table: Table) -> Source:
-        """What a table is built again from, compared with the graph's own rows far out."""
+        """What a table is built again from: constants that give the same rows far out too, else its own nodes."""
         _, values = upstream([table.cos, table.sin])
         constants = [value for value in values if value.is_const]
-        constants += [value for value in values if value in self.content.fixed]
         cut = Cut(self.graph, (), [table.cos, table.sin])
         near = self._rows_at(roles, cut, table, Probe(FIRST.tokens))
         source = source_of(table, constants, np.arange(FIRST.tokens), near)
-        if source is None:
+        if source is not None and self._holds_far_out(roles, cut, table, source):
+            return source
+        counted = self._counted(roles, table)
+        if not counted:
             raise LadingError(
                 "P384",
-                "the angles of this rotary embedding do not follow from positions by constants of the graph",
+                "the angles of this rotary embedding do not follow from positions alone",
                 where=table.cos.loc or table.cos.name,
             )
-        limit = min(value.dims[-2] for value in source.baked) if source.baked is not None else FAR[-1] + 1  # type: ignore[type-var]
-        for length in (4100, 33000, 131072):
-            if isinstance(limit, int) and length > limit:
+        return Source(None, 1.0, counted=counted)
+
+    def _holds_far_out(self, roles: Roles, cut: Cut, table: Table, source: Source) -> bool:
+        """Whether a source gives a table's rows at lengths that the graph computes."""
+        sizes = [value.dims[-2] for value in source.baked or ()]
+        limit = min((size for size in sizes if isinstance(size, int)), default=FAR[-1])
+        for length in FAR:
+            if length > limit:
                 break
             past = length - 4 if self.content.history else 0
             try:
                 rows = self._rows_at(roles, cut, table, Probe(length - past, past))
             except LadingError:
                 break
-            if source_of(table, [], np.arange(past, length), rows) is None and not _agrees(source, table, rows, past):
-                raise LadingError(
-                    "P384",
-                    f"the angles of this rotary embedding are others from some length up to {length} tokens",
-                    where=table.cos.loc or table.cos.name,
-                )
-        return source
+            if not _agrees(source, table, rows, past):
+                return False
+        return True
+
+    def _counted(self, roles: Roles, table: Table) -> tuple[Value, ...]:
+        """The values that count positions, from which alone a table is computed; none where it is not."""
+        _, values = upstream([table.cos, table.sin])
+        given = {value for value, role in roles.of.items() if role == "positions"} & values
+        open_ = [
+            value
+            for value in values
+            if value.producer is not None and self.content.is_known(value) and isinstance(value.type, TensorType)
+            and value.rank and not isinstance(value.dims[-1], int)
+        ]  # fmt: skip
+        for probe in (FIRST, Probe(5, 7) if self.content.history else Probe(29)):
+            if open_:
+                found = Cut(self.graph, (), open_).run(roles.feeds(self.content, probe, self.rng))
+                line = np.arange(probe.past, probe.past + probe.tokens)
+                open_ = [value for value in open_ if np.array_equal(found[value].reshape(-1), line)]
+        counting = given | set(open_)
+        first = [value for value in counting if not upstream(_operands(value), ())[1] & counting]
+        _, read = upstream([table.cos, table.sin], first)
+        others = {value for value in read if value.is_input or value in self.content.values} - set(first)
+        return () if others - {self.content.ids} else tuple(sorted(first, key=lambda value: value.name))
 
     def _rows_at(self, roles: Roles, cut: Cut, table: Table, probe: Probe) -> tuple[np.ndarray, np.ndarray]:
         return table.rows(cut.run(roles.feeds(self.content, probe, self.rng)), probe.tokens)
 
 
-def _agrees(source: Source, table: Table, rows: tuple[np.ndarray, np.ndarray], past: int) -> bool:
-    from passes.raising.tables import rows_of_source
+def _operands(value: Value) -> list[Value]:
+    made = value.producer
+    return [item for item in made.inputs if item is not None] if made is not None else []
 
+
+def _agrees(source: Source, table: Table, rows: tuple[np.ndarray, np.ndarray], past: int) -> bool:
     wanted = rows_of_source(source, table, np.arange(past, past + len(rows[0])))
     room = 2e-7 * max(1, past + len(rows[0]))
     return all(bool(np.abs(a - b).max() <= room) for a, b in zip(rows, wanted, strict=True))

@@ -44,7 +44,7 @@ class Rebuild:
         if norms and form.norm_place == "before":
             q, k = emit.norm(q, form.q, norms[0]), emit.norm(k, form.k, norms[1])
         if item.table is not None and item.source is not None:
-            cos, sin = self.builder.table(item.source, item.table.layout)
+            cos, sin = self.builder.table(item.source, item.table)
             q, k = (
                 emit.turn(value, part, cos, sin, form.interleaved, item.table.width)
                 for value, part in ((q, form.q), (k, form.k))
@@ -168,8 +168,12 @@ def _record(item: Attention) -> Region:
     if item.table is not None and item.source is not None:
         style = "interleaved" if form.interleaved else "half"
         words += f", {style} rope of {item.table.width}"
-        origin = "frequencies" if item.source.frequencies is not None else "baked"
-        parameters |= {"rope": style, "rotary_size": item.table.width, "table": origin, "factor": item.source.factor}
+        parameters |= {
+            "rope": style,
+            "rotary_size": item.table.width,
+            "table": item.source.words,
+            "factor": item.source.factor,
+        }
     return Region(
         "attention", item.region.where, len(item.region.nodes), words, parameters, item.difference, item.probes
     )

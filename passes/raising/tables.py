@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ir.base.types import F32, I64, TensorType
-from ir.graph.graph import Graph, Value
+from ir.base.types import F32, I64, Shape, TensorType
+from ir.graph.graph import Graph, Node, Value
 from ir.tensor.inline import InlineTensor
 
-FAR = (1, 100, 1000, 4095, 8191, 32767, 65535, 131071)
-"""Positions that a rebuilt table is compared at, as far as the graph can compute them."""
+FAR = (4100, 33000, 131072)
+"""Tokens at which a rebuilt table is compared, as far as the graph can compute them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,11 +92,20 @@ class Source:
         frequencies: float32[width / 2] that positions are multiplied by, or None.
         factor: what cosines and sines are multiplied by.
         baked: the two constants that rows are taken from, when there are no frequencies.
+        counted: where the graph counts the positions that its own nodes compute the table from, when it has neither.
     """
 
     frequencies: np.ndarray | None
     factor: float
     baked: tuple[Value, Value] | None = None
+    counted: tuple[Value, ...] = ()
+
+    @property
+    def words(self) -> str:
+        """What it is, for people."""
+        if self.counted:
+            return "computed"
+        return "baked" if self.baked is not None else "frequencies"
 
 
 def source_of(
@@ -174,6 +183,8 @@ class Builder:
         self._first = graph.first
         self._positions: Value | None = None
         self._made: dict[object, tuple[Value, Value]] = {}
+        self._counted: set[Value] = set()
+        self._after: Node | None = None
 
     def positions(self) -> Value:
         """0..seq-1 as int64[1, seq]."""
@@ -190,10 +201,12 @@ class Builder:
             self._positions = self._add("Unsqueeze", [steps, front], "positions", TensorType(I64, (1, seq)))
         return self._positions
 
-    def table(self, source: Source, layout: str) -> tuple[Value, Value]:
+    def table(self, source: Source, table: Table) -> tuple[Value, Value]:
         """cos and sin, float32[1, seq, width / 2]."""
+        if source.counted:
+            return self._own(source, table)
         if source.baked is not None:
-            return self._rows(source.baked, layout)
+            return self._rows(source.baked, table)
         assert source.frequencies is not None
         key = (source.frequencies.tobytes(), source.factor)
         if key not in self._made:
@@ -216,12 +229,56 @@ class Builder:
             waves.append(wave)
         return waves[0], waves[1]
 
-    def _rows(self, baked: tuple[Value, Value], layout: str) -> tuple[Value, Value]:
+    def _own(self, source: Source, table: Table) -> tuple[Value, Value]:
+        """The graph's own nodes, counting from the positions that all tables are built from."""
+        key = (table.cos, table.sin)
+        if key not in self._made:
+            for value in source.counted:
+                if value not in self._counted:
+                    self._counted.add(value)
+                    self._recount(value)
+            self._made[key] = (self._row_of(table.cos, table, False), self._row_of(table.sin, table, table.negative))
+        return self._made[key]
+
+    def _recount(self, value: Value) -> None:
+        assert isinstance(value.type, TensorType)
+        shape = (*(1 for _ in range((value.rank or 1) - 1)), self.ids.dims[-1])
+        sizes = self._const("positions.shape", np.array([*shape[:-1], -1], np.int64))
+        made = self._add("Reshape", [self.positions(), sizes], f"{value.name}.counted", TensorType(I64, shape))
+        if value.dtype != I64:
+            made = self._add("Cast", [made], f"{value.name}.cast", TensorType(value.dtype, shape), to=value.dtype.onnx)
+        self.graph.replace(value, made)
+
+    def _row_of(self, value: Value, table: Table, negative: bool) -> Value:
+        """A table's value as one row for each token, each number once."""
+        seq, width = self.ids.dims[-1], value.dims[-1]
+        assert isinstance(width, int) and value.producer is not None
+        self._after = value.producer
+        rows = self._next("Reshape", [value, self._ints(1, -1, width)], f"{value.name}.rows", (1, seq, width))
+        if table.layout != "half":
+            bounds = ((0,), (width // 2,), (2,)) if table.layout == "halves" else ((0,), (width,), (2,), (2,))
+            inputs = [rows, *(self._ints(*numbers) for numbers in bounds)]
+            rows = self._next("Slice", inputs, f"{value.name}.once", (1, seq, width // 2))
+        return self._next("Neg", [rows], f"{value.name}.positive", rows.dims) if negative else rows
+
+    def _next(self, op: str, inputs: list[Value], stem: str, shape: Shape) -> Value:
+        name = self.graph.fresh_name(stem)
+        node = self.graph.add(
+            op, inputs, outputs=(name,), types=(TensorType(F32, shape),), name=name, after=self._after
+        )
+        self._after = node
+        return node.output
+
+    def _ints(self, *numbers: int) -> Value:
+        return self._const("rope." + "_".join(str(number) for number in numbers), np.array(numbers, np.int64))
+
+    def _rows(self, baked: tuple[Value, Value], table: Table) -> tuple[Value, Value]:
         if baked not in self._made:
             found = []
             for value in baked:
                 assert value.const is not None
                 array = value.const.load().astype(np.float32)
+                layout = "half" if array.shape[-1] == table.width // 2 else table.layout
                 rows = _once(array.reshape(-1, array.shape[-1]), layout)
                 const = self._const(f"{value.name}.rows", np.ascontiguousarray(rows))
                 type_ = TensorType(F32, (1, self.ids.dims[-1], rows.shape[1]))

@@ -76,6 +76,14 @@ def test_activations_are_told_by_their_values(activation, op, attrs):
     assert np.abs(wanted - got).max() <= 1e-5 * np.abs(wanted).max()
 
 
+def test_angles_that_change_with_the_position_are_computed_as_the_graph_does():
+    form = Written(stretch=2000, layers=1)
+    graph = raised(form)
+    assert [region.parameters["table"] for region in attention(graph)] == ["computed"]
+    wanted, found = logits(form, graph, 2300)
+    assert np.abs(wanted - found).max() <= 2e-5 * np.abs(wanted).max()
+
+
 def test_an_input_is_a_mask_when_attention_fits_with_it_as_one():
     fact = raised(Written(padding="mask")).required_fact(Raised)
     assert [(port.name, port.kind) for port in fact.inputs] == [("tokens", "token-ids"), ("pad", "attention-mask")]
@@ -97,7 +105,7 @@ def test_the_evidence_is_recorded():
         (Written(rows=True), "P380", "takes the rows of its embedding as 'inputs_embeds'"),
         (Written(tokens=13), "P381", "exactly 13 tokens"),
         (Written(mask="strided"), "P383", "neither causal nor a window"),
-        (Written(stretch=2000), "P384", "others from some length"),
+        (Written(stretch=2000, padding="mask"), "P384", "do not follow from positions alone"),
         (Written(logits=False), "P385", "no output of this decoder"),
         (Written(padding="content"), "P386", "'pad' is read outside attention"),
         (Written(padding="ids"), "P386", "depends on the numbers of the token ids 'tokens'"),

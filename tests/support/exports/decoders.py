@@ -21,7 +21,7 @@ class Written:
         mask: ``causal``, or ``strided`` for a mask that no runtime knows.
         tokens: a fixed number of tokens; 0 for any.
         rows: take embedding rows in place of ids.
-        stretch: angles are others for positions from this on; 0 for none.
+        stretch: angles are others for positions from this on, or in sequences whose mask is longer; 0 for none.
         activation: ``silu``, ``gelu``, ``tanh gelu`` or ``tanh``.
         padding: the mask depends on an input ``pad`` too; ``content`` when the rows of the
             embedding are multiplied by it; ``ids`` when the mask depends on the ids in its place.
@@ -108,7 +108,11 @@ class _Writer:
         """cos and sin, [seq, size]."""
         form = self.form
         real = self.op("Unsqueeze", self.op("Cast", steps, to=TensorProto.FLOAT), self.ints(1))
-        if form.stretch:
+        if form.stretch and form.padding == "mask":
+            length = self.op("ReduceSum", self.op("Cast", "pad", to=TensorProto.FLOAT))
+            more = self.op("Max", self.op("Div", length, self.floats(float(form.stretch))), self.floats(1.0))
+            real = self.op("Div", real, self.op("Reshape", more, self.ints(1, 1)))
+        elif form.stretch:
             far = self.op("Max", self.op("Sub", real, self.floats(float(form.stretch))), self.floats(0.0))
             real = self.op("Sub", real, self.op("Mul", far, self.floats(0.5)))
         frequencies = (1 / 100.0 ** (np.arange(0, form.size, 2) / form.size)).astype(np.float32)

@@ -178,6 +178,7 @@ CODES: dict[str, str] = {
     "P322": "A repeat reached its limit and the graph still changed. Raise max, or look for passes that undo each other.",
     "P323": "Calls of a function of an ONNX model stay, because its operators are of another version than the model's.",
     "P324": "The graph stays at its version of ONNX's operators, because one of them has no form in the newer version.",
+    "P325": "Operators that onnxruntime or an exporter added have no equivalent in standard operators, and stay.",
     "P330": "An installed plugin cannot be loaded or is malformed. Update or uninstall the package named.",
     "P331": "Two packages use the same name for a pass, pipeline, operator, frontend, backend or recipe.",
     "P332": "The graph returns the logits of a fixed row that is not the last, whatever is asked for.",

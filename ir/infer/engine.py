@@ -30,8 +30,8 @@ def infer_types(graph: Graph) -> list[Diagnostic]:
     tells of all, and what is left is recorded for good. A second run changes nothing.
 
     Returns:
-        T210 for each recorded type that disagrees, T211 for hints that do, T212 for each node whose inputs do not fit, T201 to T204 for nodes
-        that their operator does not allow and that therefore have no types.
+        T210 for each recorded type that disagrees, one T211 (a warning) for all hints that do, T212 for each node whose
+        inputs do not fit, T201 to T204 for nodes that their operator does not allow and that therefore have no types.
     """
     run = Inference(graph)
     run.scan_names()
@@ -48,14 +48,17 @@ def _overruled(found: Mapping[Value, str]) -> list[Diagnostic]:
         return []
     shown = "; ".join(list(found.values())[:MOST_SHOWN])
     more = f"; and {len(found) - MOST_SHOWN} more" if len(found) > MOST_SHOWN else ""
-    what = (
-        "1 recorded type cannot be true and was"
-        if len(found) == 1
-        else f"{len(found)} recorded types cannot be true and were"
-    )
+    verb, were = ("types cannot", "were") if len(found) > 1 else ("type cannot", "was")
     first = next(iter(found))
     where = describe(first.producer) if first.producer is not None else f"input %{first.name}"
-    return [Diagnostic("T211", f"{what} overruled: {shown}{more}", where, severity="warning")]
+    return [
+        Diagnostic(
+            "T211",
+            f"{len(found)} recorded {verb} be true and {were} overruled: {shown}{more}",
+            where,
+            severity="warning",
+        )
+    ]
 
 
 def infer_node(node: Node) -> list[ValueType | None]:

@@ -90,7 +90,7 @@ def rule_of(op: str, opset: int) -> Rule:
     found = None
     if opset >= OLDEST_OPSET:
         found = RULES.get(op)
-        if found is None and "." in op:
+        if found is None:
             definition = lookup(op)
             found = definition.infer if definition is not None else None
     return found if found is not None else RULES[ANY_OPERATOR]

@@ -65,7 +65,7 @@ def _unknown(node: Node, where: str) -> Diagnostic:
 
         known = sorted({schema.name for schema in defs.get_all_schemas()})
         return Diagnostic("T200", f"ONNX has no operator {node.op}", where, suggest(node.op, known))
-    if node.domain in {name.rpartition(".")[0] for name in OPERATORS}:
+    if node.domain in {name.rpartition(".")[0] for name in OPERATORS if not OPERATORS[name].native}:
         hint = suggest(node.op, list(OPERATORS))
         return Diagnostic("T200", f"domain {node.domain} has no operator {node.op}", where, hint)
     return Diagnostic("T200", f"nobody registered operator {node.op}", where, severity="warning")
@@ -77,7 +77,8 @@ def _check_attributes(node: Node, definition: OpDef, where: str) -> list[Diagnos
         described = definition.attrs.get(name)
         if described is None:
             hint = suggest(name, list(definition.attrs))
-            found.append(Diagnostic("T202", f"{node.op} has no attribute {name!r}", where, hint))
+            severity = "warning" if definition.native else "error"
+            found.append(Diagnostic("T202", f"{node.op} has no attribute {name!r}", where, hint, severity))
         elif not _fits(value, described.kind):
             found.append(Diagnostic("T204", f"{name} of {node.op} must be {described.kind}, not {value!r}", where))
         elif described.choices and value not in described.choices:

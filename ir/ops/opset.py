@@ -27,20 +27,25 @@ def _names(text: str) -> frozenset[str]:
 
 
 _SAME = _names(
-    "Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh Attention AveragePool BitShift Cast CastLike Ceil Celu "
-    "Bernoulli Compress Concat ConcatFromSequence Constant ConstantOfShape Conv ConvInteger ConvTranspose Cos Cosh CumSum "
-    "DeformConv DepthToSpace DequantizeLinear Det Div DynamicQuantizeLinear Einsum Elu Equal Erf Exp Expand EyeLike Flatten Floor "
-    "GRU Gather GatherElements GatherND Gelu Gemm GlobalAveragePool GlobalLpPool GlobalMaxPool Greater GreaterOrEqual "
-    "HardSigmoid HardSwish Identity If InstanceNormalization IsInf IsNaN LRN LSTM LayerNormalization LeakyRelu Less "
-    "LessOrEqual Log Loop LpNormalization LpPool MatMul MatMulInteger Max MaxPool MaxRoiPool MaxUnpool Mean "
-    "MeanVarianceNormalization Min Mish Mod Mul Multinomial Neg NegativeLogLikelihoodLoss NonMaxSuppression NonZero Not "
-    "OneHot Optional OptionalGetElement OptionalHasElement Or PRelu Pow QLinearConv QLinearMatMul QuantizeLinear RNN "
+    "Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh Attention AveragePool Bernoulli BitShift Cast "
+    "CastLike Ceil Celu Compress Concat ConcatFromSequence Constant ConstantOfShape Conv ConvInteger "
+    "ConvTranspose Cos Cosh CumSum DeformConv DepthToSpace DequantizeLinear Det Div DynamicQuantizeLinear Einsum "
+    "Elu Equal Erf Exp Expand EyeLike Flatten Floor GRU Gather GatherElements GatherND Gelu Gemm "
+    "GlobalAveragePool GlobalLpPool GlobalMaxPool Greater GreaterOrEqual HardSigmoid HardSwish Identity If "
+    "InstanceNormalization IsInf IsNaN LRN LSTM LayerNormalization LeakyRelu Less LessOrEqual Log Loop "
+    "LpNormalization LpPool MatMul MatMulInteger Max MaxPool MaxRoiPool MaxUnpool Mean MeanVarianceNormalization "
+    "Min Mish Mod Mul Multinomial Neg NegativeLogLikelihoodLoss NonMaxSuppression NonZero Not OneHot Optional "
+    "OptionalGetElement OptionalHasElement Or PRelu Pow QLinearConv QLinearMatMul QuantizeLinear RNN "
     "RandomNormal RandomNormalLike RandomUniform RandomUniformLike Range Reciprocal Relu Reshape Round Scan "
     "ScatterElements ScatterND Selu SequenceAt SequenceConstruct SequenceEmpty SequenceErase SequenceInsert "
-    "SequenceLength Shape Shrink Sigmoid Sign Sin Sinh Size Softplus Softsign SoftmaxCrossEntropyLoss SpaceToDepth "
-    "SplitToSequence Sqrt Sub Sum Tan Tanh ThresholdedRelu Tile Transpose Trilu Unique Where Xor"
+    "SequenceLength Shape Shrink Sigmoid Sign Sin Sinh Size SoftmaxCrossEntropyLoss Softplus Softsign "
+    "SpaceToDepth SplitToSequence Sqrt Sub Sum Tan Tanh ThresholdedRelu Tile Transpose Trilu Unique Where Xor"
 )
 """Operators that mean the same in every later version, which only add to them."""
+
+
+_KNOWN_BEFORE = frozenset({"LayerNormalization"})
+"""Operators that runtimes knew, as they are now, before ONNX had them."""
 
 
 def _axes_to_input(node: Node, graph: Graph) -> None:
@@ -203,7 +208,8 @@ def _between(node: Node, now: int, to: int) -> list[Change]:
 def _has_form(node: Node, now: int, to: int) -> bool:
     before, after = schema_of(ONNX, node.op, now), schema_of(ONNX, node.op, to)
     if before is None or after is None:
-        return before is after  # None of both: an operator that runtimes know as one of ONNX's, whatever the version.
+        # None of both: an operator that runtimes know as one of ONNX's, whatever the version.
+        return before is after or (before is None and node.op in _KNOWN_BEFORE)
     if before.since_version == after.since_version or node.op in _SAME:
         return True
     return node.op in _CHANGES and all(change.fits is None or change.fits(node) for change in _between(node, now, to))

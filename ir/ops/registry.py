@@ -86,6 +86,8 @@ class OpDef:
         role: what the operator is to a reader of a picture, a key of `ir.ops.roles.ROLES` or ``math``.
         label: how a node is called in a picture; None: by the name of its operator.
         package: the import package that registered it.
+        native: onnxruntime computes it by itself, so that graphs are run with it as it is and no definition is needed;
+            newer releases may know more of its attributes, and more operators of its domain, than are listed.
         doc: what it computes.
     """
 
@@ -106,6 +108,7 @@ class OpDef:
     role: str = "math"
     label: Callable[[Node], str] | None = None
     package: str = "ir"
+    native: bool = False
     doc: str = ""
 
     def has(self, trait: str) -> bool:
@@ -117,12 +120,22 @@ def check_definition(name: str, definition: OpDef) -> None:
     """ValueError for a definition that is listed under another name or has no domain, a mistake of its author."""
     if definition.name != name:
         raise ValueError(f"the operator {definition.name!r} is listed as {name!r}")
-    if "." not in name:
+    if "." not in name and not definition.native:
         raise ValueError(f"operator {name!r} needs a domain; ONNX operators come from ONNX's schemas")
 
 
-DIALECTS: Table[Sequence[OpDef]] = Table("dialect", {"lading": "ir.dialects.lading:DEFINITIONS"}, rows_of("dialects"))
+DIALECTS: Table[Sequence[OpDef]] = Table(
+    "dialect",
+    {
+        "lading": "ir.dialects.lading:DEFINITIONS",
+        "com.microsoft": "ir.dialects.microsoft:DEFINITIONS",
+        "LlmExporter": "ir.dialects.llm_exporter:DEFINITIONS",
+    },
+    rows_of("dialects"),
+)
 """The operators of whole domains, by domain. Open to plugins."""
+NO_RUNTIMES = frozenset({"lading", "com.microsoft", "LlmExporter"})
+"""Domains whose operators come from exporters or from here, not from legalization for a runtime."""
 
 
 def _of_dialects() -> Iterator[tuple[str, OpDef, str]]:
@@ -140,7 +153,8 @@ def lookup(op: str, opsets: Mapping[str, int] | None = None) -> OpDef | None:
     """The definition of an operator at the opsets of a graph, or None when nobody knows it."""
     domain, _, name = op.rpartition(".")
     if domain in ("", "ai.onnx.ml", "ai.onnx.preview.training", "ai.onnx.training"):
-        return _onnx_definition(domain, name, (opsets or {}).get(domain, OPSET if not domain else 1 << 20))
+        found = _onnx_definition(domain, name, (opsets or {}).get(domain, OPSET if not domain else 1 << 20))
+        return found if found is not None or domain else OPERATORS.get(op)
     return OPERATORS.get(op)
 
 

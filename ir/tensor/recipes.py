@@ -23,6 +23,7 @@ RECIPES: Table[Recipe] = Table(
         "row_gather": "ir.tensor.rearranged:row_gather",
         "reshaped": "ir.tensor.rearranged:reshaped",
         "unpacked": "ir.tensor.packed:unpacked",
+        "code_rows": "ir.tensor.packed:code_rows",
         "cast": "ir.tensor.elementwise:cast",
         "scaled": "ir.tensor.elementwise:scaled",
         "shifted": "ir.tensor.elementwise:shifted",

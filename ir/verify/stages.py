@@ -13,7 +13,7 @@ from ir.base.tables import Table
 from ir.base.types import TensorType, ValueType
 from ir.graph.facts import Fact, data_of
 from ir.graph.graph import Graph, Node
-from ir.ops.registry import DIALECTS, opdef
+from ir.ops.registry import DIALECTS, NO_RUNTIMES, opdef
 from ir.verify.structure import circle, facts, operators, place_of_value, structure, types, where
 
 LARGE_WEIGHT = 1024
@@ -104,7 +104,7 @@ def on_constants(node: Node) -> bool:
 
 def of_a_runtime(node: Node) -> bool:
     """True for an operator of a domain that a runtime brought."""
-    return node.domain != "lading" and node.domain in DIALECTS
+    return node.domain not in NO_RUNTIMES and node.domain in DIALECTS
 
 
 STAGES: Table[Stage] = Table(

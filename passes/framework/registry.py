@@ -31,6 +31,7 @@ PASSES: dict[str, str] = {
     "raise-decoder": "passes.raising.raise_decoder:RaiseDecoder",
     "raise-weights": "passes.precision.raise_weights:RaiseWeights",
     "rotate": "passes.calibration.rotate:Rotate",
+    "expand-contrib": "passes.contrib.expand_contrib:ExpandContrib",
     "expand-functions": "passes.canonicalize.expand_functions:ExpandFunctions",
     "simplify": "passes.canonicalize.simplify:Simplify",
     "toposort": "passes.canonicalize.toposort:SortNodes",

@@ -9,7 +9,6 @@ from __future__ import annotations
 from math import sqrt
 
 from ir.base.types import ValueType
-from ir.dialects.older_opsets import plain_norm
 from ir.graph.graph import Node, Value
 from ir.infer.inference import Inference
 from ir.infer.numeric import tensor, typed
@@ -61,9 +60,9 @@ def _halves(body: Body, x: Value, first: int, second: int) -> tuple[Value, Value
 def _rms_norm(body: Body, x: Value, gain: Value, epsilon: float) -> Value:
     if body.opset >= RMS_SINCE:
         return body.op("RMSNormalization", x, gain, axis=-1, epsilon=epsilon)
-    kinds = body.operand(0)
-    centred = plain_norm(body, body.op("Cast", x, to=kinds.dtype.onnx), 1, epsilon, rms=True)
-    return body.op("Mul", centred, gain)
+    power = body.reduce("ReduceMean", body.op("Mul", x, x), (-1,))
+    root = body.op("Sqrt", body.op("Add", power, body.like(epsilon, body.operand(0))))
+    return body.op("Mul", body.op("Div", x, root), gain)
 
 
 def _attention(body: Body) -> list[Value]:

@@ -36,12 +36,14 @@ PASSES: dict[str, str] = {
     "simplify": "passes.canonicalize.simplify:Simplify",
     "toposort": "passes.canonicalize.toposort:SortNodes",
     "upgrade-opset": "passes.canonicalize.upgrade_opset:UpgradeOpset",
+    "widen-floats": "passes.canonicalize.widen_floats:WidenFloats",
 }
 """Built-in passes by name: ``module:Class``."""
 
 PIPELINES: dict[str, str] = {
     "canonicalize": "repeat{max=8}(infer-types,fold,simplify,cse,dce),toposort",
-    "lift-decoder": "repeat{max=1 foreign}(expand-functions,infer-types,upgrade-opset,canonicalize,raise-decoder,canonicalize)",
+    "lift-decoder": "repeat{max=1 foreign}(expand-functions,infer-types,upgrade-opset,expand-contrib,widen-floats,"
+    "canonicalize,raise-decoder,canonicalize)",
 }
 """Pipelines that hold for every runtime, by name. A pipeline may use others."""
 

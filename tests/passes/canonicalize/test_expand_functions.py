@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import onnx
 import pytest
@@ -216,9 +218,7 @@ def test_a_layer_of_functions_is_linear():
     model = parser.parse_model(NESTED)
     del model.graph.node[:]
     names = ["x", *(f"v{place}" for place in range(calls - 1)), "z"]
-    model.graph.node.extend(
-        helper.make_node("outer", [a], [b], domain="pkg.mine") for a, b in zip(names, names[1:], strict=False)
-    )
+    model.graph.node.extend(helper.make_node("outer", [a], [b], domain="pkg.mine") for a, b in pairwise(names))
     del model.graph.output[0]
     graph, _ = expanded(model, "expand-functions")
     assert len(graph.nodes) == 8 * calls
@@ -235,7 +235,9 @@ NUMBERS = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
 FORMS = {
     "axes of a reduction": (17, "g (float[2,3,4] x) => (float[n,m] y) { y = ReduceMean <axes = [1], keepdims = 0> (x) }"),
     "a reduction of all axes": (11, "g (float[2,3,4] x) => (float[n] y) { y = ReduceSum <keepdims = 0> (x) }"),
-    "axes of a squeeze": (11, "g (float[2,3,4] x) => (float[n] y) { u = Unsqueeze <axes = [0, 2]> (x)\n y = Squeeze <axes = [2]> (u) }"),
+    "axes of a squeeze": (
+        11, "g (float[2,3,4] x) => (float[n] y) { u = Unsqueeze <axes = [0, 2]> (x)\n y = Squeeze <axes = [2]> (u) }",
+    ),
     "equal parts": (13, "g (float[2,3,4] x) => (float[n] y, float[n] z) { y, z = Split <axis = 2> (x) }"),
     "given parts": (11, "g (float[2,3,4] x) => (float[n] y, float[n] z) { y, z = Split <axis = 2, split = [1, 3]> (x) }"),
     "softmax of the last axis": (11, "g (float[2,3,4] x) => (float[n] y) { y = Softmax <axis = 2> (x) }"),

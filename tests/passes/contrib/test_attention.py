@@ -8,7 +8,7 @@ from onnx import helper
 
 from frontends.onnx.load import load
 from ir.evaluate.evaluator import evaluate
-from tests.support.contrib import contrib, expanded, model_of, same
+from tests.support.contrib.one_node import contrib, expanded, model_of, same
 
 RNG = np.random.default_rng(7)
 CLOSE = 2e-5

@@ -7,7 +7,7 @@ import pytest
 from onnx import helper
 
 from ir.evaluate.evaluator import evaluate
-from tests.support.contrib import contrib, expanded, model_of, same
+from tests.support.contrib.one_node import contrib, expanded, model_of, same
 
 RNG = np.random.default_rng(3)
 

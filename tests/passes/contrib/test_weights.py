@@ -14,7 +14,7 @@ from ir.tensor.inline import InlineTensor
 from ir.tensor.packed import code_rows
 from ir.text.parser import parse
 from ir.text.printer import print_graph
-from tests.support.contrib import contrib, expanded, model_of, same
+from tests.support.contrib.one_node import contrib, expanded, model_of, same
 
 RNG = np.random.default_rng(5)
 

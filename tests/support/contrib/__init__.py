@@ -1,0 +1,1 @@
+"""Helpers for operators that onnxruntime and exporters add to ONNX's."""

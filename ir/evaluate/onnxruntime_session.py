@@ -62,7 +62,7 @@ def run_file(
         path: the file.
         feeds: inputs by name.
         optimized: run it as an application does by default, which fuses operators and rounds what is multiplied by
-            stored integers; else compute what the file says.
+            stored integers; else compute what the file says, in single precision where it allows less.
         free: tensors that the file reads and never makes; they become inputs.
         outputs: names of the wanted outputs; None for all.
 
@@ -77,8 +77,8 @@ def run_file(
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         model: str | bytes = str(path)
-        if free:
-            model = _declaring(path, free)
+        if free or (not optimized and _holds(path, ACCURACY.encode())):
+            model = _altered(path, free or {}, exact=not optimized)
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
         session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         names = [item.name for item in session.get_outputs() if outputs is None or item.name in outputs]
@@ -95,8 +95,24 @@ def run_file(
     return found
 
 
-def _declaring(path: Path, free: Free) -> bytes:
-    """The model of a file with further inputs, weights in files of their own left there."""
+ACCURACY, SINGLE = "accuracy_level", 1
+"""The attribute by which products with stored integers may round what is multiplied, and its value for floats."""
+
+
+def _holds(path: Path, text: bytes) -> bool:
+    """True when a file holds a piece of text."""
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return data.find(text) >= 0
+    except (OSError, ValueError):
+        return False
+
+
+def _altered(path: Path, free: Free, *, exact: bool) -> bytes:
+    """The model of a file with further inputs, weights in files of their own left there.
+
+    With `exact` no product may round its operands.
+    """
     import onnx
 
     try:
@@ -106,6 +122,13 @@ def _declaring(path: Path, free: Free) -> bytes:
     for name, (dtype, rank) in free.items():
         shape = [f"{name}.{axis}" for axis in range(rank)]
         model.graph.input.append(onnx.helper.make_tensor_value_info(name, onnx_dtype(DTYPES[dtype]), shape))
+    waiting = [model.graph] if exact else []
+    while waiting:
+        for node in waiting.pop().node:
+            for item in node.attribute:
+                waiting += [*item.graphs, *([item.g] if item.HasField("g") else [])]
+                if item.name == ACCURACY and item.i > SINGLE:
+                    item.i = SINGLE
     return model.SerializeToString()
 
 

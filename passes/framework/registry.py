@@ -33,6 +33,7 @@ PASSES: dict[str, str] = {
     "rotate": "passes.calibration.rotate:Rotate",
     "expand-contrib": "passes.contrib.expand_contrib:ExpandContrib",
     "expand-functions": "passes.canonicalize.expand_functions:ExpandFunctions",
+    "spell-linears": "passes.canonicalize.spell_linears:SpellLinears",
     "simplify": "passes.canonicalize.simplify:Simplify",
     "toposort": "passes.canonicalize.toposort:SortNodes",
     "upgrade-opset": "passes.canonicalize.upgrade_opset:UpgradeOpset",

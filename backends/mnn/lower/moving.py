@@ -192,7 +192,7 @@ def _inside(low: Lowering, start: int, stop: int, size: int | Dim) -> tuple[int,
             raise low.refused("a slice that leaves nothing has no MNN form")
         return begin, END if end == size else end
     for bound in (start, stop):
-        if bound < 0 and -bound > size.low:
+        if bound < 0 and -bound > max(size.low, 1):
             raise low.refused(
                 f"the bound {bound} lies before the start of an axis of {size}, which may be {size.low} long"
             )

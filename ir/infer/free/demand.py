@@ -11,6 +11,8 @@ from ir.graph.graph import Graph, Node, Value
 from ir.infer.symbolic import Extent
 from ir.ops.registry import attribute
 
+UNTOLD = "?"
+"""How the names of dimensions begin that nobody gave."""
 Extents = tuple[Extent | None, ...]
 """A shape of known rank; None for an extent that is not known."""
 
@@ -97,7 +99,7 @@ def demands(*names: str) -> Callable[[Rule], Rule]:
 
 def is_known(extent: Extent | None) -> bool:
     """True for an extent that is a number or has a name of its own."""
-    return extent is not None and not (isinstance(extent, Dim) and extent.name.startswith("?"))
+    return extent is not None and not (isinstance(extent, Dim) and extent.name.startswith(UNTOLD))
 
 
 def finer(a: Extents | None, b: Extents | None) -> Extents | None:
@@ -157,6 +159,7 @@ def subgraph(node: Node, name: str) -> Graph | None:
 
 __all__ = [
     "RULES",
+    "UNTOLD",
     "At",
     "Demand",
     "Extents",

@@ -68,8 +68,10 @@ def _gather_nd(at: At) -> Demand | None:
             (n for n in range(1, len(data) + 1) if tuple(out[len(out) - (len(data) - n) :]) == tuple(data[n:])), None
         )
         shape = (*out[: len(out) - (len(data) - last)], last) if last is not None else None
-    extents = [extent for extent in data if isinstance(extent, int)]
-    low, high = _within(min(extents) if len(extents) == len(data) else None)
+    count = (shape or index or (None,))[-1]
+    extents = data[:count] if isinstance(count, int) and count else data
+    sizes = [extent for extent in extents if isinstance(extent, int)]
+    low, high = _within(min(sizes) if len(sizes) == len(extents) else None)
     return Demand(shape, low=low, high=high, default=0, words="it chooses places of several axes")
 
 

@@ -167,8 +167,9 @@ def _same(a: list[Extent | None], b: Extents) -> bool:
 @demands("Transpose")
 def _transpose(at: At) -> Demand | None:
     out = at.out()
-    if out is None:
+    if out is None and not at.node.attrs.get("perm"):
         return None
+    out = out if out is not None else (None,) * len(at.node.attrs["perm"])
     order = at.node.attrs.get("perm") or tuple(reversed(range(len(out))))
     shape: list[Extent | None] = [None] * len(out)
     for place, axis in enumerate(order):
@@ -258,7 +259,7 @@ def _slice(at: At) -> Demand | None:
         return Demand(vector(count), default=1, words="it says the steps of a cut")
     axes = at.ints(3) if at.has(3) else tuple(range(count or 0))
     extent = _extent(x, axes)
-    low, high = (-extent, extent) if isinstance(extent, int) and extent else (None, None)
+    low, high = (-extent, extent - 1) if isinstance(extent, int) and extent else (None, None)
     if at.index == 1:
         words = f"it says where {_axis_words(axes, x)} is cut"
         return Demand(vector(count), low=low, high=high, default=_first(at, axes, x, out), words=words)

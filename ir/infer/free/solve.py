@@ -8,14 +8,15 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ir.base.diag import LadingError
-from ir.base.types import F32, I64, Dim, DType, TensorType
+from ir.base.types import F32, I64, Dim, DType, TensorType, dtype_of_onnx
 from ir.graph.graph import Graph, Node, Value
 from ir.graph.order import reads
 from ir.infer.engine import infer_types
 from ir.infer.free import indices, layout, numeric
-from ir.infer.free.demand import RULES, At, Demand, Extents, agree, finer, joined, shape_of
+from ir.infer.free.demand import RULES, UNTOLD, At, Demand, Extents, agree, finer, is_known, joined, shape_of
 from ir.infer.free.elements import allowed, usual
 from ir.infer.inference import Inference
+from ir.infer.symbolic import Extent
 from ir.tensor.inline import InlineTensor
 
 FILLED_BY = (numeric, layout, indices)
@@ -75,6 +76,7 @@ class _Solver:
     shapes: dict[Value, Extents] = field(default_factory=dict)
     guesses: dict[Value, list[str]] = field(default_factory=dict)
     hints: dict[Value, TensorType] = field(default_factory=dict)
+    names: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.guesses = {value: [] for value in self.free}
@@ -82,6 +84,7 @@ class _Solver:
         self.free = [value for value in self.free if value.type is None or value in self.hints]
         for value in self.hints:
             self.graph.set_type(value, None)
+        self.names = {name for name in self.graph.dims if not name.startswith(UNTOLD)}
         self._numbers = Inference(self.graph, lazy=True)
 
     def run(self) -> list[Settled]:
@@ -139,7 +142,14 @@ class _Solver:
 
     def _shape(self, value: Value) -> Extents | None:
         demand = self.found.get(value)
-        return finer(shape_of(value), finer(self.shapes.get(value), demand.shape if demand is not None else None))
+        shape = finer(shape_of(value), finer(self.shapes.get(value), demand.shape if demand is not None else None))
+        return None if shape is None else tuple(self._told(extent) for extent in shape)
+
+    def _told(self, extent: Extent | None) -> Extent | None:
+        """An extent; a name that inference made up says only what is equal to what."""
+        if isinstance(extent, Dim) and extent.name not in self.names and not extent.name.startswith(UNTOLD):
+            return Dim(UNTOLD + extent.name)
+        return extent
 
     def _element(self, value: Value) -> DType | None:
         if isinstance(value.type, TensorType):
@@ -163,7 +173,7 @@ class _Solver:
             self._require_agreement(value)
             shape = finer(self.shapes.get(value), demand.shape)
             hint = self.hints.get(value)
-            if hint is not None and hint.shape is not None and (demand.loose or agree(shape, hint.shape)):
+            if hint is not None and hint.shape is not None and _allows(demand, shape, hint.shape):
                 shape = finer(hint.shape, shape)
             if shape is not None and shape != self.shapes.get(value):
                 self.shapes[value] = shape
@@ -187,7 +197,7 @@ class _Solver:
         for value in self.free:
             if isinstance(value.type, TensorType) and value.type.shape is None and value not in self.shapes:
                 self.guesses[value].append("nothing says its rank")
-                self.shapes[value] = self._likely_shape(value)
+                self.shapes[value] = (None,)
                 return self._set(value, value.type.dtype)
         return False
 
@@ -195,14 +205,10 @@ class _Solver:
         """The element type to take where several would do."""
         casts = [node for node in value.users if node.op == "Cast"]
         if casts and len(casts) == len(value.users):
-            made = casts[0].output
-            whole = isinstance(made.type, TensorType) and not made.type.dtype.is_float
-            return I64 if whole else F32
-        return usual(options)
-
-    def _likely_shape(self, value: Value) -> Extents:
-        chooses = any(node.op in ("Gather", "GatherND") for node in value.users)
-        return (None,) if chooses else ()
+            return F32 if dtype_of_onnx(casts[0].attrs["to"]).is_float else I64
+        demand = self.found.get(value, Demand())
+        counts = demand.values is not None or demand.low is not None or demand.high is not None
+        return I64 if counts and I64 in options else usual(options)
 
     def _set(self, value: Value, dtype: DType) -> bool:
         """Give a free input its type as far as it is known; True when that is news."""
@@ -219,8 +225,10 @@ class _Solver:
         return True
 
     def _dim(self, value: Value, axis: int, extent: int | Dim | None, before: Extents) -> int | Dim:
-        if extent is not None and not (isinstance(extent, Dim) and extent.name.startswith("?")):
+        if extent is not None and is_known(extent):
             return extent
+        if isinstance(extent, Dim) and (inferred := self.graph.dims.get(extent.name.removeprefix(UNTOLD))) is not None:
+            return inferred
         had = before[axis] if axis < len(before) else None
         if had is not None:
             return had
@@ -290,6 +298,15 @@ class _Solver:
         self.graph.replace(value, constant)
         self.graph.remove_input(value)
         return Settled(constant, demand, readers, guessed)
+
+
+def _allows(demand: Demand, shape: Extents | None, hint: Extents) -> bool:
+    """True when a recorded shape is one that the readers take."""
+    if shape is None or agree(shape, hint):
+        return True
+    if not demand.loose:
+        return False
+    return len(shape) != len(hint) or agree(shape, tuple(None if extent == 1 else extent for extent in hint))
 
 
 def _words(shape: Extents | None) -> str:

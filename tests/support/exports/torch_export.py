@@ -28,7 +28,7 @@ class Decoder(torch.nn.Module):
     def forward(self, *tensors: torch.Tensor) -> Any:
         """Logits, or logits followed by keys and values of each layer."""
         given = dict(zip(self.names, tensors, strict=True))
-        past = [given[name] for name in self.names if name.startswith("past_")]
+        past = [given[name] for name in sorted(self.names, key=_layer) if name.startswith("past_")]
         caches = self.options.history or self.options.present
         passed = {name: given[name] for name in given if name in ROLES and name != "logits_index"}
         if past:
@@ -47,6 +47,12 @@ class Decoder(torch.nn.Module):
         if rows == "gather":
             return given["logits_index"]
         return slice(given["logits_index"][0], None) if rows == "slice" else {"all": 0, "last": 1}[rows]
+
+
+def _layer(name: str) -> tuple[int, str]:
+    """Sorts tensors of a history by layer, keys before values: the builder of onnxruntime-genai lists all keys first."""
+    parts = name.split(".")
+    return (int(parts[1]), parts[2]) if len(parts) == 3 else (0, "")
 
 
 def _input_names(family: str, options: Options) -> list[str]:

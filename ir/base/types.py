@@ -99,6 +99,7 @@ def _rows() -> list[DType]:
 DTYPES: dict[str, DType] = {row.name: row for row in _rows()}
 F32, F16, BF16, F64 = DTYPES["f32"], DTYPES["f16"], DTYPES["bf16"], DTYPES["f64"]
 I4, I8, I32, I64, BOOL = DTYPES["i4"], DTYPES["i8"], DTYPES["i32"], DTYPES["i64"], DTYPES["bool"]
+U8 = DTYPES["u8"]
 _BY_ONNX = {row.onnx: row for row in reversed(_rows())} | {3: DTYPES["i8"], 22: DTYPES["i4"]}
 _BY_NUMPY = {row.numpy: row for row in reversed(_rows())} | {np.dtype("int8"): DTYPES["i8"]}
 

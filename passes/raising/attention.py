@@ -98,8 +98,8 @@ class _Search:
             try:
                 feeds, found = self._evaluated(roles, probe)
             except LadingError:
-                # Some exports compute one sequence alone, which is all that the runtime asks for.
-                if probe.batch == 1:
+                # Some exports compute one sequence alone, or after a history one token alone.
+                if probe.batch == 1 and probe.tokens == 1:
                     raise
                 continue
             for index, form in enumerate(forms):
@@ -137,7 +137,8 @@ class _Search:
             if off < best[0]:
                 best = (off, form, roles)
             if form is not None and off <= TOLERANCE:
-                return roles, self._all_forms(form, tables, feeds, found), tables
+                # An empty history of another width may pass.
+                return replace(roles, head_size=form.k.size), self._all_forms(form, tables, feeds, found), tables
         if best[2] is None:
             raise LadingError(
                 "P382",
@@ -278,8 +279,13 @@ class _Search:
         nodes, values = upstream(wanted)
         numbers = {int(number) for number in numbers_of(values, nodes) if number == int(number)}
         length = max([64, *(number + 3 for number in numbers if number <= LONGEST_MASK)])
+        cut = Cut(self.graph, (), wanted)
         probe = Probe(3, length) if self.content.history else Probe(length)
-        found = Cut(self.graph, (), wanted).run(roles.feeds(self.content, probe, self.rng))
+        try:
+            found = cut.run(roles.feeds(self.content, probe, self.rng))
+        except LadingError:
+            probe = Probe(1, length) if self.content.history else probe
+            found = cut.run(roles.feeds(self.content, probe, self.rng))
         made = [
             replace(form, window=self._window(index, form, [found[mask] for mask in masks[index]], probe))
             for index, form in enumerate(forms)
@@ -345,7 +351,7 @@ class _Search:
         for length in FAR:
             if length > limit:
                 break
-            past = length - 4 if self.content.history else 0
+            past = length - 1 if self.content.history else 0
             try:
                 rows = self._rows_at(roles, cut, table, Probe(length - past, past))
             except LadingError:

@@ -20,6 +20,10 @@ FAR = (4100, 33000, 131072)
 """Tokens at which a rebuilt table is compared, as far as the graph can compute them."""
 
 
+NEAR_ONE = 2e-3
+"""By how much squares may miss their sum, which tables in half precision do."""
+
+
 @dataclass(frozen=True, eq=False)
 class Table:
     """A pair of tables.
@@ -57,7 +61,7 @@ def tables_among(values: Iterable[Value], found: dict[Value, np.ndarray], tokens
     for cos in cosines:
         for sin in sines:
             a, b = rows[cos], rows[sin]
-            if a.shape == b.shape and np.allclose(a * a + b * b, a[0, 0] ** 2, atol=1e-4 * a[0, 0] ** 2):
+            if a.shape == b.shape and np.allclose(a * a + b * b, a[0, 0] ** 2, rtol=0, atol=NEAR_ONE * a[0, 0] ** 2):
                 tables.append(_table(cos, sin, a, b))
     return tables
 

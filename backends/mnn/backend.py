@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backends.backend import Backend, Compilation, Figures, Made, Order
-from backends.mnn.card import last_size
+from backends.mnn.card import completed, last_size
 from backends.mnn.target.releases import MnnTarget, target
 from ir.base.diag import LadingError
 from ir.facts.model_card import ModelCard
@@ -321,7 +321,7 @@ class LlmCompilation(Compilation):
             texts=[text for text, _ in self._samples],
             readable=self.tokenizer is not None,
             checkpoint=self._checkpoint(),
-            file=self._as_read.reference(graph) if self._as_read is not None else None,
+            file=self._as_read.reference(graph, completed(graph).head_dim) if self._as_read is not None else None,
         )
         self.verification = verify(
             subject,

@@ -58,12 +58,14 @@ class OnnxOriginal:
         inputs: its inputs.
         logits: name of the output that is compared.
         half: it computes in half precision.
+        width: size of a head, for histories whose own last size is open.
     """
 
     path: Path
     inputs: tuple[FileInput, ...]
     logits: str
     half: bool = False
+    width: int | None = None
 
     def __call__(self, sequences: Sequence[Sequence[int]]) -> Original:
         """The logits of sequences of token ids: of every position, or of the last of several beginnings."""
@@ -121,7 +123,7 @@ class OnnxOriginal:
             "token-ids": partial(_of_tokens, np.asarray(ids)),
             "attention-mask": partial(_mask, len(ids)),
             "positions": partial(_of_tokens, np.arange(len(ids))),
-            "history": partial(_history, self._batch),
+            "history": partial(_history, self._batch, self.width or 1),
             "row-choice": partial(_filled, row),
             "length": partial(_filled, len(ids)),
             "unused": partial(_filled, 0),
@@ -151,13 +153,18 @@ def _mask(tokens: int, item: FileInput) -> np.ndarray:
     return plane.astype(kind.numpy).reshape((1,) * (len(item.shape) - 2) + (tokens, tokens))
 
 
-def _history(batch: int | str | None, item: FileInput) -> np.ndarray:
-    """No tokens: open sizes are 0, but for that of sequences, which is that of the token ids or comes first."""
-    opened = [place for place, size in enumerate(item.shape) if not isinstance(size, int)]
-    named = [place for place in opened if item.shape[place] is not None and item.shape[place] == batch]
-    several = named[:1] or (opened[:1] if len(opened) > 1 else [])
-    shape = [size if isinstance(size, int) else int(place in several) for place, size in enumerate(item.shape)]
-    return np.zeros(shape, DTYPES[item.dtype].numpy)
+def _history(batch: int | str | None, width: int, item: FileInput) -> np.ndarray:
+    """No tokens: open sizes are 0, but for that of sequences, which is that of the token ids or comes first, and the last
+    one, if another is left for the tokens."""
+    shape = list(item.shape)
+    opened = [place for place, size in enumerate(shape) if not isinstance(size, int)]
+    named = [place for place in opened if shape[place] is not None and shape[place] == batch]
+    for place in named[:1] or (opened[:1] if len(opened) > 1 else []):
+        shape[place] = 1
+        opened.remove(place)
+    if len(opened) > 1 and opened[-1] == len(shape) - 1:
+        shape[-1] = width
+    return np.zeros([size if isinstance(size, int) else 0 for size in shape], DTYPES[item.dtype].numpy)
 
 
 def _filled(number: int, item: FileInput) -> np.ndarray:
@@ -188,8 +195,13 @@ class AsRead:
     outputs: tuple[str, ...]
     half: bool
 
-    def reference(self, graph: Graph) -> OnnxOriginal:
-        """The file as a reference; what its inputs hold is what passes recorded on the graph."""
+    def reference(self, graph: Graph, width: int | None = None) -> OnnxOriginal:
+        """The file as a reference.
+
+        Args:
+            graph: what passes made of it; they recorded what its inputs hold.
+            width: size of a head.
+        """
         fact = graph.fact(Raised)
         ports = {port.name: port for port in fact.inputs} if fact is not None else {}
         if fact is None and len(self.inputs) == 1:
@@ -197,7 +209,7 @@ class AsRead:
         else:
             inputs = tuple(_known(item, ports.get(item.name)) for item in self.inputs)
         scores = [port.name for port in fact.outputs if port.kind == "logits"] if fact is not None else []
-        return OnnxOriginal(self.path, inputs, scores[0] if scores else self.outputs[0], self.half)
+        return OnnxOriginal(self.path, inputs, scores[0] if scores else self.outputs[0], self.half, width)
 
 
 def _known(item: FileInput, port: Port | None) -> FileInput:

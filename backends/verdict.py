@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -74,6 +75,15 @@ class Reading:
         return [Diagnostic("V720", message, hint=f"{keys}nothing was written; please report the {report}")]
 
 
+Implementation = Callable[[Sequence[Sequence[int]]], Original]
+"""Computes the logits of sequences of token ids, or says why it does not."""
+
+
+def transformers_of(folder: Path, card: ModelCard) -> Implementation:
+    """The original implementation of a checkpoint, as something to compare with."""
+    return partial(original_logits, folder, parameters=card.parameters or 0, vocabulary=card.vocab_size or 0)
+
+
 def compare_reading(
     folder: Path | None, original: Graph, sequences: Sequence[Sequence[int]], floats: Sequence[np.ndarray]
 ) -> Reading:
@@ -89,8 +99,7 @@ def compare_reading(
     unread = card.unread.get("unknown", ())
     if folder is None:
         return Reading(Original(reason=NO_CHECKPOINT), unread=unread)
-    found = original_logits(folder, sequences, parameters=card.parameters or 0, vocabulary=card.vocab_size or 0)
-    return compared(found, floats, unread)
+    return compared(transformers_of(folder, card)(sequences), floats, unread)
 
 
 def compared(found: Original, floats: Sequence[np.ndarray], unread: Sequence[str] = ()) -> Reading:
@@ -175,4 +184,13 @@ def _counted(warnings: Sequence[Diagnostic]) -> str:
     return f"passed with {len(warnings)} warning{'s' if len(warnings) > 1 else ''} ({codes})"
 
 
-__all__ = ["Reading", "Verdict", "compare_reading", "compared", "untrained", "verdict_of"]
+__all__ = [
+    "Implementation",
+    "Reading",
+    "Verdict",
+    "compare_reading",
+    "compared",
+    "transformers_of",
+    "untrained",
+    "verdict_of",
+]

@@ -1,4 +1,4 @@
-"""What a frontend is, and the three of the source tree: the text form, ONNX files, and checkpoints.
+"""What a frontend is, and those of the source tree: the text form, ONNX files, and checkpoints, read or exported.
 
 A row of the table ``frontends`` is any object with ``suffixes`` and ``load(path)``; a module will do. `Frontend` has
 defaults for what else may be asked of one.
@@ -144,7 +144,23 @@ class CheckpointFolder(Frontend):
         return load(path, revision=revision)
 
 
-FRONTENDS: dict[str, Frontend] = {"lading": TextForm(), "onnx": OnnxFile(), "checkpoint": CheckpointFolder()}
+class TorchExport(CheckpointFolder):
+    """A checkpoint as torch exports the model that ``transformers`` builds of it; only when it is asked for."""
+
+    def recognises(self, source: str) -> bool:
+        """Nothing: checkpoints are read by `CheckpointFolder`."""
+        return False
+
+    def load(self, path: str, *, revision: str | None = None, **options: Any) -> Graph:
+        """Export a checkpoint: a folder or a hub name."""
+        from frontends.checkpoint.via_torch import load
+
+        return load(path, revision=revision)
+
+
+FRONTENDS: dict[str, Frontend] = {
+    "lading": TextForm(), "onnx": OnnxFile(), "checkpoint": CheckpointFolder(), "torch": TorchExport(),
+}  # fmt: skip
 """Frontends of the source tree that need no runtime."""
 
-__all__ = ["FRONTENDS", "STANDARD", "CheckpointFolder", "Frontend", "OnnxFile", "TextForm"]
+__all__ = ["FRONTENDS", "STANDARD", "CheckpointFolder", "Frontend", "OnnxFile", "TextForm", "TorchExport"]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from backends.mnn.tokenizer.write_files import TokenizerFiles
     from backends.mnn.verify.written_weights import WeightError
     from backends.mnn.write.llm_folder import Emission, Settings
-    from backends.verdict import Reading
+    from backends.verdict import Implementation, Reading
     from frontends.onnx.original import AsRead
     from frontends.text.tokenizer import ForeignTokenizer
     from ir.graph.graph import Graph
@@ -46,6 +46,9 @@ PROMPTS = (
 PROMPT_TOKENS = 24
 """Length of the prompts of random ids that verification continues where no tokenizer is known."""
 
+CHECKPOINTS = ("checkpoint", "torch")
+"""Frontends that read checkpoints."""
+
 THREADS = 4
 """Runtime threads that are written when nobody says."""
 
@@ -56,7 +59,7 @@ class MnnLlm(Backend):
     runtime = "MNN"
     passes = "default"
     options = frozenset({"memory", "precision", "threads", "tokenizer", "text", "kl_bar"})
-    frontends = ("checkpoint", "mnn")
+    frontends = ("checkpoint", "torch", "mnn")
 
     def accepts(self, graph: Graph) -> bool:
         """True for graphs from token ids to scores of tokens."""
@@ -146,7 +149,7 @@ class LlmCompilation(Compilation):
         compare = self.order.verify != "none"
         lines = self.order.options.get("text")
         job = tokenizer_request(self.tokenizer, folder, self.target, compare=compare, lines=lines)
-        if self.order.origin.frontend in ("checkpoint", "onnx"):
+        if self.order.origin.frontend in (*CHECKPOINTS, "onnx"):
             job = replace(job, model=str(self.order.origin.folder))
         older = not all(release.mtok for release in self.target.releases)
         with TokenizerJob(job) as running, ChatJob(self.tokenizer, older=older) as self._chat_job:
@@ -273,7 +276,7 @@ class LlmCompilation(Compilation):
     def _sampling(self, graph: Graph) -> Mapping[str, Any]:
         """The settings for generation: of the checkpoint, else of the folder with the tokenizer."""
         card = ModelCard.of(graph)
-        if self.order.origin.frontend == "checkpoint":
+        if self.order.origin.frontend in CHECKPOINTS:
             return card.sampling
         folder = self.tokenizer or self.order.origin.folder
         from frontends.checkpoint.generation import read_generation
@@ -321,7 +324,7 @@ class LlmCompilation(Compilation):
             texts=[text for text, _ in self._samples],
             readable=self.tokenizer is not None,
             checkpoint=self._checkpoint(),
-            file=self._as_read.reference(graph, completed(graph).head_dim) if self._as_read is not None else None,
+            implementation=self._implementation(graph, original),
         )
         self.verification = verify(
             subject,
@@ -379,9 +382,20 @@ class LlmCompilation(Compilation):
                 raise LadingError.of(problems)
             self.tried.append(version)
 
+    def _implementation(self, graph: Graph, original: Graph) -> Implementation | None:
+        """What else computes the model and is run at every level: onnxruntime an ONNX file, `transformers` what torch
+        exported."""
+        if self._as_read is not None:
+            return self._as_read.reference(graph, completed(graph).head_dim)
+        if self.order.origin.frontend != "torch":
+            return None
+        from backends.verdict import transformers_of
+
+        return transformers_of(self.order.origin.folder, ModelCard.of(original))
+
     def _checkpoint(self) -> Path | None:
         """The folder that the original implementation can read."""
-        return self.order.origin.folder if self.order.origin.frontend == "checkpoint" else None
+        return self.order.origin.folder if self.order.origin.frontend in CHECKPOINTS else None
 
     def judged(self) -> str | None:
         """The release that ran, and what was lost there."""

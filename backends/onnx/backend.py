@@ -95,11 +95,17 @@ class OnnxCompilation(Compilation):
             source=origin.path if origin.frontend == "onnx" else None,
             feeds=FEEDS[self.order.verify],
             max_kl=self.order.options.get("kl_bar"),
-            checkpoint=origin.folder if origin.frontend == "checkpoint" and self.order.verify == "full" else None,
+            checkpoint=self._checkpoint(),
         )
         self.verification.require()
         self.warnings += self.verification.warnings
         self.order.lap("verify")
+
+    def _checkpoint(self) -> Path | None:
+        """The folder that the original implementation is run on."""
+        origin = self.order.origin
+        whole = origin.frontend == "torch" or (origin.frontend == "checkpoint" and self.order.verify == "full")
+        return origin.folder if whole else None
 
     def judged(self) -> str | None:
         """The release that ran, and what was lost there."""

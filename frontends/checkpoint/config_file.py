@@ -287,7 +287,9 @@ def _family(raw: Mapping[str, Any], path: str, families: Mapping[str, Family]) -
     if not isinstance(name, str):
         raise LadingError("F531", f"model_type is {shown(name)}; it must be a string", f"{path}:model_type")
     if name not in families:
-        hint = f"{suggest(name[:60], list(families))} known families: {', '.join(sorted(families))}".strip()
+        near = suggest(name[:60], list(families))
+        way = "if transformers knows it, --via torch compiles the graph that torch exports of it"
+        hint = f"{near} known families: {', '.join(sorted(families))}; {way}".strip()
         raise LadingError("F533", f"model family {shown(name)} is not supported", f"{path}:model_type", hint)
     return families[name]
 

@@ -11,7 +11,6 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from importlib.util import find_spec
 from math import prod
 from pathlib import Path
@@ -66,7 +65,9 @@ def load(model: str | os.PathLike[str], *, revision: str | None = None, timeout_
     largest = max((tensor.type.size or 0 for tensor in stored.tensors.values()), default=0)
     layers = config.get("num_hidden_layers")
     limit = SECONDS + SECONDS_A_LAYER * (layers if isinstance(layers, int) else 48)
-    graph, parameters = _exported(folder, BASE_MEMORY + 8 * largest, timeout_s or limit, stored.tensors)
+    graph, parameters = _exported(
+        folder, BASE_MEMORY + 8 * largest, limit if timeout_s is None else timeout_s, stored.tensors
+    )
     used = {key for key, _ in parameters}
     warnings = [*generation.warnings, *_unused(stored.tensors.keys() - used, folder)]
     context = config.get("max_position_embeddings")
@@ -84,7 +85,7 @@ def load(model: str | os.PathLike[str], *, revision: str | None = None, timeout_
         sampling=generation.given,
         warnings=tuple(warnings),
     )
-    graph.set_fact(card.name, replace(card))
+    graph.set_fact(card.name, card)
     return graph
 
 
@@ -134,10 +135,7 @@ def _exported(
         request = {"model": str(folder.resolve()), "memory": memory}
         (place / "request.json").write_text(json.dumps(request), encoding="utf-8")
         outcome = _run(place, folder, timeout_s)
-        found = [_stored(item, tensors, folder) for item in outcome["parameters"]]
-        if problems := [item for item in found if isinstance(item, Diagnostic)]:
-            raise LadingError.of(problems[:MOST])
-        bound = [item for item in found if not isinstance(item, Diagnostic)]
+        bound = bind(outcome["parameters"], tensors, folder)
         constants = {known: cast(tensors[key], F32) for known, key, _ in bound}
         proto = onnx.load(str(place / "graph.onnx"))
         graph = lift_message(proto, Place(None), constants=constants)
@@ -182,6 +180,25 @@ def _run(place: Path, folder: Path, timeout_s: float) -> dict[str, Any]:
     return outcome
 
 
+def bind(
+    parameters: Iterable[Mapping[str, Any]], tensors: Mapping[str, Tensor], folder: Path
+) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Name of each parameter in the graph, key of its tensor, and shape.
+
+    Args:
+        parameters: name, further names and shape of each.
+        tensors: the tensors of the checkpoint.
+        folder: where they are, for errors.
+
+    Raises:
+        LadingError: F569 for each that the checkpoint does not have.
+    """
+    found = [_stored(item, tensors, folder) for item in parameters]
+    if problems := [item for item in found if isinstance(item, Diagnostic)]:
+        raise LadingError.of(problems[:MOST])
+    return [item for item in found if not isinstance(item, Diagnostic)]
+
+
 def _stored(
     item: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: Path
 ) -> tuple[str, str, tuple[int, ...]] | Diagnostic:
@@ -193,7 +210,9 @@ def _stored(
     if not fitting:
         message = f"the model has a parameter {item['name']} {list(shape)}, and the checkpoint no such tensor"
         if keys:
-            message = f"the model's parameter {item['name']} is {list(shape)}, and the tensor {list(tensors[keys[0]].shape)}"
+            message = (
+                f"the model's parameter {item['name']} is {list(shape)}, and the tensor {list(tensors[keys[0]].shape)}"
+            )
         return Diagnostic("F569", message, where, "the checkpoint may be of another release of transformers")
     if len(fitting) > 1 and not all(tensors[key].digest() == tensors[fitting[0]].digest() for key in fitting[1:]):
         message = f"{' and '.join(fitting)} are one parameter of the model, and two different tensors of the checkpoint"
@@ -216,9 +235,9 @@ def _unused(keys: Iterable[str], folder: Path) -> list[Diagnostic]:
     if not names:
         return []
     shown = ", ".join(names[:MOST]) + (f" and {len(names) - MOST} more" if len(names) > MOST else "")
-    verb = "is" if len(names) == 1 else "are"
-    message = f"{len(names)} tensors of the checkpoint {verb} not used by the model that transformers builds: {shown}"
+    what = "1 tensor of the checkpoint is" if len(names) == 1 else f"{len(names)} tensors of the checkpoint are"
+    message = f"{what} not used by the model that transformers builds: {shown}"
     return [Diagnostic("F576", message, str(folder), severity="warning")]
 
 
-__all__ = ["NEEDED", "load", "require_packages"]
+__all__ = ["NEEDED", "bind", "load", "require_packages"]

@@ -17,8 +17,6 @@ import os
 import resource
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +37,10 @@ def limit_memory(limit: int) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
 
 
-@contextmanager
-def parameters_without_numbers() -> Iterator[None]:
-    """Parameters of modules that are made meanwhile have no memory; buffers are computed as usual."""
+def parameters_without_numbers() -> Any:
+    """A context: parameters of modules that are made meanwhile have no memory; buffers are computed as usual."""
+    from unittest.mock import patch
+
     import torch
 
     register = torch.nn.Module.register_parameter
@@ -52,11 +51,7 @@ def parameters_without_numbers() -> Iterator[None]:
         if made is not None and made.device.type != "meta":
             module._parameters[name] = torch.nn.Parameter(made.to("meta"), requires_grad=False)
 
-    torch.nn.Module.register_parameter = without
-    try:
-        yield
-    finally:
-        torch.nn.Module.register_parameter = register
+    return patch.object(torch.nn.Module, "register_parameter", without)
 
 
 def built(folder: str) -> Any:
@@ -134,6 +129,11 @@ def write(program: Any, model: Any, folder: Path) -> list[dict[str, Any]]:
     kept = [item for item in proto.graph.input if item.name not in free]
     del proto.graph.input[:]
     proto.graph.input.extend(kept)
+    tokens = kept[0].type.tensor_type.shape.dim[1].dim_param
+    for item in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        for size in item.type.tensor_type.shape.dim:
+            if size.dim_param == tokens:
+                size.dim_param = "seq"
     onnx.save(proto, str(folder / "graph.onnx"))
     return found
 

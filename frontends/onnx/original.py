@@ -37,6 +37,7 @@ class FileInput:
     Attributes:
         name: its name.
         kind: what it holds, in the words of `ir.facts.raised.Port`; empty where nobody knows.
+        role: the same more precisely, for masks and lengths.
         dtype: name of its element type.
         shape: sizes, and the names of those that are open; None for one that has none.
         declared: the file says that it is an input; else it is read and never made.
@@ -47,6 +48,7 @@ class FileInput:
     dtype: str
     shape: tuple[int | str | None, ...]
     declared: bool = True
+    role: str = ""
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ class OnnxOriginal:
             "positions": partial(_of_tokens, np.arange(len(ids))),
             "history": partial(_history, self._batch, self.width or 1),
             "row-choice": partial(_filled, row),
-            "length": partial(_filled, len(ids)),
+            "length": partial(_length, len(ids)),
             "unused": partial(_filled, 0),
         }
         return {item.name: made[item.kind](item) for item in self.inputs}
@@ -165,6 +167,11 @@ def _history(batch: int | str | None, width: int, item: FileInput) -> np.ndarray
     if len(opened) > 1 and opened[-1] == len(shape) - 1:
         shape[-1] = width
     return np.zeros([size if isinstance(size, int) else 0 for size in shape], DTYPES[item.dtype].numpy)
+
+
+def _length(tokens: int, item: FileInput) -> np.ndarray:
+    """How many tokens there are, were, or where the last one is."""
+    return _filled({"past": 0, "last": tokens - 1}.get(item.role, tokens), item)
 
 
 def _filled(number: int, item: FileInput) -> np.ndarray:
@@ -216,11 +223,8 @@ def _known(item: FileInput, port: Port | None) -> FileInput:
     """An input with what was found out about it; the type of one that the file never declares is found out, too."""
     if port is None:
         return item
-    return (
-        replace(item, kind=port.kind)
-        if item.declared
-        else replace(item, kind=port.kind, dtype=port.dtype, shape=port.shape)
-    )
+    known = replace(item, kind=port.kind, role=port.role)
+    return known if item.declared else replace(known, dtype=port.dtype, shape=port.shape)
 
 
 def as_read(path: Path, graph: Graph) -> AsRead:

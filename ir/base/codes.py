@@ -94,6 +94,10 @@ CODES: dict[str, str] = {
     "F573": "config.json has settings for generation that have no effect, because generation_config.json exists.",
     "F574": "A key of generation_config.json is no setting of transformers and looks like one, so it may be misspelt.",
     "F575": "Matrices or gains of the checkpoint are zero everywhere, as in a file whose download stopped.",
+    "F567": "transformers cannot build the model from its configuration, so --via torch has no graph of it.",
+    "F568": "torch cannot export the model that transformers builds, or not within the limits of time and memory.",
+    "F569": "A parameter of the model that transformers builds is no tensor of the checkpoint, or one of another shape.",
+    "F576": "Tensors of the checkpoint are not used by the model that transformers builds of its configuration.",
     "F560": "A key of config.json that matters in some models is not used by this family; the reference "
     "implementation ignores it as well.",
     "F561": "A key of config.json changes what the model computes, and nothing here reads it. What is compiled would be "

@@ -25,6 +25,7 @@ class Port:
         evidence: how that is known, one sentence for people.
         dtype: element type.
         shape: its shape, dimensions by size or name.
+        role: what it was fed when everything fitted, a key of `passes.raising.feeds.ROLES`; empty for other kinds.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Port:
     evidence: str
     dtype: str
     shape: tuple[int | str, ...] = ()
+    role: str = ""
 
 
 @dataclass(frozen=True)

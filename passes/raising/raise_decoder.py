@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ir.base.diag import LadingError
 from ir.base.types import Dim, TensorType
@@ -70,9 +70,8 @@ class RaiseDecoder(Pass):
 
     def _rebuilt(self, graph: Graph, content: Content, found: Findings) -> list[Region]:
         ids = content.ids
-        seq = ids.dims[-1]
-        if not isinstance(seq, Dim):
-            seq = graph.add_dim(Dim("seq", 1))
+        given = ids.dims[-1]
+        seq = graph.add_dim(Dim("seq", 1, given.high if isinstance(given, Dim) else None))
         graph.set_type(ids, TensorType(ids.dtype, (1, seq)))
         rebuild = Rebuild(graph, Builder(graph, ids))
         return [rebuild.attention(item) for item in found.attention]
@@ -104,8 +103,9 @@ def _inputs(graph: Graph, content: Content, found: Findings) -> tuple[Port, ...]
         elif value in content.history:
             ports.append(_port(value, "history", "attention fits with it as earlier keys or values"))
         elif value in found.roles.of:
-            kind, what = ROLES[found.roles.of[value]]
-            ports.append(_port(value, kind, f"every attention fits when it holds {what}"))
+            role = found.roles.of[value]
+            kind, what = ROLES[role]
+            ports.append(replace(_port(value, kind, f"every attention fits when it holds {what}"), role=role))
         elif value.use_count:
             ports.append(_port(value, "row-choice", "content is chosen by it, and attention does not read it"))
         else:

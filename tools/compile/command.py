@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder to write; default build/<model name>.")
 @click.option("--to", metavar="BACKEND", help="What to compile for: mnn-llm, onnx or another backend; "
               "default what suits the model.")  # fmt: skip
+@click.option("--via", type=click.Choice(["torch"]), help="Have transformers build the model of a checkpoint and torch "
+              "export it; for families without a row.")  # fmt: skip
 @click.option("--passes", "pipeline", metavar="PIPELINE",
               help="Name or text of a pipeline, or path of a TOML file; default the backend's own.")  # fmt: skip
 @click.option("--target", help="What it must run on; for MNN 'portable', which is the default, a release, or "

@@ -70,6 +70,8 @@ class Request:
         guard: also write the modules that check inputs in an application.
         workers: threads of this process; None takes one per processor.
         instruments: watch the passes.
+        via: ``torch`` has `transformers` build the model of a checkpoint and torch export it; None reads it by its family's
+            row.
     """
 
     model: str
@@ -94,6 +96,7 @@ class Request:
     guard: bool = False
     workers: int | None = None
     instruments: Sequence[Instrument] = ()
+    via: Literal["torch"] | None = None
 
 
 @dataclass
@@ -410,7 +413,7 @@ class _Job:
         request, formats = self.request, self.formats
         if request.to is not None:
             formats.emitter(request.to)
-        origin = formats.locate(request.model, revision=request.revision)
+        origin = formats.locate(request.model, request.via, revision=request.revision)
         name = request.to or formats.emitter_of_frontend(origin.frontend)
         if name is not None:
             return origin, name, None
@@ -440,7 +443,7 @@ class _Job:
         card = ModelCard.of(graph)
         self.warnings += card.warnings
         self.warnings += free_notes(graph)
-        if origin.frontend == "checkpoint":
+        if origin.frontend in ("checkpoint", "torch"):
             from frontends.checkpoint.load import zero_weights
 
             self.warnings += zero_weights(graph)

@@ -211,7 +211,7 @@ def _say(line: str) -> None:
         click.echo(line, err=True)
 
 
-EXTRAS = {"hypothesis": "test", "torch": "test", "transformers": "matrix"}
+EXTRAS = {"hypothesis": "test", "onnxscript": "torch", "torch": "torch", "transformers": "matrix"}
 """Packages that only some work needs, and the extra of this package that brings each."""
 
 

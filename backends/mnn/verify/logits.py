@@ -26,7 +26,7 @@ from backends.mnn.run.native import EXACT_CONFIG, run_model
 from backends.mnn.sampling.translate import Sampler
 from backends.mnn.verify.sampling import Trial, judge, require_sampled, trial
 from backends.mnn.write.configs import config_for, deciding
-from backends.verdict import Reading, compare_reading, compared, untrained
+from backends.verdict import Implementation, Reading, compare_reading, compared, untrained
 from frontends.checkpoint.original import Original
 from ir.base.diag import Diagnostic, LadingError
 from ir.evaluate.divergence import Distance, DistanceMeter, PairedLoss, PairedLossMeter, PerplexityMeter
@@ -162,7 +162,7 @@ class Subject:
         texts: strings to encode on the runtime.
         readable: the prompts are text, not ids at random.
         checkpoint: the folder that the original implementation reads; None where there is none.
-        file: runs the file that the model was read from; None for models that no other runtime reads.
+        implementation: computes the model too, at every level; None where nothing does.
     """
 
     folder: Path
@@ -176,7 +176,7 @@ class Subject:
     texts: Sequence[str] = ()
     readable: bool = True
     checkpoint: Path | None = None
-    file: Callable[[Sequence[Sequence[int]]], Original] | None = None
+    implementation: Implementation | None = None
 
 
 def verify(
@@ -380,8 +380,8 @@ class _Work:
             self.guesses.add(rows[: len(prompt)], np.array(prompt) if self.subject.readable else None)
         for window, rows in zip(windows, text, strict=True):
             self.guesses.add(rows, np.array(window))
-        if self.subject.file is not None:
-            self._compare_file(floats[0])
+        if self.subject.implementation is not None:
+            self._compare_implementation(self.subject.implementation, floats[0])
         elif self.level.original:
             self._compare_original(floats[0])
         self.say("evaluating the decoded weights")
@@ -404,15 +404,14 @@ class _Work:
         exact = self.exact
         self.reading = compare_reading(self.subject.checkpoint, self.subject.original, exact.sequences, floats)
         if self.reading.distance is not None:
-            exact.compare_original("transformers", self.reading.original)
+            exact.compare_original(_kind(self.reading.original), self.reading.original)
 
-    def _compare_file(self, floats: Sequence[np.ndarray]) -> None:
-        """The same for the file that the model was read from, on the runtime that reads such files."""
-        assert self.subject.file is not None
-        self.say("running the original file")
-        self.reading = compared(self.subject.file(self.exact.sequences), floats)
+    def _compare_implementation(self, implementation: Implementation, floats: Sequence[np.ndarray]) -> None:
+        """The same for what computes the model at every level."""
+        self.say("running the original")
+        self.reading = compared(implementation(self.exact.sequences), floats)
         if self.reading.distance is not None:
-            self.exact.compare_original("onnxruntime", self.reading.original)
+            self.exact.compare_original(_kind(self.reading.original), self.reading.original)
 
     def _compare_model(self, floats: Sequence[np.ndarray], modelled: Sequence[np.ndarray]) -> None:
         """Compare prompts and decoding with the runtime model; the loss of activations where both runs read the
@@ -499,8 +498,7 @@ class _Work:
             found.append(self._measurement(self.shipped, "runtime model", None))
         found += [self._measurement(run, "float", None) for run in self.others]
         if self.reading.distance is not None:
-            name: ReferenceName = "onnxruntime" if self.reading.original.file else "transformers"
-            found.append(self._measurement(self.exact, name, None))
+            found.append(self._measurement(self.exact, _kind(self.reading.original), None))
         return found
 
     def _measurement(self, run: _Run, reference: ReferenceName, predictor: ReferenceName | None) -> Measurement:
@@ -520,6 +518,11 @@ class _Work:
             predicted.kl if predicted is not None and whole else None,
             _result(self.perplexities[predictor]) if predictor is not None and whole else None,
         )
+
+
+def _kind(original: Original) -> ReferenceName:
+    """What ran the original."""
+    return "onnxruntime" if original.file else "transformers"
 
 
 def _distinct(

@@ -159,7 +159,9 @@ def _needs(report: Report) -> str:
 
 def _signature(needs: Mapping[str, Any]) -> str:
     """Inputs and outputs of an ONNX file in one paragraph."""
-    inputs = [f"{name} {type_}" for name, type_ in needs["inputs"].items()]
+    ports = needs["raised"]["inputs"] if needs["raised"] is not None else ()
+    roles = {item["name"]: f" ({item['kind'].replace('-', ' ')})" for item in ports}
+    inputs = [f"{name} {type_}{roles.get(name, '')}" for name, type_ in needs["inputs"].items()]
     opsets = ", ".join(f"{domain} {version}" for domain, version in needs["opsets"].items())
     return f"{needs['nodes']:,} nodes, {opsets}; {_some(inputs)} -> {_some(needs['outputs'])}"
 

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +18,7 @@ from tools.shared.cli import EXIT_FAILED, JSON_OPTION, Screen, command
 if TYPE_CHECKING:
     from ir.graph.graph import Graph
     from tools.shared.compiled import Compiled
+    from tools.shared.formats import Formats
 
 Rows = Sequence[tuple[str, str]]
 
@@ -47,7 +48,8 @@ def _size(_context: click.Context, _parameter: click.Parameter, texts: tuple[str
 def main(source, sizes, svg, html, around, steps, whole, frontend, as_json) -> int:
     """Describe INPUT: a graph of any format, a compiled model directory, or a contract.json.
 
-    Of a graph: interface, repeated blocks, parameters and how they are stored, operators, memory. Of a compiled model:
+    Of a graph: interface, repeated blocks, parameters and how they are stored, operators, memory; of a language model
+    in ONNX also what each input holds and what its parts compute, with the evidence. Of a compiled model:
     target, inputs, storage, files, what was verified, and whether the files are as they were written; of a directory
     without a contract the files and the graph. Pictures show repeated blocks once, and weights inside the nodes that
     read them.
@@ -61,13 +63,28 @@ def main(source, sizes, svg, html, around, steps, whole, frontend, as_json) -> i
         from ir.facts.free_tensors import free_notes
         from tools.shared.formats import Formats
 
-        graph = Formats().read(source, frontend)
+        formats = Formats()
+        graph = formats.read(source, frontend)
         for item in free_notes(graph):
             click.echo(str(item), err=True)
+        raised, evidence = _evidence(graph, formats)
         found, rows = _described(graph, sizes, drawn)
-        screen.data(asdict(found), _text(rows))
+        screen.data({**asdict(found), "raised": raised}, _text([*rows, *evidence]))
         return 0
     return _compiled(screen, compiled, sizes, drawn, whole)
+
+
+def _evidence(graph: Graph, formats: Formats) -> tuple[dict[str, Any] | None, Rows]:
+    """What an exported language model is found to be, as data and as lines."""
+    from ir.base.diag import Diagnostic
+    from tools.shared.evidence import evidence_of, rows
+
+    found = evidence_of(graph, formats)
+    if found is None:
+        return None, ()
+    if isinstance(found, Diagnostic):
+        return {"refused": found.as_dict()}, [("refused", f"{found.code}: {found.message}, {found.where}")]
+    return found.to_data(), list(rows(found))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backends.contract import check_files
+from tools.shared import evidence
 from tools.shared.cli import megabytes
 from tools.shared.stored import bits_per_weight, grouped, storage_text
 
@@ -21,6 +22,8 @@ AGAINST = {
     "float": "the float model",
     "decoded weights": "its own weights",
     "runtime model": "what was predicted of it",
+    "transformers": "the original implementation",
+    "onnxruntime": "the ONNX file",
 }
 """What a run was compared with, in a few words."""
 
@@ -44,6 +47,8 @@ def _of_contract(contract: Contract) -> Iterator[tuple[str, str]]:
     yield "target", f"{contract.target.profile}: {', '.join(contract.target.releases)}"
     yield "passes", contract.pipeline.text.replace(",", ", ")
     yield "made by", f"{contract.compiler.name} {contract.compiler.version}"
+    if contract.raised is not None:
+        yield from evidence.rows(contract.raised)
     yield from signature_rows(contract.signature)
     for group in grouped(contract.weights, most=12):
         yield "weights", str(group)
@@ -208,7 +213,7 @@ def data(compiled: Compiled) -> dict[str, Any]:
         ]
         whole = contract.to_json()
         kept = (
-            "target", "model", "signature", "files", "runtime", "tokenizer", "generation", "chat", "calibration",
+            "target", "model", "raised", "signature", "files", "runtime", "tokenizer", "generation", "chat", "calibration",
             "verified", "verdict", "warnings",
         )  # fmt: skip
         found["contract"] = {key: whole[key] for key in kept} | {"storage": groups}

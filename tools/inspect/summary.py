@@ -32,6 +32,8 @@ from ir.text.printer import type_text
 
 USUAL_SIZE = 128
 """Size of a dimension that is not given, where its range allows it."""
+MOST_DIMENSIONS = 6
+"""Dimensions with the same range that are named one by one."""
 SLOW_NODES = 5000
 """Number of nodes up to which the analyses that may take more than linear time are made."""
 
@@ -264,7 +266,7 @@ def lines(found: Summary) -> list[tuple[str, str]]:
     ]
     rows += [("output", _named(item)) for item in found.outputs]
     rows += [("table", f"{item['name']} = {item['value']}: {item['type']}") for item in found.tables]
-    rows += [("dimension", f"{name} = {range_}") for name, range_ in found.dims.items()]
+    rows += _dimensions(found.dims)
     for item in found.blocks:
         operators = ", ".join(f"{count} {op}" if count > 1 else op for op, count in item["operators"].items())
         size = f"{item['nodes']} nodes, {item['parameters']:,} parameters in each"
@@ -282,9 +284,26 @@ def lines(found: Summary) -> list[tuple[str, str]]:
     return rows
 
 
+def _dimensions(dims: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Ranges of dimensions; of many with the same range only the first are named."""
+    alike: dict[str, list[str]] = {}
+    for name, range_ in dims.items():
+        alike.setdefault(range_, []).append(name)
+    rows = []
+    for name, range_ in dims.items():
+        same = alike[range_]
+        if len(same) <= MOST_DIMENSIONS:
+            rows.append(("dimension", f"{name} = {range_}"))
+        elif name == same[0]:
+            shown = ", ".join(same[:MOST_DIMENSIONS])
+            rows.append(("dimension", f"{shown} and {len(same) - MOST_DIMENSIONS} more = {range_}"))
+    return rows
+
+
 def _about_memory(found: Summary) -> list[tuple[str, str]]:
     memory = found.memory
-    sizes = ", ".join(f"{name} = {size}" for name, size in memory["sizes"].items())
+    sizes = ", ".join(f"{name} = {size}" for name, size in list(memory["sizes"].items())[:MOST_DIMENSIONS])
+    sizes += f" and {len(memory['sizes']) - MOST_DIMENSIONS} more" if len(memory["sizes"]) > MOST_DIMENSIONS else ""
     where = f" at %{memory['at']}" if memory["at"] else ""
     unknown = f"; {_count(memory['unknown'], 'value')} of unknown size not counted" if memory["unknown"] else ""
     rows = [("memory", f"{amount(memory['peak'])} of values{where}{f' with {sizes}' if sizes else ''}{unknown}")]

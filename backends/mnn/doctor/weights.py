@@ -92,6 +92,7 @@ class _Weights:
     def headers(self, releases: Sequence[Release]) -> Iterator[Finding]:
         """Matrices whose own header is for another shape or width than the graph says."""
         wrong = [op for op in self.coded if self._first_code(op) is None]
+        headless = {id(op) for op in wrong}
         if wrong:
             few = f"{len(wrong)} of {len(self.coded)} matrices begin"
             yield Finding(
@@ -102,7 +103,7 @@ class _Weights:
                 _AGAIN,
                 place_of(wrong),
             )
-        uneven = [op for op in self.coded if op not in wrong and not _scales_fit(op)]
+        uneven = [op for op in self.coded if id(op) not in headless and not _scales_fit(op)]
         if uneven:
             yield Finding(
                 "B781",

@@ -64,6 +64,9 @@ def attempt(path: Path, target: MnnTarget) -> Attempt:
         PassManager(_LANGUAGE if language else _GENERAL, [told]).run(graph, PassContext(target))
     except LadingError as error:
         refusal = error.diagnostics[0]
+    except Exception as error:  # what else is wrong with the file is told all the same
+        message = f"a fault of this program: {type(error).__name__}: {error}"
+        refusal = Diagnostic("U980", message, str(path), "please send the command and the file to the authors")
     return Attempt(
         language,
         refusal,

@@ -93,7 +93,7 @@ class _Judge:
         return {
             "inputs": {item.name: str(item) for item in self.told.inputs},
             "outputs": [item.name for item in self.told.outputs],
-            "language_model": self.language,
+            "language_model": self.tried.language,
             "nodes": self.told.nodes,
             "opsets": {domain or "ai.onnx": version for domain, version in self.told.opsets.items()},
             "lost": {item.name: [str(reading) for reading in item.readings] for item in self.told.lost},

@@ -10,6 +10,7 @@ from backends.backend import Made
 from backends.version import compiler_version
 from ir.base.types import Dim, TensorType
 from ir.facts.calibration import Calibration
+from ir.facts.free_tensors import FreeTensor, FreeTensors
 from ir.facts.model_card import ModelCard, SourceFile
 from ir.facts.precision import PrecisionPlan
 from ir.facts.raised import Raised
@@ -130,11 +131,27 @@ def signature(graph: Graph) -> c.Signature:
     def port(value: Value) -> dict[str, Any]:
         return {"name": value.name, "dtype": value.dtype.name, "shapes": (c.ShapeForm(shape=shape(value)),)}
 
+    free = graph.fact(FreeTensors)
+    found = {value: free.find(value.name) if free is not None else None for value in graph.inputs}
     return c.Signature(
-        inputs=tuple(c.Input(**port(value), meaning="as in the source model") for value in graph.inputs),
+        inputs=tuple(c.Input(**port(value), **_asked(found[value])) for value in graph.inputs),
         outputs=tuple(c.Output(**port(value), meaning="as in the source model") for value in graph.outputs),
         dims=dict(sorted(dims.items())),
     )
+
+
+def _asked(free: FreeTensor | None) -> dict[str, Any]:
+    """What an input means; of one that the source reads and never makes, what its readers say."""
+    if free is None:
+        return {"meaning": "as in the source model"}
+    limits = c.ValueRange(min=free.low, max=free.high) if free.low is not None or free.high is not None else None
+    node = free.readers[0] if free.readers else None
+    return {
+        "meaning": free.reason,
+        "default": free.default,
+        "values": limits,
+        "discovered": c.Discovery(by="onnx", kind="dangling", reason=free.reason, node=node),
+    }
 
 
 def _dimension(dim: Dim | None, name: str) -> c.Dimension:

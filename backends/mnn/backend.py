@@ -107,6 +107,10 @@ class MnnLlm(Backend):
         return LlmCompilation(order)
 
 
+def _listed(graph: Graph) -> str:
+    return ", ".join(repr(value) for value in graph.inputs) or "none"
+
+
 class LlmCompilation(Compilation):
     """One model directory in the making."""
 
@@ -239,10 +243,20 @@ class LlmCompilation(Compilation):
             self._as_read = as_read(self.order.origin.path, graph)
 
     def check(self, graph: Graph, pipeline: str) -> None:
-        """The pipeline must end in the form that is written; LadingError U905 when it does not."""
+        """The pipeline must end in the form that is written.
+
+        Raises:
+            LadingError: U905 it does not, P351 the graph is no language model.
+        """
         from backends.mnn.lower.stage import problems
+        from ir.facts.inputs import DynamicInputs
         from ir.verify.stages import signature
 
+        inputs = graph.fact(DynamicInputs)
+        if inputs is not None and not inputs.signature:
+            message = "no input of the graph looks up rows of a constant embedding table"
+            hint = "the engine for language models runs decoders from token ids; --to mnn makes a module of other graphs"
+            raise LadingError("P351", message, f"graph {graph.name}, inputs {_listed(graph)}", hint)
         found = problems(graph) or signature(graph)
         if found:
             first = found[0]

@@ -61,7 +61,8 @@ class OnnxCompilation(Compilation):
         """The graph must still take the inputs of its source; LadingError B751 when it does not."""
         from ir.facts.inputs import DynamicInputs
 
-        if DynamicInputs.name in graph.facts and self.order.origin.frontend != "mnn":
+        fact = graph.fact(DynamicInputs)
+        if fact is not None and fact.signature and self.order.origin.frontend != "mnn":
             message = "the pipeline prepared the graph for a runtime that feeds it in its own way"
             raise LadingError("B751", message, f"pipeline {pipeline}", "use --passes onnx, onnx-int4 or onnx-fp32")
 

@@ -27,6 +27,7 @@ from ir.evaluate.evaluator import Evaluator
 from ir.evaluate.kernels import run_file
 from ir.evaluate.random_feeds import sample_feeds
 from ir.evaluate.untrained import Guesses
+from ir.facts.free_tensors import FreeTensors
 from ir.facts.model_card import ModelCard
 from ir.facts.precision import PrecisionPlan
 from ir.graph.graph import Graph
@@ -124,7 +125,7 @@ def verify(
     plain, got = (run_file(model, given, optimized=optimized, foreign=original.foreign) for optimized in (False, True))
     meant = Evaluator(graph, memory_limit=MEMORY_LIMIT).run_many(given)
     if source is not None:
-        wanted = run_file(source, given, optimized=False, foreign=True)
+        wanted = _run_source(source, original, given)
     else:
         wanted = Evaluator(original, memory_limit=MEMORY_LIMIT).run_many(given)
     exact = _measured(original, given, "decoded weights", meant, plain)
@@ -176,6 +177,15 @@ def reads_tokens(graph: Graph) -> bool:
 def _sizes(graph: Graph, length: int) -> dict[str, int]:
     found = (dim for value in graph.inputs for dim in getattr(value.type, "shape", None) or () if isinstance(dim, Dim))
     return {dim.name: length for dim in found if dim.accepts(length)}
+
+
+def _run_source(source: Path, original: Graph, given: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+    """What the original file gives; tensors that it reads and never makes are fed, constants among them."""
+    fact = original.fact(FreeTensors)
+    tensors = fact.tensors if fact is not None else ()
+    free = {item.name: (item.dtype, len(item.sizes)) for item in tensors}
+    constants = {item.name: item.array for item in tensors if item.value is not None}
+    return run_file(source, [{**feeds, **constants} for feeds in given], optimized=False, foreign=True, free=free)
 
 
 def _measured(

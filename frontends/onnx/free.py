@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 
-from ir.base.types import TensorType
+from ir.base.types import BOOL, TensorType
 from ir.facts.free_tensors import FreeTensor, FreeTensors
 from ir.graph.graph import Graph, Value
 
@@ -35,7 +35,7 @@ def settle_free(graph: Graph, values: Sequence[Value]) -> None:
                 str(value.type),
                 demand.low if not constant and _is_whole(value) else None,
                 demand.high if not constant and _is_whole(value) else None,
-                demand.default if not constant else None,
+                _default(value, demand.default) if not constant else None,
                 tuple(value.const.load().reshape(-1).tolist()) if value.const is not None else None,
                 _near(value.name, unread),
             )
@@ -52,6 +52,10 @@ def _values(graph: Graph) -> Iterator[Value]:
 def _near(name: str, unread: Sequence[str]) -> str:
     """The name among those of unread tensors that is most like one."""
     return next(iter(get_close_matches(name, unread, 1)), "") if len(unread) <= MOST_UNREAD else ""
+
+
+def _default(value: Value, number: float | int | None) -> float | int | None:
+    return bool(number) if number is not None and value.dtype is BOOL else number
 
 
 def _is_whole(value: Value) -> bool:

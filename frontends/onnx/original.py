@@ -17,6 +17,7 @@ from frontends.checkpoint.original import Original
 from ir.base.diag import LadingError
 from ir.base.types import BF16, DTYPES, F16, Dim, TensorType
 from ir.evaluate.kernels import run_file
+from ir.facts.inputs import DynamicInputs
 from ir.facts.raised import Port, Raised
 from ir.graph.graph import Graph, Value
 
@@ -210,13 +211,22 @@ class AsRead:
             width: size of a head.
         """
         fact = graph.fact(Raised)
-        ports = {port.name: port for port in fact.inputs} if fact is not None else {}
-        if fact is None and len(self.inputs) == 1:
-            inputs: tuple[FileInput, ...] = (replace(self.inputs[0], kind="token-ids"),)
-        else:
+        if fact is not None:
+            ports = {port.name: port for port in fact.inputs}
             inputs = tuple(_known(item, ports.get(item.name)) for item in self.inputs)
+        else:
+            kinds = _discovered(graph)
+            inputs = tuple(replace(item, kind=kinds.get(item.name, item.kind)) for item in self.inputs)
         scores = [port.name for port in fact.outputs if port.kind == "logits"] if fact is not None else []
         return OnnxOriginal(self.path, inputs, scores[0] if scores else self.outputs[0], self.half, width)
+
+
+def _discovered(graph: Graph) -> dict[str, str]:
+    """What the inputs hold in whose place those of the runtime stand, by name."""
+    found = graph.fact(DynamicInputs)
+    kinds = {"embedding-rows": "token-ids", "output-rows": "row-choice"}
+    discoveries = found.discoveries if found is not None else ()
+    return {name: kinds[item.kind] for item in discoveries if item.kind in kinds for name in item.given}
 
 
 def _known(item: FileInput, port: Port | None) -> FileInput:

@@ -9,6 +9,7 @@ import numpy as np
 
 from ir.base.diag import LadingError
 from ir.base.types import MOST_AXES, Dim, TensorType
+from ir.facts.free_tensors import FreeTensor, FreeTensors
 from ir.graph.graph import Graph, Node, Value
 from ir.ops.registry import has_trait
 
@@ -23,7 +24,8 @@ def sample_feeds(graph: Graph, sizes: Mapping[str, int] | None = None, seed: int
     """One array for each input of a graph.
 
     Floats are normally distributed. Integers that pick rows of a table are drawn from its rows, integers from which
-    angles or windows are computed count up from 0, others are 1, booleans are true. A graph with the recorded fact
+    angles or windows are computed count up from 0, others are 1, booleans are true. Of what nothing in the model makes,
+    integers are drawn from the range that their readers allow, or are its default. A graph with the recorded fact
     ``dynamic-inputs`` and an embedding table is fed what its runtime would feed for random tokens.
 
     Args:
@@ -45,7 +47,11 @@ def sample_feeds(graph: Graph, sizes: Mapping[str, int] | None = None, seed: int
         if rows is not None:
             length = shapes[graph.value(rows.input)][0]
             return fact.feeds(graph, rng.integers(0, table.sizes[0], length))
-    return {value.name: _array(value, shape, rng) for value, shape in shapes.items()}
+    free = graph.fact(FreeTensors)
+    return {
+        value.name: _array(value, shape, rng, free.find(value.name) if free is not None else None)
+        for value, shape in shapes.items()
+    }
 
 
 def _shape(value: Value, sizes: Mapping[str, int]) -> tuple[int, ...]:
@@ -75,12 +81,16 @@ def _size(dim: Dim, sizes: Mapping[str, int]) -> int:
     return wanted
 
 
-def _array(value: Value, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+def _array(value: Value, shape: tuple[int, ...], rng: np.random.Generator, free: FreeTensor | None) -> np.ndarray:
     dtype = value.dtype
     if dtype.is_float:
         return rng.standard_normal(shape).astype(np.float32).astype(dtype.numpy)
     if not dtype.is_integer:
         return np.ones(shape, dtype.numpy)
+    if free is not None and free.low is not None and free.high is not None:
+        return rng.integers(free.low, free.high + 1, shape).astype(dtype.numpy)
+    if free is not None and free.default is not None:
+        return np.full(shape, free.default, dtype.numpy)
     rows = _table_rows(value)
     if rows is not None:
         return rng.integers(0, max(rows, 1), shape).astype(dtype.numpy)

@@ -6,7 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal
 
+import numpy as np
+
 from ir.base.diag import Diagnostic
+from ir.base.types import DTYPES
 from ir.graph.graph import Fact, Graph
 
 
@@ -36,6 +39,24 @@ class FreeTensor:
     default: float | int | None = None
     value: tuple[float | int, ...] | None = None
     near: str = ""
+
+    @property
+    def dtype(self) -> str:
+        """Name of its element type."""
+        return self.type.partition("[")[0]
+
+    @property
+    def sizes(self) -> tuple[str, ...]:
+        """Its axes, as numbers and names in words."""
+        inside = self.type.partition("[")[2].removesuffix("]")
+        return tuple(inside.split(", ")) if inside else ()
+
+    @property
+    def array(self) -> np.ndarray:
+        """A constant as an array; ValueError for an input."""
+        if self.value is None:
+            raise ValueError(f"{self.name!r} is no constant")
+        return np.array(self.value, DTYPES[self.dtype].numpy).reshape([int(size) for size in self.sizes])
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,8 @@ class Discovery:
 
     Attributes:
         input: name of the declared graph input.
-        kind: meaning, one of the kinds of `ir.target.signature`.
+        kind: meaning, one of the kinds of `ir.target.signature`; of a graph without a convention ``free`` for what nothing
+            made and ``given`` for what the model declared.
         why: what the graph did before.
         reason: one sentence for people.
         node: node or value of the original graph where it was found; empty when nowhere in particular.
@@ -40,6 +41,7 @@ class Discovery:
         shapes: every shape that the runtime may feed, as ints and dimension names.
         low, high: legal values of an integer input.
         meaning: what the runtime feeds.
+        given: inputs of the original graph in whose place it stands.
     """
 
     input: str
@@ -52,15 +54,17 @@ class Discovery:
     low: int | None = None
     high: int | None = None
     meaning: str = ""
+    given: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class DynamicInputs(Fact):
-    """The reconciliation of a graph with a calling convention."""
+    """The reconciliation of a graph with a calling convention, or with none: then whoever runs it feeds it."""
 
     name: ClassVar[str] = "dynamic-inputs"
 
     signature: str
+    """The convention; empty for a graph that is no language model, whose inputs are its own."""
     discoveries: tuple[Discovery, ...]
     keeps_cache: bool = True
     windows: tuple[int, ...] = ()
@@ -69,7 +73,10 @@ class DynamicInputs(Fact):
     def to_data(self) -> dict[str, Any]:
         """JSON-able form."""
         data = asdict(self)
-        data["discoveries"] = [{**item, "shapes": [list(s) for s in item["shapes"]]} for item in data["discoveries"]]
+        data["discoveries"] = [
+            {**item, "shapes": [list(s) for s in item["shapes"]], "given": list(item["given"])}
+            for item in data["discoveries"]
+        ]
         data["windows"] = list(self.windows)
         return data
 
@@ -77,7 +84,13 @@ class DynamicInputs(Fact):
     def from_data(cls, data: Mapping[str, Any]) -> DynamicInputs:
         """Inverse of `to_data`."""
         found = tuple(
-            Discovery(**{**item, "shapes": tuple(tuple(shape) for shape in item["shapes"])})
+            Discovery(
+                **{
+                    **item,
+                    "shapes": tuple(tuple(shape) for shape in item["shapes"]),
+                    "given": tuple(item.get("given", ())),
+                }
+            )
             for item in data["discoveries"]
         )
         return cls(data["signature"], found, data["keeps_cache"], tuple(data["windows"]))

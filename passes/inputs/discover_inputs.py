@@ -11,6 +11,7 @@ import numpy as np
 
 from ir.base.diag import LadingError
 from ir.base.types import Dim, Shape, TensorType
+from ir.facts.free_tensors import FreeTensors
 from ir.facts.inputs import Discovery, DynamicInputs
 from ir.graph.describe import describe
 from ir.graph.graph import Graph, Node, Value
@@ -30,8 +31,10 @@ _INT32_MAX = 2**31 - 1
 class DiscoverInputs(Pass):
     """Declare the inputs that the runtime feeds and the graph computes, freezes or lacks.
 
-    Works on a graph that takes token ids and returns the logits of the whole sequence. Found by what values are, not by
-    what they are called: positions are the value that depends on shapes alone and equals 0..seq-1, masks are the
+    Works on a graph that takes token ids and returns logits, of the whole sequence or of rows that it chooses by what
+    nothing makes, by an input, or by a constant that tracing froze: such a choice gives way to the runtime's. Of a graph
+    that is no language model, the tensors that nothing made are recorded as inputs. Found by what values are, not by what
+    they are called: positions are the value that depends on shapes alone and equals 0..seq-1, masks are the
     windows that attention reads, the row slice goes to the last value through which every path from the sequence to the
     logits leads and behind which each position is computed on its own.
     """
@@ -49,6 +52,8 @@ class DiscoverInputs(Pass):
     def run(self, graph: Graph, ctx: PassContext) -> Mapping[str, int]:
         convention = signature(self.signature or ctx.target.signature)
         found: list[Discovery] = []
+        if _is_general(graph):
+            return self._general(graph)
         ids = token_ids.find(graph).value
         chosen = _own_choices(graph, ids)
         _require_no_others(graph, convention, ids)
@@ -63,9 +68,37 @@ class DiscoverInputs(Pass):
         )
         return {"inputs": len(found)}
 
-    def adapter(self, graph: Graph) -> DynamicInputs:
+    def _general(self, graph: Graph) -> Mapping[str, int]:
+        """Record what the inputs of a graph are that no convention speaks of; they stay as they are."""
+        free = graph.required_fact(FreeTensors)
+        found = tuple(_own(value, free) for value in graph.inputs)
+        graph.set_fact(DynamicInputs.name, DynamicInputs("", found, keeps_cache=False))
+        return {"inputs": sum(item.kind == "free" for item in found)}
+
+    def adapter(self, graph: Graph) -> DynamicInputs | None:
         """The recorded fact knows how token ids become what the runtime feeds."""
-        return graph.required_fact(DynamicInputs)
+        fact = graph.required_fact(DynamicInputs)
+        return fact if fact.signature else None
+
+
+def _is_general(graph: Graph) -> bool:
+    """True for a graph that reads tensors which nothing makes, and in which nothing chooses rows of a table of weights."""
+    free = graph.fact(FreeTensors)
+    ids = any(value.dtype.is_integer and token_ids.look_ups(value)
+              for value in graph.inputs if isinstance(value.type, TensorType))  # fmt: skip
+    return free is not None and bool(free.tensors) and not ids
+
+
+def _own(value: Value, free: FreeTensors) -> Discovery:
+    """What is known of an input of the graph's own."""
+    shapes = (tuple(dim if isinstance(dim, int) else dim.name for dim in value.shape),) if value.shape is not None else ()
+    found = free.find(value.name)
+    if found is None:
+        return Discovery(value.name, "given", "declared", "the model declares it", value.name, shapes=shapes)
+    return Discovery(
+        value.name, "free", "dangling", found.reason, found.readers[0] if found.readers else "", found.default, shapes,
+        found.low, found.high, found.reason,
+    )  # fmt: skip
 
 
 def _free_names(graph: Graph, convention: Signature, ids: Value) -> None:
@@ -77,9 +110,9 @@ def _free_names(graph: Graph, convention: Signature, ids: Value) -> None:
                 level.rename(value, graph.fresh_name(f"{fed.name}.given"))
 
 
-def _own_choices(graph: Graph, ids: Value) -> Finding | None:
+def _own_choices(graph: Graph, ids: Value) -> chosen_rows.ChosenRows | None:
     """Undo every choice of rows that the graph makes itself; returns the first that was found."""
-    first: Finding | None = None
+    first: chosen_rows.ChosenRows | None = None
     while len(graph.outputs) == 1:
         chosen = chosen_rows.find(graph, ids, graph.outputs[0], after=first is not None)
         if chosen is None:
@@ -177,10 +210,10 @@ def _rows(graph: Graph, convention: Signature, ids: Value, found: list[Discovery
     _sweep_shape_users(graph, ids)
     graph.remove_input(ids)
     graph.rename(value, fed.name)
-    found.append(_record(fed, value, finding))
+    found.append(_record(fed, value, finding, (ids.name,)))
 
 
-def _last_rows(graph: Graph, convention: Signature, place: str, chosen: Finding | None, found: list[Discovery]) -> None:
+def _last_rows(graph: Graph, convention: Signature, place: str, chosen: chosen_rows.ChosenRows | None, found: list[Discovery]) -> None:
     """Cut the wanted rows out before the final norm, so that one row and not the sequence meets the logits matrix."""
     read = convention.outputs[0]
     logits = graph.outputs[0]
@@ -210,7 +243,8 @@ def _last_rows(graph: Graph, convention: Signature, place: str, chosen: Finding 
     for node, index in readers:
         graph.set_input(node, index, sliced.output)
     _retype_rows(graph, sliced, cut.dims[-2], rows)
-    found.append(_record(fed, value, chosen or finding))
+    given = tuple(item.name for item in chosen.indices) if chosen is not None else ()
+    found.append(_record(fed, value, chosen or finding, given))
 
 
 def _retype_rows(graph: Graph, start: Node, old: int | Dim, new: Dim) -> None:
@@ -296,10 +330,10 @@ class _Masks:
         )
 
 
-def _record(fed: FedInput, value: Value, finding: Finding) -> Discovery:
+def _record(fed: FedInput, value: Value, finding: Finding, given: tuple[str, ...] = ()) -> Discovery:
     return Discovery(
         value.name, fed.kind, finding.why, finding.reason, finding.where, fed.default, fed.shapes, fed.low, fed.high,
-        fed.meaning,
+        fed.meaning, given,
     )  # fmt: skip
 
 

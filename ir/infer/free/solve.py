@@ -190,9 +190,7 @@ class _Solver:
             options = self.types.get(value, ())
             dtype = self._likely(value, options) if value.type is None else None
             if dtype is not None:
-                self.guesses[value].append(
-                    f"its elements may be of any of {len(options)} types" if len(options) > 1 else ""
-                )
+                self.guesses[value].append(_other_types(dtype, options))
                 return self._set(value, dtype)
         for value in self.free:
             if isinstance(value.type, TensorType) and value.type.shape is None and value not in self.shapes:
@@ -307,6 +305,13 @@ def _allows(demand: Demand, shape: Extents | None, hint: Extents) -> bool:
     if not demand.loose:
         return False
     return len(shape) != len(hint) or agree(shape, tuple(None if extent == 1 else extent for extent in hint))
+
+
+def _other_types(dtype: DType, options: tuple[DType, ...]) -> str:
+    others = [str(one) for one in options if one != dtype]
+    if len(others) > 2:
+        return f"elements of {len(others)} other types would do as well"
+    return f"elements of type {' or '.join(others)} would do as well" if others else ""
 
 
 def _words(shape: Extents | None) -> str:

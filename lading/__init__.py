@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     from backends.contract import Contract, check_feed, check_files
     from backends.contract import read as read_contract
     from ir.base.diag import Diagnostic, LadingError
-    from tools.embed import Outcome, Steps, apply_in_place, lift, lower, run
+    from tools.embed import Declared, Outcome, Steps, apply_in_place, declare_inputs, lift, lower, run
 
     __version__: str
 
 _PLACES = {
     "Contract": "backends.contract:Contract",
+    "Declared": "tools.embed:Declared",
     "Diagnostic": "ir.base.diag:Diagnostic",
     "LadingError": "ir.base.diag:LadingError",
     "Outcome": "tools.embed:Outcome",
@@ -30,6 +31,7 @@ _PLACES = {
     "apply_in_place": "tools.embed:apply_in_place",
     "check_feed": "backends.contract:check_feed",
     "check_files": "backends.contract:check_files",
+    "declare_inputs": "tools.embed:declare_inputs",
     "lift": "tools.embed:lift",
     "lower": "tools.embed:lower",
     "read_contract": "backends.contract:read",
@@ -68,6 +70,7 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "Contract",
+    "Declared",
     "Diagnostic",
     "LadingError",
     "Outcome",
@@ -75,6 +78,7 @@ __all__ = [
     "apply_in_place",
     "check_feed",
     "check_files",
+    "declare_inputs",
     "lift",
     "lower",
     "read_contract",

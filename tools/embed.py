@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from ir.base.diag import LadingError
 from ir.base.store import Store, using_store
+from ir.facts.free_tensors import FreeTensor, FreeTensors
 from ir.facts.inputs import DynamicInputs
 from ir.facts.precision import PrecisionPlan
 from ir.graph.graph import Graph
@@ -57,9 +58,57 @@ class Outcome(Generic[Model]):
         return self.graph.fact(DynamicInputs)
 
     @property
+    def free(self) -> tuple[FreeTensor, ...]:
+        """Tensors that the model read and nothing in it made: what each became, and why."""
+        fact = self.graph.fact(FreeTensors)
+        return fact.tensors if fact is not None else ()
+
+    @property
     def precision(self) -> PrecisionPlan | None:
         """The storage type of every weight, when assign-precision ran."""
         return self.graph.fact(PrecisionPlan)
+
+
+@dataclass(frozen=True)
+class Declared(Generic[Model]):
+    """A model whose every tensor is declared.
+
+    Attributes:
+        model: the model, of the kind that was given.
+        tensors: what nothing in it made: type, range, default, readers and reason.
+    """
+
+    model: Model
+    tensors: tuple[FreeTensor, ...]
+
+
+def declare_inputs(model: Model, *, base: str | os.PathLike[str] | None = None) -> Declared[Model]:
+    """Declare the tensors that a model reads and nothing in it makes, and change nothing else.
+
+    Each becomes an input with the type and shape that its readers force and the reason as its documentation; one that
+    the rest of the graph determines, such as the axes of a Slice whose result is declared, becomes a constant.
+
+    Args:
+        model: an ``onnx.ModelProto``, its bytes, or an ``onnx_graphsurgeon.Graph``; a copy is changed.
+        base: folder of external data.
+
+    Raises:
+        LadingError: F632 to F634 what is read can be no tensor, or only its readers' authors know what it was.
+    """
+    kind = _kind(model)
+    if kind not in ("model", "bytes", "graphsurgeon"):
+        raise LadingError(
+            "F630", f"a {type(model).__name__} is no model that inputs are declared in",
+            hint="give an onnx.ModelProto, its bytes or an onnx_graphsurgeon.Graph",
+        )  # fmt: skip
+    from backends.onnx.declare import in_graphsurgeon, in_message
+
+    graph = lift(model, base=base)
+    fact = graph.fact(FreeTensors)
+    tensors = fact.tensors if fact is not None else ()
+    if kind == "graphsurgeon":
+        return Declared(in_graphsurgeon(model, graph, tensors), tensors)  # type: ignore[arg-type]
+    return Declared(in_message(model, graph, tensors), tensors)  # type: ignore[arg-type]
 
 
 def run(
@@ -194,4 +243,4 @@ def _kind(model: object) -> str:
     )
 
 
-__all__ = ["Outcome", "Steps", "apply_in_place", "lift", "lower", "run"]
+__all__ = ["Declared", "Outcome", "Steps", "apply_in_place", "declare_inputs", "lift", "lower", "run"]

@@ -255,7 +255,9 @@ class LlmCompilation(Compilation):
         inputs = graph.fact(DynamicInputs)
         if inputs is not None and not inputs.signature:
             message = "no input of the graph looks up rows of a constant embedding table"
-            hint = "the engine for language models runs decoders from token ids; --to mnn makes a module of other graphs"
+            hint = (
+                "the engine for language models runs decoders from token ids; --to mnn makes a module of other graphs"
+            )
             raise LadingError("P351", message, f"graph {graph.name}, inputs {_listed(graph)}", hint)
         found = problems(graph) or signature(graph)
         if found:

@@ -179,7 +179,9 @@ def _sizes(graph: Graph, length: int) -> dict[str, int]:
     return {dim.name: length for dim in found if dim.accepts(length)}
 
 
-def _run_source(source: Path, original: Graph, given: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+def _run_source(
+    source: Path, original: Graph, given: Sequence[Mapping[str, np.ndarray]]
+) -> list[dict[str, np.ndarray]]:
     """What the original file gives; tensors that it reads and never makes are fed, constants among them."""
     fact = original.fact(FreeTensors)
     tensors = fact.tensors if fact is not None else ()

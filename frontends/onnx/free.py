@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from ir.base.types import BOOL, TensorType
 from ir.facts.free_tensors import FreeTensor, FreeTensors
 from ir.graph.graph import Graph, Value
+from ir.onnx.keys import MODEL
 
 MOST_UNREAD = 200
 """Unread tensors among which a similar name is looked for."""
@@ -40,7 +41,22 @@ def settle_free(graph: Graph, values: Sequence[Value]) -> None:
                 _near(value.name, unread),
             )
         )
+    about = graph.metadata.setdefault(MODEL, {}).setdefault("values", {})
+    for tensor in made:
+        if tensor.kind == "input":
+            about[tensor.name] = {**about.get(tensor.name, {}), "doc": _doc(tensor)}
     graph.set_fact(FreeTensors.name, FreeTensors(tuple(made)))
+
+
+def _doc(tensor: FreeTensor) -> str:
+    """What an input is, for those who read the model."""
+    parts = [f"Read by {', '.join(tensor.readers[:4])}: {tensor.reason}."]
+    if tensor.low is not None or tensor.high is not None:
+        low, high = ("" if limit is None else limit for limit in (tensor.low, tensor.high))
+        parts.append(f"Values {low}..{high}.")
+    if tensor.default is not None:
+        parts.append(f"Default {tensor.default}.")
+    return " ".join(parts)
 
 
 def _values(graph: Graph) -> Iterator[Value]:

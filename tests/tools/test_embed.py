@@ -25,7 +25,7 @@ from passes.framework.load import parse
 from passes.framework.manager import Instrument, StopPipeline
 from tests.support.onnx_cases import run_onnxruntime
 from tests.support.paths import ROOT
-from tools.embed import Outcome, apply_in_place, lift, lower, run
+from tools.embed import Outcome, apply_in_place, declare_inputs, lift, lower, run
 
 PAGE = ROOT / "docs" / "embedding.md"
 HEAVY = (
@@ -199,3 +199,67 @@ def test_the_page_runs(tmp_path, monkeypatch):
             padding = "\n" * text[: text.index(block)].count("\n")
             exec(compile(padding + block, str(PAGE), "exec"), space)
     assert space["outcome"].graph.nodes and (tmp_path / "static.onnx").exists(), "the last block ran"
+
+
+# ---- tensors that nothing makes ----
+
+
+def cut() -> onnx.ModelProto:
+    return onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["" : 21], producer_name: "somebody">
+        g (float[8, 3] x) => (float[k, 2] y) <int64[1] e = {3}, int64[1] s = {1}, float[1] unread = {1}> {
+            a = Slice(x, s, e, axes)
+            y = Gather(a, lost)
+            dead = Neg(x)
+        }
+    """)
+
+
+def test_declaring_changes_nothing_else():
+    model = cut()
+    model.graph.value_info.append(onnx.helper.make_tensor_value_info("a", onnx.TensorProto.FLOAT, [8, 2]))
+    before = model.SerializeToString(deterministic=True)
+    declared = declare_inputs(model)
+    assert model.SerializeToString(deterministic=True) == before
+    onnx.checker.check_model(declared.model, full_check=True)
+    assert {item.name: item.kind for item in declared.tensors} == {"axes": "constant", "lost": "input"}
+    assert "Gather" in declared.model.graph.input[1].doc_string
+    del declared.model.graph.input[1:]
+    del declared.model.graph.initializer[-1:]
+    assert declared.model.SerializeToString(deterministic=True) == before
+    x = np.arange(24, dtype=np.float32).reshape(8, 3)
+    (got,) = run_onnxruntime(declare_inputs(model).model, [x, np.array([7, 0])])
+    np.testing.assert_array_equal(got, x[[7, 0], 1:])
+
+
+def test_declaring_in_bytes_and_in_graph_surgeon_graphs():
+    model = cut()
+    model.graph.value_info.append(onnx.helper.make_tensor_value_info("a", onnx.TensorProto.FLOAT, [8, 2]))
+    declared = declare_inputs(model.SerializeToString())
+    assert [item.name for item in onnx.load_from_string(declared.model).graph.input] == ["x", "lost"]
+    given = gs.import_onnx(model)
+    made = declare_inputs(given).model
+    assert [item.name for item in made.inputs] == ["x", "lost"] and [item.name for item in given.inputs] == ["x"]
+    onnx.checker.check_model(gs.export_onnx(made), full_check=True)
+    assert isinstance(given.tensors()["axes"], gs.Variable), "the graph that was given stays as it was"
+
+
+def test_a_model_without_such_tensors_is_copied():
+    model = make_decoder(1)
+    declared = declare_inputs(model)
+    assert declared.tensors == () and declared.model == model and declared.model is not model
+
+
+def test_what_inputs_cannot_be_declared_in_is_refused():
+    with pytest.raises(LadingError) as caught:
+        declare_inputs(lift(cut()))
+    assert caught.value.code == "F630"
+
+
+def test_an_outcome_says_what_nothing_made():
+    outcome = run(cut(), "infer-types")
+    assert {item.name for item in outcome.free} == {"axes", "lost"}
+    assert run(make_decoder(1), "infer-types").free == ()
+    with pytest.raises(LadingError) as caught:
+        run(cut(), "infer-types", free="error")
+    assert caught.value.code == "F604"

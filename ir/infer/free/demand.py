@@ -9,6 +9,7 @@ from typing import Any
 from ir.base.types import Dim, DType, TensorType
 from ir.graph.graph import Graph, Node, Value
 from ir.infer.symbolic import Extent
+from ir.onnx.keys import is_unknown
 from ir.ops.registry import attribute
 
 UNTOLD = "?"
@@ -99,7 +100,9 @@ def demands(*names: str) -> Callable[[Rule], Rule]:
 
 def is_known(extent: Extent | None) -> bool:
     """True for an extent that is a number or has a name of its own."""
-    return extent is not None and not (isinstance(extent, Dim) and extent.name.startswith(UNTOLD))
+    if not isinstance(extent, Dim):
+        return extent is not None
+    return not extent.name.startswith(UNTOLD) and not is_unknown(extent.name)
 
 
 def finer(a: Extents | None, b: Extents | None) -> Extents | None:

@@ -42,24 +42,25 @@ def _reshape(at: At) -> Demand | None:
         return Demand((None,), low=-1, words="it says the shape of the result, whose rank nothing tells")
     words = f"the result is {_shown(out)}"
     data = at.shape(0)
-    if named(out):
-        return Demand(vector(len(out)), values=_reshapes(data, out), words=words)
+    values = _reshapes(data, out)
+    if values is not None:
+        return Demand(vector(len(out)), values=values, words=words)
     return Demand(vector(len(out)), low=-1, words=f"it says the shape of the result, which has {len(out)} axes")
 
 
 def _reshapes(data: Extents | None, out: Extents) -> tuple[tuple[int, ...], ...] | None:
     """The one shape to ask for that gives `out` at every size of its dimensions; None when there is none."""
+    if 0 in out:
+        return None
     entries: list[int] = []
     for axis, extent in enumerate(out):
         if isinstance(extent, int):
             entries.append(extent)
-        elif data is not None and axis < len(data) and data[axis] == extent:
+        elif extent is not None and data is not None and axis < len(data) and data[axis] == extent:
             entries.append(0)
         else:
             entries.append(-1)
-    if entries.count(-1) > 1 or (
-        entries.count(-1) and any(item == 0 for item, e in zip(entries, out, strict=True) if e == 0)
-    ):
+    if entries.count(-1) > 1:
         return None
     if entries.count(0) == 1 and -1 not in entries:
         entries[entries.index(0)] = -1

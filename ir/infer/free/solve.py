@@ -84,7 +84,7 @@ class _Solver:
         self.free = [value for value in self.free if value.type is None or value in self.hints]
         for value in self.hints:
             self.graph.set_type(value, None)
-        self.names = {name for name in self.graph.dims if not name.startswith(UNTOLD)}
+        self.names = set(self.graph.dims)
         self._numbers = Inference(self.graph, lazy=True)
 
     def run(self) -> list[Settled]:

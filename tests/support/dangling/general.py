@@ -91,6 +91,9 @@ CASES: Sequence[Case] = (
     Case("Reshape shape of two dimensions", "g (float[batch,seq,8] x) => (float[batch,seq,2,4] y) { y = "
          "Reshape(x, lost) }",
          "= [0, 0, 2, 4]"),
+    Case("Reshape shape of an open size", "g (float[n,8] x) => (float[?,2,4] y) { y = Reshape(x, lost) }", "= [-1, 2, 4]"),
+    Case("Gather indices of open sizes", "g (float[8,3] x) => (float[?,?,3] y) { y = Gather(x, lost) }",
+         "i64[unk.0, unk.1]", -8, 7),
     Case("Reshape data", "g (float[2] z) => (float[2,6] y) <int64[2] s = {2,6}> { y = Reshape(lost, s) }", "f32[2, 6]"),
     Case("Expand shape", "g (float[1,3] x) => (float[4,3] y) { y = Expand(x, lost) }", "= [4, 3]"),
     Case("Slice starts", "g (float[8,3] x) => (float[k,3] y) <int64[1] e = {8}, int64[1] a = {0}> { y = "

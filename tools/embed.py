@@ -107,7 +107,7 @@ def declare_inputs(model: Model, *, base: str | os.PathLike[str] | None = None) 
     fact = graph.fact(FreeTensors)
     tensors = fact.tensors if fact is not None else ()
     if kind == "graphsurgeon":
-        return Declared(in_graphsurgeon(model, graph, tensors), tensors)  # type: ignore[arg-type]
+        return Declared(in_graphsurgeon(model, graph, tensors), tensors)
     return Declared(in_message(model, graph, tensors), tensors)  # type: ignore[arg-type]
 
 

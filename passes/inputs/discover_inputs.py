@@ -91,7 +91,9 @@ def _is_general(graph: Graph) -> bool:
 
 def _own(value: Value, free: FreeTensors) -> Discovery:
     """What is known of an input of the graph's own."""
-    shapes = (tuple(dim if isinstance(dim, int) else dim.name for dim in value.shape),) if value.shape is not None else ()
+    shapes = (
+        (tuple(dim if isinstance(dim, int) else dim.name for dim in value.shape),) if value.shape is not None else ()
+    )
     found = free.find(value.name)
     if found is None:
         return Discovery(value.name, "given", "declared", "the model declares it", value.name, shapes=shapes)
@@ -213,7 +215,9 @@ def _rows(graph: Graph, convention: Signature, ids: Value, found: list[Discovery
     found.append(_record(fed, value, finding, (ids.name,)))
 
 
-def _last_rows(graph: Graph, convention: Signature, place: str, chosen: chosen_rows.ChosenRows | None, found: list[Discovery]) -> None:
+def _last_rows(
+    graph: Graph, convention: Signature, place: str, chosen: chosen_rows.ChosenRows | None, found: list[Discovery]
+) -> None:
     """Cut the wanted rows out before the final norm, so that one row and not the sequence meets the logits matrix."""
     read = convention.outputs[0]
     logits = graph.outputs[0]

@@ -74,6 +74,11 @@ def find_attention(graph: Graph, content: Content) -> Findings | None:
     return _Search(graph, content, regions).run() if regions else None
 
 
+_Arrays = Mapping[Value, np.ndarray]
+_Tried = tuple[Roles, _Arrays, _Arrays, list[list[Table]]]
+"""Roles, what was fed for them, what came out, and the tables of each region."""
+
+
 class _Search:
     """The search in one graph."""
 
@@ -124,29 +129,43 @@ class _Search:
 
     def _first(self) -> tuple[Roles, list[Form], list[list[Table]]]:
         read = {value for region in self.regions for value in region.values if value.is_input}
-        best: tuple[float, Form | None, Roles | None] = (float("inf"), None, None)
-        trouble: LadingError | None = None
-        for roles in self._possible(read):
-            try:
-                feeds, found = self._evaluated(roles, FIRST)
-            except LadingError as error:
-                trouble = trouble or error
-                continue
-            tables = [tables_among(rows_of_known(region, self.content), found, FIRST.tokens) for region in self.regions]
+        best: tuple[float, Form | None] = (float("inf"), None)
+        tried, trouble = self._tried(read)
+        for roles, feeds, found, tables in tried:
             form, off = fit(self._sample(0, tables[0], feeds, found, FIRST))
             if off < best[0]:
-                best = (off, form, roles)
+                best = (off, form)
             if form is not None and off <= TOLERANCE:
                 # An empty history of another width may pass.
                 return replace(roles, head_size=form.k.size), self._all_forms(form, tables, feeds, found), tables
-        if best[2] is None:
+        if not tried:
             raise LadingError(
                 "P382",
                 "no role of the model's inputs lets its first attention be evaluated",
                 where=self.regions[0].where,
                 hint=trouble.diagnostics[0].message if trouble is not None else "",
             )
-        raise self._misfit(0, best[0], best[1], FIRST)
+        raise self._misfit(0, *best, FIRST)
+
+    def _tried(self, read: set[Value]) -> tuple[list[_Tried], LadingError | None]:
+        """The roles under which the model can be evaluated, those first under which tables of rotation are seen.
+
+        Positions that are all the same turn nothing, so that attention would fit as one without rotation.
+        """
+        found: list[_Tried] = []
+        trouble: LadingError | None = None
+        for roles in self._possible(read):
+            try:
+                feeds, values = self._evaluated(roles, FIRST)
+            except LadingError as error:
+                trouble = trouble or error
+                continue
+            tables = [
+                tables_among(rows_of_known(region, self.content), values, FIRST.tokens) for region in self.regions
+            ]
+            found.append((roles, feeds, values, tables))
+        found.sort(key=lambda item: not any(item[3]))
+        return found, trouble
 
     def _possible(self, read: set[Value]) -> Iterator[Roles]:
         if all(names_head_size(value) for value in self.content.history):

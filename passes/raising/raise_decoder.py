@@ -10,6 +10,7 @@ from ir.base.types import Dim, TensorType
 from ir.facts.raised import Port, PortKind, Raised, Region
 from ir.graph.graph import Graph, Value
 from ir.infer.engine import infer_types
+from ir.onnx.keys import EMBEDDING
 from passes.framework.base import Pass
 from passes.framework.context import PassContext
 from passes.raising.activations import raise_activations
@@ -98,8 +99,7 @@ def _inputs(graph: Graph, content: Content, found: Findings) -> tuple[Port, ...]
     ports = []
     for value in graph.inputs:
         if value is content.ids:
-            table = content.look_up.operand(0)
-            ports.append(_port(value, "token-ids", f"they choose rows of @{table.name}"))
+            ports.append(_ids_port(graph, content))
         elif value in content.history:
             ports.append(_port(value, "history", "attention fits with it as earlier keys or values"))
         elif value in found.roles.of:
@@ -111,6 +111,15 @@ def _inputs(graph: Graph, content: Content, found: Findings) -> tuple[Port, ...]
         else:
             ports.append(_port(value, "unused", "nothing reads it"))
     return tuple(ports)
+
+
+def _ids_port(graph: Graph, content: Content) -> Port:
+    """The port of the token ids, or of the rows in whose place they are."""
+    rows, table = graph.metadata.get(EMBEDDING), content.look_up.operand(0)
+    if rows is None:
+        return _port(content.ids, "token-ids", f"they choose rows of @{table.name}")
+    evidence = f"rows of @{table.name}, chosen by token ids in its place"
+    return Port(rows["input"], "embedding-rows", evidence, rows["dtype"], tuple(rows["shape"]))
 
 
 def _outputs(graph: Graph, content: Content, logits: Value) -> tuple[Port, ...]:

@@ -81,7 +81,7 @@ class OnnxFile(Frontend):
     """An ONNX model with its external data."""
 
     suffixes = (".onnx",)
-    options = frozenset({"free", "base", "embedding"})
+    options = frozenset({"free", "base"})
 
     def title(self, path: Path) -> str:
         """The name of the file, or of its folder where every such file is called alike."""
@@ -101,7 +101,6 @@ class OnnxFile(Frontend):
         *,
         free: Literal["error", "input"] = "input",
         base: str | os.PathLike[str] | None = None,
-        embedding: Path | None = None,
         **options: Any,
     ) -> Graph:
         """Read an ONNX model.
@@ -110,15 +109,11 @@ class OnnxFile(Frontend):
             path: the file.
             free: what becomes of tensors that are read but never made, see `frontends.onnx.load.load`.
             base: folder of external data; None for that of the file.
-            embedding: file with the table of a model that takes rows of it; None looks beside the model.
             options: none.
         """
-        from frontends.onnx.embedding import take_ids
         from frontends.onnx.load import load
 
-        graph = load(path, free=free, base=base)
-        take_ids(graph, Path(path), embedding)
-        return graph
+        return load(path, free=free, base=base)
 
 
 class CheckpointFolder(Frontend):

@@ -88,12 +88,6 @@ def _read(path: Path, name: str) -> Mapping[str, Any]:
     return {}
 
 
-def _name(file: Path, folder: Path) -> str:
-    """A file as seen from a folder; one outside of it by its own folder."""
-    near = file.is_relative_to(folder)
-    return file.relative_to(folder).as_posix() if near else f"{file.parent.name}/{file.name}"
-
-
 def _sources(path: Path, graph: Graph) -> dict[str, SourceFile]:
     """The file and those that hold its weights."""
     from ir.base.whole_files import sha256_of
@@ -103,7 +97,7 @@ def _sources(path: Path, graph: Graph) -> dict[str, SourceFile]:
         if isinstance(value.const, FileTensor):
             found = Path(value.const.path)
             if found.name != path.name:
-                files.setdefault(_name(found, path.parent), found)
+                files.setdefault(found.relative_to(path.parent).as_posix(), found)
     return {name: SourceFile(file.stat().st_size, sha256_of(file)) for name, file in sorted(files.items())}
 
 

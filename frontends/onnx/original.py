@@ -20,8 +20,6 @@ from ir.evaluate.kernels import run_file
 from ir.facts.inputs import DynamicInputs
 from ir.facts.raised import Port, Raised
 from ir.graph.graph import Graph, Value
-from ir.onnx.keys import EMBEDDING
-from ir.tensor.base import Tensor
 
 PREFIXES = 6
 """Beginnings of each sequence that are read by a file that gives its last row only."""
@@ -29,7 +27,7 @@ PREFIXES = 6
 FREE = "free:"
 """How the source of an input begins that the file reads and never declares."""
 
-FED = ("token-ids", "embedding-rows", "attention-mask", "positions", "history", "row-choice", "length", "unused")
+FED = ("token-ids", "attention-mask", "positions", "history", "row-choice", "length", "unused")
 """Kinds of inputs that can be fed."""
 
 
@@ -64,7 +62,6 @@ class OnnxOriginal:
         logits: name of the output that is compared.
         half: it computes in half precision.
         width: size of a head, for histories whose own last size is open.
-        table: the embedding, float32[tokens, width], of a file that takes its rows.
     """
 
     path: Path
@@ -72,7 +69,6 @@ class OnnxOriginal:
     logits: str
     half: bool = False
     width: int | None = None
-    table: Tensor | None = None
 
     def __call__(self, sequences: Sequence[Sequence[int]]) -> Original:
         """The logits of sequences of token ids: of every position, or of the last of several beginnings."""
@@ -128,7 +124,6 @@ class OnnxOriginal:
         """
         made = {
             "token-ids": partial(_of_tokens, np.asarray(ids)),
-            "embedding-rows": partial(_rows, self.table, ids),
             "attention-mask": partial(_mask, len(ids)),
             "positions": partial(_of_tokens, np.arange(len(ids))),
             "history": partial(_history, self._batch, self.width or 1),
@@ -149,14 +144,6 @@ def _of_tokens(values: np.ndarray, item: FileInput) -> np.ndarray:
     """A number for each token; further axes in front hold the same numbers."""
     shape = [size if isinstance(size, int) else 1 for size in item.shape[:-1]]
     return np.broadcast_to(values, (*shape, len(values))).astype(DTYPES[item.dtype].numpy)
-
-
-def _rows(table: Tensor | None, ids: Sequence[int], item: FileInput) -> np.ndarray:
-    """Rows of the embedding, [1, tokens, width] or [tokens, 1, width]."""
-    assert table is not None
-    rows = np.concatenate([table.rows(int(token), int(token) + 1) for token in ids])
-    shape = (len(ids), 1, -1) if len(item.shape) > 1 and item.shape[1] == 1 else (1, len(ids), -1)
-    return rows.reshape(shape).astype(DTYPES[item.dtype].numpy)
 
 
 def _mask(tokens: int, item: FileInput) -> np.ndarray:
@@ -209,14 +196,12 @@ class AsRead:
         inputs: what it took; of none is known what it holds.
         outputs: names of what it gave.
         half: something in it is computed in half precision.
-        table: the embedding of a file that takes its rows.
     """
 
     path: Path
     inputs: tuple[FileInput, ...]
     outputs: tuple[str, ...]
     half: bool
-    table: Tensor | None = None
 
     def reference(self, graph: Graph, width: int | None = None) -> OnnxOriginal:
         """The file as a reference.
@@ -233,7 +218,7 @@ class AsRead:
             kinds = _discovered(graph)
             inputs = tuple(replace(item, kind=kinds.get(item.name, item.kind)) for item in self.inputs)
         scores = [port.name for port in fact.outputs if port.kind == "logits"] if fact is not None else []
-        return OnnxOriginal(self.path, inputs, scores[0] if scores else self.outputs[0], self.half, width, self.table)
+        return OnnxOriginal(self.path, inputs, scores[0] if scores else self.outputs[0], self.half, width)
 
 
 def _discovered(graph: Graph) -> dict[str, str]:
@@ -258,13 +243,9 @@ def as_read(path: Path, graph: Graph) -> AsRead:
     values = (*graph.inputs, *(value for node in graph.walk() for value in node.outputs))
     half = any(isinstance(value.type, TensorType) and value.dtype in (F16, BF16) for value in values)
     constants = (value.const.type.dtype for value in graph.consts.values() if value.const is not None)
-    half = half or any(item in (F16, BF16) for item in constants)
-    inputs, rows = tuple(map(_input, graph.inputs)), graph.metadata.get(EMBEDDING)
-    if rows is None:
-        return AsRead(path, inputs, outputs, half)
-    kept = (item for item in inputs if item.name != rows["ids"])
-    fed = FileInput(rows["input"], "embedding-rows", rows["dtype"], tuple(rows["shape"]))
-    return AsRead(path, (fed, *kept), outputs, half, graph.value(rows["table"]).const)
+    return AsRead(
+        path, tuple(map(_input, graph.inputs)), outputs, half or any(item in (F16, BF16) for item in constants)
+    )
 
 
 def _input(value: Value) -> FileInput:

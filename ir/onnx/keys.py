@@ -11,8 +11,6 @@ place                    contents
                          ``function`` (function bodies: attributes, defaults), ``doc``, ``metadata``,
                          ``annotations``, ``inputs`` (order, where constants are among them), ``values`` and
                          ``tensors`` (documentation, metadata and denotations by name)
-                         under `EMBEDDING` a dict: ``input``, ``dtype`` and ``shape`` of the rows that the file
-                         takes, ``ids`` and ``table`` that stand for them
 ``Node.metadata``        `DOC`, `ABSENT` and `REFS`
 ``Graph.tables``         ``DEFAULT + name``: the constant that input ``name`` has when it is not fed
 =======================  ======================================================================================
@@ -28,8 +26,6 @@ if TYPE_CHECKING:
 
 MODEL = "lading.onnx"
 """Key of a graph's metadata."""
-EMBEDDING = "lading.embedding"
-"""Key of a graph's metadata: the input that was fed rows of the embedding before ids took its place."""
 LOCATION = "lading.loc"
 """Metadata key of a node's source location in a file; in the IR it is `Node.loc`."""
 DOC = "lading.doc"

@@ -91,6 +91,8 @@ def _choices(value: Value, content: Content) -> Sequence[str]:
     rank, dtype = value.rank or 0, value.dtype
     if rank == 3 and dtype.is_integer:
         return ("positions",)
+    if rank > 4:
+        return ()
     if rank >= 3:
         return ("allowed",) if dtype == BOOL else ("causal",) if dtype.is_float else ()
     if dtype.is_float:

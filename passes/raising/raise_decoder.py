@@ -10,7 +10,6 @@ from ir.base.types import Dim, TensorType
 from ir.facts.raised import Port, PortKind, Raised, Region
 from ir.graph.graph import Graph, Value
 from ir.infer.engine import infer_types
-from ir.onnx.keys import EMBEDDING
 from passes.framework.base import Pass
 from passes.framework.context import PassContext
 from passes.raising.activations import raise_activations
@@ -58,6 +57,7 @@ class RaiseDecoder(Pass):
         found = find_attention(graph, content)
         if found is None:
             return {"plain": len(plain)}
+        _warn_of_matrices(found, ctx)
         logits = _logits(graph, content)
         inputs, outputs = _inputs(graph, content, found), _outputs(graph, content, logits)
         regions = [*plain, *self._rebuilt(graph, content, found)]
@@ -76,6 +76,17 @@ class RaiseDecoder(Pass):
         graph.set_type(ids, TensorType(ids.dtype, (1, seq)))
         rebuild = Rebuild(graph, Builder(graph, ids))
         return [rebuild.attention(item) for item in found.attention]
+
+
+def _warn_of_matrices(found: Findings, ctx: PassContext) -> None:
+    for value, role in found.roles.of.items():
+        if role in ("causal", "allowed"):
+            ctx.warn(
+                "P388",
+                f"the model takes its mask as the matrix {value.name!r}: it is taken to be causal, with no window",
+                where=value.loc or value.name,
+                hint="if the model was trained with a window, export it with the window in the graph",
+            )
 
 
 def _logits(graph: Graph, content: Content) -> Value:
@@ -99,7 +110,8 @@ def _inputs(graph: Graph, content: Content, found: Findings) -> tuple[Port, ...]
     ports = []
     for value in graph.inputs:
         if value is content.ids:
-            ports.append(_ids_port(graph, content))
+            table = content.look_up.operand(0)
+            ports.append(_port(value, "token-ids", f"they choose rows of @{table.name}"))
         elif value in content.history:
             ports.append(_port(value, "history", "attention fits with it as earlier keys or values"))
         elif value in found.roles.of:
@@ -111,15 +123,6 @@ def _inputs(graph: Graph, content: Content, found: Findings) -> tuple[Port, ...]
         else:
             ports.append(_port(value, "unused", "nothing reads it"))
     return tuple(ports)
-
-
-def _ids_port(graph: Graph, content: Content) -> Port:
-    """The port of the token ids, or of the rows in whose place they are."""
-    rows, table = graph.metadata.get(EMBEDDING), content.look_up.operand(0)
-    if rows is None:
-        return _port(content.ids, "token-ids", f"they choose rows of @{table.name}")
-    evidence = f"rows of @{table.name}, chosen by token ids in its place"
-    return Port(rows["input"], "embedding-rows", evidence, rows["dtype"], tuple(rows["shape"]))
 
 
 def _outputs(graph: Graph, content: Content, logits: Value) -> tuple[Port, ...]:

@@ -35,7 +35,7 @@ CALIBRATING = ("calibrated", "mixed")
 
 LIMITS = ("budget", "max_size", "max_kl")
 
-KEPT = ("to", "target", "text", "revision", "embedding", "tokenizer", "memory", "precision", "threads", "verify")
+KEPT = ("to", "target", "text", "revision", "tokenizer", "memory", "precision", "threads", "verify")
 """Options of a request that a further one has too."""
 
 

@@ -43,9 +43,6 @@ if TYPE_CHECKING:
 @click.option(
     "--kl-bar", type=Number(0, min_open=True), help="Divergence above which verification fails; default by width."
 )
-@click.option("--embedding", type=click.Path(path_type=Path, exists=True), metavar="PATH",
-              help="File or checkpoint with the embedding of an ONNX model that takes rows of it; default beside "
-              "the model.")  # fmt: skip
 @click.option("--revision", help="Revision of a model on the Hugging Face Hub.")
 @click.option("--tokenizer", type=FolderOr("none"), metavar="DIR",
               help="Folder with the tokenizer; default that of the model; none makes a result that runs on "

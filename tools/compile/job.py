@@ -58,7 +58,6 @@ class Request:
         text: file whose perplexity is measured, or None.
         force: replace a directory written before.
         revision: revision of a hub repository.
-        embedding: file or checkpoint with the embedding of an ONNX model that takes its rows; None looks beside it.
         to: the backend; None lets the model choose.
         calibration: text or JSONL that passes measure with; None for the example's own or the packaged sample.
         budget, max_size, max_kl: the limit under which precision is assigned by measurement, at most one of them: bits
@@ -83,7 +82,6 @@ class Request:
     text: Path | None = None
     force: bool = False
     revision: str | None = None
-    embedding: Path | None = None
     to: str | None = None
     calibration: Path | None = None
     budget: str | None = None
@@ -441,7 +439,7 @@ class _Job:
         from ir.facts.free_tensors import free_notes
         from ir.facts.model_card import ModelCard
 
-        graph = self.formats.read(str(origin.path), origin.frontend, embedding=self.request.embedding)
+        graph = self.formats.read(str(origin.path), origin.frontend)
         card = ModelCard.of(graph)
         self.warnings += card.warnings
         self.warnings += free_notes(graph)

@@ -192,8 +192,7 @@ class Formats:
             otherwise: the frontend of what none recognises.
             options: what some frontends understand; others have nothing that it could change. ``free``: what becomes of
                 tensors that an ONNX model reads but never makes, ``input`` or ``error``; ``base``: folder of its
-                external data; ``embedding``: file with the embedding of one that takes its rows; ``revision``: state of a
-                hub repository.
+                external data; ``revision``: state of a hub repository.
         """
         chosen = name or self.frontend_for(source, otherwise)
         if source == STANDARD and chosen != TEXT:

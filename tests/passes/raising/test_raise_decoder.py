@@ -89,6 +89,13 @@ def test_an_input_is_a_mask_when_attention_fits_with_it_as_one():
     assert [(port.name, port.kind) for port in fact.inputs] == [("tokens", "token-ids"), ("pad", "attention-mask")]
 
 
+def test_a_mask_as_a_matrix_is_taken_to_be_causal_with_a_warning():
+    graph = load(decoder(Written(padding="matrix")))
+    report = PassManager(pipeline(RAISE)).run(graph, PassContext())
+    assert [item.code for item in report.all_diagnostics()] == ["P388"]
+    assert [port.role for port in graph.required_fact(Raised).inputs] == ["", "allowed"]
+
+
 def test_the_evidence_is_recorded():
     graph = raised(Written(window=100))
     fact = graph.required_fact(Raised)

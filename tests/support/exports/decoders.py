@@ -24,7 +24,8 @@ class Written:
         stretch: angles are others for positions from this on, or in sequences whose mask is longer; 0 for none.
         activation: ``silu``, ``gelu``, ``tanh gelu`` or ``tanh``.
         padding: the mask depends on an input ``pad`` too; ``content`` when the rows of the
-            embedding are multiplied by it; ``ids`` when the mask depends on the ids in its place.
+            embedding are multiplied by it; ``ids`` when the mask depends on the ids in its place;
+            ``matrix`` when a matrix ``pad`` is the mask.
         logits: the output has logits; else a single number.
         opset: version of the operators.
     """
@@ -130,6 +131,8 @@ class _Writer:
         if self.form.mask == "strided":
             gap = self.op("Mod", self.op("Add", query, key), self.const(np.array(400, np.int64)))
             seen = self.op("And", seen, self.op("Less", gap, self.const(np.array(399, np.int64))))
+        if self.form.padding == "matrix":
+            return "pad"
         if self.form.padding:
             given = "tokens" if self.form.padding == "ids" else "pad"
             kept = self.op("Unsqueeze", self.op("Cast", given, to=TensorProto.BOOL), self.ints(1, 2))
@@ -199,6 +202,8 @@ def decoder(form: Written = Written()) -> onnx.ModelProto:
         x = writer.op("ReduceMax", x, writer.ints(1, 2), keepdims=0)
     out = helper.make_tensor_value_info(x, TensorProto.FLOAT, [1, seq, form.vocab] if form.logits else [1])
     inputs = [given]
+    if form.padding == "matrix":
+        inputs.append(helper.make_tensor_value_info("pad", TensorProto.BOOL, [1, 1, seq, seq]))
     if form.padding in ("mask", "content"):
         inputs.append(helper.make_tensor_value_info("pad", TensorProto.INT64, [1, seq]))
     graph = helper.make_graph(writer.nodes, "decoder", inputs, [out], writer.stored)

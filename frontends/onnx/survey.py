@@ -33,6 +33,7 @@ class Reading:
         word: what the operator calls this operand; empty when it is not known.
         types: element types that the operator takes there; empty when it is not known.
         last: no operand behind this one is there.
+        optional: the operator can do without it.
         inside: it is read in a body of the node, such as a branch.
     """
 
@@ -42,6 +43,7 @@ class Reading:
     word: str = ""
     types: frozenset[str] = frozenset()
     last: bool = True
+    optional: bool = False
     inside: bool = False
 
     def __str__(self) -> str:
@@ -210,9 +212,10 @@ def _reading(node: onnx.NodeProto, place: int, opsets: Mapping[str, int], last: 
     formal = schema.inputs[min(place, len(schema.inputs) - 1)] if schema.inputs else None
     if formal is None:
         return Reading(node.op_type, _label(node), place, last=last)
-    many = formal.option == onnx.defs.OpSchema.FormalParameterOption.Variadic
+    options = onnx.defs.OpSchema.FormalParameterOption
+    word = "" if formal.option == options.Variadic else formal.name
     types = frozenset(_dtype(code) for text in formal.types if (code := _CODES.get(text)) is not None)
-    return Reading(node.op_type, _label(node), place, "" if many else formal.name, types, last)
+    return Reading(node.op_type, _label(node), place, word, types, last, formal.option == options.Optional)
 
 
 __all__ = ["ONNX_DOMAINS", "Lost", "Port", "Reading", "Survey", "survey"]

@@ -34,7 +34,7 @@ def model_of(path: Path) -> Path:
         raise _absent(path)
     if path.is_dir():
         _check_folder(path)
-        return path
+        return _module_of(path) or path
     if not path.is_file():
         raise LadingError("U950", "this is neither a folder nor a regular file", where=str(path))
     if path.suffix.lower() in (".mnn", ".onnx"):
@@ -43,6 +43,14 @@ def model_of(path: Path) -> Path:
         return path.parent
     _check_file(path)
     return path
+
+
+def _module_of(folder: Path) -> Path | None:
+    """The ``.mnn`` file of a folder with a model that applications load by themselves; None for a model directory."""
+    from backends.mnn.read.model_folder import Subject
+
+    found = sorted(folder.glob("*.mnn"))
+    return found[0] if len(found) == 1 and Subject(found[0]).is_module else None
 
 
 def _exists(path: Path) -> bool:

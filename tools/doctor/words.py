@@ -54,11 +54,11 @@ def _of_onnx(report: Report, found: Remedy | None) -> str:
     what = "a language model in ONNX" if report.needs["language_model"] else "an ONNX model"
     reads = ""
     if lost:
-        more = f" and {len(lost) - 1} more tensors" if len(lost) > 1 else ""
+        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
         reads = f" that reads {lost[0]!r}{more}, which nothing makes"
     line = f"{report.subject} is {what}{reads}."
     if found is None or not found.command:
-        return f"{line} It cannot be compiled: {found.reason if found is not None else ''}."
+        return f"{line} It cannot be compiled for MNN: {found.reason if found is not None else ''}."
     return f"{line} MNN loads no ONNX; this compiles it for MNN {span(found.releases)}:"
 
 

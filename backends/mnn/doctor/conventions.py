@@ -19,7 +19,7 @@ COMPILE = "lading compile takes the ONNX file or checkpoint that it was converte
 
 def convention_findings(subject: Subject, releases: Sequence[Release]) -> Iterator[Finding]:
     """What a graph for another runtime computes itself or takes in another form; nothing of graphs without logits."""
-    if subject.net_problem is not None or "logits" not in subject.names:
+    if subject.net_problem is not None or not subject.is_language_model or "logits" not in subject.names:
         return
     yield from _types(subject, releases)
     yield from _no_cache(subject, releases)

@@ -84,7 +84,7 @@ def _input_fix(name: str) -> str:
 
 
 def _missing_inputs(subject: Subject, releases: Sequence[Release]) -> Iterator[Finding]:
-    if "logits" not in subject.names or "input_ids" not in subject.names:
+    if not subject.is_language_model or not {"logits", "input_ids"} <= set(subject.names):
         return
     fed = lacking(releases, lambda release: "logits_index" not in release.inputs)
     chosen = row_choice(subject)

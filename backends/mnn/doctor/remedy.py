@@ -10,6 +10,7 @@ from pathlib import Path
 
 from backends.mnn.doctor.findings import Report
 from backends.mnn.target.releases import RELEASES, VERSIONS, MnnTarget, Release, target
+from frontends.onnx.beside import title_of
 from ir.base.diag import LadingError
 
 MENDED = "repaired"
@@ -58,13 +59,19 @@ def remedy(report: Report) -> Remedy | None:
 def _compiling(report: Report) -> Remedy:
     """The line that makes an MNN model of an ONNX file."""
     tried = report.attempt
-    if tried is None or tried.refusal is not None:
-        why = tried.refusal if tried is not None else None
-        return Remedy("", (), f"lading compile refuses it ({why.code}): {why.message}" if why is not None else "")
-    chosen = widest(report.releases) or target("portable")
+    if tried is None:
+        return Remedy("", (), "it was not tried")
     path = Path(report.subject)
-    words = ["lading", "compile", _argument(report.subject), "-o", _argument(free_name(path, path.stem))]
+    words = ["lading", "compile", _argument(report.subject), "-o", _argument(free_name(path, title_of(path)))]
+    if tried.refusal is not None:
+        why = f"lading compile refuses it ({tried.refusal.code}): {tried.refusal.message}"
+        declared = "" if tried.unread or tried.language or tried.free is None else (
+            f"; {shlex.join([*words, '--to', 'onnx'])} writes it for onnxruntime, with every tensor declared"
+        )  # fmt: skip
+        return Remedy("", (), why + declared)
+    chosen = widest(report.releases) or target("portable")
     words += [] if tried.language else ["--to", "mnn"]
+    words += ["--tokenizer", "none"] if tried.language and not tried.tokenizer else []
     words += [] if chosen.name == "portable" else ["--target", chosen.name]
     return Remedy(shlex.join(words), chosen.versions)
 

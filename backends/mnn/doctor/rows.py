@@ -65,7 +65,7 @@ def row_choice(subject: Subject) -> RowChoice | None:
 
 def row_findings(subject: Subject, releases: Sequence[Release]) -> Iterator[Finding]:
     """A choice of rows that was frozen while the model was traced."""
-    chosen = row_choice(subject)
+    chosen = row_choice(subject) if subject.is_language_model else None
     if chosen is None or chosen.fixed is None:
         return
     where = str(chosen.op.get("name") or chosen.op.get("type"))

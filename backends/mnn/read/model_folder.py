@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from backends.contract import CONTRACT_FILE
 from backends.mnn.read.net_file import numbers, read_net
 from backends.mnn.target.releases import Release
 from backends.mnn.write.configs import CONFIG, CONFIG_TEXT, EMBEDDING, LLM_CONFIG, MODEL, WEIGHTS
@@ -258,7 +259,20 @@ class Subject:
     @property
     def is_language_model(self) -> bool:
         """It is a model directory, or has tensors that the language-model engine feeds and reads."""
-        return self.is_folder or bool({"logits", "input_ids"} & set(self.names))
+        return self.is_folder or (not self.is_module and bool({"logits", "input_ids"} & set(self.names)))
+
+    @cached_property
+    def is_module(self) -> bool:
+        """The contract beside the file is that of a model which applications load by themselves, without an engine."""
+        path = self.folder / CONTRACT_FILE
+        if self.is_folder or not self.has(path):
+            return False
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"), parse_int=whole)
+            roles = {item["role"]: item["path"] for item in data["files"]}
+        except (ValueError, RecursionError, OSError, LookupError, TypeError):
+            return False
+        return roles.get("model") == self.path.name and "config" not in roles
 
     @cached_property
     def convolutions(self) -> list[dict[str, Any]]:

@@ -30,6 +30,10 @@ CHOICES: dict[str, Maker] = {
     "end": _slice("zero", "length", zero=np.array([0])),
     "gather": _node("Gather", "x", "logits_index", axis=1),
     "add": _node("Add", "x", "bias"),
+    "clip": lambda: (
+        [helper.make_node("Clip", ["x", "low", "high"], ["row"], name="rows")],
+        {"low": np.float32(0)},
+    ),
     "where": _node("Where", "keep", "x", "x"),
     "matmul": _node("MatMul", "x", "weight"),
     "reshape": _node("Reshape", "x", "shape"),
@@ -57,7 +61,7 @@ def lost_model(kind: str, *, declared: bool = False) -> onnx.ModelProto:
     inputs = [helper.make_tensor_value_info("input_ids", TensorProto.FLOAT, [1, "seq", WIDTH])]
     inputs += [helper.make_tensor_value_info("logits_index", TensorProto.INT64, [1])] if declared else []
     outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, "rows", WORDS])]
-    constants = [numpy_helper.from_array(value, name) for name, value in numbers.items()]
+    constants = [numpy_helper.from_array(np.asarray(value), name) for name, value in numbers.items()]
     graph = helper.make_graph(nodes, "lost", inputs, outputs, constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 

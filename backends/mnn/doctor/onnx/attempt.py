@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backends.mnn.target.releases import MnnTarget
+from frontends.onnx.beside import tokenizer_folder
 from frontends.onnx.load import load
 from ir.base.diag import Diagnostic, LadingError
+from ir.facts.free_tensors import FreeTensors
 from ir.facts.inputs import DynamicInputs
 from ir.facts.raised import Raised
 from ir.graph.graph import Graph
@@ -29,6 +31,8 @@ class Attempt:
         warnings: what the passes said.
         raised: what its parts were found to compute, and by what evidence.
         inputs: what discover-inputs found.
+        free: what tensors that nothing makes were taken to be.
+        tokenizer: a tokenizer lies beside the file.
     """
 
     language: bool = False
@@ -37,9 +41,11 @@ class Attempt:
     warnings: tuple[Diagnostic, ...] = ()
     raised: Raised | None = None
     inputs: DynamicInputs | None = None
+    free: FreeTensors | None = None
+    tokenizer: bool = False
 
 
-class _Told(Instrument):
+class _Said(Instrument):
     """Keeps what passes say until one of them fails."""
 
     def __init__(self) -> None:
@@ -55,26 +61,54 @@ def attempt(path: Path, target: MnnTarget) -> Attempt:
     from backends.mnn.backend import MnnLlm
 
     try:
-        graph = load(path, free="input")
+        graph = load(path)
         language = MnnLlm().accepts(graph)
-    except LadingError as error:
-        return Attempt(refusal=error.diagnostics[0], unread=True)
-    told, refusal = _Told(), None
+    except Exception as error:
+        return Attempt(refusal=_told(error, path), unread=True)
+    free = graph.fact(FreeTensors)
+    said, refusal = _Said(), None
     try:
-        PassManager(_LANGUAGE if language else _GENERAL, [told]).run(graph, PassContext(target))
-    except LadingError as error:
-        refusal = error.diagnostics[0]
-    except Exception as error:  # what else is wrong with the file is told all the same
-        message = f"a fault of this program: {type(error).__name__}: {error}"
-        refusal = Diagnostic("U980", message, str(path), "please send the command and the file to the authors")
+        PassManager(_LANGUAGE if language else _GENERAL, [said]).run(graph, PassContext(target))
+        _require_writable(graph, target)
+    except Exception as error:
+        refusal = _told(error, path)
     return Attempt(
         language,
         refusal,
         False,
-        tuple(item for item in told.warnings if item.severity == "warning"),
+        tuple(item for item in said.warnings if item.severity == "warning"),
         graph.fact(Raised),
         graph.fact(DynamicInputs),
+        free,
+        tokenizer_folder(path) is not None,
     )
+
+
+def _require_writable(graph: Graph, target: MnnTarget) -> None:
+    """Refuse what the writer of the file would refuse; nothing is written.
+
+    Raises:
+        LadingError: what the writer says.
+    """
+    from backends.mnn.lower.fit import check_storage, fit
+    from backends.mnn.lower.stage import problems
+    from backends.mnn.write.net_json import build_net
+    from backends.mnn.write.weight_layout import plan_layout
+
+    if found := problems(graph):
+        raise LadingError.of(found)
+    fit(graph, target)
+    layout = plan_layout(graph)
+    check_storage(layout, target)
+    build_net(graph, layout)
+
+
+def _told(error: Exception, path: Path) -> Diagnostic:
+    """What an error says; a fault of the program is one of the file too as long as it lasts, and hides nothing else."""
+    if isinstance(error, LadingError):
+        return error.diagnostics[0]
+    message = f"a fault of this program: {type(error).__name__}: {error}"
+    return Diagnostic("U980", message, str(path), "please send the command and the file to the authors")
 
 
 __all__ = ["Attempt", "attempt"]

@@ -84,6 +84,9 @@ class _Judge:
             yield from self._signature()
             yield from self._rows()
             yield from self._history()
+        if self.tried.language and not self.tried.tokenizer:
+            message = "no tokenizer lies beside the file, so what is compiled runs on token ids only"
+            yield Finding("B744", message, self.every, "name its folder with --tokenizer", self.where, "warning")
         for item in self.tried.warnings:
             yield Finding(item.code, item.message, self.every, item.hint, item.where, "warning")
 
@@ -108,10 +111,18 @@ class _Judge:
 
     def _lost(self) -> Iterator[Finding]:
         for item in self.told.lost:
-            yield Finding(
-                "B684", f"{_read(item)}. {_converted(item)}", self.every, self.fix,
-                item.readings[0].node if item.readings else self.where,
-            )  # fmt: skip
+            message = f"{_read(item)}{self._taken(item)}. {_converted(item)}"
+            where = item.readings[0].node if item.readings else self.where
+            yield Finding("B684", message, self.every, self.fix, where)
+
+    def _taken(self, item: Lost) -> str:
+        """What the rest of the graph makes of a tensor that nothing makes."""
+        found = self.tried.free.find(item.name) if self.tried.free is not None else None
+        if found is None:
+            return f" as {' or '.join(item.types)}" if 0 < len(item.types) <= 2 else ""
+        if found.value is not None:
+            return f", which leaves it no choice but {list(found.value)}"
+        return f", which makes it {found.type}" if found.type else ""
 
     # ---- operators ----
 
@@ -242,11 +253,10 @@ def _few(names: Any) -> str:
 
 
 def _read(item: Lost) -> str:
-    """By whom a lost tensor is read, and as what."""
+    """By whom a lost tensor is read."""
     if not item.readings:
         return f"{item.name!r} is an output that nothing makes"
-    kinds = f" as {' or '.join(item.types)}" if 0 < len(item.types) <= 2 else ""
-    return f"{item.name!r} is read and never made: by {_few(map(str, item.readings))}{kinds}"
+    return f"{item.name!r} is read and never made: by {_few(map(str, item.readings))}"
 
 
 def _converted(item: Lost) -> str:
@@ -257,11 +267,12 @@ def _converted(item: Lost) -> str:
     if first.inside:
         return "The converter would crash, or write a file that crashes"
     prints = f"The converter would print 'has empty input, the index is {first.operand}'"
-    if first.op == "Slice":
-        return f"{prints} and write tensor number -1 in its place, at which the process dies that loads the file"
-    if first.op in ("MatMul", "Gemm", "Reshape", "LayerNormalization") and first.last:
-        return f"{prints}, report success and leave it away: wrong numbers, or a crash at the first call"
-    return f"{prints} and crash, or write a file that crashes"
+    if first.last and first.optional:
+        return f"{prints}, report success and compute as if it was left out on purpose: wrong numbers"
+    if first.last:
+        return f"{prints} and crash, or leave it away: wrong numbers, or a crash at the first call"
+    number = "write tensor number -1 in its place, at which the process dies that loads the file"
+    return f"{prints} and {number}" if first.op == "Slice" else f"{prints} and crash, or {number}"
 
 
 def _outcome(findings: Sequence[Finding], version: str, refused: bool) -> str:
@@ -274,7 +285,7 @@ def _outcome(findings: Sequence[Finding], version: str, refused: bool) -> str:
     """
     codes = {item.code for item in findings if item.severity == "error" and version in item.releases}
     for code, text in (
-        ("B684", "a crash"),
+        ("B684", "a crash, or wrong numbers"),
         ("B687", "no converter takes it" if refused else "wrong, or an empty graph"),
         ("B712", "loading fails"),
         ("B714", "loading fails"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import onnx
@@ -13,10 +14,13 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper
 
 from backends.mnn.doctor.onnx.examine import examine_onnx
+from backends.mnn.doctor.remedy import remedy
 from backends.mnn.target.releases import PROFILES, RELEASES
 from tests.support.lost.models import lost_file, quantized_file
-from tests.support.runs import interpreters
+from tests.support.paths import EXAMPLE
+from tests.support.runs import compiled, interpreters
 from tools.doctor.command import main
+from tools.main import main as lading
 
 ALL = tuple(RELEASES.values())
 
@@ -49,12 +53,15 @@ def save(path: Path, nodes, inputs, outputs, constants=(), **domains: int) -> Pa
 @pytest.mark.parametrize(
     ("kind", "name", "words"),
     [
-        ("slice", "logits_index", "by Slice 'rows' (starts) as i32 or i64. The converter would print 'has empty input, the "
-         "index is 1' and write tensor number -1 in its place"),
-        ("gather", "logits_index", "by Gather 'rows' (indices) as i32 or i64. The converter would print 'has empty input, the "
-         "index is 1' and crash"),
-        ("matmul", "weight", "report success and leave it away"),
-        ("where", "keep", "by Where 'rows' (condition) as bool"),
+("slice", "logits_index", "by Slice 'rows' (starts), which makes it i64[1]. The converter would print 'has empty input, "
+         "the index is 1' and write tensor number -1 in its place"),
+        ("gather", "logits_index", "by Gather 'rows' (indices), which makes it i64[rows]. The converter would print 'has empty "
+         "input, the index is 1' and crash, or leave it away"),
+        ("matmul", "weight", "and crash, or leave it away"),
+        ("where", "keep", "by Where 'rows' (condition), which makes it bool["),
+        ("clip", "high", "by Clip 'rows' (max), which makes it f32[]. The converter would print 'has empty input, the index is "
+         "2', report success and compute as if it was left out on purpose: wrong numbers"),
+        ("reshape", "shape", "by Reshape 'rows' (shape), which makes it i64[3]"),
     ],
 )  # fmt: skip
 def test_a_dangling_tensor_is_named_with_its_readers(kind, name, words, tmp_path):
@@ -75,17 +82,95 @@ def test_what_is_told_of_dangling_tensors_happens(kind, tmp_path):
     assert all(text.startswith(dies) for text in runs), runs
 
 
-def test_the_sentence_and_the_line_for_a_dangling_choice_of_rows(tmp_path, monkeypatch):
+def test_an_operand_that_is_taken_for_left_out_is_computed_without(tmp_path):
+    data = json.loads(run(lost_file(tmp_path, "clip"), "--run", "--json").stdout)
+    runs = {item["run"] for item in data["verdicts"].values() if not item["run"].startswith("not run")}
+    assert runs == {"converted; loaded and ran; its numbers were not compared"}
+
+
+def pasted(line: str) -> None:
+    """Run a line of the doctor as a person would, in the working folder."""
+    words = shlex.split(line)
+    assert words[:2] == ["lading", "compile"]
+    done = CliRunner().invoke(lading, [*words[1:], "--verify", "none"])
+    assert done.exit_code == 0, done.output
+
+
+def test_the_sentence_and_the_line_for_a_dangling_tensor(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    path = lost_file(tmp_path, "slice")
+    path = lost_file(tmp_path, "clip")
     lines = run(path.name).stdout.splitlines()
-    assert lines[0].startswith(
-        "slice.onnx is a language model in ONNX that reads 'logits_index', which nothing makes. "
+    assert lines[0] == (
+        "clip.onnx is an ONNX model that reads 'high', which nothing makes. MNN loads no ONNX; this compiles it for MNN 3.4.0 "
+        "to 3.6.1:"
     )
-    line = json.loads(run(path.name, "--json").stdout)["repair"]
-    if line:
-        assert f"  {line}" == lines[2]
-        assert shlex.split(line)[:5] == ["lading", "compile", "slice.onnx", "-o", "slice"]
+    assert lines[2] == "  lading compile clip.onnx -o clip --to mnn"
+    assert json.loads(run(path.name, "--json").stdout)["repair"] == lines[2].strip()
+    pasted(lines[2])
+    assert run("clip/model.mnn").exit_code == 0 == run("clip").exit_code
+
+
+def test_what_mnn_cannot_hold_is_declared_for_onnxruntime(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = remedy(examine_onnx(lost_file(tmp_path, "matmul"), ALL))
+    assert found is not None and not found.command and "lading compile refuses it (P372)" in found.reason
+    line = found.reason.partition("; ")[2].partition(" writes it for onnxruntime")[0]
+    pasted(line)
+    (made,) = [item for item in onnx.load("matmul/model.onnx").graph.input if item.name == "weight"]
+    assert [dim.dim_value for dim in made.type.tensor_type.shape.dim][:1] == [16]
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory):
+    """The example as an ONNX file, as a graph that another compiler could have written."""
+    folder = tmp_path_factory.mktemp("example")
+    compiled(EXAMPLE, folder / "plain", "onnx-fp32", to="onnx")
+    return folder / "plain" / "model.onnx"
+
+
+def dangling(source: Path, path: Path) -> Path:
+    """A language model whose logits are of the rows from ``logits_index`` on, which is declared nowhere."""
+    model = onnx.load(source)
+    (head,) = [node for node in model.graph.node if "logits" in node.output]
+    numbers = {"rows_end": 2**31 - 1, "rows_axis": 1}
+    for name, number in numbers.items():
+        model.graph.initializer.append(helper.make_tensor(name, TensorProto.INT64, [1], [number]))
+    rows = helper.make_node("Slice", [head.input[0], "logits_index", *numbers], ["rows"], name="choose_rows")
+    model.graph.node.insert(list(model.graph.node).index(head), rows)
+    head.input[0] = "rows"
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_param = "rows"
+    onnx.save(model, path)
+    return path
+
+
+def test_a_language_model_with_a_dangling_choice_of_rows(example, tmp_path, monkeypatch):
+    """Said what it is, and compiled by the line to what the checkpoint gives."""
+    monkeypatch.chdir(tmp_path)
+    path = dangling(example, tmp_path / "dangling.onnx")
+    shutil.copy(EXAMPLE / "tokenizer.json", tmp_path)
+    text = run(path.name).stdout
+    lines = text.splitlines()
+    assert lines[0] == (
+        "dangling.onnx is a language model in ONNX that reads 'logits_index', which nothing makes. MNN loads no ONNX; this "
+        "compiles it for MNN 3.4.0 to 3.6.1:"
+    )
+    assert "input_ids i64[1, seq] (token ids)" in " ".join(text.split())
+    assert set(told(path)) == {"B684", "B687", "B691", "B695"}
+    assert lines[2] == "  lading compile dangling.onnx -o dangling"
+    pasted(lines[2])
+    assert run("dangling").exit_code == 0
+    direct = compiled(EXAMPLE, tmp_path / "direct", "default")
+    assert (tmp_path / "dangling" / "llm.mnn.weight").read_bytes() == (direct / "llm.mnn.weight").read_bytes()
+
+
+def test_without_a_tokenizer_the_line_says_so(example, tmp_path):
+    path = dangling(example, tmp_path / "dangling.onnx")
+    report = examine_onnx(path, ALL)
+    assert [item.severity for item in report.findings if item.code == "B744"] == ["warning"]
+    found = remedy(report)
+    assert found is not None and found.command.endswith(" --tokenizer none")
+    raised = report.needs["raised"]
+    assert [port["kind"] for port in raised["inputs"]] == ["token-ids", "row-choice"]
 
 
 def test_an_output_that_nothing_makes(tmp_path):
@@ -165,7 +250,7 @@ def test_what_cannot_be_compiled_is_said(tmp_path):
     path = save(tmp_path / "m.onnx", [helper.make_node("Unheard", ["x"], ["y"], domain="de.example")], [("x", 1, [3])],
                 [("y", 1, [3])], de_example=1)  # fmt: skip
     text = run(path).stdout
-    assert f"{path} is an ONNX model. It cannot be compiled: lading compile refuses it (" in text
+    assert f"{path} is an ONNX model. It cannot be compiled for MNN: lading compile refuses it (" in text
     assert "Unheard" in text.splitlines()[0] and "lading compile m" not in text
 
 

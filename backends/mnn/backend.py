@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from backends.backend import Backend, Compilation, Figures, Made, Order
 from backends.mnn.card import completed, last_size
 from backends.mnn.target.releases import MnnTarget, target
-from ir.base.diag import LadingError
+from ir.base.diag import Diagnostic, LadingError
 from ir.facts.model_card import ModelCard
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class MnnLlm(Backend):
 
     runtime = "MNN"
     passes = "default"
-    options = frozenset({"memory", "precision", "threads", "tokenizer", "text", "kl_bar"})
+    options = frozenset({"embedding", "kl_bar", "memory", "precision", "text", "threads", "tokenizer"})
     frontends = ("checkpoint", "torch", "mnn")
 
     def accepts(self, graph: Graph) -> bool:
@@ -236,11 +236,25 @@ class LlmCompilation(Compilation):
     # ---- the steps ----
 
     def opened(self, graph: Graph) -> None:
-        """Note what an ONNX file takes: verification feeds it."""
-        if self.order.origin.frontend == "onnx":
-            from frontends.onnx.original import as_read
+        """Note what an ONNX file takes: verification feeds it. An embedding that the graph does not hold is brought in."""
+        if self.order.origin.frontend != "onnx":
+            return
+        from frontends.onnx.original import as_read
+        from passes.inputs.language_model import look_up_rows, rows_input
 
-            self._as_read = as_read(self.order.origin.path, graph)
+        self._as_read = as_read(self.order.origin.path, graph)
+        rows = rows_input(graph)
+        if rows is None:
+            return
+        from frontends.onnx.embedding import find_rows
+
+        found = find_rows(self.order.origin.path, self.order.options.get("embedding"), rows)
+        self._as_read = replace(self._as_read, rows=rows.value.name, table=found.table)
+        look_up_rows(graph, rows, found.table)
+        if found.stored:
+            message = "the rows of the embedding are taken as the checkpoint stores them"
+            hint = "where the model multiplies them by a number before the graph begins, as Gemma does, give a file of rows"
+            self.warnings.append(Diagnostic("B675", message, str(found.source), hint, "warning"))
 
     def check(self, graph: Graph, pipeline: str) -> None:
         """The pipeline must end in the form that is written.

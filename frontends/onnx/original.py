@@ -6,7 +6,7 @@ ids, a mask of ones, positions from 0 on, an empty history, and whatever choice 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,10 +16,13 @@ import numpy as np
 from frontends.checkpoint.original import Original
 from ir.base.diag import LadingError
 from ir.base.types import BF16, DTYPES, F16, Dim, TensorType
+from ir.evaluate.evaluator import Evaluator
 from ir.evaluate.kernels import run_file
 from ir.facts.inputs import DynamicInputs
 from ir.facts.raised import Port, Raised
-from ir.graph.graph import Graph, Value
+from ir.graph.copy import copied
+from ir.graph.graph import Graph, Node, Value
+from ir.tensor.base import Tensor
 
 PREFIXES = 6
 """Beginnings of each sequence that are read by a file that gives its last row only."""
@@ -27,7 +30,16 @@ PREFIXES = 6
 FREE = "free:"
 """How the source of an input begins that the file reads and never declares."""
 
-FED = ("token-ids", "attention-mask", "positions", "history", "row-choice", "length", "unused")
+RUN = ("", "com.microsoft", "com.microsoft.nchwc", "ai.onnx.ml", "ai.onnx.preview.training")
+"""Sets of operators that onnxruntime brings."""
+
+MEMORY_LIMIT = 256 << 20
+"""Bytes of constants that one segment of an evaluation by definitions may hold."""
+
+Run = Callable[[Sequence[Mapping[str, np.ndarray]]], list[np.ndarray]]
+"""Logits float32[rows, vocabulary] for each set of feeds."""
+
+FED = ("token-ids", "embedding-rows", "attention-mask", "positions", "history", "row-choice", "length", "unused")
 """Kinds of inputs that can be fed."""
 
 
@@ -62,6 +74,10 @@ class OnnxOriginal:
         logits: name of the output that is compared.
         half: it computes in half precision.
         width: size of a head, for histories whose own last size is open.
+        table: the embedding, for a file that takes rows of it.
+        graph: what was read from the file, where it has operators that onnxruntime does not know: it is computed by the
+            definitions that these have here.
+        unknown: the sets of such operators.
     """
 
     path: Path
@@ -69,20 +85,27 @@ class OnnxOriginal:
     logits: str
     half: bool = False
     width: int | None = None
+    table: Tensor | None = None
+    graph: Graph | None = None
+    unknown: tuple[str, ...] = ()
 
     def __call__(self, sequences: Sequence[Sequence[int]]) -> Original:
         """The logits of sequences of token ids: of every position, or of the last of several beginnings."""
         from importlib.metadata import version
 
+        runtime = f"onnxruntime {version('onnxruntime')} on {self.path.name}"
         plain = Original(file=self.path.name, half=self.half)
         if reason := self._obstacle():
             return replace(plain, reason=reason)
-        found = replace(plain, name=f"onnxruntime {version('onnxruntime')} on {self.path.name}")
+        run: Run = self._by_file
+        if self.graph is not None:
+            runtime += f", {' and '.join(self.unknown)} operators by their definitions"
+            run = partial(self._by_definitions, self.graph)
         try:
-            logits, rows = self._read([list(ids) for ids in sequences])
+            logits, rows = self._read([list(ids) for ids in sequences], run)
         except LadingError as error:
             return replace(plain, reason=_short(error.diagnostics[0].message))
-        return replace(found, logits=tuple(logits), rows=tuple(rows))
+        return replace(plain, name=runtime, logits=tuple(logits), rows=tuple(rows))
 
     def _obstacle(self) -> str:
         """Why the file cannot be fed; empty when it can."""
@@ -93,25 +116,29 @@ class OnnxOriginal:
                 return f"its history {item.name} has a fixed length"
         return ""
 
-    def _read(self, sequences: list[list[int]]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    def _read(self, sequences: list[list[int]], run: Run) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Logits float32[rows, vocabulary] of each sequence, and the positions of the rows."""
-        whole = self._run([self._feeds(ids, 0) for ids in sequences])
+        whole = run([self._feeds(ids, 0) for ids in sequences])
         if all(len(logits) == len(ids) for logits, ids in zip(whole, sequences, strict=True)):
             return whole, [np.arange(len(ids)) for ids in sequences]
         ends = [np.unique(np.linspace(1, len(ids), PREFIXES, dtype=int)) for ids in sequences]
         # The last row is chosen by its number as well as by where a slice begins.
-        feeds = [self._feeds(ids[:end], int(end) - 1) for ids, cut in zip(sequences, ends, strict=True) for end in cut]
-        single = self._run(feeds)
+        cuts = [(ids[:end], int(end) - 1) for ids, cut in zip(sequences, ends, strict=True) for end in cut]
+        single = run([self._feeds(ids, row) for ids, row in cuts])
         if any(len(logits) != 1 for logits in single):
-            counts = f"{len(single[0])} rows for {len(next(iter(feeds[0].values())).reshape(-1))} tokens"
-            raise LadingError("T225", f"its output {self.logits} has {counts}", str(self.path))
+            message = f"its output {self.logits} has {len(single[0])} rows for {len(cuts[0][0])} tokens"
+            raise LadingError("T225", message, str(self.path))
         parts = iter(single)
         return [np.concatenate([next(parts) for _ in cut]) for cut in ends], [cut - 1 for cut in ends]
 
-    def _run(self, feeds: Sequence[Mapping[str, np.ndarray]]) -> list[np.ndarray]:
+    def _by_file(self, feeds: Sequence[Mapping[str, np.ndarray]]) -> list[np.ndarray]:
         free = {item.name: (item.dtype, len(item.shape)) for item in self.inputs if not item.declared}
         found = run_file(self.path, feeds, optimized=False, foreign=True, free=free, outputs=[self.logits])
-        return [item[self.logits].reshape(-1, item[self.logits].shape[-1]).astype(np.float32) for item in found]
+        return [_table(item[self.logits]) for item in found]
+
+    def _by_definitions(self, graph: Graph, feeds: Sequence[Mapping[str, np.ndarray]]) -> list[np.ndarray]:
+        results = Evaluator(graph, [self.logits], memory_limit=MEMORY_LIMIT).run_many(feeds)
+        return [_table(item[self.logits]) for item in results]
 
     # ---- feeds ----
 
@@ -124,6 +151,7 @@ class OnnxOriginal:
         """
         made = {
             "token-ids": partial(_of_tokens, np.asarray(ids)),
+            "embedding-rows": partial(_rows, self.table, np.asarray(ids)),
             "attention-mask": partial(_mask, len(ids)),
             "positions": partial(_of_tokens, np.arange(len(ids))),
             "history": partial(_history, self._batch, self.width or 1),
@@ -140,10 +168,22 @@ class OnnxOriginal:
         return first.shape[0] if first is not None and len(first.shape) > 1 else None
 
 
+def _table(logits: np.ndarray) -> np.ndarray:
+    """float32[rows, vocabulary]."""
+    return logits.reshape(-1, logits.shape[-1]).astype(np.float32)
+
+
 def _of_tokens(values: np.ndarray, item: FileInput) -> np.ndarray:
     """A number for each token; further axes in front hold the same numbers."""
     shape = [size if isinstance(size, int) else 1 for size in item.shape[:-1]]
     return np.broadcast_to(values, (*shape, len(values))).astype(DTYPES[item.dtype].numpy)
+
+
+def _rows(table: Tensor | None, ids: np.ndarray, item: FileInput) -> np.ndarray:
+    """The rows that tokens choose, with a batch of one before or behind them."""
+    assert table is not None
+    rows = np.concatenate([table.rows(int(at), int(at) + 1) for at in ids]).astype(DTYPES[item.dtype].numpy)
+    return rows[:, None] if item.shape[1] == 1 else rows[None]
 
 
 def _mask(tokens: int, item: FileInput) -> np.ndarray:
@@ -196,12 +236,20 @@ class AsRead:
         inputs: what it took; of none is known what it holds.
         outputs: names of what it gave.
         half: something in it is computed in half precision.
+        rows: name of the input that takes rows of an embedding which the file does not hold; empty for none.
+        table: that embedding.
+        unknown: the sets of operators that onnxruntime does not know.
+        graph: a copy of the graph, where it has such operators.
     """
 
     path: Path
     inputs: tuple[FileInput, ...]
     outputs: tuple[str, ...]
     half: bool
+    rows: str = ""
+    table: Tensor | None = None
+    unknown: tuple[str, ...] = ()
+    graph: Graph | None = None
 
     def reference(self, graph: Graph, width: int | None = None) -> OnnxOriginal:
         """The file as a reference.
@@ -211,14 +259,14 @@ class AsRead:
             width: size of a head.
         """
         fact = graph.fact(Raised)
-        if fact is not None:
-            ports = {port.name: port for port in fact.inputs}
-            inputs = tuple(_known(item, ports.get(item.name)) for item in self.inputs)
-        else:
-            kinds = _discovered(graph)
-            inputs = tuple(replace(item, kind=kinds.get(item.name, item.kind)) for item in self.inputs)
+        kinds = {self.rows: "embedding-rows"} if self.rows else _discovered(graph) if fact is None else {}
+        ports = {port.name: port for port in fact.inputs} if fact is not None else {}
+        inputs = tuple(
+            _known(replace(item, kind=kinds.get(item.name, "")), ports.get(item.name)) for item in self.inputs
+        )
         scores = [port.name for port in fact.outputs if port.kind == "logits"] if fact is not None else []
-        return OnnxOriginal(self.path, inputs, scores[0] if scores else self.outputs[0], self.half, width)
+        logits = scores[0] if scores else self.outputs[0]
+        return OnnxOriginal(self.path, inputs, logits, self.half, width, self.table, self.graph, self.unknown)
 
 
 def _discovered(graph: Graph) -> dict[str, str]:
@@ -243,9 +291,15 @@ def as_read(path: Path, graph: Graph) -> AsRead:
     values = (*graph.inputs, *(value for node in graph.walk() for value in node.outputs))
     half = any(isinstance(value.type, TensorType) and value.dtype in (F16, BF16) for value in values)
     constants = (value.const.type.dtype for value in graph.consts.values() if value.const is not None)
-    return AsRead(
-        path, tuple(map(_input, graph.inputs)), outputs, half or any(item in (F16, BF16) for item in constants)
-    )
+    half = half or any(item in (F16, BF16) for item in constants)
+    unknown = tuple(sorted({domain for node in graph.walk() if (domain := _domain(graph, node)) not in RUN}))
+    inputs = tuple(map(_input, graph.inputs))
+    return AsRead(path, inputs, outputs, half, unknown=unknown, graph=copied(graph) if unknown else None)
+
+
+def _domain(graph: Graph, node: Node) -> str:
+    """The set that an operator belongs to; that of ONNX for functions of the model itself."""
+    return "" if node.op in graph.functions else node.op.rpartition(".")[0]
 
 
 def _input(value: Value) -> FileInput:

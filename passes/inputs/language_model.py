@@ -7,9 +7,14 @@ about what a part of it computes; a graph that looks like one and is none is ref
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
-from ir.base.types import TensorType
+import numpy as np
+
+from ir.base.types import I64, Dim, TensorType
 from ir.graph.graph import Graph, Node, Value
+from ir.tensor.base import Tensor
+from ir.tensor.inline import InlineTensor
 
 ROWS = {"Gather": (0, 1), "com.microsoft.GatherBlockQuantized": (0, 1)}
 """Operators that choose rows: place of the table and of the numbers."""
@@ -33,12 +38,79 @@ ALIKE = 2
 
 
 def looks_like_one(graph: Graph) -> bool:
-    """True for a graph from token ids to scores of tokens, with tokens that see each other."""
+    """True for a graph from token ids, or from the rows that they choose, to scores of tokens that see each other."""
     tables = {rows for value in graph.inputs for rows in _tables(value)}
-    if not tables or not any(node.op.rpartition(".")[2] in MIXING for node in _nodes(graph)):
+    if not tables:
+        return rows_input(graph) is not None
+    if not _mixes(graph):
         return False
     widths = {width for value in graph.outputs for width in _scores(value)}
     return any(width <= ALIKE * rows and rows <= ALIKE * width for rows in tables for width in widths)
+
+
+@dataclass(frozen=True)
+class RowsInput:
+    """An input that takes the rows of an embedding that the graph does not hold.
+
+    Attributes:
+        value: the input.
+        width: elements of a row.
+        tokens: how many tokens the scores tell apart.
+        head: the matrix that the scores are a product with, in either orientation; None where it is not stored plainly.
+    """
+
+    value: Value
+    width: int
+    tokens: int
+    head: Tensor | None
+
+
+def rows_input(graph: Graph) -> RowsInput | None:
+    """The input that takes rows as wide as those that the scores are a product with; None for graphs without one, and for
+    those that take token ids."""
+    if not _mixes(graph) or any(True for value in graph.inputs for _ in _tables(value)):
+        return None
+    wide = [
+        value
+        for value in graph.inputs
+        if isinstance(value.type, TensorType) and value.dtype.is_float and value.rank == 3 and value.use_count
+    ]
+    for value in wide:
+        width = value.dims[-1]
+        for output in graph.outputs:
+            for weight in _heads(output):
+                sides = weight.shape[-2:]
+                if isinstance(width, int) and width in sides and len(sides) == 2:
+                    tokens = sides[0] if sides[1] == width else sides[1]
+                    return RowsInput(value, width, tokens, weight)
+    return None
+
+
+def look_up_rows(graph: Graph, rows: RowsInput, table: Tensor) -> Value:
+    """Take the rows from a table, by token ids that the graph takes from now on.
+
+    Args:
+        graph: the graph.
+        rows: the input that goes.
+        table: float[tokens, width].
+    """
+    given = rows.value
+    ids = graph.add_input(graph.fresh_name("token_ids"), TensorType(I64, (1, graph.add_dim(Dim("seq", 1)))))
+    stored = graph.add_const(graph.fresh_name("embedding.weight"), table)
+    first = graph.first
+    chosen = graph.add("Gather", [stored, ids], {"axis": 0}, before=first)
+    # A batch of one may stand before the tokens or behind them.
+    shape = [-1, 1, rows.width] if given.dims[1] == 1 else [1, -1, rows.width]
+    form = graph.add_const(graph.fresh_name("embedding.form"), InlineTensor(np.array(shape, np.int64)))
+    formed = graph.add("Reshape", [chosen.output, form], before=first)
+    cast = graph.add("Cast", [formed.output], {"to": given.dtype.onnx}, before=first)
+    graph.replace(given, cast.output)
+    graph.remove_input(given)
+    return ids
+
+
+def _mixes(graph: Graph) -> bool:
+    return any(node.op.rpartition(".")[2] in MIXING for node in _nodes(graph))
 
 
 def _nodes(graph: Graph) -> Iterator[Node]:
@@ -86,6 +158,12 @@ def _scores(value: Value) -> Iterator[int]:
     last = value.shape[-1] if value.shape else None
     if isinstance(last, int):
         yield last
+    for weight in _heads(value):
+        yield from weight.shape[-2:]
+
+
+def _heads(value: Value) -> Iterator[Tensor]:
+    """The constant matrix of the product that a value comes from."""
     found: Value | None = value
     for _ in range(MOST_STEPS):
         node = found.producer if found is not None else None
@@ -96,9 +174,9 @@ def _scores(value: Value) -> Iterator[int]:
             while weight is not None and weight.const is None and weight.producer is not None:
                 weight = weight.producer.input(0)
             if weight is not None and weight.const is not None:
-                yield from weight.const.shape[-2:]
+                yield weight.const
             return
         found = next((item for item in node.inputs if item is not None and item.const is None), None)
 
 
-__all__ = ["looks_like_one"]
+__all__ = ["RowsInput", "look_up_rows", "looks_like_one", "rows_input"]

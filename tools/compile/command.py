@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 @click.option("--tokenizer", type=FolderOr("none"), metavar="DIR",
               help="Folder with the tokenizer; default that of the model; none makes a result that runs on "
               "token ids.")  # fmt: skip
+@click.option("--embedding", type=click.Path(path_type=Path, exists=True), metavar="PATH",
+              help="File of rows, or checkpoint, with the embedding of an ONNX graph that does not hold it.")  # fmt: skip
 @click.option(
     "--memory",
     type=click.Choice(["low", "normal", "high"]),

@@ -41,7 +41,7 @@ CALIBRATION_NATIVE = ("onnxruntime", "tokenizers")
 NO_TOKENIZER: Literal["none"] = "none"
 """Asks for a result without functions for text."""
 
-BACKEND_OPTIONS = ("text", "kl_bar", "tokenizer", "memory", "precision", "threads")
+BACKEND_OPTIONS = ("text", "kl_bar", "tokenizer", "memory", "precision", "threads", "embedding")
 """Fields of a request that only some backends understand."""
 
 
@@ -65,6 +65,7 @@ class Request:
         kl_bar: largest KL divergence that verification lets pass; None takes the one for the narrowest width.
         save_plan: file to write the precision plan to, readable and fit for ``plan=``.
         tokenizer: folder with the tokenizer; None for that of the model, ``none`` to do without.
+        embedding: file or checkpoint with the embedding, for an ONNX graph that takes rows of it and does not hold it.
         memory, precision: runtime settings to write; None chooses by the stored widths.
         threads: runtime threads to write; None for the usual number.
         guard: also write the modules that check inputs in an application.
@@ -90,6 +91,7 @@ class Request:
     kl_bar: float | None = None
     save_plan: Path | None = None
     tokenizer: Path | Literal["none"] | None = None
+    embedding: Path | None = None
     memory: str | None = None
     precision: str | None = None
     threads: int | None = None

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from backends.bars import exact_bar, half_bar
+from backends.bars import Loss, exact_bar, half_bar
 from frontends.checkpoint.original import Original, original_logits
 from ir.base.diag import Diagnostic
 from ir.evaluate.divergence import Distance, DistanceMeter
@@ -27,6 +27,10 @@ NO_CHECKPOINT = "the model is no checkpoint"
 
 OWN_CODE = "auto_map"
 """The key of a configuration that names code of its own, which is never run and which transformers may differ from."""
+
+
+ROUNDED_BITS = 8
+"""Activations that a file rounds cost it at most what weights of as many bits cost."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,16 @@ class Reading:
 
     @property
     def verified(self) -> bool:
-        """The float graph gives the logits of the original implementation."""
-        return self.distance is not None and self.distance.max_abs <= self.bar
+        """The float graph gives the logits of the original implementation, as far as that does not round them away."""
+        if self.distance is None:
+            return False
+        if self.original.rounds:
+            return not self._loss(self.distance).problem
+        return self.distance.max_abs <= self.bar
+
+    def _loss(self, distance: Distance) -> Loss:
+        """What rounding activations costs the original, on ids that need not be text."""
+        return Loss(distance.kl, distance.top1, ROUNDED_BITS, "rounded activations", text=False)
 
     @property
     def doubts(self) -> Sequence[str]:
@@ -65,6 +77,13 @@ class Reading:
         """V720 when the logits differ by more than rounding."""
         if self.distance is None or self.verified:
             return []
+        if self.original.rounds:
+            message = (
+                f"{self.original.name} gives other logits than the model without the rounding of activations: "
+                f"{self._loss(self.distance).problem}"
+            )
+            hint = "nothing was written; export the model with quantized weights only"
+            return [Diagnostic("V720", message, hint=hint)]
         worst = self.distance.max_abs
         what, report = ("model", "model") if self.original.file else ("checkpoint", "configuration")
         message = (

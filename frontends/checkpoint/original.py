@@ -38,6 +38,7 @@ class Original:
         rows: int[rows], the positions that the rows of each sequence belong to; empty for all positions.
         file: name of the file that was to be run; empty for an implementation.
         half: computed in half precision.
+        rounds: computed with activations rounded to integers, which the graph does not do.
     """
 
     name: str = ""
@@ -46,6 +47,7 @@ class Original:
     rows: tuple[np.ndarray, ...] = ()
     file: str = ""
     half: bool = False
+    rounds: bool = False
 
 
 def original_logits(

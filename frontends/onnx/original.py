@@ -43,6 +43,10 @@ FED = ("token-ids", "embedding-rows", "attention-mask", "positions", "history", 
 """Kinds of inputs that can be fed."""
 
 
+ROUNDING = ("DynamicQuantize", "MatMulInteger", "QAttention", "QGemm", "QLinear", "QuantizeLinear")
+"""How operators are called that round what is computed, or go on with what was rounded."""
+
+
 @dataclass(frozen=True)
 class FileInput:
     """An input of the file.
@@ -78,6 +82,7 @@ class OnnxOriginal:
         graph: what was read from the file, where it has operators that onnxruntime does not know: it is computed by the
             definitions that these have here.
         unknown: the sets of such operators.
+        rounds: it rounds activations to integers.
     """
 
     path: Path
@@ -88,13 +93,14 @@ class OnnxOriginal:
     table: Tensor | None = None
     graph: Graph | None = None
     unknown: tuple[str, ...] = ()
+    rounds: bool = False
 
     def __call__(self, sequences: Sequence[Sequence[int]]) -> Original:
         """The logits of sequences of token ids: of every position, or of the last of several beginnings."""
         from importlib.metadata import version
 
         runtime = f"onnxruntime {version('onnxruntime')} on {self.path.name}"
-        plain = Original(file=self.path.name, half=self.half)
+        plain = Original(file=self.path.name, half=self.half, rounds=self.rounds)
         if reason := self._obstacle():
             return replace(plain, reason=reason)
         run: Run = self._by_file
@@ -240,6 +246,7 @@ class AsRead:
         table: that embedding.
         unknown: the sets of operators that onnxruntime does not know.
         graph: a copy of the graph, where it has such operators.
+        rounds: it rounds activations to integers.
     """
 
     path: Path
@@ -250,6 +257,7 @@ class AsRead:
     table: Tensor | None = None
     unknown: tuple[str, ...] = ()
     graph: Graph | None = None
+    rounds: bool = False
 
     def reference(self, graph: Graph, width: int | None = None) -> OnnxOriginal:
         """The file as a reference.
@@ -266,7 +274,9 @@ class AsRead:
         )
         scores = [port.name for port in fact.outputs if port.kind == "logits"] if fact is not None else []
         logits = scores[0] if scores else self.outputs[0]
-        return OnnxOriginal(self.path, inputs, logits, self.half, width, self.table, self.graph, self.unknown)
+        return OnnxOriginal(
+            self.path, inputs, logits, self.half, width, self.table, self.graph, self.unknown, self.rounds
+        )
 
 
 def _discovered(graph: Graph) -> dict[str, str]:
@@ -293,13 +303,19 @@ def as_read(path: Path, graph: Graph) -> AsRead:
     constants = (value.const.type.dtype for value in graph.consts.values() if value.const is not None)
     half = half or any(item in (F16, BF16) for item in constants)
     unknown = tuple(sorted({domain for node in graph.walk() if (domain := _domain(graph, node)) not in RUN}))
+    rounds = any(node.op_type.startswith(ROUNDING) and not _is_constant(node) for node in graph.walk())
     inputs = tuple(map(_input, graph.inputs))
-    return AsRead(path, inputs, outputs, half, unknown=unknown, graph=copied(graph) if unknown else None)
+    kept = copied(graph) if unknown else None
+    return AsRead(path, inputs, outputs, half, unknown=unknown, graph=kept, rounds=rounds)
 
 
 def _domain(graph: Graph, node: Node) -> str:
     """The set that an operator belongs to; that of ONNX for functions of the model itself."""
     return "" if node.op in graph.functions else node.op.rpartition(".")[0]
+
+
+def _is_constant(node: Node) -> bool:
+    return all(value is None or value.is_const for value in node.inputs)
 
 
 def _input(value: Value) -> FileInput:

@@ -257,23 +257,24 @@ class _Decoded(Derived):
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         self._bounds(start, stop)
-        codes, scale = self.base.rows(start, stop), self._spread(self.scale, start, stop)
+        codes, scale = self.base.rows(start, stop), _spread(self, self.scale, start, stop)
         if self.zero is None:
             return codes.astype(np.float32) * scale
-        zero = self._spread(self.zero, start, stop)
+        zero = _spread(self, self.zero, start, stop)
         if self.affine:
             return codes.astype(np.float32) * scale + zero
         return (codes.astype(np.int16) - zero.astype(np.int16)).astype(np.float32) * scale
 
-    def _spread(self, part: Tensor, start: int, stop: int) -> np.ndarray:
-        """Numbers of tiles for each code of a row range."""
-        tall = max(1, self.tile[0])
-        found = part.rows(start // tall, -(-stop // tall))
-        for axis, each in enumerate(self.tile):
-            found = np.repeat(found, each, axis) if found.shape[axis] > 1 else found
-        skip = start - start // tall * tall if found.shape[0] > 1 else 0
-        cut = [slice(skip, skip + stop - start), *(slice(0, size) for size in self.shape[1:])]
-        return found[tuple(cut)]
+
+def _spread(of: _Decoded | _Rounded, part: Tensor, start: int, stop: int) -> np.ndarray:
+    """Numbers of tiles for each element of a row range."""
+    tall = max(1, of.tile[0])
+    found = part.rows(start // tall, -(-stop // tall))
+    for axis, each in enumerate(of.tile):
+        found = np.repeat(found, each, axis) if found.shape[axis] > 1 else found
+    skip = start - start // tall * tall if found.shape[0] > 1 else 0
+    cut = [slice(skip, skip + stop - start), *(slice(0, size) for size in of.shape[1:])]
+    return found[tuple(cut)]
 
 
 def decoded(codes: Tensor, scale: Tensor, *zero: Tensor, tile: Sequence[int], affine: bool = False) -> Tensor:
@@ -285,6 +286,48 @@ def decoded(codes: Tensor, scale: Tensor, *zero: Tensor, tile: Sequence[int], af
     if not codes.shape or any(part.shape != counts for part in (scale, *zero)) or len(zero) > 1:
         raise refuse("decoded", f"scales and zeros are not those of tiles {list(tile)}", codes, scale, *zero)
     return _Decoded(codes, scale, *zero, tile=tuple(tile), affine=affine)
+
+
+class _Rounded(Derived):
+    name = "rounded_codes"
+
+    def __init__(self, base: Tensor, scale: Tensor, *zero: Tensor, tile: tuple[int, ...], dtype: str) -> None:
+        super().__init__(TensorType(DTYPES[dtype], base.type.shape), base, scale, *zero, tile=tile, dtype=dtype)
+        self.scale, self.zero, self.tile = scale, zero[0] if zero else None, tile
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        self._bounds(start, stop)
+        dtype = self.type.dtype
+        numbers = self.base.rows(start, stop).astype(np.float32)
+        codes = np.rint(numbers / _spread(self, self.scale, start, stop))
+        if self.zero is not None:
+            codes += _spread(self, self.zero, start, stop).astype(np.float32)
+        return np.clip(codes, dtype.low, dtype.high).astype(dtype.numpy)
+
+
+def rounded_codes(base: Tensor, scale: Tensor, *zero: Tensor, tile: Sequence[int], dtype: str) -> Tensor:
+    """Integers ``round(base / scale) + zero`` within the range of a type, with a scale for every tile, ties to even."""
+    counts = tuple(-(-size // max(1, each)) for size, each in zip(base.shape, tile, strict=True))
+    if not base.shape or any(part.shape != counts for part in (scale, *zero)) or len(zero) > 1:
+        raise refuse("rounded_codes", f"scales and zeros are not those of tiles {list(tile)}", base, scale, *zero)
+    return _Rounded(base, scale, *zero, tile=tuple(tile), dtype=dtype)
+
+
+def rounded(base: Tensor, scale: Tensor, zero: Tensor | None, dtype: DType, axis: int, block: int) -> Tensor | None:
+    """The codes that ``QuantizeLinear`` makes of constant floats; None where scales do not fit them."""
+    if not dtype.is_integer or not 2 <= dtype.bits <= 8 or not base.type.dtype.is_float:
+        return None
+    seen = coded(_shaped_like(base, dtype), scale, zero, axis, block)
+    if isinstance(seen, str):
+        return None
+    parts = seen.given
+    more = () if parts.zero is None else (parts.zero,)
+    return rounded_codes(base, parts.scale, *more, tile=seen.tile, dtype=dtype.name)
+
+
+def _shaped_like(base: Tensor, dtype: DType) -> Tensor:
+    """Codes of the shape of a tensor, of which only the type is looked at."""
+    return _Rounded(base, base, tile=(1,) * len(base.shape), dtype=dtype.name)
 
 
 def decoded_from(tensor: Tensor) -> Tensor | None:
@@ -306,6 +349,8 @@ __all__ = [
     "coded",
     "decoded",
     "decoded_from",
+    "rounded",
+    "rounded_codes",
     "signed_codes",
     "unsigned_type",
     "wide_codes",

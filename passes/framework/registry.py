@@ -36,6 +36,7 @@ PASSES: dict[str, str] = {
     "spell-linears": "passes.canonicalize.spell_linears:SpellLinears",
     "simplify": "passes.canonicalize.simplify:Simplify",
     "toposort": "passes.canonicalize.toposort:SortNodes",
+    "unround-activations": "passes.precision.unround_activations:UnroundActivations",
     "upgrade-opset": "passes.canonicalize.upgrade_opset:UpgradeOpset",
     "widen-floats": "passes.canonicalize.widen_floats:WidenFloats",
 }
@@ -44,7 +45,7 @@ PASSES: dict[str, str] = {
 PIPELINES: dict[str, str] = {
     "canonicalize": "repeat{max=8}(infer-types,fold,simplify,cse,dce),toposort",
     "lift-decoder": "repeat{max=1 foreign}(expand-functions,infer-types,upgrade-opset,expand-contrib,widen-floats,"
-    "canonicalize,raise-weights,raise-decoder,canonicalize)",
+    "canonicalize,unround-activations,raise-weights,raise-decoder,canonicalize)",
 }
 """Pipelines that hold for every runtime, by name. A pipeline may use others."""
 

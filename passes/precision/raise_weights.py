@@ -13,7 +13,7 @@ import numpy as np
 from ir.base.diag import LadingError
 from ir.base.types import F32, TensorType, dtype_of_onnx, int_type
 from ir.graph.graph import Graph, Node, Value
-from ir.quant.coded import Coded, Parts, coded, signed_codes, unsigned_type, wide_codes
+from ir.quant.coded import Coded, Parts, coded, rounded, signed_codes, unsigned_type, wide_codes
 from ir.quant.storage import Storage
 from ir.quant.stored_codes import given_codes
 from ir.quant.stored_weight import DEQUANTIZE
@@ -63,6 +63,7 @@ class RaiseWeights(Pass):
         """See `Pass.run`."""
         if not graph.foreign:
             return {}
+        _look_up_numbers(graph)
         work = _Raising(graph, ctx, self.requantize)
         for node, place in list(_uses(graph)):
             work.raise_use(node, place)
@@ -84,6 +85,36 @@ def _uses(graph: Graph) -> Iterator[tuple[Node, int]]:
     nodes = list(graph.nodes)
     yield from ((node, 0) for node in nodes if node.op == "Gather" and not node.attrs.get("axis", 0))
     yield from ((node, 1) for node in nodes if node.op == "MatMul")
+
+
+def _look_up_numbers(graph: Graph) -> None:
+    """Rows of codes that are dequantized become rows of dequantized codes, where one scale holds for all."""
+    for node in list(graph.nodes):
+        gather = node.operand(0).producer if node.op == "DequantizeLinear" else None
+        if gather is None or gather.op != "Gather" or gather.attrs.get("axis", 0):
+            continue
+        table, parts = gather.operand(0), [item for item in node.inputs[1:] if item is not None]
+        if table.const is None or any(item.const is None or item.tensor.type.size != 1 for item in parts):
+            continue
+        numbers = graph.add(
+            "DequantizeLinear",
+            [table, *parts],
+            types=[TensorType(node.output.dtype, table.shape)],
+            before=node,
+            loc=node.loc,
+        )
+        rows = graph.add(
+            "Gather",
+            [numbers.output, gather.operand(1)],
+            {"axis": 0},
+            types=[node.output.type],
+            before=node,
+            loc=node.loc,
+        )
+        old, name = node.output, node.output.name
+        graph.replace(old, rows.output)
+        erase_unread(graph, old)
+        graph.rename(rows.output, name)
 
 
 @dataclass
@@ -125,7 +156,7 @@ class _Raising:
     def finish(self) -> None:
         """Erase what nothing reads any more, and give the names that become free to what took over."""
         for value, _ in self.made:
-            _erase_unread(self.graph, value)
+            erase_unread(self.graph, value)
         for (old, _), new in self.made.items():
             name = old.name
             if old is not new and not self.graph.has(name):
@@ -282,6 +313,18 @@ def _dequantized(node: Node, _: Coded | Tensor | None) -> Coded | None:
     return made if isinstance(made, Coded) else None
 
 
+def _quantized(node: Node, found: Any) -> Tensor | None:
+    """Codes of constant floats, which are rounded as they are read."""
+    parts = [None if item is None else followed(item) for item in (*node.inputs, None)[1:3]]
+    scale, zero = parts
+    if not isinstance(found, Tensor) or not isinstance(scale, Tensor) or isinstance(zero, Coded):
+        return None
+    if zero is None and node.input(2) is not None:
+        return None
+    axis, block = node.attrs.get("axis", 1), node.attrs.get("block_size", 0)
+    return rounded(found, scale, zero, node.output.dtype, axis, block)
+
+
 def _converted(node: Node, found: Any) -> Coded | Tensor | None:
     to = dtype_of_onnx(node.attrs["to"])
     if isinstance(found, Coded):
@@ -308,6 +351,7 @@ def _in_shape(node: Node, found: Any) -> Coded | Tensor | None:
 STEPS: dict[str, Callable[[Node, Any], Coded | Tensor | None]] = {
     **dict.fromkeys(DEQUANTIZE, _dequantized),
     **dict.fromkeys(SHAPES, _in_shape),
+    "QuantizeLinear": _quantized,
     "Cast": _converted,
     "Transpose": _turned,
     "Identity": lambda node, found: found,
@@ -379,7 +423,7 @@ def _matches(pattern: str, name: str) -> bool:
     return re.search(pattern[3:], name) is not None if pattern.startswith("re:") else fnmatchcase(name, pattern)
 
 
-def _erase_unread(graph: Graph, value: Value) -> None:
+def erase_unread(graph: Graph, value: Value) -> None:
     """Erase a value that nothing reads, and what it alone was made of."""
     waiting = [value]
     while waiting:
@@ -393,4 +437,4 @@ def _erase_unread(graph: Graph, value: Value) -> None:
             graph.erase(one.producer)
 
 
-__all__ = ["RaiseWeights", "equal", "followed"]
+__all__ = ["SHAPES", "RaiseWeights", "equal", "erase_unread", "followed"]

@@ -102,3 +102,20 @@ def test_the_contract_says_which_weights_were_kept_and_which_were_stored_anew(fl
     assert all(item.error.max_abs > 0 for item in changed)
     written = json.loads((tmp_path / "out" / "contract.json").read_text())
     assert {item["storage"]["method"] for item in written["weights"]} == {"stored", "rtn"}
+
+
+@pytest.mark.mnn
+def test_activations_that_a_file_rounds_are_taken_as_they_are_and_what_that_changes_is_measured(floats, tmp_path):
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    onnx.save(floats, tmp_path / "floats.onnx")
+    path = tmp_path / "model.onnx"
+    # The quantizer knows no Attention of ONNX and makes another operator of it.
+    operators = ["MatMul", "Gather"]
+    quantize_dynamic(tmp_path / "floats.onnx", path, weight_type=QuantType.QInt8, op_types_to_quantize=operators)
+    result = compile_model(Request(str(path), tmp_path / "out", "fp32", to="mnn-llm", tokenizer="none"))
+    assert [item.code for item in result.warnings if item.code.startswith("Q")] == ["Q467"]
+    assert {item.storage.method for item in result.contract.weights} == {"stored"}
+    assert result.verdict.original.startswith("onnxruntime")
+    found = {item.reference: item.distance for item in result.verification.measurements}
+    assert found["float"].max_abs < 1e-3 < found["onnxruntime"].max_abs and found["onnxruntime"].kl < 0.04

@@ -21,7 +21,8 @@ PLUGIN = Plugin(
         "fp16": "default{bits=16 logits-bits=16}",
         "int8": "default{bits=8 logits-bits=8}",
         "int4": "default{bits=4 logits-bits=4}",
-        "mnn": "canonicalize,raise-weights,assign-precision{bits=32 logits-bits=32},insert-qdq,legalize-mnn,cse,dce",
+        "mnn": "canonicalize,spell-linears,raise-weights,assign-precision{bits=32 logits-bits=32},insert-qdq,"
+        "legalize-mnn,cse,dce",
     },
     dialects={"mnn": "backends.mnn.dialect.table:DEFINITIONS"},
     stages={"mnn": "backends.mnn.lower.stage:STAGE"},

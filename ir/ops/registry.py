@@ -14,7 +14,7 @@ from typing import Any
 
 from ir.base.plugins import rows_of
 from ir.base.tables import Table
-from ir.base.types import TensorType
+from ir.base.types import Dim, Shape, TensorType
 from ir.graph.graph import OPSET, Graph, Node, Value
 from ir.ops.roles import ROLE_OF
 
@@ -306,7 +306,25 @@ def _onnx_rowwise(node: Node, index: int) -> bool:
         return index == 0 and bool(axes) and all(a in (-1, last) for a in axes) and bool(attribute(node, "keepdims"))
     if node.op in ("QuantizeLinear", "DequantizeLinear"):
         return index == 0 and (rank_of(node.inputs[1]) == 0 or attribute(node, "axis") in (-1, last))
-    return False
+    if node.op in ("Reshape", "Squeeze", "Unsqueeze", "Flatten"):
+        return index == 0 and _keeps_rows(node, x.shape)
+    if node.op == "Slice":
+        axes = node.input(3)
+        return index == 0 and axes is not None and axes.const is not None and {*axes.const.load()} <= {-1, last}
+    return index == 0 and node.op == "Dropout"
+
+
+def _keeps_rows(node: Node, before: Shape) -> bool:
+    """True when another shape leaves rows of the last axis as they are, in their order, however many there are: at most
+    one outer axis has more than one element, and the shape says no number for it."""
+    after = node.outputs[0].shape
+    if not after or after[-1] != before[-1]:
+        return False
+    shape = node.input(1)
+    if node.op == "Reshape" and (shape is None or shape.const is None):
+        return False
+    outer = [[dim for dim in dims[:-1] if dim != 1] for dims in (before, after)]
+    return outer[0] == outer[1] and len(outer[0]) < 2 and all(isinstance(dim, Dim) for dim in outer[0])
 
 
 def rank_of(value: Value | None) -> int | None:

@@ -22,8 +22,8 @@ a, b, c = Var("a"), Var("b"), Var("c")
 class SpellLinears(Pass):
     """Write ``Gemm`` as a product and a sum, its matrix transposed where it must be.
 
-    Precision is assigned to the matrices of products, and runtimes look for those. Nothing is read: a transposed matrix
-    is a recipe over the stored one. A factor of the product becomes an operator of its own, one of a constant sum is multiplied into it.
+    Precision is assigned to the matrices of products, and runtimes look for those. No matrix is read: a transposed one
+    is a recipe over the stored one. A factor of the product becomes an operator of its own.
     """
 
     name = "spell-linears"

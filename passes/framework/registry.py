@@ -45,7 +45,7 @@ PASSES: dict[str, str] = {
 PIPELINES: dict[str, str] = {
     "canonicalize": "repeat{max=8}(infer-types,fold,simplify,cse,dce),toposort",
     "lift-decoder": "repeat{max=1 foreign}(expand-functions,infer-types,upgrade-opset,expand-contrib,widen-floats,"
-    "canonicalize,unround-activations,raise-weights,raise-decoder,canonicalize)",
+    "canonicalize,unround-activations,spell-linears,raise-weights,raise-decoder,canonicalize)",
 }
 """Pipelines that hold for every runtime, by name. A pipeline may use others."""
 

@@ -151,7 +151,7 @@ def keeps_rows(node: Node, data: Sequence[Value]) -> bool:
     definition = ops.opdef(node)
     if definition is None:
         return False
-    if all(ops.is_rowwise(node, place) for place in places):
+    if (node.op == "Identity" or node.op not in _LAYOUT) and all(ops.is_rowwise(node, place) for place in places):
         return _others_fit(node, places)
     rank = data[0].rank
     if node.op in ("MatMul", "Gemm"):

@@ -177,8 +177,8 @@ def _all_bounds(node: Node, low: Lowering) -> list[Value]:
             found.append(low.ints(*numbers))
         elif place == 4 and value.const is not None and (value.tensor.load() < 0).any():
             raise low.refused("MNN slices forwards, and this slice goes backwards")
-        elif place in (1, 2) and value.const is not None:
-            found.append(low.const(np.clip(value.tensor.load(), -END, END).astype(np.int32), "bound"))
+        elif place in (1, 2) and value.const is not None and value.dtype != I32:
+            found.append(low.const(np.clip(value.tensor.load(), -END, END).astype(np.int32), value.name))
         else:
             found.append(low.plain(value))
     return found

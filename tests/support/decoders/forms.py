@@ -51,6 +51,7 @@ class Form:
         scale: of the scores; None for the usual one.
         score_cap: scores are ``cap * tanh(scores / cap)``.
         windows: width of the window of each layer, 0 for none, repeated.
+        products: ``rows`` where linear layers are ``Gemm`` of ``[seq, width]``, between reshapes.
         own_head: the logits' matrix is not the embedding.
         head_bias: the logits have a bias.
         embedding_scale, residual_scale, logit_scale: factors.
@@ -77,6 +78,7 @@ class Form:
     scale: float | None = None
     score_cap: float = 0.0
     windows: tuple[int, ...] = (0,)
+    products: str = ""
     own_head: bool = False
     head_bias: bool = False
     embedding_scale: float = 1.0
@@ -119,11 +121,6 @@ class Builder:
         """A random matrix ``[rows, columns]`` that keeps the size of what it multiplies, times `spread`."""
         made = self.random.normal(0, spread / np.sqrt(rows), (rows, columns))
         return self.const(made.astype(np.float32), name)
-
-    def linear(self, x: Value, columns: int, rows: int, bias: bool = False, spread: float = 1.0) -> Value:
-        """``x @ W`` and a bias."""
-        product = self.op("MatMul", x, self.matrix(rows, columns, spread))
-        return self.op("Add", product, self.vector(columns)) if bias else product
 
 
 def _gelu_by_erf(b: Builder, x: Value) -> Value:
@@ -176,15 +173,33 @@ class _Decoder(Builder):
         x = self._norm(x, form.hidden)
         rows = self.random.normal(0, 1, (VOCABULARY, form.hidden)).astype(np.float32) if form.own_head else None
         head = (table.tensor.load() if rows is None else rows).T.copy()
-        logits = self.op("MatMul", x, self.const(head, "head"))
-        if form.head_bias:
-            logits = self.op("Add", logits, self.vector(VOCABULARY))
+        logits = self.linear(x, VOCABULARY, form.hidden, form.head_bias, weight=self.const(head, "head"))
         logits = self._times(logits, form.logit_scale)
         if form.cap:
             logits = self.op("Tanh", self.op("Div", logits, self.number(form.cap)))
             logits = self.op("Mul", logits, self.number(form.cap))
         self.graph.set_outputs([logits])
         return self.graph
+
+    def linear(
+        self,
+        x: Value,
+        columns: int,
+        rows: int,
+        bias: bool = False,
+        spread: float = 1.0,
+        weight: Value | None = None,
+    ) -> Value:
+        """``x @ W`` and a bias."""
+        weight = self.matrix(rows, columns, spread) if weight is None else weight
+        shift = self.vector(columns) if bias else None
+        if not self.form.products:
+            product = self.op("MatMul", x, weight)
+            return self.op("Add", product, shift) if bias else product
+        flat = self.op("Reshape", x, self.ints(-1, rows))
+        turned = self.const(weight.tensor.load().T.copy(), "weight")
+        self.graph.erase_const(weight)
+        return self.op("Reshape", self.op("Gemm", flat, turned, shift, transB=1), self.ints(1, -1, columns))
 
     def _times(self, x: Value, factor: float) -> Value:
         return x if factor == 1 else self.op("Mul", x, self.number(factor))

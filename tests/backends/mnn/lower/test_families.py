@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,16 @@ from backends.mnn.run.native import mnn_to_json
 from backends.mnn.target.releases import RELEASES
 from ir.base.diag import LadingError
 from ir.evaluate.evaluator import evaluate
+from ir.infer.engine import infer_types
+from ir.onnx.export import write_model
 from tests.support.decoders.forms import CONTEXT, VOCABULARY, Form, decoder, logits_in_pieces, written
 from tests.support.runs import each_release
+from tools.compile.job import Request, compile_model
 
 BAR = 1e-5
 """Largest difference over the largest logit."""
+
+PIPELINE = "infer-types,spell-linears,fp32"
 
 IDS = np.random.default_rng(3).integers(0, VOCABULARY, 30)
 PIECES = ([IDS[:13], IDS[13:14], IDS[14:16], IDS[16:17], IDS[17:]], [IDS[:1], IDS[1:2], IDS[2:4]])
@@ -59,6 +65,7 @@ FORMS = {
     "tables by rows of numbers": Form(tables="positions"),
     "narrow values": Form(value_size=8),
     "wide values": Form(value_size=40, scale=0.3),
+    "products of rows alone": Form(products="rows", bias=True, head_bias=True, own_head=True, gated=False),
     "sizes that fill no packs": Form(hidden=60, size=10, heads=6, kv_heads=3, rotary=10, inner=70),
 }  # fmt: skip
 
@@ -69,8 +76,8 @@ def family(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("family")
     graph = decoder(FORMS[request.param], seed=1)
     (logits,) = evaluate(graph, {"input_ids": IDS[None]}).values()
-    written(graph, folder / "portable")
-    written(decoder(FORMS[request.param], seed=1), folder / "newest", target="3.6.1")
+    written(graph, folder / "portable", PIPELINE)
+    written(decoder(FORMS[request.param], seed=1), folder / "newest", PIPELINE, target="3.6.1")
     return folder, logits[0]
 
 
@@ -125,3 +132,19 @@ def test_a_cap_of_scores_is_refused_by_name_with_what_computes_it(tmp_path):
         written(decoder(Form(score_cap=50.0)), tmp_path / "out")
     assert caught.value.code == "P373" and "softcap 50" in str(caught.value) and "--to onnx" in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "pipeline", "target"),
+    [("phi", "default", None), ("phi", "int8", "3.6.1"), ("cohere", "int4", "3.6.1"), ("cohere", "int8", None)],
+)
+def test_quantized_weights_pass_verification(tmp_path, name, pipeline, target):
+    graph = decoder(replace(FORMS[name], hidden=128, inner=192))
+    infer_types(graph)
+    write_model(graph, tmp_path / "model.onnx")
+    request = Request(str(tmp_path / "model.onnx"), tmp_path / "out", pipeline, target=target, tokenizer="none")
+    result = compile_model(request)
+    exact = next(item for item in result.contract.verified if item.reference == "decoded weights")
+    assert exact.max_abs_error is not None and exact.max_abs_error < 1e-3 and exact.top1 == 1.0
+    stored = {item.storage.bits for item in result.contract.weights}
+    assert stored == {"default": {4, 8}, "int8": {8}, "int4": {4}}[pipeline]

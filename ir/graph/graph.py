@@ -707,9 +707,13 @@ class Graph:
         old._uses.clear()
         pinned = old.graph._pins.pop(old, 0)
         if pinned:
+            left = pinned
             for graph in _nested(old.graph):
+                left -= sum(value is old for value in (*graph.outputs, *graph.tables.values()))
                 graph.outputs = tuple(new if value is old else value for value in graph.outputs)
                 graph.tables = {name: new if value is old else value for name, value in graph.tables.items()}
+                if not left:
+                    break  # What is inside need not be looked through, for each of hundreds of outputs.
             new.graph._pins[new] = new.graph._pins.get(new, 0) + pinned
         self._done("replace", node=new.producer, value=new)
         if self._region.listeners:

@@ -13,6 +13,8 @@ from ir.graph.graph import OPSET, Graph, Node, Value
 from ir.infer.rule_table import KNOWN_LIMIT, Known, TypeMismatch, known_array, rule_of, value_rule_of
 from ir.infer.symbolic import Extent, SymbolTable
 
+_NAMED: WeakKeyDictionary[Graph, int] = WeakKeyDictionary()
+"""By outermost graph: how many names of dimensions have been made, all of which are taken."""
 FOLLOW_DEPTH = 64
 """Operators through which `infer_node` follows an integer tensor back."""
 
@@ -45,8 +47,9 @@ class Inference:
         self._unproved: set[Value] = set(root.inputs) if self.hinted else set()
         self._used_names: set[str] = set()
         self._depth = 0
-        self.table = SymbolTable(self._is_taken)
-        for value in root.inputs:
+        self.table = SymbolTable(self._is_taken, _NAMED.get(root, 0))
+        # One node alone is compared with nothing recorded, which is what the declared dimensions are looked up for.
+        for value in () if lazy else root.inputs:
             if isinstance(value.type, TensorType):
                 for dim in value.type.shape or ():
                     if type(dim) is Dim:
@@ -228,7 +231,9 @@ class Inference:
         return self._name(found)
 
     def _name(self, pending: Dim) -> Dim:
-        return self.root.add_dim(self.table.bind(pending))
+        named = self.table.bind(pending)
+        _NAMED[self.root] = self.table.named
+        return self.root.add_dim(named)
 
     def _is_taken(self, name: str) -> bool:
         return name in self.root.dims or name in self._used_names

@@ -22,8 +22,8 @@ Polynomial = dict[Monomial, int]
 class SymbolTable:
     """Names, ranges and meanings of the dimensions of one graph."""
 
-    def __init__(self, taken: Callable[[str], bool] = lambda name: False) -> None:
-        """`taken` tells whether a name is already used by a dimension of the graph."""
+    def __init__(self, taken: Callable[[str], bool] = lambda name: False, named: int = 0) -> None:
+        """`taken` tells whether a name is already used by a dimension of the graph; the first `named` names are."""
         self._taken = taken
         self._dims: dict[str, Dim] = {}
         self._meaning: dict[str, Polynomial] = {}
@@ -31,7 +31,7 @@ class SymbolTable:
         self._bound: dict[str, Dim] = {}
         self._free: set[str] = set()
         self._serial = 0
-        self._named = 0
+        self.named = named
 
     # ---- names ----
 
@@ -89,8 +89,8 @@ class SymbolTable:
 
     def _fresh_name(self) -> str:
         while True:
-            self._named += 1
-            name = f"d{self._named}"
+            self.named += 1
+            name = f"d{self.named}"
             if not self._taken(name):
                 return name
 

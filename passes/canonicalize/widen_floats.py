@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from ir.base.types import BF16, F16, F32, MapType, OptionalType, SequenceType, TensorType, ValueType
 from ir.graph.graph import Graph, Node
 from ir.tensor.base import Tensor
 from ir.tensor.elementwise import cast
-from passes.framework.base import Pass, Result
+from passes.framework.base import Adapter, Pass, Result
 from passes.framework.context import PassContext
 
 HALVES = frozenset({F16, BF16})
@@ -38,6 +41,24 @@ class WidenFloats(Pass):
             for one in root.graphs():
                 _widen(one, counts)
         return {name: counts[name] for name in ("inputs", "constants", "values", "attributes") if counts[name]}
+
+    def adapter(self, graph: Graph) -> Adapter:
+        """See `Pass.adapter`."""
+        return _InSinglePrecision()
+
+
+class _InSinglePrecision:
+    """Numbers of half precision as those of single precision."""
+
+    def adapt_feeds(self, feeds: Mapping[str, np.ndarray], graph: Graph) -> dict[str, np.ndarray]:
+        """See `Adapter.adapt_feeds`."""
+        kinds = {value.name: value.dtype.numpy for value in graph.inputs if isinstance(value.type, TensorType)}
+        return {name: array.astype(kinds.get(name, array.dtype)) for name, array in feeds.items()}
+
+    def adapt_outputs(self, outputs: Mapping[str, np.ndarray], graph: Graph) -> dict[str, np.ndarray]:
+        """See `Adapter.adapt_outputs`."""
+        halves = tuple(dtype.numpy for dtype in HALVES)
+        return {name: array.astype(np.float32) if array.dtype in halves else array for name, array in outputs.items()}
 
 
 def _widen(graph: Graph, counts: Counter[str]) -> None:

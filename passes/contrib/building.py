@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
 
 from ir.base.types import TensorType
-from ir.graph.graph import Node, Value
+from ir.graph.graph import OPSET, Node, Value
 from ir.ops.opset import ONNX
 from ir.ops.registry import attribute, lookup, opsets_of
 from ir.tensor.base import Tensor
-from ir.tensor.inline import InlineTensor
 from ir.tensor.rearranged import reshaped
 from passes.rewrite.patterns import Match, Op, Rest
 from passes.rewrite.rules import Replacement, Rewriter, Rule, rule
 
+MOST_SHARED = 64
+"""Elements of a constant that is made once for all."""
 MOST_SHOWN = 2
 """Nodes of an operator that a warning names."""
 
@@ -26,10 +27,16 @@ class Stays(Exception):
 
 
 class Left:
-    """The nodes that were not expanded, and why, by operator."""
+    """The nodes that were not expanded, and why, by operator.
+
+    Attributes:
+        nodes: the reasons.
+        made: what expansions have built, so that what layers have in common, such as masks, is built once.
+    """
 
     def __init__(self) -> None:
         self.nodes: dict[str, dict[Node, str]] = {}
+        self.made: dict[Hashable, Sequence[Value]] = {}
 
     def add(self, node: Node, reason: str) -> None:
         """Note a node; the last reason counts."""
@@ -46,8 +53,9 @@ class Site:
 
     def __init__(self, node: Node, rewriter: Rewriter) -> None:
         self.node = node
-        self.opset = opsets_of(node.graph).get(ONNX, 1)
+        self.opset = opsets_of(node.graph).get(ONNX, OPSET)
         self._rewriter = rewriter
+        self._made: dict[Hashable, Sequence[Value]] = rewriter.env.made if isinstance(rewriter.env, Left) else {}
 
     # ---- the node ----
 
@@ -120,23 +128,36 @@ class Site:
     # ---- its replacement ----
 
     def op(self, op: str, *inputs: Value | None, **attrs: Any) -> Value:
-        """The output of a new node in front of this one."""
-        given = list(inputs)
-        while given and given[-1] is None:
-            given.pop()
-        return self._rewriter.op(op, *given, attrs=_present(attrs))
+        """The output of a node in front of this one."""
+        return self.ops(op, *inputs, outputs=1, **attrs)[0]
 
     def ops(self, op: str, *inputs: Value | None, outputs: int, **attrs: Any) -> Sequence[Value]:
-        """The outputs of a new node."""
+        """The outputs of a node in front of this one: a new one, or an equal one that an expansion before has built."""
         given = list(inputs)
         while given and given[-1] is None:
             given.pop()
-        made = self._rewriter.op(op, *given, attrs=_present(attrs), outputs=outputs)
-        return (made,) if outputs == 1 else made
+        present = {name: value for name, value in attrs.items() if value is not None}
+        key = (self.node.graph, op, tuple(given), tuple(sorted(present.items())), outputs)
+        found = self._known(key)
+        if found is None:
+            made = self._rewriter.op(op, *given, attrs=present, outputs=outputs)
+            found = self._made[key] = (made,) if outputs == 1 else made
+        return found
 
     def const(self, data: np.ndarray | Tensor, name: str = "") -> Value:
-        """A new constant."""
-        return self._rewriter.const(data, name)
+        """A constant; of small arrays one for all."""
+        if isinstance(data, Tensor) or data.size > MOST_SHARED:
+            return self._rewriter.const(data, name)
+        key = (self.node.graph, data.dtype, data.shape, data.tobytes())
+        found = self._known(key)
+        if found is None:
+            found = self._made[key] = (self._rewriter.const(data, name),)
+        return found[0]
+
+    def _known(self, key: Hashable) -> Sequence[Value] | None:
+        """What was built before, if it is still there."""
+        found = self._made.get(key)
+        return found if found is not None and all(value.graph.holds(value) for value in found) else None
 
     def ints(self, *numbers: int) -> Value:
         """An int64 vector."""
@@ -148,8 +169,7 @@ class Site:
 
     def like(self, number: float, value: Value) -> Value:
         """A scalar of the element type of a value."""
-        dtype = self.type_of(value).dtype
-        return self.const(InlineTensor(np.array(number).astype(dtype.numpy), dtype))
+        return self.const(np.array(number).astype(self.type_of(value).dtype.numpy))
 
     def sum_of(self, *values: Value | None) -> Value:
         """The sum of what is given, from left to right."""
@@ -165,13 +185,13 @@ class Site:
         size = shape[axis] if shape is not None else None
         if isinstance(size, int):
             return self.ints(size)
-        rank = self.rank(value)
-        place = axis % rank
-        return self.op("Shape", value, start=place, end=place + 1)
-
-
-def _present(attrs: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in attrs.items() if value is not None}
+        # Axes of one name are of one length, so that what follows from it is the same for all layers.
+        key = (self.node.graph, "length", size)
+        found = self._known(key) if size is not None else None
+        if found is None:
+            place = axis % self.rank(value)
+            found = self._made[key] = (self.op("Shape", value, start=place, end=place + 1),)
+        return found[0]
 
 
 Expansion = Callable[[Site], "Value | Sequence[Value | None]"]

@@ -33,6 +33,9 @@ class Cut:
         twin = copied(graph)
         self._fed: dict[Value, str] = {value: value.name for value in graph.inputs}
         names = [value.name for value in wanted]
+        for value in twin.inputs:
+            if value.loc.startswith("free:") and isinstance(value.type, TensorType):
+                twin.set_type(value, TensorType(value.dtype, None))
         for value in at:
             inner = twin.value(value.name)
             fed = twin.add_input(twin.fresh_name(f"{value.name}.cut"), _loose(inner, len(self._fed)))

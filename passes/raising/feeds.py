@@ -14,6 +14,9 @@ from ir.facts.raised import PortKind
 from ir.graph.graph import Graph, Value
 from passes.raising.content import Content
 
+UNMADE = "free:"
+"""How the source of an input begins that nothing declares."""
+
 ROLES: dict[str, tuple[PortKind, str]] = {
     "ones": ("attention-mask", "one for each token that may be attended to, earlier ones included"),
     "causal": ("attention-mask", "0 where a token may attend, and the lowest number where it may not"),
@@ -88,6 +91,8 @@ def _choices(value: Value, content: Content) -> Sequence[str]:
     """Roles that an input may have by its type, likely ones first; none for a type that no role has."""
     if not isinstance(value.type, TensorType) or value.shape is None:
         return ("ones", "positions", "total", "past")
+    if is_unmade(value):
+        return ("ones", "positions", "total", "past")
     rank, dtype = value.rank or 0, value.dtype
     if rank == 3 and dtype.is_integer:
         return ("positions",)
@@ -105,6 +110,11 @@ def _choices(value: Value, content: Content) -> Sequence[str]:
         first = ("positions", "ones") if same and indexing else ("ones", "positions")
         return first
     return ("positions", "last", "total", "past", "tokens") if rank == 1 else ("total", "past", "last", "tokens")
+
+
+def is_unmade(value: Value) -> bool:
+    """True for an input that the file reads and never declares: its shape is what readers force, and may be another."""
+    return value.loc.startswith(UNMADE)
 
 
 def _indexes(value: Value) -> bool:
@@ -143,6 +153,8 @@ def names_head_size(value: Value) -> bool:
 def _array(value: Value, role: str, probe: Probe) -> np.ndarray:
     tokens, past, batch = probe.tokens, probe.past, probe.batch
     total, kind, rank = past + tokens, value.dtype.numpy, value.rank or 0
+    if is_unmade(value) and role in ("ones", "positions"):
+        rank = 2
     if role == "ones":
         return np.ones((batch, total), kind)
     if role == "positions":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import count
 
 from ir.base.diag import LadingError
 from ir.base.types import Dim, TensorType
@@ -15,10 +16,10 @@ from passes.framework.context import PassContext
 from passes.raising.activations import raise_activations
 from passes.raising.attention import Findings, find_attention
 from passes.raising.content import Content, content_of, require_no_rows
-from passes.raising.feeds import ROLES, require_free_length
+from passes.raising.feeds import ROLES, is_unmade, require_free_length
 from passes.raising.norms import raise_norms
 from passes.raising.rebuild import Rebuild
-from passes.raising.regions import ANCHORS
+from passes.raising.regions import ANCHORS, attention_regions
 from passes.raising.tables import Builder, gather_rows
 
 
@@ -48,7 +49,7 @@ class RaiseDecoder(Pass):
             return {}
         require_free_length(content.ids)
         gather_rows(graph)
-        _typed(graph)
+        _shape_unmade(graph, content)
         plain = []
         for raised in (raise_norms, raise_activations):
             plain += raised(graph, content)
@@ -76,6 +77,30 @@ class RaiseDecoder(Pass):
         graph.set_type(ids, TensorType(ids.dtype, (1, seq)))
         rebuild = Rebuild(graph, Builder(graph, ids))
         return [rebuild.attention(item) for item in found.attention]
+
+
+def _shape_unmade(graph: Graph, content: Content) -> None:
+    """Give inputs that nothing declares and attention reads two axes, as masks and positions have.
+
+    What reads them first often does with any shape, so that fewer axes were made out.
+    """
+    read = {value for region in attention_regions(graph, content) for value in region.values}
+    made = False
+    for value in graph.inputs:
+        if value in read and is_unmade(value) and isinstance(value.type, TensorType) and (value.rank or 0) < 2:
+            batch = content.ids.dims[0] if content.ids.rank == 2 else 1
+            tokens = graph.add_dim(Dim(_fresh_dim(graph, f"{value.name}.tokens")))
+            graph.set_type(value, TensorType(value.dtype, (batch, tokens)))
+            made = True
+    if made:
+        _retype(graph)
+    else:
+        _typed(graph)
+
+
+def _fresh_dim(graph: Graph, stem: str) -> str:
+    names = (stem if not number else f"{stem}.{number}" for number in count())
+    return next(name for name in names if name not in graph.dims)
 
 
 def _warn_of_matrices(found: Findings, ctx: PassContext) -> None:

@@ -172,6 +172,8 @@ def _transpose(at: At) -> Demand | None:
         return None
     out = out if out is not None else (None,) * len(at.node.attrs["perm"])
     order = at.node.attrs.get("perm") or tuple(reversed(range(len(out))))
+    if len(order) != len(out):
+        return None
     shape: list[Extent | None] = [None] * len(out)
     for place, axis in enumerate(order):
         shape[axis] = out[place]

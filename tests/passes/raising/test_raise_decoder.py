@@ -89,6 +89,21 @@ def test_an_input_is_a_mask_when_attention_fits_with_it_as_one():
     assert [(port.name, port.kind) for port in fact.inputs] == [("tokens", "token-ids"), ("pad", "attention-mask")]
 
 
+def test_a_mask_that_nothing_declares_is_one_all_the_same():
+    form = Written(padding="mask")
+    model = decoder(form)
+    del model.graph.input[1]
+    graph = load(model)
+    PassManager(pipeline(RAISE)).run(graph, PassContext())
+    assert [value.name for value in graph.inputs] == ["tokens"]
+    assert [(port.name, port.role) for port in graph.required_fact(Raised).inputs] == [("tokens", ""), ("pad", "ones")]
+    session = onnxruntime.InferenceSession(decoder(form).SerializeToString())
+    ids = np.random.default_rng(3).integers(0, form.vocab, (1, 19))
+    (wanted,) = session.run(None, {"tokens": ids, "pad": np.ones_like(ids)})
+    found = evaluate(graph, {"tokens": ids})[graph.outputs[0].name]
+    assert np.abs(wanted - found).max() <= 1e-5 * np.abs(wanted).max()
+
+
 def test_a_mask_as_a_matrix_is_taken_to_be_causal_with_a_warning():
     graph = load(decoder(Written(padding="matrix")))
     report = PassManager(pipeline(RAISE)).run(graph, PassContext())

@@ -110,6 +110,11 @@ class Evaluator:
         """What `advance` runs, in order."""
         return tuple(self._segments)
 
+    @property
+    def needed(self) -> tuple[Value, ...]:
+        """The inputs that the wanted values depend on, be it on their shape alone."""
+        return tuple(self._needed)
+
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The wanted values for one set of feeds; see `run_many`."""
         return self.run_many([feeds])[0]

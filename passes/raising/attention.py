@@ -224,7 +224,7 @@ class _Search:
         return more
 
     def _evaluated(self, roles: Roles, probe: Probe) -> tuple[dict[Value, np.ndarray], dict[Value, np.ndarray]]:
-        feeds = roles.feeds(self.content, probe, self.rng)
+        feeds = roles.feeds(self.content, probe, self.rng, self.cut.needed)
         for value, linear in self.linears.items():
             feeds[value] = self._random(value, linear, probe)
         return feeds, self.cut.run(feeds)
@@ -297,19 +297,29 @@ class _Search:
             return forms, []
         nodes, values = upstream(wanted)
         numbers = {int(number) for number in numbers_of(values, nodes) if number == int(number)}
-        length = max([64, *(number + 3 for number in numbers if number <= LONGEST_MASK)])
-        cut = Cut(self.graph, (), wanted)
-        probe = Probe(3, length) if self.content.history else Probe(length)
-        try:
-            found = cut.run(roles.feeds(self.content, probe, self.rng))
-        except LadingError:
-            probe = Probe(1, length) if self.content.history else probe
-            found = cut.run(roles.feeds(self.content, probe, self.rng))
+        limit = FAR[-1] if self.content.history else LONGEST_MASK
+        lengths = sorted({64, *(number + 3 for number in numbers if 64 < number <= limit)}, reverse=True)
+        found, probe = self._evaluated_masks(roles, wanted, lengths)
         made = [
             replace(form, window=self._window(index, form, [found[mask] for mask in masks[index]], probe))
             for index, form in enumerate(forms)
         ]
-        return made, [f"masks of {length} tokens"]
+        return made, [f"masks of {probe.past + probe.tokens} tokens"]
+
+    def _evaluated_masks(
+        self, roles: Roles, wanted: Sequence[Value], lengths: Sequence[int]
+    ) -> tuple[dict[Value, np.ndarray], Probe]:
+        """The masks at the greatest length at which the model computes them: after a history the last rows alone."""
+        cut = Cut(self.graph, (), wanted)
+        trouble: LadingError | None = None
+        for length in lengths:
+            for probe in (Probe(3, length), Probe(1, length)) if self.content.history else (Probe(length),):
+                try:
+                    return cut.run(roles.feeds(self.content, probe, self.rng, cut.needed)), probe
+                except LadingError as error:
+                    trouble = error
+        assert trouble is not None
+        raise trouble
 
     def _window(self, index: int, form: Form, masks: Sequence[np.ndarray], probe: Probe) -> int:
         if not masks:
@@ -368,7 +378,7 @@ class _Search:
         sizes = [value.dims[-2] for value in source.baked or ()]
         limit = min((size for size in sizes if isinstance(size, int)), default=FAR[-1])
         for length in FAR:
-            if length > limit:
+            if length > limit or (length > LONGEST_MASK and roles.takes_matrix(cut.needed)):
                 break
             past = length - 1 if self.content.history else 0
             try:
@@ -391,7 +401,8 @@ class _Search:
         ]  # fmt: skip
         for probe in (FIRST, Probe(5, 7) if self.content.history else Probe(29)):
             if open_:
-                found = Cut(self.graph, (), open_).run(roles.feeds(self.content, probe, self.rng))
+                cut = Cut(self.graph, (), open_)
+                found = cut.run(roles.feeds(self.content, probe, self.rng, cut.needed))
                 line = np.arange(probe.past, probe.past + probe.tokens)
                 open_ = [value for value in open_ if np.array_equal(found[value].reshape(-1), line)]
         counting = given | set(open_)
@@ -401,7 +412,7 @@ class _Search:
         return () if others - {self.content.ids} else tuple(sorted(first, key=lambda value: value.name))
 
     def _rows_at(self, roles: Roles, cut: Cut, table: Table, probe: Probe) -> tuple[np.ndarray, np.ndarray]:
-        return table.rows(cut.run(roles.feeds(self.content, probe, self.rng)), probe.tokens)
+        return table.rows(cut.run(roles.feeds(self.content, probe, self.rng, cut.needed)), probe.tokens)
 
 
 def _operands(value: Value) -> list[Value]:

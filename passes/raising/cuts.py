@@ -43,6 +43,9 @@ class Cut:
             self._fed[value] = fed.name
         self._names = dict(zip(wanted, names, strict=True))
         self._evaluator = Evaluator(twin, names)
+        read = {value.name for value in self._evaluator.needed}
+        self.needed = frozenset(value for value, name in self._fed.items() if name in read)
+        """The inputs, and values cut at, that have to be fed."""
 
     def run(self, feeds: Mapping[Value, np.ndarray]) -> dict[Value, np.ndarray]:
         """The wanted values; errors as for `Evaluator.run`."""
@@ -50,7 +53,7 @@ class Cut:
 
     def run_many(self, feeds: Sequence[Mapping[Value, np.ndarray]]) -> list[dict[Value, np.ndarray]]:
         """The wanted values for each set of feeds."""
-        given = [{self._fed[value]: array for value, array in feed.items()} for feed in feeds]
+        given = [{self._fed[value]: array for value, array in feed.items() if value in self.needed} for feed in feeds]
         found = self._evaluator.run_many(given)
         return [{value: result[name] for value, name in self._names.items()} for result in found]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import product
 
@@ -56,19 +56,28 @@ class Roles:
     of: Mapping[Value, str]
     head_size: int = 0
 
-    def feeds(self, content: Content, probe: Probe, rng: np.random.Generator | None) -> dict[Value, np.ndarray]:
-        """Arrays for all inputs; histories of random numbers, left out without a generator."""
+    def takes_matrix(self, needed: Set[Value]) -> bool:
+        """Whether a needed input says for each token whom it sees."""
+        return any(value in needed and role in ("causal", "allowed") for value, role in self.of.items())
+
+    def feeds(
+        self, content: Content, probe: Probe, rng: np.random.Generator, needed: Set[Value]
+    ) -> dict[Value, np.ndarray]:
+        """Arrays for those inputs that are needed; histories of random numbers.
+
+        A mask that is a matrix of very many tokens fills the memory, so that none is made for nothing.
+        """
         ids = content.ids
         shape = (probe.batch, probe.tokens) if ids.rank == 2 else (probe.tokens,)
         made: dict[Value, np.ndarray] = {ids: np.zeros(shape, ids.dtype.numpy)}
         for value, role in self.of.items():
-            made[value] = _array(value, role, probe)
-        if rng is None:
-            return made
+            if value in needed:
+                made[value] = _array(value, role, probe)
         for value in content.history:
-            made[value] = rng.normal(0, 1, history_shape(value, content, probe, self.head_size)).astype(
-                value.dtype.numpy
-            )
+            if value in needed:
+                made[value] = rng.normal(0, 1, history_shape(value, content, probe, self.head_size)).astype(
+                    value.dtype.numpy
+                )
         return made
 
 

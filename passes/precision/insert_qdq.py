@@ -10,6 +10,7 @@ from ir.base.types import F16, F32, TensorType
 from ir.facts.calibration import Calibration
 from ir.facts.precision import PrecisionPlan
 from ir.graph.graph import Graph, Node, Value
+from ir.ops.opset import upgrade
 from ir.quant.storage import Storage
 from ir.quant.weight import METHODS, shared_quantized
 from ir.tensor.base import Tensor
@@ -18,6 +19,9 @@ from ir.tensor.rearranged import transposed
 from passes.framework.base import Pass
 from passes.framework.context import PassContext
 from passes.precision.planned_weights import as_stored, same_matrix, weights_of
+
+BLOCKED_OPSET = 21
+"""Version of ONNX's operators from which DequantizeLinear knows blocks."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class InsertQdq(Pass):
         plan = graph.required_fact(PrecisionPlan)
         tables = set(graph.tables.values())
         moments = _moments(graph, plan)
+        _bring_to_blocks(graph, plan)
         counts = {"dequantize": 0, "cast": 0}
         for name, storage in plan.storage.items():
             value = graph.value(name)
@@ -53,6 +58,24 @@ class InsertQdq(Pass):
                 _store_blocks(graph, value, storage, moments[name], by_rows)
                 counts["dequantize"] += 1
         return counts
+
+
+def _bring_to_blocks(graph: Graph, plan: PrecisionPlan) -> None:
+    """Bring a graph to the version of ONNX's operators that knows blocks, where the plan stores any.
+
+    Raises:
+        LadingError: P324 an operator has no form in that version.
+    """
+    if all(storage.bits > 8 for storage in plan.storage.values()):
+        return
+    blockers = upgrade(graph, BLOCKED_OPSET)
+    if blockers:
+        raise LadingError(
+            "P324",
+            f"weights stored as integers take opset {BLOCKED_OPSET}, and {', '.join(blockers[:4])} cannot be brought to it",
+            graph.name,
+            "store floats: --passes onnx-fp32",
+        )
 
 
 def _moments(graph: Graph, plan: PrecisionPlan) -> dict[str, str]:

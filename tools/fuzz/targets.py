@@ -6,12 +6,14 @@ from tools.fuzz.subjects.damaged_checkpoints import DAMAGED_CHECKPOINTS
 from tools.fuzz.subjects.damaged_graphs import DAMAGED_GRAPHS
 from tools.fuzz.subjects.damaged_models import DAMAGED_MODELS
 from tools.fuzz.subjects.damaged_plans import DAMAGED_PLANS
+from tools.fuzz.subjects.dangling_tensors import DANGLING
 from tools.fuzz.subjects.laws import LAWS
 from tools.fuzz.subjects.tokenizer_children import TOKENIZER_CHILDREN
 from tools.fuzz.subjects.unlucky import UNLUCKY
 from tools.fuzz.target import Target
 
 TARGETS: tuple[Target, ...] = (
-    *LAWS, *DAMAGED_GRAPHS, *DAMAGED_CHECKPOINTS, *TOKENIZER_CHILDREN, *DAMAGED_MODELS, *DAMAGED_PLANS, *UNLUCKY,
+    *LAWS, *DAMAGED_GRAPHS, *DAMAGED_CHECKPOINTS, *TOKENIZER_CHILDREN, *DAMAGED_MODELS, *DAMAGED_PLANS, *DANGLING,
+    *UNLUCKY,
 )  # fmt: skip
 """All targets, in the order in which they are searched."""

@@ -31,6 +31,7 @@ class Demand:
             is declared; one is the answer, several are a doubt. None for an operand that may be fed.
         words: what forces it, for people.
         loose: the shape is one of several that would do.
+        least: axes that it has at least, where the shape is not known.
     """
 
     shape: Extents | None = None
@@ -41,6 +42,7 @@ class Demand:
     values: tuple[tuple[int, ...], ...] | None = None
     words: str = ""
     loose: bool = False
+    least: int = 0
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class At:
         known: shapes of values as far as they are known, by recorded types and by what other readers demand.
         element: element types likewise.
         numbers: the elements of small integer tensors, where they are known.
+        least: how many axes a value has at least, by what its readers demand.
     """
 
     node: Node
@@ -60,6 +63,7 @@ class At:
     known: Callable[[Value], Extents | None]
     element: Callable[[Value], DType | None]
     numbers: Callable[[Value | None], tuple[int, ...] | None]
+    least: Callable[[Value], int]
 
     def shape(self, index: int) -> Extents | None:
         """The shape of an operand."""
@@ -144,6 +148,7 @@ def joined(found: Sequence[Demand]) -> Demand:
             high=high,
             default=first.default if first.default is not None else item.default,
             values=values,
+            least=max(first.least, item.least),
             words="; ".join(dict.fromkeys(part for part in (first.words, item.words) if part)),
         )
     return first

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ir.base.types import BOOL, I64, TensorType
-from ir.graph.graph import Graph
+from ir.graph.graph import Graph, Node
 from ir.infer.free.demand import At, Demand, Extents, demands, is_known, subgraph
 from ir.infer.symbolic import Extent
 
@@ -27,7 +27,8 @@ def _gather(at: At) -> Demand | None:
     data, index, out = at.shape(0), at.shape(1), at.out()
     if at.index == 0:
         if index is None or out is None:
-            return None
+            axis = at.attr("axis") or 0
+            return Demand(words="places are chosen from it", least=axis + 1 if axis >= 0 else -axis)
         axis = _axis(at, len(out) - len(index) + 1)
         if axis is None:
             return None
@@ -178,9 +179,22 @@ def _any(at: At) -> Demand | None:
     if at.node.op in ("ArgMax", "ArgMin") and at.attr("keepdims") and out is not None:
         axis = at.attr("axis") % len(out)
         return Demand((*out[:axis], None, *out[axis + 1 :]), words="the place of its largest or smallest is taken")
-    if at.node.op == "Shape" and out is not None and isinstance(out[0], int) and not at.node.attrs.get("start"):
+    if at.node.op != "Shape":
+        return None
+    if out is not None and isinstance(out[0], int) and not at.node.attrs.get("start"):
         return Demand((None,) * out[0], words="its shape is taken")
-    return None
+    return Demand(
+        words="its shape is taken", least=max((_places(at, node) for node in at.node.output.users), default=0)
+    )
+
+
+def _places(at: At, reader: Node) -> int:
+    """How many axes a shape has at least, by what is taken from it."""
+    if reader.op != "Gather" or reader.input(0) is not at.node.output:
+        return 0
+    taken = at.numbers(reader.input(1)) or ()
+    start = int(at.node.attrs.get("start") or 0)
+    return max((place + 1 + start if place >= 0 else -place for place in taken), default=0)
 
 
 # ---- control flow ----

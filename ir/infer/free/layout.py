@@ -168,11 +168,12 @@ def _same(a: list[Extent | None], b: Extents) -> bool:
 @demands("Transpose")
 def _transpose(at: At) -> Demand | None:
     out = at.out()
-    if out is None and not at.node.attrs.get("perm"):
-        return None
-    out = out if out is not None else (None,) * len(at.node.attrs["perm"])
-    order = at.node.attrs.get("perm") or tuple(reversed(range(len(out))))
-    if len(order) != len(out):
+    order = at.node.attrs.get("perm")
+    if order is None:
+        return Demand(tuple(reversed(out)), words="its axes are exchanged") if out is not None else None
+    if out is None:
+        out = (None,) * len(order)
+    if sorted(order) != list(range(len(out))):
         return None
     shape: list[Extent | None] = [None] * len(out)
     for place, axis in enumerate(order):
@@ -182,8 +183,9 @@ def _transpose(at: At) -> Demand | None:
 
 @demands("Flatten")
 def _flatten(at: At) -> Demand | None:
-    out = at.out()
-    return Demand(out, words="any shape of as many elements will do", loose=True) if out is not None else None
+    axis = at.attr("axis")
+    out = at.out() if axis == 1 else None
+    return Demand(out, words="it is flattened", loose=True, least=max(axis, 1))
 
 
 # ---- pieces ----
@@ -195,7 +197,9 @@ def _concat(at: At) -> Demand | None:
     shapes = [shape for i in range(len(at.node.inputs)) if i != at.index and (shape := at.shape(i)) is not None]
     out = at.out()
     like = shapes[0] if shapes else out
-    if like is None or not -len(like) <= axis < len(like):
+    if like is None:
+        return Demand(words="it stands beside others", least=_axes_before(axis))
+    if not -len(like) <= axis < len(like):
         return None
     axis %= len(like)
     rest = [shape[axis] for shape in shapes]
@@ -213,7 +217,7 @@ def _split(at: At) -> Demand | None:
     if at.index == 0:
         like = next((shape for shape in outs if shape is not None), None)
         if like is None:
-            return None
+            return Demand(words="it is split", least=_axes_before(axis))
         whole = sum(parts) if all(isinstance(part, int) for part in parts) else None  # type: ignore[arg-type]
         place = axis % len(like)
         return Demand((*like[:place], whole, *like[place + 1 :]), words="it is split")
@@ -248,7 +252,7 @@ def _slice(at: At) -> Demand | None:
         rank = len(out) if out is not None else None
         cut = at.ints(3)
         if rank is None or out is None:
-            return None
+            return Demand(words="it is cut", least=max((_axes_before(axis) for axis in cut or ()), default=0))
         kept = () if cut is None else {axis % rank for axis in cut}
         return Demand(
             tuple(e if cut is not None and i not in kept else None for i, e in enumerate(out)), words="it is cut"
@@ -423,6 +427,11 @@ def _blocks(at: At) -> Demand | None:
         (n, c * square, h // size, w // size) if at.node.op == "DepthToSpace" else (n, c // square, h * size, w * size)
     )
     return Demand(shape, words="its blocks are laid out")
+
+
+def _axes_before(axis: int) -> int:
+    """How many axes there are at least where one of them is named."""
+    return axis + 1 if axis >= 0 else -axis
 
 
 def _shown(shape: Extents) -> str:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from ir.base.types import dtype_of_onnx
 from ir.infer.free.demand import At, Demand, Extents, demands, is_known
 from ir.infer.symbolic import Extent
 from ir.ops.registry import ELEMENTWISE
+
+EACH = "it is computed with element by element"
+"""What is said of operands of elementwise operators."""
 
 
 def joint_shape(shapes: list[Extents]) -> Extents:
@@ -24,11 +28,11 @@ def _elementwise(at: At) -> Demand | None:
     others = [i for i, value in enumerate(at.node.inputs) if value is not None and i != at.index]
     shapes = [shape for i in others if (shape := at.shape(i)) is not None]
     out = at.out()
+    words = EACH if at.node.op != "Cast" else f"it is cast to {dtype_of_onnx(at.node.attrs['to'])}"
     if out is None and (not shapes or len(shapes) < len(others)):
-        return None
+        return Demand(least=at.least(at.node.output), words=words) if not others else None
     if out is not None:
         shapes.append(out)
-    words = "it is computed with element by element"
     if others:
         words += ", in the shape of the result; any that broadcasts to it will do"
     return Demand(joint_shape(shapes), words=words, loose=bool(others))

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ir.base.diag import LadingError
-from ir.base.types import F32, I64, Dim, DType, TensorType, dtype_of_onnx
+from ir.base.types import DTYPES, F32, I32, I64, Dim, DType, TensorType, dtype_of_onnx
 from ir.graph.graph import Graph, Node, Value
 from ir.graph.order import reads
 from ir.infer.engine import infer_types
 from ir.infer.free import indices, layout, numeric
 from ir.infer.free.demand import RULES, UNTOLD, At, Demand, Extents, agree, finer, is_known, joined, shape_of
 from ir.infer.free.elements import allowed, usual
-from ir.infer.inference import Inference
+from ir.infer.inference import Inference, is_sound
 from ir.infer.symbolic import Extent
 from ir.tensor.inline import InlineTensor
 
@@ -132,7 +132,12 @@ class _Solver:
     def _ask(self, node: Node, index: int) -> Demand | None:
         """What a node says of one of its operands."""
         rule = RULES.get(node.op)
-        return rule(At(node, index, self._shape, self._element, self._numbers.ints_of)) if rule is not None else None
+        if rule is None or not is_sound(node):
+            return None
+        try:
+            return rule(At(node, index, self._shape, self._element, self._numbers.ints_of, self._least))
+        except (ArithmeticError, LookupError, TypeError, ValueError):
+            return None  # Other operands do not fit the operator, so nothing follows from them.
 
     def _join(self, value: Value, demands: list[Demand]) -> None:
         if demands:
@@ -150,6 +155,10 @@ class _Solver:
         if isinstance(extent, Dim) and extent.name not in self.names and not extent.name.startswith(UNTOLD):
             return Dim(UNTOLD + extent.name)
         return extent
+
+    def _least(self, value: Value) -> int:
+        demand = self.found.get(value)
+        return demand.least if demand is not None else 0
 
     def _element(self, value: Value) -> DType | None:
         if isinstance(value.type, TensorType):
@@ -194,16 +203,19 @@ class _Solver:
                 return self._set(value, dtype)
         for value in self.free:
             if isinstance(value.type, TensorType) and value.type.shape is None and value not in self.shapes:
-                self.guesses[value].append("nothing says its rank")
-                self.shapes[value] = (None,)
+                least = max(1, self._least(value))
+                self.guesses[value].append("nothing says its rank" if least == 1 else f"it has {least} axes or more")
+                self.shapes[value] = (None,) * least
                 return self._set(value, value.type.dtype)
         return False
 
     def _likely(self, value: Value, options: tuple[DType, ...]) -> DType | None:
         """The element type to take where several would do."""
-        casts = [node for node in value.users if node.op == "Cast"]
-        if casts and len(casts) == len(value.users):
-            return F32 if dtype_of_onnx(casts[0].attrs["to"]).is_float else I64
+        targets = _cast_to(value)
+        if targets:
+            return next((one for one in (I64, I32, F32) if one in options and one not in targets), None) or usual(
+                options
+            )
         demand = self.found.get(value, Demand())
         counts = demand.values is not None or demand.low is not None or demand.high is not None
         return I64 if counts and I64 in options else usual(options)
@@ -296,6 +308,30 @@ class _Solver:
         self.graph.replace(value, constant)
         self.graph.remove_input(value)
         return Settled(constant, demand, readers, guessed)
+
+
+def _cast_to(value: Value) -> set[DType]:
+    """The element types that a value is cast to before anything is computed with it; nobody casts to what it is."""
+    found: set[DType] = set()
+    waiting, seen = [value], {value}
+    while waiting:
+        for node in waiting.pop().users:
+            if node.op == "Cast":
+                if not is_sound(node) or node.attrs["to"] not in _KNOWN:
+                    return set()
+                found.add(dtype_of_onnx(node.attrs["to"]))
+            elif node.op in _MOVES:
+                waiting += [item for item in node.outputs if item not in seen]
+                seen.update(node.outputs)
+            elif node.op not in ("Shape", "Size"):
+                return set()
+    return found
+
+
+_KNOWN = frozenset(item.onnx for item in DTYPES.values())
+_MOVES = frozenset(
+    {"Reshape", "Squeeze", "Unsqueeze", "Expand", "Transpose", "Flatten", "Identity", "Slice", "Gather", "Concat"}
+)
 
 
 def _allows(demand: Demand, shape: Extents | None, hint: Extents) -> bool:

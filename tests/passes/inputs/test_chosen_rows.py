@@ -16,7 +16,7 @@ from ir.facts.inputs import DynamicInputs
 from ir.graph.graph import Graph
 from passes.framework.manager import PassManager
 from tests.support.checkpoints import make_checkpoint
-from tests.support.dangling.row_choices import KINDS, ORIGINS, PLACES, choosing, decoder
+from tools.fuzz.inputs.row_choices import KINDS, ORIGINS, PLACES, choosing, decoder
 
 pytestmark = pytest.mark.mnn  # what a runtime feeds comes with one
 

@@ -132,8 +132,8 @@ CASES: Sequence[Case] = (
     Case("OneHot depth", "g (int64[4] x) => (float[4,7] y) <float[2] v = {0,1}> { y = OneHot(x, lost, v) }", "= [7]"),
     Case("Range limit", "g (float[2] z) => (int64[k] y) <int64 a = {0}, int64 d = {1}> { y = Range(a, lost, d) "
          "}", "i64[]"),
-    Case("Cast", "g (float[2] z) => (float[3] y) { y = Cast<to = 1>(lost) }", "f32[3]"),
-    Case("Cast to integers", "g (float[5] x) => (float[3] y) { i = Cast<to = 7>(lost)  y = Gather(x, i) }", "i64[3]"),
+    Case("Cast", "g (float[2] z) => (float[3] y) { y = Cast<to = 1>(lost) }", "i64[3]"),
+    Case("Cast to integers", "g (float[5] x) => (float[3] y) { i = Cast<to = 7>(lost)  y = Gather(x, i) }", "i32[3]"),
     Case("If condition", "g (float[2] x) => (float[2] y) { y = If(lost) <then_branch = a () => (float[2] t) { t "
          "= Neg(x) }, "
          "else_branch = b () => (float[2] e) { e = Relu(x) }> }", "bool[]"),

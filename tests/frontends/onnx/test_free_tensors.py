@@ -126,3 +126,40 @@ def test_operators_that_nobody_knows_say_nothing():
 def test_an_output_that_nothing_makes():
     error = refused("g (float[2] x) => (float[2] never) { y = Neg(x) }")
     assert error.code == "F604" and "'never'" in str(error)
+
+
+# ---- what exporters leave behind ----
+
+
+def test_a_mask_has_as_many_axes_as_are_taken_from_it():
+    """Its type is none of those that it is cast to, and its second axis is asked for and flattened."""
+    graph = load(
+        model_of(
+            "g (int64[k] i) => (bool[?] y, int64 n) { seen = Cast<to = 9>(mask)  flat = Flatten<axis = 2>(seen) "
+            "one = Constant<value = int64 {1}>()  shape = Shape(seen)  n = Gather(shape, one)  z = Gather(flat, i) "
+            "y = Squeeze(z) }"
+        )
+    )
+    assert graph.fact(FreeTensors).find("mask").type == "i64[mask.0, mask.1]"
+
+
+def test_positions_are_integers_where_they_are_cast_to_floats():
+    graph = load(
+        model_of(
+            "g (float[batch, seq, 4] x) => (float[batch, seq, 4] y) <int64[1] a = {2}> "
+            "{ wide = Unsqueeze(positions, a)  f = Cast<to = 1>(wide)  s = Sin(f)  y = Mul(x, s) }"
+        )
+    )
+    assert graph.fact(FreeTensors).find("positions").type == "i64[batch, seq]"
+
+
+def test_a_history_is_as_long_as_it_likes():
+    graph = load(model_of("g (float[1, 2, seq, 8] k) => (float[1, 2, all, 8] y) { y = Concat<axis = 2>(past, k) }"))
+    assert graph.fact(FreeTensors).find("past").type == "f32[1, 2, past.2, 8]"
+
+
+def test_rules_say_nothing_of_nodes_that_are_wrong():
+    graph = load(
+        model_of("g (float[2, 3] x) => (float[2, 3] y) { t = Transpose<perm = [0, 1, 2]>(lost)  y = Add(x, t) }")
+    )
+    assert graph.fact(FreeTensors).find("lost").type.startswith("f32[")

@@ -14,8 +14,11 @@ from ir.base.diag import LadingError
 from ir.evaluate.evaluator import evaluate
 from ir.facts.inputs import DynamicInputs
 from ir.graph.graph import Graph
+from passes.framework.check_numbers import CheckNumbers
+from passes.framework.instruments import VerifyEach
 from passes.framework.manager import PassManager
 from tests.support.checkpoints import make_checkpoint
+from tests.support.dangling.general import CASES
 from tools.fuzz.inputs.row_choices import KINDS, ORIGINS, PLACES, choosing, decoder
 
 pytestmark = pytest.mark.mnn  # what a runtime feeds comes with one
@@ -181,3 +184,28 @@ def renamed(model: onnx.ModelProto, old: str, new: str) -> onnx.ModelProto:
         node.input[:] = [new if name == old else name for name in node.input]
     next(item for item in made.graph.input if item.name == old).name = new
     return made
+
+
+# ---- graphs that are no language models ----
+
+
+def test_a_general_graph_keeps_its_inputs_and_says_what_they_are():
+    case = next(item for item in CASES if item.name == "Gather indices")
+    graph = load(case.model)
+    PassManager(PIPELINE, [VerifyEach(), CheckNumbers()]).run(graph)
+    fact = graph.required_fact(DynamicInputs)
+    assert [(item.input, item.kind, item.why) for item in fact.discoveries] == [
+        ("x", "given", "declared"),
+        ("lost", "free", "dangling"),
+    ]
+    found = fact.discoveries[1]
+    assert (found.low, found.high, found.default, found.shapes, found.node) == (-8, 7, 0, ((2, 5),), "Gather 'y'")
+    assert fact.signature == "" and DynamicInputs.from_data(fact.to_data()) == fact
+
+
+def test_a_general_graph_that_lacks_nothing_has_no_token_ids():
+    case = next(item for item in CASES if item.name == "Add")
+    case.model.graph.input.add()
+    model = case.model
+    model.graph.input.append(helper.make_tensor_value_info("lost", TensorProto.FLOAT, [2, 3]))
+    assert error_of(model).code == "P351"

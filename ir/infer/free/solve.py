@@ -22,7 +22,8 @@ from ir.tensor.inline import InlineTensor
 FILLED_BY = (numeric, layout, indices)
 """Modules with rules."""
 MOST_ROUNDS = 12
-"""Rounds of looking backwards and forwards; each settles something, or guesses, or is the last."""
+"""Rounds of looking backwards and forwards, and as many more as tensors may have to be guessed one after the other; each
+settles something, or guesses, or is the last."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class _Solver:
         self._numbers = Inference(self.graph, lazy=True)
 
     def run(self) -> list[Settled]:
-        for _ in range(MOST_ROUNDS):
+        for _ in range(MOST_ROUNDS + 2 * len(self.free)):
             infer_types(self.graph)
             self._look_back()
             if not self._note() and not self._guess():
@@ -194,20 +195,34 @@ class _Solver:
         return changed
 
     def _guess(self) -> bool:
-        """Settle what is not forced for the first value that lacks something; False when none does."""
-        for value in self.free:
-            options = self.types.get(value, ())
-            dtype = self._likely(value, options) if value.type is None else None
-            if dtype is not None:
-                self.guesses[value].append(_other_types(dtype, options))
-                return self._set(value, dtype)
-        for value in self.free:
-            if isinstance(value.type, TensorType) and value.type.shape is None and value not in self.shapes:
-                least = max(1, self._least(value))
-                self.guesses[value].append("nothing says its rank" if least == 1 else f"it has {least} axes or more")
-                self.shapes[value] = (None,) * least
-                return self._set(value, value.type.dtype)
+        """Settle what is not forced for values that lack something, but for those on which what is settled now may bear;
+        False when none lacks anything."""
+        settled: set[Node] = set()
+        for guess in (self._guess_element, self._guess_rank):
+            found = False
+            for value in self.free:
+                if settled.isdisjoint(value.users) and guess(value):
+                    settled.update(value.users)
+                    found = True
+            if found:
+                return True
         return False
+
+    def _guess_element(self, value: Value) -> bool:
+        options = self.types.get(value, ())
+        dtype = self._likely(value, options) if value.type is None else None
+        if dtype is None:
+            return False
+        self.guesses[value].append(_other_types(dtype, options))
+        return self._set(value, dtype)
+
+    def _guess_rank(self, value: Value) -> bool:
+        if not isinstance(value.type, TensorType) or value.type.shape is not None or value in self.shapes:
+            return False
+        least = max(1, self._least(value))
+        self.guesses[value].append("nothing says its rank" if least == 1 else f"it has {least} axes or more")
+        self.shapes[value] = (None,) * least
+        return self._set(value, value.type.dtype)
 
     def _likely(self, value: Value, options: tuple[DType, ...]) -> DType | None:
         """The element type to take where several would do."""

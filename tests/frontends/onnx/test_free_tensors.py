@@ -17,6 +17,7 @@ from ir.facts.free_tensors import FreeTensors, free_notes
 from ir.text.parser import parse
 from ir.text.printer import print_graph
 from tests.support.dangling.general import CASES, feeds
+from tests.support.work import calls_of
 
 
 def model_of(text: str) -> onnx.ModelProto:
@@ -163,3 +164,15 @@ def test_rules_say_nothing_of_nodes_that_are_wrong():
         model_of("g (float[2, 3] x) => (float[2, 3] y) { t = Transpose<perm = [0, 1, 2]>(lost)  y = Add(x, t) }")
     )
     assert graph.fact(FreeTensors).find("lost").type.startswith("f32[")
+
+
+def test_many_tensors_take_no_more_rounds_than_few():
+    """Those that do not bear on each other are settled together."""
+
+    def casts(count: int) -> onnx.ModelProto:
+        nodes = " ".join(f"c{i} = Cast<to = 1>(lost{i})  d{i} = Sin(c{i})" for i in range(count))
+        return model_of(f"g (float[2] x) => (float[2] y) {{ y = Neg(x) {nodes} }}")
+
+    fact = load(casts(60)).fact(FreeTensors)
+    assert len(fact.tensors) == 60 and {item.dtype for item in fact.tensors} == {"i64"}
+    assert calls_of(load, casts(60)) < 2.5 * calls_of(load, casts(30))

@@ -194,10 +194,12 @@ class _Trial:
 
     def _collect(self) -> None:
         """The nodes between `start` and `made`, those that compute an index among them, and what they read."""
-        self.moved = {self.start}
+        self.moved, self.carried = {self.start}, {self.start}
         for node in self.graph.nodes:
             if any(value in self.moved for value in reads(node)):
                 self.moved.update(node.outputs)
+            if node.op not in _SHAPE and any(value in self.carried for value in reads(node)):
+                self.carried.update(node.outputs)
         chosen: set[Node] = set()
         waiting, seen = [self.made], {self.start}
         while waiting:
@@ -223,16 +225,19 @@ class _Trial:
         self.shapes = list(dict.fromkeys(self.shapes))
 
     @property
+    def _carrying(self) -> list[Node]:
+        """The nodes that rows go through, in order."""
+        return [node for node in self.nodes if any(value in self.carried for value in node.outputs)]
+
+    @property
     def node(self) -> Node:
         """The node that chooses: the first that is no mere layout."""
-        moving = [node for node in self.nodes if node.inputs and node.inputs[0] in self.moved]
-        return next((node for node in moving if node.op not in (*_LAYOUT, *_SHAPE)), moving[0])
+        return next((node for node in self._carrying if node.op not in _LAYOUT), self._carrying[0])
 
     @property
     def is_layout(self) -> bool:
         """True when nothing is picked, only laid out."""
-        moving = [node for node in self.nodes if any(value in self.moved for value in reads(node))]
-        return all(node.op in (*_LAYOUT, *_SHAPE) or node.output.rank == 1 for node in moving)
+        return all(node.op in _LAYOUT for node in self._carrying)
 
     def choice(self, after: bool) -> _Choice | None:
         """What is chosen by what; None when every row stays where it is.
@@ -400,6 +405,8 @@ class _Run:
         starts = [value for value, role in roles.items() if role in ("start", "index")]
         if len(starts) != 1 or len(set(roles.values())) != len(roles):
             return None
+        if all(self._only_last(starts[0], roles, length) for length in self.lengths):
+            return "the last row, named by"
         for meaning, words in (("from", "the rows from"), ("at", "the row named by")):
             if all(
                 self._agrees(meaning, starts[0], roles, length, row)
@@ -409,6 +416,19 @@ class _Run:
             ) and (meaning == "at" or self._agrees(meaning, starts[0], roles, self.lengths[-1], -1)):
                 return words
         return None
+
+    def _only_last(self, start: Value, roles: Mapping[Value, str], length: int) -> bool:
+        """True when the last row, by its number or as -1, is the only one that can be had, since there is room for one."""
+        if length < 2:
+            return False
+        got = {}
+        for row in (length - 2, length - 1, -1):
+            feeds = {value: self._index(value, role, row, _END) for value, role in roles.items()}
+            if any(item is None for item in feeds.values()):
+                return False
+            got[row] = self.rows(length, feeds)  # type: ignore[arg-type]
+        last = (length - 1,)
+        return got[length - 2] is None and got[length - 1] == last and got[-1] in (last, None)
 
     def _agrees(self, meaning: str, start: Value, roles: Mapping[Value, str], length: int, row: int) -> bool:
         """True when the index `row` gives the rows of a meaning; with an end that is chosen too, up to that."""

@@ -16,13 +16,19 @@ _USUAL = (F32, I64, BOOL)
 """Element types in the order in which they are taken where several would do."""
 
 
-def allowed(node: Node, index: int, element: Callable[[Value], DType | None]) -> tuple[DType, ...]:
+def allowed(
+    node: Node,
+    index: int,
+    element: Callable[[Value], DType | None],
+    among: Callable[[Value], tuple[DType, ...]] = lambda value: (),
+) -> tuple[DType, ...]:
     """The element types that an operand may have, given those of the others; empty where nothing is said.
 
     Args:
         node: the node.
         index: which operand.
         element: element types of values as far as they are known.
+        among: those that a value of unknown type may have; empty where nothing is known.
     """
     opsets = opsets_of(node.graph)
     schema = schema_of(node.domain, node.op_type, opsets.get(node.domain, 1))
@@ -31,19 +37,18 @@ def allowed(node: Node, index: int, element: Callable[[Value], DType | None]) ->
     formals = schema.inputs
     formal = formals[min(index, len(formals) - 1)]
     variadic = formal.option.name == "Variadic"
-    alike = not variadic or formal.is_homogeneous
-    for place, value in enumerate(node.inputs):
-        if value is None or place == index:
-            continue
-        other = formals[min(place, len(formals) - 1)]
-        if other.type_str == formal.type_str and alike and (found := element(value)) is not None:
+    uniform = not variadic or formal.is_homogeneous
+    ends = [(value, formals[min(place, len(formals) - 1)]) for place, value in enumerate(node.inputs) if place != index]
+    ends += list(zip(node.outputs, schema.outputs, strict=False))
+    alike = [value for value, other in ends if value is not None and other.type_str == formal.type_str and uniform]
+    for value in alike:
+        if (found := element(value)) is not None:
             return (found,)
-    for place, value in enumerate(node.outputs):
-        if place < len(schema.outputs) and schema.outputs[place].type_str == formal.type_str and alike:
-            found = element(value)
-            if found is not None:
-                return (found,)
-    return _types(formal.type_str, node.domain, node.op_type, opsets.get(node.domain, 1))
+    options = _types(formal.type_str, node.domain, node.op_type, opsets.get(node.domain, 1))
+    for value in alike:
+        limited = among(value)
+        options = tuple(one for one in options if not limited or one in limited) or options
+    return options
 
 
 @lru_cache(maxsize=4096)

@@ -37,6 +37,9 @@ def _reshape(at: At) -> Demand | None:
     out = at.out()
     if at.index == 0:
         words = "any shape of as many elements as the result has will do"
+        asked = at.ints(1)
+        if asked is not None and all(size > 0 for size in asked):
+            out = asked
         return Demand(out, words=words, loose=True) if out is not None else None
     if out is None:
         return Demand((None,), low=-1, words="it says the shape of the result, whose rank nothing tells")
@@ -71,7 +74,9 @@ def _reshapes(data: Extents | None, out: Extents) -> tuple[tuple[int, ...], ...]
 def _expand(at: At) -> Demand | None:
     out = at.out()
     if at.index == 0:
-        return Demand(out, words="the result has its shape or a wider one", loose=True) if out is not None else None
+        # What is computed has the shape that it is computed with, and any that broadcasts will do here.
+        given = out is not None and at.node.operand(0).producer is None
+        return Demand(out, words="the result has its shape or a wider one", loose=True) if given else None
     if out is None:
         return Demand((None,), low=0, words="it says the shape of the result, whose rank nothing tells")
     sizes = fixed(out)

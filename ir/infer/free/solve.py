@@ -122,7 +122,7 @@ class _Solver:
             self._join(value, demands)
 
     def _hear(self, node: Node, index: int, value: Value, wanted: dict[Value, list[Demand]]) -> None:
-        options = allowed(node, index, self._element)
+        options = allowed(node, index, self._element, lambda other: self.types.get(other, ()))
         if options:
             before = self.types.get(value, ())
             self.types[value] = tuple(one for one in before if one in options) or options if before else options

@@ -118,6 +118,37 @@ def test_a_head_for_single_rows_takes_all(plain, logits):
     require_right(model, logits + bias)
 
 
+def chooser(model: onnx.ModelProto) -> onnx.NodeProto:
+    return next(node for node in model.graph.node if node.name == "choose")
+
+
+@pytest.mark.parametrize("lost", [(1, 2), (1, 3), (1, 2, 3), (1, 4)], ids=str)
+def test_other_operands_of_the_cut_may_be_lost_too(plain, logits, lost):
+    """Starts, ends, axes and steps."""
+    model = choosing(plain, "norm", "slice", "dangling")
+    node = chooser(model)
+    if 4 in lost:
+        node.input.append("")
+    for place in lost:
+        node.input[place] = f"lost_{place}"
+    _, fact = require_right(model, logits)
+    found = fact.find("output-rows")
+    assert found.why == "dangling" and set(found.given) >= {"lost_1"}
+
+
+def test_a_cut_along_all_axes(plain, logits):
+    """Starts for every axis, that of the rows among zeros."""
+    model = choosing(plain, "head", "slice", "declared")
+    for name, numbers in (("zero", [0]), ("ends", [2**31 - 1] * 3)):
+        model.graph.initializer.append(numpy_helper.from_array(np.array(numbers, np.int64), name))
+    place = next(place for place, item in enumerate(model.graph.node) if item.name == "choose")
+    model.graph.node.insert(place, helper.make_node("Concat", ["zero", "logits_index", "zero"], ["starts"], axis=0))
+    node = chooser(model)
+    del node.input[1:]
+    node.input.extend(["starts", "ends"])
+    require_right(model, logits)
+
+
 # ---- what is refused ----
 
 

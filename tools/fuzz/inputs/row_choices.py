@@ -10,7 +10,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 PLACES = ("norm", "head", "logits")
 """Before the final norm, before the logits matrix, behind it."""
-KINDS = ("slice", "slice-end", "gather", "gather-scalar", "gather-flat", "gather-nd")
+KINDS = ("slice", "slice-end", "slice-dropped", "gather", "gather-scalar", "gather-flat", "gather-nd", "gather-elements",
+         "matrix")  # fmt: skip
 ORIGINS = ("dangling", "declared", "constant", "computed")
 
 
@@ -68,7 +69,7 @@ def choosing(
         graph.node.insert(at + number, node)
     info = graph.output[0]
     axes = len(info.type.tensor_type.shape.dim)
-    if kind in ("gather-scalar", "gather-flat", "gather-nd"):
+    if kind in ("slice-dropped", "gather-scalar", "gather-flat", "gather-nd"):
         info.type.tensor_type.ClearField("shape")
     elif axes == 3:
         info.type.tensor_type.shape.dim[1].Clear()
@@ -98,6 +99,35 @@ def _picking(kind: str, start: str, index: str) -> list[onnx.NodeProto]:
         ]
     if kind in ("gather", "gather-scalar"):
         return [helper.make_node("Gather", [start, index], ["chosen"], name="choose", axis=1)]
+    if kind == "slice-dropped":
+        return [
+            _constant("chosen.end", np.array([2**31 - 1], np.int64)),
+            _constant("chosen.axis", np.array([1], np.int64)),
+            helper.make_node("Slice", [start, index, "chosen.end", "chosen.axis"], ["chosen.kept"], name="choose"),
+            helper.make_node("Squeeze", ["chosen.kept", "chosen.axis"], ["chosen"]),
+        ]
+    if kind == "gather-elements":
+        return [
+            _constant("chosen.form", np.array([1, 1, 1], np.int64)),
+            _constant("chosen.from", np.array([2], np.int64)),
+            _constant("chosen.to", np.array([3], np.int64)),
+            _constant("chosen.ones", np.array([1, 1], np.int64)),
+            helper.make_node("Shape", [start], ["chosen.sizes"]),
+            helper.make_node("Slice", ["chosen.sizes", "chosen.from", "chosen.to"], ["chosen.width"]),
+            helper.make_node("Concat", ["chosen.ones", "chosen.width"], ["chosen.shape3"], axis=0),
+            helper.make_node("Reshape", [index, "chosen.form"], ["chosen.index3"]),
+            helper.make_node("Expand", ["chosen.index3", "chosen.shape3"], ["chosen.each"]),
+            helper.make_node("GatherElements", [start, "chosen.each"], ["chosen"], name="choose", axis=1),
+        ]
+    if kind == "matrix":
+        return [
+            helper.make_node("Shape", [start], ["chosen.sizes"]),
+            _constant("chosen.first", np.array(1, np.int64)),
+            helper.make_node("Gather", ["chosen.sizes", "chosen.first"], ["chosen.count"]),
+            _constant("chosen.values", np.array([0, 1], np.float32)),
+            helper.make_node("OneHot", [index, "chosen.count", "chosen.values"], ["chosen.rows"]),
+            helper.make_node("MatMul", ["chosen.rows", start], ["chosen"], name="choose"),
+        ]
     if kind == "gather-flat":
         return [
             _constant("chosen.axes", np.array([0], np.int64)),

@@ -269,7 +269,10 @@ class _Trial:
         if self.is_layout:
             return _Choice("frozen-by-tracing", "it lays out the rows that were chosen", where, ()) if after else None
         rows = {item for item in got.values() if item is not None}
-        fixed = next(iter(rows)) if len(rows) == 1 and None not in got.values() else None
+        short = [length for length, found in got.items() if found is None]
+        fixed = next(iter(rows)) if len(rows) == 1 else None
+        if fixed is not None and short and max(short) > max(fixed, default=0):
+            fixed = None
         if fixed is not None and len(got) > 1:
             what = f"row {fixed[0]}" if len(fixed) == 1 else f"rows {fixed[0]} to {fixed[-1]}" if fixed else "no row"
             message = f"{self._index_words()} freezes the logits to {what} of every sequence"

@@ -164,6 +164,11 @@ def test_a_row_that_is_not_the_last_is_refused(plain, kind):
     assert error.code == "P332" and "row 3 of every sequence" in str(error) and "'choose'" in str(error)
 
 
+def test_the_last_row_of_the_length_that_was_traced_is_a_fixed_row(plain):
+    error = error_of(choosing(plain, "norm", "gather", "constant", name="val_93", row=6))
+    assert error.code == "P332" and "@val_93 freezes the logits to row 6 of every sequence" in str(error)
+
+
 def test_rows_from_a_fixed_one_are_refused(plain):
     error = error_of(choosing(plain, "logits", "slice", "constant", row=2))
     assert error.code == "P332" and "'choose'" in str(error)

@@ -27,7 +27,7 @@ def guard_signature(contract: Contract) -> dict[str, Any]:
         {
             "name": item.name,
             "dtype": item.dtype,
-            "meaning": item.meaning,
+            "meaning": item.meaning + (f"; {item.default} is the default" if item.default is not None else ""),
             "shapes": [list(shape) for shape in dict.fromkeys(form.shape for form in item.shapes)],
             "low": item.values.min if item.values is not None else None,
             "high": item.values.max if item.values is not None else None,

@@ -79,6 +79,8 @@ def test_the_contract_of_a_general_graph_says_what_to_feed(tmp_path):
         check_feed(contract, feed)
     assert caught.value.code == "C827"
     del feed["lost"]
+    ((code, text),) = guard.problems(feed)
+    assert code == "C820" and text.endswith("; 0 is the default")
     with pytest.raises(LadingError, match=r"places of 8 along axis 0.*\n.*0 is the default"):
         check_feed(contract, feed)
 

@@ -11,7 +11,7 @@ from math import sqrt
 from ir.base.types import ValueType
 from ir.graph.graph import Node, Value
 from ir.infer.inference import Inference
-from ir.infer.numeric import tensor, typed
+from ir.infer.numeric import positive, tensor, typed
 from ir.ops.meaning import Body
 from ir.ops.registry import AttrDef, OpDef
 
@@ -20,8 +20,21 @@ RMS_SINCE, ATTENTION_SINCE = 23, 24
 
 
 def _linear_type(run: Inference, node: Node) -> ValueType | None:
+    positive(node, "out_features")
     x = tensor(node.inputs[0])
     return None if x is None or not x.shape else typed(x.dtype, (*x.shape[:-1], node._attrs["out_features"]))
+
+
+def _same_type(run: Inference, node: Node) -> ValueType | None:
+    return tensor(node.inputs[0])
+
+
+def _recurrent_type(run: Inference, node: Node) -> ValueType | None:
+    positive(node, "num_v_heads", "head_v_dim")
+    x = tensor(node.inputs[0])
+    if x is None or x.shape is None or len(x.shape) != 3:
+        return None
+    return typed(x.dtype, (x.shape[0], x.shape[2], node._attrs["num_v_heads"], node._attrs["head_v_dim"]))
 
 
 def _rope_type(run: Inference, node: Node) -> tuple[ValueType | None, ...]:
@@ -29,6 +42,7 @@ def _rope_type(run: Inference, node: Node) -> tuple[ValueType | None, ...]:
 
 
 def _attention_type(run: Inference, node: Node) -> ValueType | None:
+    positive(node, "output_dim")
     q = tensor(node.inputs[0])
     return None if q is None or q.shape is None else typed(q.dtype, (*q.shape[:2], node._attrs["output_dim"]))
 
@@ -117,6 +131,34 @@ DEFINITIONS = (
         traits=frozenset({"pure"}),
         role="linear",
         doc="A linear layer whose weights are in another file, under its name; it cannot be computed without them.",
+    ),
+    OpDef(
+        "LlmExporter.MoE",
+        inputs=("hidden_states", "routing_weights", "selected_experts"),
+        min_inputs=3,
+        max_inputs=3,
+        attrs=_ints("num_experts top_k layer_id"),
+        infer=_same_type,
+        traits=frozenset({"pure"}),
+        role="linear",
+        doc="A layer of experts whose weights are in another file; it cannot be computed without them.",
+    ),
+    OpDef(
+        "LlmExporter.FusedLinearAttention",
+        inputs=("qkv", "gate", "beta", "conv_weight"),
+        min_inputs=4,
+        max_inputs=4,
+        attrs={
+            **_ints("num_k_heads num_v_heads head_k_dim head_v_dim use_qk_l2norm gate_fold", gate_fold=0),
+            "attn_type": AttrDef("attn_type", "str", required=True),
+            "gate_coef": AttrDef("gate_coef", "floats"),
+            "gate_bias": AttrDef("gate_bias", "floats"),
+            **_NAME,
+        },
+        infer=_recurrent_type,
+        traits=frozenset({"pure", "mixing"}),
+        role="attention",
+        doc="Attention that is linear in its length, with states that the runtime keeps; nothing here computes it.",
     ),
     OpDef(
         "LlmExporter.FusedRoPE",

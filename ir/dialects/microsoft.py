@@ -12,7 +12,7 @@ from typing import Any
 from ir.base.types import DTYPES, F32, I32, TensorType, ValueType
 from ir.graph.graph import Node
 from ir.infer.inference import Inference
-from ir.infer.numeric import Shape, axis_of, broadcast, matmul_shape, one_dtype, tensor, typed
+from ir.infer.numeric import Shape, axis_of, broadcast, matmul_shape, one_dtype, part_axis, positive, tensor, typed
 from ir.infer.rule_table import TypeMismatch
 from ir.infer.symbolic import Extent
 from ir.ops.registry import ANY, AttrDef, OpDef
@@ -55,6 +55,7 @@ def _skip_norm(run: Inference, node: Node) -> Types:
     x, skip = tensor(node.inputs[0]), tensor(node.inputs[1])
     if x is None:
         return None
+    one_dtype(x, skip, *(tensor(value) for value in node.inputs[2:]))
     shape = broadcast(run, (x.shape, skip.shape)) if skip is not None else None
     total = typed(x.dtype, shape)
     told = _reduced(total, -1)
@@ -62,9 +63,11 @@ def _skip_norm(run: Inference, node: Node) -> Types:
 
 
 def _embed_norm(run: Inference, node: Node) -> Types:
-    ids, words = tensor(node.inputs[0]), tensor(node.inputs[2])
+    ids, words = tensor(node.inputs[0]), tensor(node.input(2))
     if ids is None or words is None or ids.shape is None or words.shape is None:
         return None
+    if not words.shape:
+        raise TypeMismatch("its table of words is a scalar")
     found = typed(words.dtype, (*ids.shape, words.shape[-1]))
     return (found, typed(I32, ids.shape[:1]), found)
 
@@ -91,6 +94,7 @@ def _plain_product(run: Inference, node: Node) -> Types:
 
 
 def _matmul_bits(run: Inference, node: Node) -> Types:
+    positive(node, "K", "N", "block_size", "bits")
     a = tensor(node.inputs[0])
     if a is None or a.shape is None:
         return a
@@ -101,10 +105,11 @@ def _matmul_bits(run: Inference, node: Node) -> Types:
 
 
 def _gather_block_quantized(run: Inference, node: Node) -> Types:
+    positive(node, "block_size", "bits")
     data, indices, scales = (tensor(value) for value in node.inputs[:3])
     if data is None or indices is None or scales is None or data.shape is None or indices.shape is None:
         return typed(scales.dtype, None) if scales is not None else None
-    axis = axis_of(node._attrs.get("gather_axis", 0), len(data.shape))
+    axis = part_axis(node._attrs.get("gather_axis", 0), len(data.shape))
     sizes: list[Extent | None] = list(data.shape)
     if data.dtype == DTYPES["u8"]:
         packed = 8 // node._attrs.get("bits", 4)
@@ -121,6 +126,7 @@ def _rotary(run: Inference, node: Node) -> Types:
 
 
 def _grouped_attention(run: Inference, node: Node) -> Types:
+    positive(node, "num_heads", "kv_num_heads")
     q, past = tensor(node.inputs[0]), tensor(node.input(3))
     heads, kv_heads = node._attrs["num_heads"], node._attrs["kv_num_heads"]
     if q is None:
@@ -144,6 +150,7 @@ def _grouped_attention(run: Inference, node: Node) -> Types:
 
 
 def _multi_head(run: Inference, node: Node) -> Types:
+    positive(node, "num_heads")
     q, v = tensor(node.input(0)), tensor(node.input(2))
     if q is None:
         return None
@@ -169,12 +176,15 @@ def _multi_head(run: Inference, node: Node) -> Types:
 
 
 def _attention(run: Inference, node: Node) -> Types:
+    positive(node, "num_heads", "qkv_hidden_sizes")
     x, weights = tensor(node.inputs[0]), tensor(node.inputs[1])
     if x is None or x.shape is None or len(x.shape) != 3:
         return (x, None)
     sizes = node._attrs.get("qkv_hidden_sizes")
+    if sizes and len(sizes) != 3:
+        raise TypeMismatch(f"qkv_hidden_sizes has {len(sizes)} numbers, not 3")
     width: Extent | None = sizes[2] if sizes else None
-    if not sizes and weights is not None and weights.shape is not None and weights.shape[-1] is not None:
+    if not sizes and weights is not None and weights.shape and weights.shape[-1] is not None:
         width = run.table.quotient([weights.shape[-1]], [3])
     heads = node._attrs["num_heads"]
     size = run.table.quotient([width], [heads]) if width is not None else None
@@ -311,11 +321,12 @@ DEFINITIONS = (
     _row(
         f"{DOMAIN}.EmbedLayerNormalization",
         "input_ids segment_ids word_embedding position_embedding segment_embedding gamma beta mask position_ids",
-        1,
+        7,
         _embed_norm,
         "epsilon:float=1e-12 mask_index_type:int=0",
         (2, 3),
         "LayerNormalization of the sum of word, position and segment embeddings.",
+        left_out=frozenset({1, 4}),
         **_NORM,
     ),
     _row(
@@ -330,7 +341,7 @@ DEFINITIONS = (
         f"{DOMAIN}.GroupQueryAttention",
         "query key value past_key past_value seqlens_k total_sequence_length cos_cache sin_cache position_ids "
         "attention_bias head_sink k_scale v_scale q_norm_weight k_norm_weight query_seqlens",
-        1,
+        7,
         _grouped_attention,
         "num_heads:int! kv_num_heads:int! scale:float=0 softcap:float=0 local_window_size:int=-1 do_rotary:int=0 "
         "rotary_interleaved:int=0 smooth_softmax:int=-1 qk_output:int=0 causal:int=1 sliding_window_cache:int=0 "
@@ -338,6 +349,7 @@ DEFINITIONS = (
         "q_norm_epsilon:float k_norm_epsilon:float",
         (1, 4),
         "Causal attention of grouped heads with a history, rotation and window of its own.",
+        left_out=frozenset({1, 2, 3, 4}),
         **_MIXING,
     ),
     _row(
@@ -414,10 +426,18 @@ DEFINITIONS = (
     ),
     _row(f"{DOMAIN}.QuantizeLinear", "x y_scale y_zero_point", 2, _quantize, "axis:int", role="storage"),
     _row(f"{DOMAIN}.DequantizeLinear", "x x_scale x_zero_point", 2, _dequantize, "axis:int", role="storage"),
-    _row(f"{DOMAIN}.QLinearAdd", _PAIR_CODES, 2, _binary_codes, doc="A + B on codes."),
-    _row(f"{DOMAIN}.QLinearMul", _PAIR_CODES, 2, _binary_codes, doc="A * B on codes."),
-    _row(f"{DOMAIN}.QLinearSigmoid", _UNARY_CODES, 2, _as_input, doc="Sigmoid on codes."),
-    _row(f"{DOMAIN}.QLinearLeakyRelu", _UNARY_CODES, 2, _as_input, "alpha:float=0.01", doc="LeakyRelu on codes."),
+    _row(f"{DOMAIN}.QLinearAdd", _PAIR_CODES, 7, _binary_codes, left_out=frozenset({2, 5}), doc="A + B on codes."),
+    _row(f"{DOMAIN}.QLinearMul", _PAIR_CODES, 7, _binary_codes, left_out=frozenset({2, 5}), doc="A * B on codes."),
+    _row(f"{DOMAIN}.QLinearSigmoid", _UNARY_CODES, 4, _as_input, left_out=frozenset({2}), doc="Sigmoid on codes."),
+    _row(
+        f"{DOMAIN}.QLinearLeakyRelu",
+        _UNARY_CODES,
+        4,
+        _as_input,
+        "alpha:float=0.01",
+        left_out=frozenset({2}),
+        doc="LeakyRelu on codes.",
+    ),
     _row(
         f"{DOMAIN}.DynamicQuantizeMatMul",
         "A B b_scale b_zero_point bias",

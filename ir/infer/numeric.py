@@ -58,6 +58,14 @@ def part_axis(axis: int, rank: int) -> int:
     return axis_of(axis, rank)
 
 
+def positive(node: Node, *names: str) -> None:
+    """TypeMismatch for an attribute, where it is given, that is no count of anything."""
+    for name in names:
+        found = node._attrs.get(name, 1)
+        if min(found if isinstance(found, tuple) else (found,), default=1) < 1:
+            raise TypeMismatch(f"{name} is {found}")
+
+
 def element_type(code: int) -> DType:
     """The element type of an ``onnx.TensorProto.DataType`` number; TypeMismatch when there is none."""
     try:
@@ -384,6 +392,7 @@ __all__ = [
     "matmul_shape",
     "one_dtype",
     "part_axis",
+    "positive",
     "reduced_shape",
     "tensor",
     "typed",

@@ -52,7 +52,7 @@ def _check_call(node: Node, body: Graph, where: str) -> list[Diagnostic]:
 def _may_be_left_out(node: Node, definition: OpDef, index: int) -> bool:
     """True for an input that ONNX lets a node leave out although later ones are given."""
     if definition.package != "onnx":
-        return False
+        return index in definition.left_out
     from onnx import defs
 
     schema = schema_of(node.domain, node.op_type, opsets_of(node.graph).get(node.domain, OPSET))

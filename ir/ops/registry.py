@@ -71,6 +71,7 @@ class OpDef:
         inputs: names of the inputs.
         min_inputs, max_inputs, min_outputs, max_outputs: arity; `ANY` for variadic operators. Inputs behind
             `min_inputs` may be left out.
+        left_out: indices of inputs before the last needed one that may be left out all the same.
         attrs: attributes by name.
         traits: subset of ``elementwise`` (broadcasting, each result element from one element of each operand),
             ``commutative``, ``pure`` (same inputs, same outputs, no effect), ``random``, ``stateful``,
@@ -97,6 +98,7 @@ class OpDef:
     max_inputs: int = 1
     min_outputs: int = 1
     max_outputs: int = 1
+    left_out: frozenset[int] = frozenset()
     attrs: Mapping[str, AttrDef] = field(default_factory=dict)
     traits: frozenset[str] = frozenset({"pure", "constant_foldable"})
     infer: Callable[[Any, Node], Any] | None = None

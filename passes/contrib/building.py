@@ -7,8 +7,11 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from ir.base.diag import LadingError
 from ir.base.types import TensorType
 from ir.graph.graph import OPSET, Node, Value
+from ir.infer.inference import conflict
+from ir.infer.rule_table import TypeMismatch
 from ir.ops.opset import ONNX
 from ir.ops.registry import attribute, lookup, opsets_of
 from ir.tensor.base import Tensor
@@ -169,7 +172,8 @@ class Site:
 
     def like(self, number: float, value: Value) -> Value:
         """A scalar of the element type of a value."""
-        return self.const(np.array(number).astype(self.type_of(value).dtype.numpy))
+        with np.errstate(over="ignore"):
+            return self.const(np.array(number).astype(self.type_of(value).dtype.numpy))
 
     def sum_of(self, *values: Value | None) -> Value:
         """The sum of what is given, from left to right."""
@@ -181,7 +185,8 @@ class Site:
 
     def length(self, value: Value, axis: int) -> Value:
         """Length of an axis as an int64 vector of one element."""
-        shape = value.shape
+        rank, shape = self.rank(value), value.shape
+        self.need(shape is not None and -rank <= axis < rank, f"%{value.name} has no axis {axis}")
         size = shape[axis] if shape is not None else None
         if isinstance(size, int):
             return self.ints(size)
@@ -189,7 +194,7 @@ class Site:
         key = (self.node.graph, "length", size)
         found = self._known(key) if size is not None else None
         if found is None:
-            place = axis % self.rank(value)
+            place = axis % rank
             found = self._made[key] = (self.op("Shape", value, start=place, end=place + 1),)
         return found[0]
 
@@ -208,10 +213,14 @@ def expansion(*ops: str) -> Callable[[Expansion], Rule]:
         def applied(m: Match, rw: Rewriter) -> Replacement:
             try:
                 return _result(m.root, function(_sound(m.root, rw)))
-            except Stays as reason:
-                if isinstance(rw.env, Left):
-                    rw.env.add(m.root, str(reason))
-                return m.skip(str(reason))
+            except (Stays, TypeMismatch, ArithmeticError) as error:
+                reason = str(error)
+            except LadingError as error:
+                reason = error.diagnostics[0].message
+            # What does not fit here does not fit for onnxruntime either, which then says so.
+            if isinstance(rw.env, Left):
+                rw.env.add(m.root, reason)
+            return m.skip(reason)
 
         applied.__name__, applied.__doc__ = function.__name__, function.__doc__
         return rule(Op("|".join(ops), Rest("inputs")))(applied)
@@ -237,4 +246,7 @@ def _result(node: Node, found: Value | Sequence[Value | None]) -> Sequence[Value
     for index, (value, output) in enumerate(zip(told, node.outputs, strict=False)):
         if value is None and output.use_count:
             raise Stays(f"nothing standard computes its output {index}")
+        made, wanted = value.type if value is not None else None, output.type
+        if isinstance(made, TensorType) and isinstance(wanted, TensorType) and conflict(wanted, made):
+            raise Stays(f"its operands make {made} of output {index}, which is {wanted}")
     return told[: len(node.outputs)]

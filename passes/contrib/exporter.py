@@ -28,8 +28,6 @@ def by_definition(site: Site) -> Sequence[Value]:
 @expansion("LlmExporter.FakeLinear", "LlmExporter.MoE", "LlmExporter.FusedLinearAttention")
 def weights_elsewhere(site: Site) -> Sequence[Value]:
     """These have no equivalent, which is told."""
-    site.stay(
-        f"the weights of {site.attr('name') or 'the layer'} are in another file"
-        if site.node.op_type == "FakeLinear"
-        else "it has no standard equivalent"
-    )
+    if site.node.op_type == "FusedLinearAttention":
+        site.stay("its states are kept by the runtime")
+    site.stay(f"the weights of {site.attr('name') or 'the layer'} are in another file")

@@ -10,8 +10,10 @@ import onnx
 from onnx import helper, numpy_helper
 
 from frontends.onnx.load import load
+from ir.base.types import TensorType
 from ir.evaluate.evaluator import evaluate
 from ir.graph.graph import Graph
+from ir.infer.engine import infer_types
 from passes.framework.instruments import VerifyEach
 from passes.framework.manager import PassManager, Report
 
@@ -53,6 +55,17 @@ def expanded(model: onnx.ModelProto, pipeline: str = EXPAND) -> tuple[Graph, Rep
     return graph, report
 
 
+def _typed(model: onnx.ModelProto, results: Mapping[str, np.ndarray]) -> None:
+    """Raise AssertionError where the types that are inferred for the operator are not those of its results."""
+    graph = load(model)
+    assert not infer_types(graph)
+    for value in graph.outputs:
+        array, type_ = results[value.name], value.type
+        assert isinstance(type_, TensorType) and type_.dtype.numpy == array.dtype and type_.rank == array.ndim, value
+        for dim, size in zip(type_.shape or (), array.shape, strict=True):
+            assert dim == size if isinstance(dim, int) else dim.accepts(size), value
+
+
 def same(
     node: onnx.NodeProto,
     feeds: Mapping[str, np.ndarray],
@@ -79,6 +92,7 @@ def same(
     outputs = list(outputs) or [name for name in node.output if name]
     model = model_of([node], feeds, constants or {}, outputs, opset, shapes)
     wanted = evaluate(load(model), feeds)
+    _typed(model, wanted)
     graph, report = expanded(model)
     assert not report.all_diagnostics(), [str(item) for item in report.all_diagnostics()]
     assert not any(

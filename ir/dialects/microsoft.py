@@ -12,7 +12,17 @@ from typing import Any
 from ir.base.types import DTYPES, F32, I32, TensorType, ValueType
 from ir.graph.graph import Node
 from ir.infer.inference import Inference
-from ir.infer.numeric import Shape, axis_of, broadcast, matmul_shape, one_dtype, part_axis, positive, tensor, typed
+from ir.infer.numeric import (
+    Shape,
+    axis_of,
+    broadcast,
+    matmul_shape,
+    one_dtype,
+    part_axis,
+    positive,
+    tensor,
+    typed,
+)
 from ir.infer.rule_table import TypeMismatch
 from ir.infer.symbolic import Extent
 from ir.ops.registry import ANY, AttrDef, OpDef
@@ -204,6 +214,59 @@ def _dequantize(run: Inference, node: Node) -> Types:
 def _binary_codes(run: Inference, node: Node) -> Types:
     a, b = tensor(node.inputs[0]), tensor(node.inputs[3])
     return None if a is None or b is None else typed(a.dtype, broadcast(run, (a.shape, b.shape)))
+
+
+def _concat_codes(run: Inference, node: Node) -> Types:
+    zero, parts = tensor(node.inputs[1]), [tensor(value) for value in node.inputs[2::3]]
+    known = [part.shape for part in parts if part is not None and part.shape is not None]
+    if zero is None or len(known) < len(parts) or len({len(shape) for shape in known}) != 1:
+        return typed(zero.dtype, None) if zero is not None else None
+    axis = part_axis(node._attrs["axis"], len(known[0]))
+    total: Extent = 0
+    for shape in known:
+        total = run.table.add(total, shape[axis])
+    return typed(zero.dtype, (*known[0][:axis], total, *known[0][axis + 1 :]))
+
+
+def _where_codes(run: Inference, node: Node) -> Types:
+    types = [tensor(node.inputs[index]) for index in (0, 1, 4)]
+    known = [type_ for type_ in types if type_ is not None]
+    return typed(known[1].dtype, broadcast(run, [type_.shape for type_ in known])) if len(known) == 3 else None
+
+
+def _gemm_codes(run: Inference, node: Node) -> Types:
+    a, b, zero = tensor(node.inputs[0]), tensor(node.inputs[3]), tensor(node.input(8))
+    if a is None or b is None:
+        return None
+    dtype = F32 if node.input(7) is None else zero.dtype if zero is not None else a.dtype
+    return typed(dtype, matmul_shape(run, _swapped(a.shape, node, "transA"), _swapped(b.shape, node, "transB")))
+
+
+def _fused_gemm(run: Inference, node: Node) -> Types:
+    a, b = tensor(node.inputs[0]), tensor(node.inputs[1])
+    if a is None or b is None:
+        return None
+    shape = matmul_shape(run, _swapped(a.shape, node, "transA"), _swapped(b.shape, node, "transB"))
+    return typed(one_dtype(a, b), shape)
+
+
+def _fused_conv(run: Inference, node: Node) -> Types:
+    """The channels of a convolution; its other sizes follow where it is written out."""
+    x, w = tensor(node.inputs[0]), tensor(node.inputs[1])
+    if x is None or x.shape is None or w is None or not w.shape or len(x.shape) < 3:
+        return typed(x.dtype, None) if x is not None else None
+    return typed(x.dtype, (x.shape[0], w.shape[0], *(None for _ in x.shape[2:])))
+
+
+def _expand_dims(run: Inference, node: Node) -> Types:
+    x, axes = tensor(node.inputs[0]), run.ints_of(node.inputs[1])
+    if x is None or x.shape is None:
+        return x
+    rank = len(x.shape) + 1
+    if axes is None or len(axes) != 1:
+        return typed(x.dtype, (None,) * rank)
+    place = axis_of(axes[0], rank)
+    return typed(x.dtype, (*x.shape[:place], 1, *x.shape[place:]))
 
 
 # ---- rows ----
@@ -438,6 +501,56 @@ DEFINITIONS = (
         left_out=frozenset({2}),
         doc="LeakyRelu on codes.",
     ),
+    _row(
+        f"{DOMAIN}.QLinearSoftmax",
+        "X X_scale x_zero_point y_scale y_zero_point",
+        5,
+        _as_input,
+        "axis:int=-1 opset:int!",
+        left_out=frozenset({2}),
+        doc="Softmax on codes.",
+    ),
+    _row(
+        f"{DOMAIN}.QLinearConcat", "Y_scale Y_zero_point inputs*", 3, _concat_codes, "axis:int!", doc="Concat on codes."
+    ),
+    _row(
+        f"{DOMAIN}.QLinearWhere",
+        "condition X x_scale x_zero_point Y y_scale y_zero_point z_scale z_zero_point",
+        9,
+        _where_codes,
+        doc="Where on codes.",
+    ),
+    _row(
+        f"{DOMAIN}.QGemm",
+        "A a_scale a_zero_point B b_scale b_zero_point C y_scale y_zero_point",
+        6,
+        _gemm_codes,
+        "transA:int=0 transB:int=0 alpha:float=1",
+        doc="Gemm on codes; to codes where a scale for them is given, else to floats.",
+        role="linear",
+    ),
+    _row(
+        f"{DOMAIN}.FusedConv",
+        "X W B Z",
+        2,
+        _fused_conv,
+        "activation:str activation_params:floats auto_pad:str dilations:ints group:int=1 kernel_shape:ints pads:ints "
+        "strides:ints",
+        doc="Conv, a sum, and an activation.",
+        role="linear",
+    ),
+    _row(
+        f"{DOMAIN}.FusedGemm",
+        "A B C",
+        2,
+        _fused_gemm,
+        "transA:int=0 transB:int=0 alpha:float=1 beta:float=1 activation:str activation_alpha:float "
+        "activation_beta:float activation_gamma:float",
+        doc="Gemm and an activation.",
+        role="linear",
+    ),
+    _row(f"{DOMAIN}.ExpandDims", "X axis", 2, _expand_dims, doc="ONNX's Unsqueeze of one axis."),
+    _row(f"{DOMAIN}.Trilu", "X k", 1, _as_input, "upper:int=1", doc="ONNX's Trilu."),
     _row(
         f"{DOMAIN}.DynamicQuantizeMatMul",
         "A B b_scale b_zero_point bias",

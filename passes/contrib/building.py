@@ -172,7 +172,7 @@ class Site:
 
     def like(self, number: float, value: Value) -> Value:
         """A scalar of the element type of a value."""
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             return self.const(np.array(number).astype(self.type_of(value).dtype.numpy))
 
     def sum_of(self, *values: Value | None) -> Value:

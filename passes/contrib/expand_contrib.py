@@ -6,13 +6,24 @@ from dataclasses import dataclass
 
 from ir.graph.describe import describe
 from ir.graph.graph import Graph
-from passes.contrib import activations, attention, exporter, grouped_attention, norms, products, rotary, weights
+from passes.contrib import (
+    activations,
+    attention,
+    codes,
+    exporter,
+    fused,
+    grouped_attention,
+    norms,
+    products,
+    rotary,
+    weights,
+)
 from passes.contrib.building import MOST_SHOWN, Left
 from passes.framework.base import Pass, Result
 from passes.framework.context import PassContext
 from passes.rewrite.rules import Rule, RuleSet
 
-_ROOMS = (norms, rotary, activations, products, weights, attention, grouped_attention, exporter)
+_ROOMS = (norms, rotary, activations, products, codes, fused, weights, attention, grouped_attention, exporter)
 EXPANSIONS = RuleSet(*(item for room in _ROOMS for item in vars(room).values() if isinstance(item, Rule)))
 
 

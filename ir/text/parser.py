@@ -16,7 +16,7 @@ from ir.text.literals import Literals, Scope
 from ir.text.printer import VERSION
 
 _LISTS = ("floats", "graphs", "ints", "strings", "tensors", "types")
-_LINES = ("const", "dim", "fact", "function", "input", "meta", "opset", "output", "table")
+_LINES = ("const", "dim", "fact", "function", "hints", "input", "meta", "opset", "output", "table")
 
 
 def parse(text: str, base: str | os.PathLike[str] | None = None, source: str = "text") -> Graph:
@@ -82,6 +82,9 @@ class _Parser(Literals):
 
     def line_opset(self, scope: Scope) -> None:
         self.new(scope.graph.opsets, "opset", self.at.name, self.at.integer)
+
+    def line_hints(self, scope: Scope) -> None:
+        scope.graph.hinted = scope.graph.owner is None
 
     def line_meta(self, scope: Scope) -> None:
         self.new(scope.graph.metadata, "metadata key", self.at.name, self.at.json)

@@ -28,6 +28,8 @@ graph              ``graph name { ... }``
 list               ``[1, 2]``; an empty one of known kind ``ints[]``, ``floats[]``, ``strings[]``...
 =================  ====================================================================================================
 
+A line ``hints`` says that the types are as a file records them, and give way to what operators give.
+
 Contents of a tensor are its elements row by row (complex numbers as two), ``base64 "..."`` of its packed little-endian
 bytes, or a recipe ``name(argument, ..., key=argument)`` from `ir.tensor.recipes.RECIPES`. ``file`` is written
 ``file(path, offset, type, key)``. Comments run from ``//`` to the end of the line.
@@ -325,6 +327,8 @@ class Printer:
         if graph.owner is None:
             for domain, version in graph.opsets.items():
                 emit(f"{pad}opset {word(domain)} {version}")
+        if graph.hinted:
+            emit(f"{pad}hints")
         for key, item in graph.metadata.items():
             emit(f"{pad}meta {word(key)} {json_text(item, pad)}")
         for dim in graph.dims.values():

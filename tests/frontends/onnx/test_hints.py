@@ -13,8 +13,11 @@ from backends.onnx.write import to_model
 from frontends.onnx.load import load
 from ir.base.types import F32, I64, Dim, TensorType
 from ir.evaluate.evaluator import evaluate
+from ir.graph.copy import copied
 from ir.graph.graph import Graph
 from ir.infer.engine import infer_types
+from ir.text.parser import parse
+from ir.text.printer import print_graph
 from ir.verify.stages import verify
 from passes.framework.instruments import VerifyEach
 from passes.framework.manager import PassManager
@@ -74,6 +77,15 @@ def test_one_wrong_type_is_told_as_one():
         "warning[T211]: 1 recorded type cannot be true and was overruled: %y is i64[1] by its operator, recorded is "
         "i64[]\n  at %y = Unsqueeze(%x, @axes)\n     from y"
     ]
+
+
+def test_hints_are_hints_in_a_text_and_in_a_copy_as_well():
+    wrong = [info("a", INT, [7]), info("b", INT, [])]
+    graph = load(model_of(CHOSEN_ROW, [info("ids", INT, ["n"])], [info("c", INT, [1])], CONSTANTS, wrong))
+    for again in (parse(print_graph(graph)), copied(graph)):
+        assert again.hinted and print_graph(again) == print_graph(graph)
+        assert [item.code for item in infer_types(again)] == ["T211"]
+        assert "hints" not in print_graph(again) and infer_types(parse(print_graph(again))) == []
 
 
 def test_hundreds_of_wrong_types_are_one_warning():

@@ -131,23 +131,29 @@ class Inference:
         try:
             return rule(self, node)
         except (TypeMismatch, ArithmeticError):
-            hints = [value for value in node.inputs if value in self._unproved] if self.hinted else []
-            recorded = {value: value.type for value in hints if value is not None}
-            if not any(isinstance(type_, TensorType) and type_.shape is not None for type_ in recorded.values()):
-                raise
-            for value, type_ in recorded.items():
-                value.graph.set_type(value, TensorType(type_.dtype) if isinstance(type_, TensorType) else type_)
-            try:
-                result = rule(self, node)
-            except (TypeMismatch, ArithmeticError):
+            hints = dict.fromkeys(v for v in node.inputs if v in self._unproved) if self.hinted else {}
+            recorded = {
+                value: value.type
+                for value in hints
+                if value is not None and isinstance(value.type, TensorType) and value.type.shape is not None
+            }
+            for loosened in (self._of_any_size, _of_any_shape) if recorded else ():
                 for value, type_ in recorded.items():
-                    value.graph.set_type(value, type_)
-                raise
-            self.overruled.update(
-                (value, f"%{value.name} does not fit {node.op}, recorded is {type_}")
-                for value, type_ in recorded.items()
-            )
-            return result
+                    value.graph.set_type(value, loosened(type_))
+                try:
+                    result = rule(self, node)
+                except (TypeMismatch, ArithmeticError):
+                    continue
+                for value, type_ in recorded.items():
+                    self.overruled[value] = f"%{value.name} does not fit {node.op}, recorded is {type_}"
+                return result
+            for value, type_ in recorded.items():
+                value.graph.set_type(value, type_)
+            raise
+
+    def _of_any_size(self, type_: TensorType) -> TensorType:
+        """The type with every size open."""
+        return TensorType(type_.dtype, tuple(self._name(self.table.fresh()) for _ in type_.shape or ()))
 
     def _note_unproved(self, node: Node, results: tuple[ValueType | None, ...]) -> None:
         """Remember the outputs of which nothing but the recorded type is known, or nothing of its shape."""
@@ -282,6 +288,10 @@ def conflict(recorded: TensorType, found: TensorType) -> str:
         if type(new) is Dim and type(old) is int and new.name[:1] != "?" and not new.accepts(old):
             return f"axis {axis} differs"
     return ""
+
+
+def _of_any_shape(type_: TensorType) -> TensorType:
+    return TensorType(type_.dtype)
 
 
 def _without_unknown(found: ValueType) -> ValueType:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from backends.mnn.chat.report import ChatReport
     from backends.mnn.sampling.translate import Sampler
     from backends.mnn.tokenizer.write_files import TokenizerFiles
+    from backends.mnn.verify.logits import Subject
     from backends.mnn.verify.written_weights import WeightError
     from backends.mnn.write.llm_folder import Emission, Settings
     from backends.verdict import Implementation, Reading
@@ -368,6 +369,7 @@ class LlmCompilation(Compilation):
         self.tried = [version] if self.verification.trial is not None else []
         if order.verify == "full":
             self._try_others()
+            self._compare_others(subject)
         order.say("waiting for the releases to render chats")
         chats()
         order.lap("verify")
@@ -411,6 +413,24 @@ class LlmCompilation(Compilation):
             if problems := try_release(self.emission.folder, version, python, self.verification.trial, sampler):
                 raise LadingError.of(problems)
             self.tried.append(version)
+
+    def _compare_others(self, subject: Subject) -> None:
+        """Run a model that came as a graph on every other release too: what holds for families is not known of it."""
+        from backends.mnn.target.environments import installed_version, interpreters
+        from backends.mnn.verify.logits import LEVELS, verify
+
+        assert self.verification is not None
+        if subject.implementation is None:
+            return
+        plain = replace(subject, text=(), texts=(), sampler=None)
+        for version, python in interpreters().items():
+            if version == installed_version() or version not in self.target.versions:
+                continue
+            self.order.say(f"running on MNN {version}")
+            bar = self.order.options.get("kl_bar")
+            found = verify(plain, LEVELS["other"], version=version, interpreter=python, max_kl=bar)
+            found.require()
+            self.verification.measurements += found.measurements
 
     def _implementation(self, graph: Graph, original: Graph) -> Implementation | None:
         """What else computes the model and is run at every level: onnxruntime an ONNX file, `transformers` what torch
@@ -465,16 +485,20 @@ class LlmCompilation(Compilation):
     # ---- for people ----
 
     def lines(self) -> list[tuple[str, str]]:
-        """The tokenizer files and what reads them, the chat template, and how tokens are chosen until which."""
-        from backends.mnn.summary import ends_text, sampler_text, tokenizer_text
+        """The tokenizer files and what reads them, the chat template, how tokens are chosen until which, and what else
+        was run."""
+        from backends.mnn.summary import close_text, ends_text, others_text, sampler_text, tokenizer_text
 
         written = self.emission.tokenizer
         tokenizer = ("tokenizer", tokenizer_text(written, self.target, self._differing()))
         sampler = ("sampler", sampler_text(self.emission))
+        measured = self.verification.measurements if self.verification is not None else []
+        told = (("releases", others_text(measured)), ("uncounted", close_text(measured))) if measured else ()
+        more = [(word, text) for word, text in told if text]
         if written is None or not written.kind:
-            return [tokenizer, sampler]
+            return [tokenizer, sampler, *more]
         chat = self.chat.text() if self.chat is not None else "no template"
-        return [tokenizer, ("chat", chat), sampler, ("ends at", ends_text(written))]
+        return [tokenizer, ("chat", chat), sampler, ("ends at", ends_text(written)), *more]
 
     def _differing(self) -> tuple[int, int] | None:
         """How many texts got other ids on the runtime, of how many; None where none were encoded."""

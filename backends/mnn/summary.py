@@ -124,8 +124,30 @@ def span(releases: Sequence[str]) -> str:
     return releases[0] if len(releases) == 1 else f"{releases[0]} to {releases[-1]}"
 
 
+def close_text(measurements: Sequence[Measurement]) -> str:
+    """Decoded tokens that were not counted; empty where all were."""
+    found = [item for item in measurements if item.decode_close]
+    if not found:
+        return ""
+    first = found[0]
+    total = first.decode_tokens + first.decode_close
+    return f"{first.decode_close} of {total} decoded tokens: rounding decides between the two best of {AGAINST[first.reference]}"
+
+
+def others_text(measurements: Sequence[Measurement]) -> str:
+    """How far the releases besides the installed one are from the original; empty where none ran."""
+    originals = ("onnxruntime", "transformers")
+    found = [item for item in measurements if item.release != measurements[0].release and item.reference in originals]
+    if not found:
+        return ""
+    worst = max(item.distance.max_abs for item in found)
+    return f"{', '.join(item.release for item in found)}: off from {AGAINST[found[0].reference]} by {worst:.1e} at most"
+
+
 def figures(measurements: Sequence[Measurement]) -> Figures:
-    """The measurements as a table; runs that give the same figures are told once, and no two rows are called alike."""
+    """The measurements on the installed release as a table; runs that give the same figures are told once, and no two rows
+    are called alike."""
+    measurements = [item for item in measurements if item.release == measurements[0].release]
     columns = ("memory", "against", "rows", "max error", "KL", "top-1", "greedy", "perplexity")
     rows: list[tuple[str, ...]] = []
     shown: list[Measurement] = []
@@ -166,8 +188,16 @@ def _greedy(item: Measurement) -> str:
     """Decoded tokens that the reference would have chosen too; left out where quantization made texts part ways."""
     if item.reference != "decoded weights" and item.decode_equal < item.decode_tokens:
         return ""
-    close = f" ({item.decode_close} too close)" if item.decode_close else ""
-    return f"{item.decode_equal}/{item.decode_tokens}{close}"
+    return f"{item.decode_equal}/{item.decode_tokens}"
 
 
-__all__ = ["ends_text", "figures", "sampler_text", "sampling_warnings", "span", "tokenizer_text"]
+__all__ = [
+    "close_text",
+    "ends_text",
+    "figures",
+    "others_text",
+    "sampler_text",
+    "sampling_warnings",
+    "span",
+    "tokenizer_text",
+]

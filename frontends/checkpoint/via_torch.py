@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from math import prod
 from pathlib import Path
@@ -27,6 +27,7 @@ from ir.facts.model_card import ModelCard
 from ir.graph.graph import Graph
 from ir.tensor.base import Tensor
 from ir.tensor.elementwise import cast
+from ir.tensor.rearranged import transposed
 
 CHILD = Path(__file__).with_name("via_torch_child.py")
 
@@ -139,7 +140,27 @@ def _exported(
         constants = {known: cast(tensors[key], F32) for known, key, _ in bound}
         proto = onnx.load(str(place / "graph.onnx"))
         graph = lift_message(proto, Place(None), constants=constants)
+    _turned(graph, {item["name"]: item["names"] for item in outcome["parameters"]})
     return graph, [(key, shape) for _, key, shape in bound]
+
+
+def _turned(graph: Graph, names: Mapping[str, Sequence[str]]) -> None:
+    """Keep transposed parameters under their own names, which people choose weights by."""
+    for node in list(graph.nodes):
+        source = node.input(0)
+        if node.op != "Transpose" or source is None or source.name not in names or source.rank != 2:
+            continue
+        if list(node.attrs.get("perm", (1, 0))) != [1, 0]:
+            continue
+        tensor = transposed(source.tensor)
+        name = next((one for one in names[source.name] if one != source.name), f"{source.name}.transposed")
+        if source.use_count == 1:
+            name = source.name
+            graph.rename(source, graph.fresh_name(f"{name}.stored"))
+        graph.replace(node.output, graph.add_const(graph.fresh_name(name), tensor, source.loc))
+        graph.erase(node)
+        if not source.use_count:
+            graph.erase_const(source)
 
 
 def _run(place: Path, folder: Path, timeout_s: float) -> dict[str, Any]:

@@ -143,6 +143,10 @@ class OnnxOriginal:
         return [_table(item[self.logits]) for item in found]
 
     def _by_definitions(self, graph: Graph, feeds: Sequence[Mapping[str, np.ndarray]]) -> list[np.ndarray]:
+        from ir.infer.engine import infer_types
+
+        # Definitions need types; what contradicts them is told where the graph is compiled.
+        infer_types(graph)
         results = Evaluator(graph, [self.logits], memory_limit=MEMORY_LIMIT).run_many(feeds)
         return [_table(item[self.logits]) for item in results]
 

@@ -224,5 +224,5 @@ def require_no_rows(graph: Graph) -> None:
                 "P380",
                 f"the model takes the rows of its embedding as {value.name!r} and does not hold the embedding",
                 where=f"graph {graph.name}",
-                hint="export it with token ids as its input",
+                hint="name the embedding with --embedding, or export the model with token ids as its input",
             )

@@ -80,7 +80,12 @@ class Level:
     original: bool = False
 
 
-LEVELS = {"quick": Level(2, 48, 2), "full": Level(4, 64, 16, sampled=48, choices=True, original=True)}
+LEVELS = {
+    "quick": Level(2, 48, 2),
+    "full": Level(4, 64, 16, sampled=48, choices=True, original=True),
+    "other": Level(2, 32, 0),
+}
+"""What is run by level; ``other`` on releases besides the installed one."""
 
 
 @dataclass(frozen=True)

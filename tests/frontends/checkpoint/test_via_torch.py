@@ -55,6 +55,7 @@ def test_weights_are_the_tensors_of_the_checkpoint(graph, checkpoint):
     named = {value.name: value.tensor for value in graph.consts.values() if value.name in stored}
     assert named.keys() == stored
     assert all("model.safetensors" in tensor.loc for tensor in named.values())
+    assert not any(node.op == "Transpose" and node.operand(0).is_const for node in graph.nodes)
     assert graph.foreign and [value.name for value in graph.inputs] == ["input_ids"]
 
 

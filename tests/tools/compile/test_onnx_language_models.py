@@ -145,6 +145,19 @@ def test_scores_of_as_many_tokens_as_the_table_has_make_a_language_model(columns
     assert formats.emitter_of(formats.read(str(scorer(tmp_path / "m.onnx", columns, mixing)))) == backend
 
 
+@pytest.mark.parametrize(("width", "backend"), [(8, "mnn-llm"), (5, "onnx")])
+def test_so_do_scores_of_rows_as_wide_as_the_matrix_is_high(width, backend, tmp_path):
+    model = onnx.load(str(scorer(tmp_path / "m.onnx", 40)))
+    model.graph.node[0].CopyFrom(
+        helper.make_node("Identity" if width == 8 else "MatMul", ["ids", "wider"][: 2 - width // 8], ["rows"])
+    )
+    model.graph.input[0].CopyFrom(helper.make_tensor_value_info("ids", TensorProto.FLOAT, [1, "seq", width]))
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((5, 8), np.float32), "wider"))
+    onnx.save(model, tmp_path / "rows.onnx")
+    formats = Formats()
+    assert formats.emitter_of(formats.read(str(tmp_path / "rows.onnx"))) == backend
+
+
 # ---- the reference ----
 
 

@@ -39,13 +39,15 @@ ALIKE = 2
 
 def looks_like_one(graph: Graph) -> bool:
     """True for a graph from token ids, or from the rows that they choose, to scores of tokens that see each other."""
-    tables = {rows for value in graph.inputs for rows in _tables(value)}
-    if not tables:
-        return rows_input(graph) is not None
     if not _mixes(graph):
         return False
+    tables = {rows for value in graph.inputs for rows, _ in _tables(value)}
     widths = {width for value in graph.outputs for width in _scores(value)}
-    return any(width <= ALIKE * rows and rows <= ALIKE * width for rows in tables for width in widths)
+    return any(_alike(rows, width) for rows in tables for width in widths) or rows_input(graph) is not None
+
+
+def _alike(rows: int, width: int) -> bool:
+    return width <= ALIKE * rows and rows <= ALIKE * width
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,10 @@ class RowsInput:
 
 def rows_input(graph: Graph) -> RowsInput | None:
     """The input that takes rows as wide as those that the scores are a product with; None for graphs without one, and for
-    those that take token ids."""
-    if not _mixes(graph) or any(True for value in graph.inputs for _ in _tables(value)):
+    those that choose such rows from a table of their own."""
+    if not _mixes(graph):
         return None
+    tables = {table for value in graph.inputs for table in _tables(value)}
     wide = [
         value
         for value in graph.inputs
@@ -80,9 +83,12 @@ def rows_input(graph: Graph) -> RowsInput | None:
         for output in graph.outputs:
             for weight in _heads(output):
                 sides = weight.shape[-2:]
-                if isinstance(width, int) and width in sides and len(sides) == 2:
-                    tokens = sides[0] if sides[1] == width else sides[1]
-                    return RowsInput(value, width, tokens, weight)
+                if not isinstance(width, int) or width not in sides or len(sides) < 2:
+                    continue
+                tokens = sides[0] if sides[1] == width else sides[1]
+                if any(_alike(rows, tokens) and size == width for rows, size in tables):
+                    return None
+                return RowsInput(value, width, tokens, weight)
     return None
 
 
@@ -119,8 +125,8 @@ def _nodes(graph: Graph) -> Iterator[Node]:
         yield from body.walk()
 
 
-def _tables(ids: Value) -> Iterator[int]:
-    """Rows of the tables of floats that an integer input chooses from."""
+def _tables(ids: Value) -> Iterator[tuple[int, int]]:
+    """Rows, and numbers in a row, of the tables of floats that an integer input chooses from."""
     if not isinstance(ids.type, TensorType) or not ids.dtype.is_integer:
         return
     waiting, seen = [ids], {ids}
@@ -128,22 +134,22 @@ def _tables(ids: Value) -> Iterator[int]:
         value = waiting.pop()
         for node, index in value.uses:
             if node.op in ROWS and ROWS[node.op][1] == index:
-                rows = _rows(node.input(ROWS[node.op][0]))
-                if rows is not None:
-                    yield rows
+                sizes = _sizes(node.input(ROWS[node.op][0]))
+                if sizes is not None:
+                    yield sizes
             elif node.op in KEEPING:
                 waiting += [item for item in node.outputs if item not in seen]
                 seen.update(node.outputs)
 
 
-def _rows(table: Value | None) -> int | None:
-    """Rows of a matrix of weights, however it is stored; None for what is none."""
+def _sizes(table: Value | None) -> tuple[int, int] | None:
+    """Rows, and numbers in a row, of a matrix of weights, however it is stored; None for what is none."""
     for _ in range(MOST_STEPS):
         if table is None:
             return None
         if table.const is not None:
             shape = table.const.shape
-            return shape[0] if len(shape) >= 2 and shape[0] > 1 else None
+            return (shape[0], shape[-1]) if len(shape) >= 2 and shape[0] > 1 else None
         node = table.producer
         if node is None or node.op not in KEEPING:
             return None

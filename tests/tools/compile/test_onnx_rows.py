@@ -88,7 +88,7 @@ def test_a_file_of_rows_beside_the_model_is_taken(exported, source, tmp_path):
 
 def wanted(head: np.ndarray | None = None) -> RowsInput:
     """An embedding of 320 rows of 64 numbers."""
-    value = Graph("g").add_input("rows")
+    value = Graph("g").add_input("rows", None)
     return RowsInput(value, 64, 320, InlineTensor(head) if head is not None else None)
 
 

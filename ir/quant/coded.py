@@ -155,9 +155,31 @@ def coded(
         return f"scales of type {scale.type} do not fit codes of type {codes.type}"
     if any(count != -(-size // each) for count, size, each in zip(sizes, shape, tile, strict=True)):
         return f"scales of type {scale.type} are not those of blocks of {block} of {codes.type}"
-    axes = tuple(_factors(size, each) for size, each in zip(shape, tile, strict=True))
     given = Parts(codes, reshaped(cast(scale, F32), sizes), None if zero is None else reshaped(zero, sizes))
+    finer = tuple(_even(size, each) for size, each in zip(shape, tile, strict=True))
+    if finer != tile:
+        zeros = None if given.zero is None else _refined(given.zero, shape, tile, finer)
+        given, tile = Parts(codes, _refined(given.scale, shape, tile, finer), zeros), finer
+    axes = tuple(_factors(size, each) for size, each in zip(shape, tile, strict=True))
     return Coded(given, tile, tuple(factor for part in axes for factor in part), axes, affine)
+
+
+LEAST_BLOCK = 16
+"""Elements of a block, at least, into which blocks are cut that do not divide their axis; below, scales outweigh codes."""
+
+
+def _even(size: int, tile: int) -> int:
+    """A block that divides an axis and is a part of the given one; the given one where there is none of use."""
+    common = math.gcd(size, tile)
+    return common if size % max(tile, 1) and common >= LEAST_BLOCK else tile
+
+
+def _refined(part: Tensor, shape: Sequence[int], tile: Sequence[int], finer: Sequence[int]) -> Tensor:
+    """Numbers of tiles as numbers of smaller ones, of which each takes that of the tile it lies in."""
+    for axis, (size, old, new) in enumerate(zip(shape, tile, finer, strict=True)):
+        if old != new:
+            part = repeated(part, axis, old // new, size // new)
+    return part
 
 
 def _factors(size: int, tile: int) -> tuple[Factor, ...]:
@@ -222,6 +244,31 @@ def signed_codes(base: Tensor) -> Tensor:
     if base.type.dtype.kind != "u" or not 2 <= base.type.dtype.bits <= 8:
         raise refuse("signed_codes", "codes are unsigned integers of 2 to 8 bits", base)
     return _Signed(base)
+
+
+class _Repeated(Derived):
+    name = "repeated"
+
+    def __init__(self, base: Tensor, axis: int, times: int, size: int) -> None:
+        shape = tuple(size if place == axis else given for place, given in enumerate(base.shape))
+        super().__init__(TensorType(base.type.dtype, shape), base, axis, times, size)
+        self.axis, self.times = axis, times
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        self._bounds(start, stop)
+        if self.axis:
+            found = np.repeat(self.base.rows(start, stop), self.times, self.axis)
+            return np.ascontiguousarray(found.take(range(self.shape[self.axis]), self.axis))
+        first = start // self.times
+        found = np.repeat(self.base.rows(first, -(-stop // self.times)), self.times, 0)
+        return found[start - first * self.times : stop - first * self.times]
+
+
+def repeated(base: Tensor, axis: int, times: int, size: int) -> Tensor:
+    """Every element along an axis as many times as said, cut to a size."""
+    if not 0 <= axis < len(base.shape) or times < 1 or not 0 < size <= base.shape[axis] * times:
+        raise refuse("repeated", f"axis {axis} has no {size} elements when each is there {times} times", base)
+    return base if times == 1 and size == base.shape[axis] else _Repeated(base, axis, times, size)
 
 
 class _Wide(Derived):
@@ -349,6 +396,7 @@ __all__ = [
     "coded",
     "decoded",
     "decoded_from",
+    "repeated",
     "rounded",
     "rounded_codes",
     "signed_codes",

@@ -35,6 +35,7 @@ RECIPES: Table[Recipe] = Table(
         "signed_codes": "ir.quant.coded:signed_codes",
         "wide_codes": "ir.quant.coded:wide_codes",
         "decoded": "ir.quant.coded:decoded",
+        "repeated": "ir.quant.coded:repeated",
         "rounded_codes": "ir.quant.coded:rounded_codes",
         "quantized_codes": "ir.quant.weight:rebuild_codes",
         "quantized_scale": "ir.quant.weight:rebuild_scale",

@@ -125,6 +125,7 @@ class _Raising:
         made: what stands in for a value, by its orientation.
         tables: matrices ``[rows, columns]`` that are looked up in: numbers or codes.
         seen, used: names of weights that are stored quantized, and patterns that matched one.
+        refused: weights that no form has room for, by the reason.
     """
 
     graph: Graph
@@ -135,6 +136,7 @@ class _Raising:
     tables: list[Tensor | Parts] = field(default_factory=list)
     seen: set[str] = field(default_factory=set)
     used: set[str] = field(default_factory=set)
+    refused: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def target(self) -> Target:
@@ -161,6 +163,16 @@ class _Raising:
             name = old.name
             if old is not new and not self.graph.has(name):
                 self.graph.rename(new, name)
+        for why, names in self.refused.items():
+            several = len(names) > 1
+            what = f"{len(names)} weights are" if several else "a weight is"
+            self.ctx.warn(
+                "Q466",
+                f"{what} stored quantized in a form that is not kept: {why}; {'they are' if several else 'it is'} decoded and "
+                "stored anew",
+                where=", ".join(f"%{name}" for name in names[:3]) + (", ..." if len(names) > 3 else ""),
+                hint="the contract says how each is stored and what that costs; give them a rule to choose their storage",
+            )
 
     def _count(self, what: str) -> None:
         self.counts[what] = self.counts.get(what, 0) + 1
@@ -187,12 +199,7 @@ class _Raising:
         numbers = self._numbers(value, found)
         if numbers is not None:
             self._count("requantized")
-            self.ctx.warn(
-                "Q466",
-                f"the weight is stored quantized in a form that is not kept: {fitted}; it is decoded and stored anew",
-                where=f"%{value.name} {value.loc}".rstrip(),
-                hint="the contract says how it is stored and what that costs; give it a rule to choose its storage",
-            )
+            self.refused.setdefault(fitted, []).append(value.name)
         return numbers
 
     # ---- floats ----

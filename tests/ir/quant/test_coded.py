@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ir.base.diag import LadingError
-from ir.quant.coded import Coded, coded, decoded, signed_codes, wide_codes
+from ir.quant.coded import Coded, coded, decoded, repeated, rounded_codes, signed_codes, wide_codes
 from ir.tensor.inline import InlineTensor
 from ir.tensor.packed import unpacked
 from ir.tensor.rearranged import column_slice
@@ -19,7 +19,7 @@ SHAPES = [(24, 64), (64, 24), (24, 2, 32), (8, 3, 64), (24, 4, 16)]
 GIVEN = {
     "blocks": ((24, 64), 1, 16), "blocks of the first axis": ((64, 24), 0, 16), "rows": ((24, 64), 0, 0),
     "columns": ((64, 24), 1, 0), "whole": ((24, 64), 1, None), "three axes": ((24, 4, 16), 2, 16),
-    "short last block": ((64, 24), 0, 5),
+    "short last block": ((64, 24), 0, 5), "cut into even blocks": ((24, 64), 1, 48),
 }  # fmt: skip
 
 
@@ -99,6 +99,11 @@ def recipes() -> dict[str, tuple]:
         "unpacked": (unpacked(InlineTensor(raw), "u4"), nibbles),
         "column_slice": (column_slice(InlineTensor(raw), 3, 8), raw[:, 3:8]),
         "signed_codes": (signed_codes(InlineTensor(nibbles, "u4")), nibbles.astype(np.int8) - 8),
+        "repeated": (repeated(InlineTensor(nibbles[:2]), 0, 4, 6), np.repeat(nibbles[:2], 4, 0)[:6]),
+        "rounded_codes": (
+            rounded_codes(InlineTensor(codes.load().astype(np.float32)), InlineTensor(scale), tile=(3, 3), dtype="i4"),
+            np.clip(np.rint(codes.load() / wide), -8, 7),
+        ),
         "wide_codes": (wide_codes(InlineTensor(nibbles, "u4"), "u8"), nibbles),
         "decoded": (decoded(codes, InlineTensor(scale), tile=(3, 3)), codes.load() * wide),
     }
@@ -127,6 +132,8 @@ def test_arguments_that_do_not_fit_are_diagnostics():
         lambda: column_slice(bytes_, 2, 5),
         lambda: signed_codes(codes),
         lambda: wide_codes(bytes_, "i8"),
+        lambda: repeated(bytes_, 1, 2, 9),
+        lambda: rounded_codes(codes, InlineTensor(np.ones((2, 2), np.float32)), tile=(1, 4), dtype="i8"),
         lambda: decoded(codes, InlineTensor(np.ones((2, 2), np.float32)), tile=(1, 4)),
     ):
         with pytest.raises(LadingError, match="T254"):

@@ -244,6 +244,15 @@ def test_rows_that_the_target_cannot_read_become_wider_codes_and_so_does_the_mat
     np.testing.assert_allclose(table.dequantized_rows(0, ROWS - 1), real, rtol=0, atol=1e-5)
 
 
+def test_blocks_that_do_not_divide_a_row_are_cut_where_that_keeps_the_codes():
+    model = Model()
+    parts = [model.const(part) for part in (CODES.T, numbers((2, ROWS)))]
+    model.product(model.op("DequantizeLinear", *parts, axis=0, block_size=48))
+    graph, said = raised(model.made())
+    assert not said and kept(graph).block == 16
+    np.testing.assert_array_equal(kept(graph).quantized.rows(0, ROWS).codes, CODES.astype(np.int16) - 8)
+
+
 # ---- what is not kept ----
 
 
@@ -252,7 +261,7 @@ def test_rows_that_the_target_cannot_read_become_wider_codes_and_so_does_the_mat
     [
         ((COLUMNS,), {"axis": 0}, "shared by several rows"),
         ((COLUMNS, 3), {"axis": 1, "block_size": 8}, "shared by several rows"),
-        ((2, ROWS), {"axis": 0, "block_size": 48}, "blocks do not divide"),
+        ((3, ROWS), {"axis": 0, "block_size": 30}, "blocks do not divide"),
         ((COLUMNS // 2, ROWS), {"axis": 0, "block_size": 2}, "blocks of 2"),
     ],
 )

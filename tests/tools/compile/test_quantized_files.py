@@ -28,12 +28,24 @@ def floats(tmp_path_factory) -> onnx.ModelProto:
     return onnx.load(compiled(source, folder / "onnx", "onnx-fp32", to="onnx") / "model.onnx")
 
 
-def quantized(model: onnx.ModelProto, path: Path, symmetric: bool) -> Path:
-    """The model with its products in 4 bits and blocks of 32, by onnxruntime's quantizer, as DequantizeLinear."""
+FORMS = ["zeros", "symmetric", "MatMulNBits", "table"]
+"""DequantizeLinear with and without zeros; onnxruntime's own operators for products, and for the table as well."""
+
+
+def quantized(model: onnx.ModelProto, path: Path, form: str) -> Path:
+    """The model with its products in 4 bits and blocks of 32, by onnxruntime's quantizer."""
     from onnxruntime.quantization import QuantFormat
     from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
-    how = DefaultWeightOnlyQuantConfig(block_size=32, is_symmetric=symmetric, quant_format=QuantFormat.QDQ)
+    own = form in ("MatMulNBits", "table")
+    how = DefaultWeightOnlyQuantConfig(
+        block_size=32,
+        is_symmetric=form == "symmetric",
+        quant_format=QuantFormat.QOperator if own else QuantFormat.QDQ,
+        accuracy_level=4 if own else None,
+        op_types_to_quantize=("MatMul", "Gather") if form == "table" else ("MatMul",),
+        quant_axes=(("MatMul", 0), ("Gather", 1)),
+    )
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     work = MatMulNBitsQuantizer(copy, algo_config=how)
@@ -42,46 +54,66 @@ def quantized(model: onnx.ModelProto, path: Path, symmetric: bool) -> Path:
     return path
 
 
+def nibbles(raw: np.ndarray, columns: int) -> np.ndarray:
+    """Numbers of 4 bits ``[rows, columns]``, two to a byte, the first in the lower half."""
+    flat = raw.reshape(len(raw), -1)
+    return np.stack([flat & 15, flat >> 4], -1).reshape(len(raw), -1)[:, :columns].astype(np.float32)
+
+
+def given_weights(model: onnx.ModelProto) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Signed codes, scales and zero points of rows of each product, by its output, as the file holds them."""
+    arrays = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
+    made = {node.output[0]: node for node in model.graph.node}
+    found = {}
+    for node in model.graph.node:
+        if node.op_type == "MatMulNBits":
+            sizes = {item.name: item.i for item in node.attribute}
+            codes, scale, zero = (arrays[name].reshape(sizes["N"], -1) for name in node.input[1:4])
+            found[node.output[0]] = (nibbles(codes, sizes["K"]) - 8, scale, nibbles(zero, scale.shape[1]) - 8)
+        elif node.op_type == "MatMul":
+            codes, scale, *zero = (arrays[name].astype(np.float32).T for name in made[node.input[1]].input)
+            half = 8 if zero else 0
+            found[node.output[0]] = (codes - half, scale, zero[0] - half if zero else np.zeros_like(scale))
+    return found
+
+
 def exact_logits(path: Path, ids: np.ndarray) -> np.ndarray:
-    """Logits float32[seq, vocab] by onnxruntime, which rounds activations where it may optimize."""
+    """Logits float32[seq, vocab] by onnxruntime, which rounds activations where it may."""
+    model = onnx.load(path)
+    for node in model.graph.node:
+        for item in node.attribute:
+            if item.name == "accuracy_level":
+                item.i = 1
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
     return session.run(None, {session.get_inputs()[0].name: ids[None]})[0][0]
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["zeros", "symmetric"])
+@pytest.fixture(scope="module", params=FORMS)
 def case(request, floats, tmp_path_factory):
     """A quantized file and what it compiles to with everything else in single precision."""
     folder = tmp_path_factory.mktemp("quantized")
     path = quantized(floats, folder / "model.onnx", request.param)
-    return path, compiled(path, folder / "out", "fp32", to="mnn-llm", tokenizer="none"), request.param
+    return path, compiled(path, folder / "out", "fp32", to="mnn-llm", tokenizer="none")
 
 
 @pytest.mark.mnn
 def test_codes_scales_and_zeros_are_those_of_the_file(case):
-    path, out, symmetric = case
-    model, read = onnx.load(path), MnnModel(out)
-    constants = {item.name: numpy_helper.to_array(item).astype(np.float32) for item in model.graph.initializer}
-    products = {node.input[1]: node.output[0] for node in model.graph.node if node.op_type == "MatMul"}
-    given = [node for node in model.graph.node if node.op_type == "DequantizeLinear"]
+    path, out = case
+    given, read = given_weights(onnx.load(path)), MnnModel(out)
     assert len(given) == len(read.linears) == 15
-    for node in given:
-        codes, scale, *zero = (constants[name].T for name in node.input)
-        name = next(name for name in read.linears if name.startswith(products[node.output[0]]))
-        # Codes of 4 bits without a sign are shifted by 8, and their zeros with them.
-        half = 0 if symmetric else 8
-        np.testing.assert_array_equal(read.codes(name), codes - half)
-        real = (codes - half).reshape(len(codes), -1, 32) * scale[..., None]
-        if zero:
-            real = real - ((zero[0] - half) * scale)[..., None]
+    for output, (codes, scale, zero) in given.items():
+        (name,) = [name for name in read.linears if name.startswith(output)]
+        np.testing.assert_array_equal(read.codes(name), codes)
+        real = codes.reshape(len(codes), -1, 32) * scale[..., None] - (zero * scale)[..., None]
         np.testing.assert_array_equal(read.decode(name), real.reshape(codes.shape))
 
 
 @pytest.mark.mnn
 @pytest.mark.parametrize("version", each_release())
 def test_every_release_gives_the_logits_of_the_file(case, version):
-    path, out, _ = case
+    path, out = case
     wanted = exact_logits(path, IDS)
     (result,) = run_actions(out, version, [pieces(IDS[:11], *([token] for token in IDS[11:]))])
     assert np.abs(logits_of(result) - wanted).max() <= 1e-4 * np.abs(wanted).max()
@@ -89,7 +121,7 @@ def test_every_release_gives_the_logits_of_the_file(case, version):
 
 @pytest.mark.mnn
 def test_the_contract_says_which_weights_were_kept_and_which_were_stored_anew(floats, tmp_path):
-    path = quantized(floats, tmp_path / "model.onnx", False)
+    path = quantized(floats, tmp_path / "model.onnx", "zeros")
     anew = ["*down_proj*"]
     result = compile_model(
         Request(str(path), tmp_path / "out", "default{requantize=[*down_proj*]}", to="mnn-llm", tokenizer="none")

@@ -9,6 +9,7 @@ import numpy as np
 from ir.base.types import F32
 from ir.graph.graph import Value
 from ir.tensor.base import Tensor
+from ir.tensor.elementwise import cast
 from ir.tensor.inline import InlineTensor
 from ir.tensor.packed import code_rows
 from ir.tensor.rearranged import reshaped, transposed
@@ -96,12 +97,13 @@ def _dequantized(
 def _blocked(site: Site, codes: Tensor, scales: Tensor, zeros: Tensor | None, axis: int) -> Value:
     """A blocked dequantization, of the transposed matrix for blocks along axis 0."""
     site.need_opset(BLOCKS_SINCE)
+    affine, kind = zeros is not None and zeros.type.dtype.is_float, scales.type.dtype
+    scales = cast(scales, F32) if affine else scales
     parts = [codes, scales] if zeros is None else [codes, scales, zeros]
-    if zeros is not None and zeros.type.dtype == F32 and scales.type.dtype != F32:
-        site.stay("its zero points are float32 and its scales are not")
     values = [site.const(transposed(part) if axis == 0 else part) for part in parts]
-    op = "lading.AffineDequantize" if zeros is not None and zeros.type.dtype.is_float else "DequantizeLinear"
-    return site.op(op, *values, axis=axis, block_size=site.attr("block_size"))
+    op = "lading.AffineDequantize" if affine else "DequantizeLinear"
+    found = site.op(op, *values, axis=axis, block_size=site.attr("block_size"))
+    return site.op("Cast", found, to=kind.onnx) if affine and kind != F32 else found
 
 
 __all__ = ["gather_blocks", "matmul_bits"]

@@ -212,3 +212,10 @@ def test_rows_of_codes_are_read_on_their_own():
         assert str(tensor.type) == f"{dtype}[5, 13]"
         np.testing.assert_array_equal(tensor.load().astype(np.int64), wanted)
         np.testing.assert_array_equal(tensor.rows(2, 4).astype(np.int64), wanted[2:4])
+
+
+def test_zeros_that_are_half_floats_are_real_zeros_in_single_precision():
+    w = Packed(6, 128, 32, 4)
+    constants = {"w": w.operand, "s": w.scales.astype(np.float16), "z": w.zeros.astype(np.float16)}
+    node = contrib("MatMulNBits", ["x", "w", "s", "z"], ["y"], **w.attrs)
+    same(node, {"x": RNG.normal(size=(3, 128)).astype(np.float16)}, constants, tolerance=2e-2)

@@ -164,6 +164,33 @@ def coded(
     return Coded(given, tile, tuple(factor for part in axes for factor in part), axes, affine)
 
 
+def tiled(codes: Tensor, scale: Tensor, zero: Tensor | None) -> Coded | None:
+    """``(codes - zero) * scale`` with scales and zeros that numpy spreads over the codes; None where it does not.
+
+    Zeros have the type of the codes.
+    """
+    rank, parts = codes.type.rank or 0, [scale] if zero is None else [scale, zero]
+    if not codes.type.size or any((part.type.rank or 0) > rank for part in parts):
+        return None
+    shapes = [(1,) * (rank - len(part.shape)) + part.shape for part in parts]
+    if any(size not in (1, whole) for shape in shapes for size, whole in zip(shape, codes.shape, strict=True)):
+        return None
+    sizes = tuple(max(found) for found in zip(*shapes, strict=True))
+    spread = [_widened(reshaped(part, shape), sizes) for part, shape in zip(parts, shapes, strict=True)]
+    tile = tuple(whole // size for whole, size in zip(codes.shape, sizes, strict=True))
+    axes = tuple(_factors(whole, each) for whole, each in zip(codes.shape, tile, strict=True))
+    given = Parts(codes, cast(spread[0], F32), spread[1] if zero is not None else None)
+    return Coded(given, tile, tuple(factor for part in axes for factor in part), axes, False)
+
+
+def _widened(part: Tensor, sizes: Sequence[int]) -> Tensor:
+    """A tensor with its axes of one element repeated to sizes."""
+    for axis, size in enumerate(sizes):
+        if part.shape[axis] != size:
+            part = repeated(part, axis, size, size)
+    return part
+
+
 LEAST_BLOCK = 16
 """Elements of a block, at least, into which blocks are cut that do not divide their axis; below, scales outweigh codes."""
 
@@ -400,6 +427,7 @@ __all__ = [
     "rounded",
     "rounded_codes",
     "signed_codes",
+    "tiled",
     "unsigned_type",
     "wide_codes",
 ]

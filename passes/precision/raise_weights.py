@@ -6,14 +6,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any
 
 import numpy as np
 
 from ir.base.diag import LadingError
 from ir.base.types import F32, TensorType, dtype_of_onnx, int_type
 from ir.graph.graph import Graph, Node, Value
-from ir.quant.coded import Coded, Parts, coded, rounded, signed_codes, unsigned_type, wide_codes
+from ir.quant.coded import Coded, Parts, coded, rounded, signed_codes, tiled, unsigned_type, wide_codes
 from ir.quant.storage import Storage
 from ir.quant.stored_codes import given_codes
 from ir.quant.stored_weight import DEQUANTIZE
@@ -284,6 +283,18 @@ class _Raising:
 # ---- following constants ----
 
 
+@dataclass(frozen=True)
+class Integers:
+    """Codes as floats, before they are scaled: ``codes - zero``."""
+
+    codes: Tensor
+    zero: Tensor | None = None
+
+    def coded(self, scale: Tensor) -> Coded | None:
+        """The same times scales that are spread over them."""
+        return tiled(self.codes, scale, self.zero)
+
+
 def followed(value: Value) -> Coded | Tensor | None:
     """What a value is made of, when that is constants of a file alone: coded numbers, or a tensor in another order.
 
@@ -292,23 +303,30 @@ def followed(value: Value) -> Coded | Tensor | None:
     chain: list[Node] = []
     while value.const is None:
         node = value.producer
-        source = node.input(0) if node is not None and node.inputs else None
-        if node is None or source is None or len(node.outputs) != 1:
+        if node is None or node.op not in STEPS or len(node.outputs) != 1:
             return None
         chain.append(node)
         if node.op in DEQUANTIZE:
             break
+        source = node.input(_followed_operand(node))
+        if source is None:
+            return None
         value = source
-    found: Coded | Tensor | None = value.const
+    found: Found = value.const
     for node in reversed(chain):
-        step = STEPS.get(node.op)
-        found = step(node, found) if step is not None else None
+        found = STEPS[node.op](node, found)
         if found is None:
             return None
-    return found
+    return found.coded(InlineTensor(np.ones((), np.float32))) if isinstance(found, Integers) else found
 
 
-def _dequantized(node: Node, _: Coded | Tensor | None) -> Coded | None:
+def _followed_operand(node: Node) -> int:
+    """The operand that becomes the result; of a product that which is no constant float."""
+    first = node.input(0)
+    return int(node.op == "Mul" and first is not None and first.is_const and first.dtype.is_float)
+
+
+def _dequantized(node: Node, _: Found) -> Coded | None:
     parts = [None if item is None else followed(item) for item in (*node.inputs, None)[:3]]
     codes, scale, zero = parts
     if not isinstance(codes, Tensor) or not isinstance(scale, Tensor) or isinstance(zero, Coded):
@@ -320,7 +338,7 @@ def _dequantized(node: Node, _: Coded | Tensor | None) -> Coded | None:
     return made if isinstance(made, Coded) else None
 
 
-def _quantized(node: Node, found: Any) -> Tensor | None:
+def _quantized(node: Node, found: Found) -> Tensor | None:
     """Codes of constant floats, which are rounded as they are read."""
     parts = [None if item is None else followed(item) for item in (*node.inputs, None)[1:3]]
     scale, zero = parts
@@ -332,38 +350,83 @@ def _quantized(node: Node, found: Any) -> Tensor | None:
     return rounded(found, scale, zero, node.output.dtype, axis, block)
 
 
-def _converted(node: Node, found: Any) -> Coded | Tensor | None:
+def _converted(node: Node, found: Found) -> Found:
     to = dtype_of_onnx(node.attrs["to"])
-    if isinstance(found, Coded):
-        return found if to.is_float else None
-    return cast(found, to) if to.is_float and found.type.dtype.is_float else None
+    if not to.is_float:
+        return None
+    if not isinstance(found, Tensor):
+        return found
+    kind = found.type.dtype
+    if kind.is_integer and 2 <= kind.bits <= 8:
+        return Integers(found)
+    return cast(found, to) if kind.is_float else None
 
 
-def _turned(node: Node, found: Any) -> Coded | Tensor | None:
-    rank = len(found.axes) if isinstance(found, Coded) else found.type.rank
+def _lessened(node: Node, found: Found) -> Found:
+    """Codes less their zeros, which are whole numbers of their type."""
+    zero = followed(node.operand(1))
+    if not isinstance(found, Integers) or found.zero is not None or not isinstance(zero, Tensor):
+        return None
+    kind = found.codes.type.dtype
+    if (zero.type.size or 0) > MOST_ZEROS or not zero.type.dtype.is_float:
+        return None
+    numbers = zero.load().astype(np.float32)
+    if not ((numbers == np.rint(numbers)) & (numbers >= kind.low) & (numbers <= kind.high)).all():
+        return None
+    return Integers(found.codes, InlineTensor(numbers.astype(kind.numpy), kind))
+
+
+def _multiplied(node: Node, found: Found) -> Found:
+    scale = followed(node.operand(1 - _followed_operand(node)))
+    if not isinstance(found, Integers) or not isinstance(scale, Tensor) or not scale.type.dtype.is_float:
+        return None
+    return found.coded(scale)
+
+
+def _turned(node: Node, found: Found) -> Found:
+    if isinstance(found, Integers):
+        codes = _turned(node, found.codes) if _is_alike(found.zero) else None
+        return Integers(codes, found.zero) if isinstance(codes, Tensor) else None
+    if found is None:
+        return None
+    rank = len(found.axes) if isinstance(found, Coded) else found.type.rank or 0
     order = tuple(node.attrs.get("perm", range(rank)[::-1]))
     if isinstance(found, Coded):
         return found.transposed(order)
     return transposed(found) if order == (1, 0) else found if order == tuple(range(rank)) else None
 
 
-def _in_shape(node: Node, found: Any) -> Coded | Tensor | None:
+def _in_shape(node: Node, found: Found) -> Found:
     shape = node.output.shape
     if shape is None or not all(isinstance(size, int) for size in shape):
         return None
     sizes = node.output.sizes
-    return found.reshaped(sizes) if isinstance(found, Coded) else reshaped(found, sizes)
+    if isinstance(found, Integers):
+        return Integers(reshaped(found.codes, sizes), found.zero) if _is_alike(found.zero) else None
+    return found.reshaped(sizes) if isinstance(found, Coded) else reshaped(found, sizes) if found is not None else None
 
 
-STEPS: dict[str, Callable[[Node, Any], Coded | Tensor | None]] = {
+def _is_alike(zero: Tensor | None) -> bool:
+    """True for zeros that are the same in whatever order the codes lie."""
+    return zero is None or zero.type.shape == ()
+
+
+Found = Coded | Tensor | Integers | None
+"""What constants were made into so far."""
+
+STEPS: dict[str, Callable[[Node, Found], Found]] = {
     **dict.fromkeys(DEQUANTIZE, _dequantized),
     **dict.fromkeys(SHAPES, _in_shape),
     "QuantizeLinear": _quantized,
     "Cast": _converted,
+    "Sub": _lessened,
+    "Mul": _multiplied,
     "Transpose": _turned,
     "Identity": lambda node, found: found,
 }
 """What each operator makes of what it is given."""
+MOST_ZEROS = 1 << 22
+"""Zeros that are looked at to see whether they are whole numbers."""
 
 
 # ---- parts ----

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from frontends.onnx.load import load
 from ir.base.diag import LadingError
@@ -98,10 +98,18 @@ def with_an_axis_of_one(m: Model) -> str:
     return m.op("Squeeze", m.op("Identity", weight), m.const(np.array([0])))
 
 
+def written_out(m: Model) -> str:
+    parts = [CODES.astype(np.uint8).reshape(ROWS, BLOCKS, BLOCK), SCALE[..., None], ZERO.astype(np.float32)[..., None]]
+    codes, scale, zero = map(m.const, parts)
+    less = m.op("Sub", m.op("Cast", codes, to=TensorProto.FLOAT), zero)
+    flat = m.op("Reshape", m.op("Mul", scale, less), m.const(np.array([ROWS, COLUMNS])))
+    return m.op("Transpose", flat)
+
+
 FORMS: dict[str, Callable[[Model], str]] = {
     made.__name__: made
     for made in (transposed_blocks, codes_transposed_first, cut_into_blocks, transposed_in_blocks, half_scales,
-                 widened_scales, with_an_axis_of_one)
+                 widened_scales, with_an_axis_of_one, written_out)
 }  # fmt: skip
 
 
@@ -137,6 +145,23 @@ def test_scales_of_rows_and_of_the_whole_matrix(dtype, shape):
     wanted = np.broadcast_to(scale, (ROWS,)), np.broadcast_to(zero.astype(np.int16), (ROWS,)) - half
     np.testing.assert_array_equal(part.scale[:, 0], wanted[0][5:9])
     np.testing.assert_array_equal(part.zero[:, 0], wanted[1][5:9])
+
+
+def test_codes_that_are_scaled_behind_the_product_are_a_weight_too():
+    codes, scale = codes_of(5, np.int8), numbers((ROWS,))
+    model = Model()
+    real = model.op("Transpose", model.op("Cast", model.const(codes), to=TensorProto.FLOAT))
+    model.op("Mul", model.op("MatMul", "x", real), model.const(scale), name="y")
+    model.outputs.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, None))
+    graph, said = raised(model.made())
+    assert (
+        not said
+        and kept(graph).bits == 8
+        and [node.op for node in graph.nodes] == ["DequantizeLinear", "MatMul", "Mul"]
+    )
+    part = kept(graph).quantized.rows(0, ROWS)
+    np.testing.assert_array_equal(part.codes, codes)
+    assert (part.scale == 1).all() and part.zero is None
 
 
 def test_what_is_in_the_form_already_is_left_alone():

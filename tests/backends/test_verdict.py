@@ -17,6 +17,7 @@ from frontends.checkpoint.load import load
 from frontends.checkpoint.original import Original, free_memory, memory_needed, original_logits
 from frontends.families.table import FAMILIES
 from ir.base.diag import Diagnostic, LadingError
+from ir.evaluate.divergence import Distance
 from ir.evaluate.evaluator import Evaluator
 from ir.evaluate.untrained import Guesses
 from tests.support.checkpoints import make_checkpoint, write_weights
@@ -161,6 +162,15 @@ def test_small_misreadings_are_found(family, tmp_path):
     wrong = load(source, families={family: row})
     found = compare_reading(source, wrong, IDS, floats(wrong))
     assert found.distance.positions == 20 and [item.code for item in found.problems] == ["V720"]
+
+
+def test_files_that_round_activations_are_judged_by_what_that_may_cost():
+    file = Original(name="onnxruntime 1.32.0 on model.onnx", file="model.onnx", rounds=True)
+    near, far = (Reading(file, Distance(40, gap, 16.0, kl, 0.9)) for gap, kl in ((0.7, 0.01), (15.0, 2.5)))
+    assert near.verified and not near.problems and not far.verified
+    assert not replace(near, original=replace(file, rounds=False)).verified
+    (problem,) = far.problems
+    assert problem.code == "V720" and "rounding of activations" in problem.message
 
 
 def run(folder: Path, **limits) -> Original:

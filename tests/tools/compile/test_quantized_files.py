@@ -136,6 +136,20 @@ def test_the_contract_says_which_weights_were_kept_and_which_were_stored_anew(fl
     assert {item["storage"]["method"] for item in written["weights"]} == {"stored", "rtn"}
 
 
+@pytest.mark.parametrize("form", ["zeros", "MatMulNBits"])
+def test_onnx_models_keep_the_constants_of_the_file(form, floats, tmp_path):
+    path = quantized(floats, tmp_path / "model.onnx", form)
+    out = compiled(path, tmp_path / "out", "onnx-fp32", to="onnx")
+    given, made = (
+        {item.name: numpy_helper.to_array(item) for item in onnx.load(source).graph.initializer}
+        for source in (path, out / "model.onnx")
+    )
+    codes = [name for name, array in given.items() if array.dtype not in (np.float32, np.int64)]
+    assert len(codes) == 30
+    for name in codes:
+        np.testing.assert_array_equal(given[name], made[name])
+
+
 @pytest.mark.mnn
 def test_activations_that_a_file_rounds_are_taken_as_they_are_and_what_that_changes_is_measured(floats, tmp_path):
     from onnxruntime.quantization import QuantType, quantize_dynamic

@@ -13,7 +13,6 @@ from passes.framework.manager import PassManager
 from passes.precision.planned_weights import kept_weights, weights_of
 from tests.support.checkpoints import make_checkpoint
 
-
 pytestmark = pytest.mark.mnn  # what a runtime feeds, and its sizes, come with one
 
 

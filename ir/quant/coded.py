@@ -252,6 +252,11 @@ def _arranged(
 class _Signed(Derived):
     name = "signed_codes"
 
+    @property
+    def ranged(self) -> bool:
+        """As the base."""
+        return self.base.ranged
+
     def __init__(self, base: Tensor) -> None:
         super().__init__(TensorType(int_type(base.type.dtype.bits), base.type.shape), base)
 
@@ -300,6 +305,11 @@ def repeated(base: Tensor, axis: int, times: int, size: int) -> Tensor:
 
 class _Wide(Derived):
     name = "wide_codes"
+
+    @property
+    def ranged(self) -> bool:
+        """As the base."""
+        return self.base.ranged
 
     def __init__(self, base: Tensor, dtype: DType) -> None:
         super().__init__(TensorType(dtype, base.type.shape), base, dtype.name)

@@ -70,6 +70,11 @@ class Tensor(ABC):
         """
 
     @property
+    def ranged(self) -> bool:
+        """True when `elements` reads no more than it gives."""
+        return False
+
+    @property
     def inputs(self) -> tuple[Tensor, ...]:
         """The tensors among the arguments of the recipe."""
         return tuple(item for item in self.recipe()[1] if isinstance(item, Tensor))

@@ -19,6 +19,11 @@ from ir.tensor.inline import dtype_named
 class _Elementwise(Derived):
     """Recipes that change each element on its own."""
 
+    @property
+    def ranged(self) -> bool:
+        """As the base."""
+        return self.base.ranged
+
     def rows(self, start: int, stop: int) -> np.ndarray:
         self._bounds(start, stop)
         return self._apply(self.base.rows(start, stop))

@@ -125,6 +125,11 @@ class FileTensor(Tensor):
             raise ValueError(f"{type.dtype} has no layout in files")
         super().__init__(type, f"{os.path.basename(self.path)}:{key or offset}")
 
+    @property
+    def ranged(self) -> bool:
+        """True."""
+        return True
+
     def rows(self, start: int, stop: int) -> np.ndarray:
         """A new array.
 

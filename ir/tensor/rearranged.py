@@ -14,6 +14,10 @@ from ir.tensor.base import Derived, Tensor, refuse
 from ir.tensor.inline import InlineTensor
 
 SLAB_BYTES = 16 << 20
+LEAST_RANGE = 4096
+"""Bytes of a part of a row, at least, for which the part alone is read and not the row."""
+TOGETHER = 64
+"""Parts of rows that are turned together."""
 
 
 class _Transposed(Derived):
@@ -45,6 +49,13 @@ class _Transposed(Derived):
 
     def _columns(self, start: int, stop: int) -> np.ndarray:
         out = np.empty((stop - start, self.row_size), self.type.dtype.numpy)
+        width = self.row_count
+        if self.base.ranged and stop - start < width and self.type.dtype.nbytes(stop - start) >= LEAST_RANGE:
+            for low in range(0, self.row_size, TOGETHER):
+                high = min(self.row_size, low + TOGETHER)
+                parts = [self.base.elements(row * width + start, row * width + stop) for row in range(low, high)]
+                out[:, low:high] = np.stack(parts).T
+            return out
         for low, high, rows in self.base.pieces(1 << 20):
             out[:, low:high] = rows[:, start:stop].T
         return out
@@ -206,6 +217,11 @@ class _Reshaped(Derived):
 
     def __init__(self, base: Tensor, shape: tuple[int, ...]) -> None:
         super().__init__(TensorType(base.type.dtype, shape), base, shape)
+
+    @property
+    def ranged(self) -> bool:
+        """As the base."""
+        return self.base.ranged
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         self._bounds(start, stop)

@@ -412,6 +412,31 @@ def test_a_transpose_of_a_file_reads_it_once_per_slab(tmp_path, monkeypatch):
     assert len(reads) == 4
 
 
+@pytest.mark.parametrize("kind", ["plain", "cast", "reshaped", "u4"])
+def test_a_transpose_of_long_rows_reads_every_byte_once(kind, tmp_path, monkeypatch):
+    if kind == "u4":
+        array = np.random.default_rng(3).integers(0, 16, (6, 16384)).astype(np.uint8)
+        (tmp_path / "a.bin").write_bytes(bytes_of(array, DTYPES["u4"]))
+        base = FileTensor(tmp_path / "a.bin", 0, TensorType(DTYPES["u4"], array.shape))
+    else:
+        array = matrix((6, 4096))
+        base = on_disk(
+            tmp_path / "a.bin", array.astype(np.float16) if kind == "cast" else array, F16 if kind == "cast" else F32
+        )
+        array = array.astype(np.float16).astype(np.float32) if kind == "cast" else array
+        base = cast(base, F32) if kind == "cast" else base
+        base = reshaped(reshaped(base, (24, 1024)), (6, 4096)) if kind == "reshaped" else base
+    counts: list[int] = []
+    read = FILES.read
+    monkeypatch.setattr(FILES, "read", lambda path, offset, count: counts.append(count) or read(path, offset, count))
+    monkeypatch.setattr(rows, "SLAB_BYTES", 6 * 8192)
+    tensor = transposed(base)
+    step = tensor.row_count // 8
+    found = np.concatenate([tensor.rows(at, at + step) for at in range(0, tensor.row_count, step)])
+    assert np.array_equal(found.astype(array.dtype), array.T)
+    assert len(counts) == 12 and sum(counts) == find_source(base)[0].nbytes
+
+
 def test_constructors_simplify(tmp_path):
     base = on_disk(tmp_path / "a.bin", matrix((6, 4)), F32)
     assert transposed(transposed(base)) is base

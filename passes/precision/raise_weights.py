@@ -193,7 +193,7 @@ class _Raising:
         fitted = parts if isinstance(parts, str) else self._fitted(parts, found.affine, features)
         if isinstance(fitted, Parts):
             self._count("kept")
-            shared = self._shared(fitted, features, found.affine)
+            shared = self._shared(value, fitted, features, found.affine)
             return self._codes(value, shared, features, found.affine)
         numbers = self._numbers(value, found)
         if numbers is not None:
@@ -251,15 +251,23 @@ class _Raising:
             parts = _widened(parts, wide, affine)
         return ("" if features else self.target.unfit(columns, _storage(parts))) or parts
 
-    def _shared(self, parts: Parts, features: int, affine: bool) -> Parts:
+    def _shared(self, value: Value, parts: Parts, features: int, affine: bool) -> Parts:
         """The matrix itself, or that of a table which holds the same numbers."""
         if features:
             self.tables.append(parts)
             return parts
-        for table in self.tables:
-            if isinstance(table, Parts) and (same := _same_parts(table, parts, affine)) is not None:
-                return same
-        return parts
+        tables = (table for table in self.tables if isinstance(table, Parts))
+        same = next((table for table in tables if _holds_same(table, parts, affine)), None)
+        if same is None:
+            return parts
+        given, bits = parts.codes.type.dtype.bits, same.codes.type.dtype.bits
+        if given < bits:
+            message = (
+                f"the logits matrix is kept in codes of {bits} bits instead of {given}, because rows of the embedding are "
+                f"read from it and can be read at {bits}; no number changes, and kept apart both would be larger"
+            )
+            self.ctx.note("Q464", message, value.name)
+        return same
 
     def _codes(self, value: Value, parts: Parts, features: int, affine: bool) -> Value:
         """The dequantization of a matrix; the value itself where it is that already."""
@@ -464,16 +472,16 @@ def _is_made_of(node: Node, parts: list[Tensor], attrs: Mapping[str, int]) -> bo
     return same and all(node.attrs.get(key) == number for key, number in attrs.items())
 
 
-def _same_parts(table: Parts, other: Parts, affine: bool) -> Parts | None:
-    """A table where the other matrix holds the same numbers, if need be in codes as wide as those of the table."""
+def _holds_same(table: Parts, other: Parts, affine: bool) -> bool:
+    """True when a matrix holds the numbers of a table, in codes of at most its width."""
+    kinds = [part.codes.type.dtype for part in (table, other)]
     if other.codes.shape != table.codes.shape or (other.zero is None) != (table.zero is None):
-        return None
-    if other.codes.type.dtype.kind != table.codes.type.dtype.kind:
-        return None
-    if other.codes.type.dtype.bits < table.codes.type.dtype.bits:
-        other = _widened(other, table.codes.type.dtype.bits, affine)
-    pairs = [(one, two) for one, two in zip(table[::-1], other[::-1], strict=True) if one is not None]
-    return table if all(two is not None and equal(one, two) for one, two in pairs) else None
+        return False
+    if kinds[0].kind != kinds[1].kind or kinds[1].bits > kinds[0].bits:
+        return False
+    wide = _widened(other, kinds[0].bits, affine)
+    pairs = [(one, two) for one, two in zip(table[::-1], wide[::-1], strict=True) if one is not None]
+    return all(two is not None and equal(one, two) for one, two in pairs)
 
 
 def equal(one: Tensor, two: Tensor) -> bool:

@@ -262,7 +262,9 @@ def test_rows_that_the_target_cannot_read_become_wider_codes_and_so_does_the_mat
     copies = [model.const(part.T) for part in (codes, scale)]
     model.product(model.op("DequantizeLinear", *copies, axis=0, block_size=BLOCK))
     graph = load(model.made())
-    PassManager("infer-types,raise-weights").run(graph, PassContext(OddRows()))
+    report = PassManager("infer-types,raise-weights").run(graph, PassContext(OddRows()))
+    (note,) = report.all_diagnostics()
+    assert note.code == "Q464" and note.severity == "note" and "8 bits instead of 4" in note.message
     table = kept(graph, matmul=False)
     assert table.bits == 8 and kept(graph).quantized is table.quantized
     real = codes.astype(np.float32) * np.repeat(scale, BLOCK, 1)

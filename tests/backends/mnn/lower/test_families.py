@@ -17,6 +17,7 @@ from ir.base.diag import LadingError
 from ir.evaluate.evaluator import evaluate
 from ir.infer.engine import infer_types
 from ir.onnx.export import write_model
+from tests.support.decoders.families import FORMS
 from tests.support.decoders.forms import CONTEXT, VOCABULARY, Form, decoder, logits_in_pieces, written
 from tests.support.runs import each_release
 from tools.compile.job import Request, compile_model
@@ -32,42 +33,6 @@ PIECES = ([IDS[:13], IDS[13:14], IDS[14:16], IDS[16:17], IDS[17:]], [IDS[:1], ID
 
 OUTER = [param for param in each_release() if param.values[0] in ("3.4.0", "3.6.1")]
 NEWEST = [param for param in OUTER if param.values[0] == "3.6.1"]
-
-FORMS = {
-    "llama": Form(own_head=True),
-    "mistral": Form(windows=(5,)),
-    "qwen3": Form(query_norm="rms", bias=True),
-    "phi": Form(
-        norm="layer", block="parallel", rotary=8, gated=False, activation="gelu-tanh", bias=True, own_head=True,
-        head_bias=True, kv_heads=4,
-    ),
-    "phi3": Form(own_head=True, windows=(7,), scale=0.3),
-    "cohere": Form(
-        norm="layer-plain", block="parallel", interleaved=True, logit_scale=0.0625, query_norm="layer"
-    ),
-    "cohere with gains by head": Form(block="parallel", interleaved=True, query_norm="layer-by-head"),
-    "glm": Form(interleaved=True, rotary=8, bias=True, own_head=True),
-    "stablelm": Form(norm="layer", rotary=4, own_head=True),
-    "stablelm2": Form(norm="layer", rotary=4, own_head=True, query_norm="layer", block="parallel"),
-    "gpt-neox": Form(
-        norm="layer", block="two-norms", rotary=4, own_head=True, gated=False, activation="gelu", bias=True, kv_heads=4
-    ),
-    "gemma": Form(activation="gelu-tanh", embedding_scale=8.0),
-    "gemma3": Form(
-        activation="gelu-tanh", embedding_scale=8.0, query_norm="rms", block="sandwich", windows=(5, 0), scale=0.2
-    ),
-    "olmo2": Form(query_norm="row", block="sandwich"),
-    "granite": Form(embedding_scale=3.0, residual_scale=0.3, logit_scale=0.2, scale=0.1),
-    "logits under a cap": Form(cap=5.0),
-    "tables of numbers": Form(tables="baked"),
-    "tables of numbers times a factor": Form(tables="baked", factor=1.2, rotary=8),
-    "tables by an outer product": Form(tables="product", factor=1.2),
-    "tables by rows of numbers": Form(tables="positions"),
-    "narrow values": Form(value_size=8),
-    "wide values": Form(value_size=40, scale=0.3),
-    "products of rows alone": Form(products="rows", bias=True, head_bias=True, own_head=True, gated=False),
-    "sizes that fill no packs": Form(hidden=60, size=10, heads=6, kv_heads=3, rotary=10, inner=70),
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=FORMS)

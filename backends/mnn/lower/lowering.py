@@ -155,12 +155,20 @@ class Lowering:
         return self.add("StridedSlice", [value, *bounds], TensorType(value.dtype, tuple(shape)))
 
     def replace(self, old: Value, new: Value) -> None:
-        """All readers of `old` read `new`, which takes its name over."""
+        """All readers of `old` read `new`, which takes its name over; outputs stay values of their own."""
+        if old.is_output and (new.is_output or new.is_input or new.is_const):
+            new = self.copied(new)
         name = old.name
         self.graph.replace(old, new)
         self.graph.rename(old, self.graph.fresh_name(f"{name}.old"))
         if new.producer is not None and new.name not in (value.name for value in self.graph.inputs):
             self.graph.rename(new, name)
+
+    def copied(self, value: Value) -> Value:
+        """The same numbers as a value of its own."""
+        if isinstance(value.type, TensorType) and value.dtype == F32:
+            return self.binary("MUL", value, self.scalar(1))
+        return self.binary("ADD", value, self.scalar(0, I32), self.type_of(value))
 
     def sweep(self) -> None:
         """Erase what nothing reads any more."""

@@ -212,3 +212,19 @@ def test_definitions_of_the_lowered_operators_say_the_same(module):
     got = [evaluated[value.name] for value in graph.outputs]
     found = {name: distance(want, one) for name, want, one in zip(CASES, wanted[7], got, strict=True)}
     assert {name: gap for name, gap in found.items() if not gap < BAR} == {}
+
+
+@pytest.mark.parametrize("version", OUTER)
+def test_outputs_are_values_of_their_own_where_they_hold_the_same_numbers(tmp_path, version):
+    made = Operands()
+    relu = made.op("Relu", made.x)
+    counts = made.op("Identity", made.counts)
+    made.graph.set_outputs([relu, made.op("Identity", relu), made.op("Identity", made.x), counts])
+    names = [value.name for value in made.graph.outputs]
+    feeds = feeds_of(made.graph, 3)
+    graph = module_of(made.graph, tmp_path / "model.mnn")
+    assert [value.name for value in graph.outputs] == names
+    got = run_module(tmp_path / "model.mnn", graph, feeds, version)
+    wanted = [np.maximum(feeds["x"], 0), np.maximum(feeds["x"], 0), feeds["x"], feeds["counts"]]
+    for want, one in zip(wanted, got, strict=True):
+        np.testing.assert_array_equal(one.reshape(want.shape), want)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from backends.mnn.lower.lowering import Lowering
 from backends.mnn.write.weight_layout import unheld
 from ir.base.diag import LadingError
 from ir.facts.inputs import DynamicInputs
+from ir.facts.model_card import ModelCard
 from ir.graph.graph import Graph, Node
 from ir.quant.stored_weight import is_weight
 from ir.tensor.bf16_parts import bf16_parts
@@ -87,6 +88,8 @@ class LegalizeMnn(Pass):
             lower(node, lowering)
             counts[node.op] = counts.get(node.op, 0) + 1
         lowering.sweep()
+        if lowering.positions is not None:
+            _limit_context(graph, lowering.positions)
         return {"lowered": sum(counts.values())}
 
     def adapter(self, graph: Graph) -> RowParts | None:
@@ -96,6 +99,13 @@ class LegalizeMnn(Pass):
             return None
         rows = graph.required_fact(DynamicInputs).find("embedding-rows")
         return RowParts(rows.input) if rows is not None else None
+
+
+def _limit_context(graph: Graph, rows: int) -> None:
+    """Record that sequences are no longer than a table of angles: the runtime reads beyond its end without a word."""
+    card = ModelCard.of(graph)
+    if card.context is None or card.context > rows:
+        graph.set_fact(ModelCard.name, replace(card, context=rows))
 
 
 @dataclass(frozen=True)

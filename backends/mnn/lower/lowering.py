@@ -21,9 +21,11 @@ class Lowering:
 
     Attributes:
         node: the node being lowered; its owner sets it before anything is built.
+        positions: how many positions the tables have rows for that are chosen by positions; None without such tables.
     """
 
     node: Node
+    positions: int | None = None
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph

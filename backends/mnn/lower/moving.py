@@ -278,6 +278,8 @@ def _numbers_of_rows(low: Lowering, index: Value, size: int | Dim) -> Value:
     if index.dtype not in (I32, I64):
         raise low.refused(f"MNN chooses rows by 32-bit integers, not by {index.dtype}")
     if _counts(low.graph, index):
+        if not isinstance(size, Dim):
+            low.positions = min(size, low.positions or size)
         return index
     length = low.scalar(low.size(size), I32)
     zero = low.scalar(0, I32)

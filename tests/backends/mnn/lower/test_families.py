@@ -15,8 +15,10 @@ from backends.mnn.run.native import mnn_to_json
 from backends.mnn.target.releases import RELEASES
 from ir.base.diag import LadingError
 from ir.evaluate.evaluator import evaluate
+from ir.facts.model_card import ModelCard
 from ir.infer.engine import infer_types
 from ir.onnx.export import write_model
+from passes.framework.manager import PassManager
 from tests.support.decoders.families import FORMS
 from tests.support.decoders.forms import CONTEXT, VOCABULARY, Form, decoder, logits_in_pieces, written
 from tests.support.runs import each_release
@@ -84,6 +86,13 @@ def test_large_tables_lie_in_the_weight_file(tmp_path):
     ]
     large = [main for main in found if main["dims"] == [CONTEXT, 8]]
     assert [len(main["external"]) for main in large] == [2, 2] and not any(main.get("float32s") for main in large)
+
+
+@pytest.mark.parametrize("name", ["tables of numbers", "tables by rows of numbers", "llama"])
+def test_sequences_are_no_longer_than_a_table(name):
+    graph = decoder(FORMS[name])
+    PassManager(PIPELINE).run(graph)
+    assert ModelCard.of(graph).context == (None if name == "llama" else CONTEXT)
 
 
 def test_windows_of_two_widths_are_refused(tmp_path):

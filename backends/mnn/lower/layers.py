@@ -194,18 +194,15 @@ def lower_attention(node: Node, low: Lowering) -> None:
     """The runtime's operator, which keeps keys and values; another scale than its own is a factor of the queries."""
     _require_plain_attention(node, low)
     q, k, v = (low.floats(node.operand(place)) for place in range(3))
-    heads, kv_heads = node.attrs["q_num_heads"], node.attrs["kv_num_heads"]
-    one, seq, width = low.dims(q)
-    size, value_size = low.size(width) // heads, low.size(low.dims(v)[-1]) // kv_heads
+    size, value_size = _head_size(low, q, "q_num_heads"), _head_size(low, v, "kv_num_heads")
     widest = max(size, value_size)
     scale = float(node.attrs.get("scale", 1 / math.sqrt(size)))
     if not math.isclose(scale, 1 / math.sqrt(widest), rel_tol=1e-7):
         factor = np.array([scale * math.sqrt(widest)], np.float32)
         q = low.binary("MUL", q, low.const(factor, "attention.scale"))
-    operands = [
-        _filled(low, low.reshape(value, (one, seq, count, of)), widest)
-        for value, count, of in ((q, heads, size), (k, kv_heads, size), (v, kv_heads, value_size))
-    ]
+    sizes = ((q, size), (k, size), (v, value_size))
+    operands = [_filled(low, _split_heads(low, value, of), widest) for value, of in sizes]
+    one, seq, many, _ = low.dims(operands[0])
     mask = node.input(3)
     if mask is None:
         fact = low.graph.fact(DynamicInputs)
@@ -213,11 +210,29 @@ def lower_attention(node: Node, low: Lowering) -> None:
         if fed is None:
             raise low.refused("MNN's attention needs a mask that the runtime feeds; discover-inputs declares it")
         mask = low.graph.value(fed.input)
+    heads = low.size(many)
     mixed = low.add("Attention", [*operands, mask], TensorType(F32, (one, seq, heads * widest)))
+    if widest != value_size or node.operand(0).rank == 4:
+        mixed = low.reshape(mixed, (one, seq, heads, widest))
     if widest != value_size:
-        wide = low.reshape(mixed, (one, seq, heads, widest))
-        mixed = low.reshape(low.slice(wide, 3, (value_size,))[0], low.dims(node.output))
-    low.replace(node.output, mixed)
+        mixed = low.slice(mixed, 3, (value_size,))[0]
+    if node.operand(0).rank == 4:
+        mixed = permuted(low, mixed, (0, 2, 1, 3))
+    low.replace(node.output, low.reshape(mixed, low.dims(node.output)))
+
+
+def _head_size(low: Lowering, value: Value, heads: str) -> int:
+    """Elements of a head of ``[1, seq, heads * size]``, whose heads an attribute counts, or ``[1, heads, seq, size]``."""
+    width = low.size(low.dims(value)[-1])
+    return width if value.rank == 4 else width // low.node.attrs[heads]
+
+
+def _split_heads(low: Lowering, value: Value, size: int) -> Value:
+    """Queries, keys or values as ``[1, seq, heads, size]``."""
+    shape = low.dims(value)
+    if len(shape) == 4:
+        return permuted(low, value, (0, 2, 1, 3))
+    return low.reshape(value, (*shape[:2], low.size(shape[2]) // size, size))
 
 
 def _filled(low: Lowering, value: Value, size: int) -> Value:
@@ -235,8 +250,8 @@ def _filled(low: Lowering, value: Value, size: int) -> Value:
 
 def _require_plain_attention(node: Node, low: Lowering) -> None:
     """Raise P373 for attention that the runtime's operator would compute otherwise."""
-    if node.operand(0).rank != 3:
-        raise low.refused("only attention over [1, seq, heads * size] has an MNN form")
+    if any(low.dims(node.operand(place))[0] != 1 for place in range(3)):
+        raise low.refused("the runtime attends within one sequence, and this attention has a batch")
     if any(value is not None for value in node.inputs[4:]) or any(value.use_count for value in node.outputs[1:]):
         raise low.refused("the runtime keeps keys and values itself, and gives the mixed values alone")
     if node.attrs.get("softcap", 0.0):

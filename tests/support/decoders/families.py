@@ -38,5 +38,6 @@ FORMS = {
     "wide values": Form(value_size=40, scale=0.3),
     "products of rows alone": Form(products="rows", bias=True, head_bias=True, own_head=True, gated=False),
     "one key for all queries": Form(kv_heads=1, hidden=48, size=32, rotary=32, query_norm="rms"),
+    "heads apart": Form(split=True, windows=(0, 5), value_size=8, rotary=8, query_norm="rms"),
     "sizes that fill no packs": Form(hidden=60, size=10, heads=6, kv_heads=3, rotary=10, inner=70),
 }  # fmt: skip

@@ -48,6 +48,7 @@ class Form:
         gated: the MLP has a gate.
         activation: of the MLP, see `ACTIVATIONS`.
         bias: linear layers have biases.
+        split: attention is over ``[1, heads, seq, size]``, and so is the rotation.
         scale: of the scores; None for the usual one.
         score_cap: scores are ``cap * tanh(scores / cap)``.
         windows: width of the window of each layer, 0 for none, repeated.
@@ -75,6 +76,7 @@ class Form:
     gated: bool = True
     activation: str = "silu"
     bias: bool = False
+    split: bool = False
     scale: float | None = None
     score_cap: float = 0.0
     windows: tuple[int, ...] = (0,)
@@ -265,18 +267,25 @@ class _Decoder(Builder):
         wide = form.value_size or form.size
         value = self.linear(x, form.kv_heads * wide, form.hidden, form.bias)
         attrs: dict[str, object] = {"q_num_heads": form.heads, "kv_num_heads": form.kv_heads}
+        if form.split:
+            attrs, value = {}, self._split(value, form.kv_heads, wide)
         if form.scale is not None:
             attrs["scale"] = form.scale
         if form.score_cap:
             attrs["softcap"] = form.score_cap
         mask = (self._mask(window),) if window else ()
         mixed = self.op("Attention", query, key, value, *mask, is_causal=int(not window), **attrs)
+        if form.split:
+            mixed = self.op("Reshape", self.op("Transpose", mixed, perm=(0, 2, 1, 3)), self.ints(0, 0, -1))
         return self.linear(mixed, form.hidden, form.heads * wide, form.bias)
 
     def _mask(self, window: int) -> Value:
         if window not in self.masks:
             self.masks[window] = self.op("lading.SlidingWindowMask", self.positions, window=window)
         return self.masks[window]
+
+    def _split(self, x: Value, heads: int, size: int) -> Value:
+        return self.op("Transpose", self.op("Reshape", x, self.ints(0, 0, heads, size)), perm=(0, 2, 1, 3))
 
     def _turned(self, x: Value, heads: int) -> Value:
         form = self.form
@@ -294,6 +303,8 @@ class _Decoder(Builder):
                 x = self.op(op, x, self.vector(form.size, 1), axis=-1)
             x = self.op("Reshape", x, self.ints(0, 0, -1))
         attrs: dict[str, object] = {"num_heads": heads}
+        if form.split:
+            x, attrs = self._split(x, heads, form.size), {}
         if form.rotary != form.size:
             attrs["rotary_embedding_dim"] = form.rotary
         places = (self.positions,) if form.tables == "positions" else ()

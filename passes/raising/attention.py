@@ -148,9 +148,10 @@ class _Search:
         raise self._misfit(0, *best, FIRST)
 
     def _tried(self, read: set[Value]) -> tuple[list[_Tried], LadingError | None]:
-        """The roles under which the model can be evaluated, those first under which tables of rotation are seen.
+        """The roles under which the model can be evaluated; where tables of rotation are seen under some, only these.
 
-        Positions that are all the same turn nothing, so that attention would fit as one without rotation.
+        Positions that are all the same turn nothing, and packed sequences that they mark have one token each, so that
+        anything fits which gives a token its own value.
         """
         found: list[_Tried] = []
         trouble: LadingError | None = None
@@ -164,8 +165,7 @@ class _Search:
                 tables_among(rows_of_known(region, self.content), values, FIRST.tokens) for region in self.regions
             ]
             found.append((roles, feeds, values, tables))
-        found.sort(key=lambda item: not any(item[3]))
-        return found, trouble
+        return [item for item in found if any(item[3])] or found, trouble
 
     def _possible(self, read: set[Value]) -> Iterator[Roles]:
         if all(names_head_size(value) for value in self.content.history):
@@ -334,7 +334,7 @@ class _Search:
                 allowed = allowed & (~open_ if flip else open_)
             last = int(allowed[-1].sum())
             window = 0 if last == total else last
-            if last and np.array_equal(allowed, seen(probe.tokens, probe.past, window)):
+            if last > 1 and np.array_equal(allowed, seen(probe.tokens, probe.past, window)):
                 if form.window and form.window != window:
                     continue
                 return window

@@ -330,4 +330,4 @@ def _windows(sample: Sample) -> list[int]:
     """Windows that show in the sample: whole numbers of the region, and their neighbours."""
     most = len(sample.result) - 1
     named = {int(number) + more for number in sample.numbers if number == int(number) for more in (-1, 0, 1)}
-    return sorted(window for window in named if 1 <= window <= most)
+    return sorted(window for window in named if 2 <= window <= most)

@@ -115,8 +115,11 @@ def test_what_an_input_holds_is_told_without_its_name():
     assert ports == {other[name]: words[role] for name, role in made.roles.items()}
 
 
-CHANGED = [("qwen2", "script", name) for name in MUTATIONS] + [
-    ("qwen3", "dynamo", name) for name in ("rope style", "scale", "look ahead", "swapped groups", "shifted keys")
+CHANGED = [
+    *(("qwen2", "script", name) for name in MUTATIONS),
+    *(("qwen3", "dynamo", name) for name in ("rope style", "scale", "look ahead", "swapped groups", "shifted keys")),
+    # Positions that were taken for a mask would mark sequences of one token each, whose attention is anything.
+    *(("cohere", "dynamo", name) for name in ("scale", "look ahead", "swapped groups")),
 ]
 SAME_ATTENTION = ("epsilon", "activation")
 

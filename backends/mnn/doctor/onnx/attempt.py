@@ -9,12 +9,14 @@ from backends.mnn.target.releases import MnnTarget
 from frontends.onnx.beside import tokenizer_folder
 from frontends.onnx.load import load
 from ir.base.diag import Diagnostic, LadingError
+from ir.base.types import TensorType
 from ir.facts.free_tensors import FreeTensors
 from ir.facts.inputs import DynamicInputs
 from ir.facts.raised import Raised
-from ir.graph.graph import Graph
+from ir.graph.graph import Graph, Value
 from passes.framework.context import PassContext
 from passes.framework.manager import Instrument, PassManager, PassReport, Step
+from passes.inputs.language_model import MIXING
 
 _LANGUAGE, _GENERAL = "fp32", "mnn"
 """Pipelines that are tried: without choosing a precision, which takes numbers."""
@@ -33,6 +35,7 @@ class Attempt:
         inputs: what discover-inputs found.
         free: what tensors that nothing makes were taken to be.
         tokenizer: a tokenizer lies beside the file.
+        rows: the input that takes rows of an embedding which the file does not hold; empty where it is no such decoder.
     """
 
     language: bool = False
@@ -43,6 +46,7 @@ class Attempt:
     inputs: DynamicInputs | None = None
     free: FreeTensors | None = None
     tokenizer: bool = False
+    rows: str = ""
 
 
 class _Said(Instrument):
@@ -65,7 +69,7 @@ def attempt(path: Path, target: MnnTarget) -> Attempt:
         language = MnnLlm().accepts(graph)
     except Exception as error:
         return Attempt(refusal=_told(error, path), unread=True)
-    free = graph.fact(FreeTensors)
+    free, rows = graph.fact(FreeTensors), _rows_input(graph)
     said, refusal = _Said(), None
     try:
         PassManager(_LANGUAGE if language else _GENERAL, [said]).run(graph, PassContext(target))
@@ -81,7 +85,19 @@ def attempt(path: Path, target: MnnTarget) -> Attempt:
         graph.fact(DynamicInputs),
         free,
         tokenizer_folder(path) is not None,
+        "" if language else rows,
     )
+
+
+def _rows_input(graph: Graph) -> str:
+    """The one input of floats of three axes in a graph with attention and an output of three: rows of an embedding."""
+    mixing = any(node.op.rpartition(".")[2] in MIXING for node in graph.walk())
+    found = [value.name for value in graph.inputs if _is_content(value)]
+    return found[0] if mixing and len(found) == 1 and any(map(_is_content, graph.outputs)) else ""
+
+
+def _is_content(value: Value) -> bool:
+    return isinstance(value.type, TensorType) and value.dtype.is_float and value.rank == 3
 
 
 def _require_writable(graph: Graph, target: MnnTarget) -> None:

@@ -24,10 +24,6 @@ COMPILE = "lading compile FILE.onnx -o OUT makes an MNN model of it"
 MOST_NAMED = 4
 """Names of a kind that a message lists."""
 
-_QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "QLinearMatMul", "QLinearConv", "MatMulNBits", "GatherBlockQuantized",
-              "MatMulInteger", "ConvInteger", "DynamicQuantizeLinear")  # fmt: skip
-_ATTENTION = frozenset(("Softmax", "Attention", "GroupQueryAttention", "MultiHeadAttention", "FusedAttention"))
-
 
 def examine_onnx(path: Path, releases: Sequence[Release]) -> Report:
     """The report on an ONNX file.
@@ -80,6 +76,7 @@ class _Judge:
         yield from self._lost()
         yield from self._operators()
         yield from self._declarations()
+        yield from self._embedding()
         if self.language:
             yield from self._signature()
             yield from self._rows()
@@ -184,6 +181,14 @@ class _Judge:
 
     # ---- language models ----
 
+    def _embedding(self) -> Iterator[Finding]:
+        if self.tried.rows:
+            port = self.inputs[self.tried.rows]
+            yield Finding(
+                "B691", f"{port.name} is {port}, rows of an embedding that the file does not hold, and the engine reads them "
+                "from the folder of the model", self.every, "compile the checkpoint, or export with the embedding", self.where,
+            )  # fmt: skip
+
     def _signature(self) -> Iterator[Finding]:
         found: dict[tuple[str, ...], list[str]] = {}
         for name, port in self.inputs.items():
@@ -229,10 +234,10 @@ class _Judge:
             yield Finding("B713", message, fed, self.fix, self.where)
 
     def _history(self) -> Iterator[Finding]:
-        if {op for _, op in self.told.operators} & _ATTENTION:
+        if ("", "Softmax") in self.told.operators:
             message = (
-                "its attention would be written out in single operators, and the engine keeps the history in its own "
-                "Attention operator: a later call would not see the tokens of earlier ones"
+                "its attention is written out in single operators, and the engine keeps the history in its own Attention "
+                "operator: a later call would not see the tokens of earlier ones"
             )
             yield Finding("B695", message, self.every, self.fix, self.where)
 

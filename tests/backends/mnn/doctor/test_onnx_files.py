@@ -72,18 +72,20 @@ def test_a_dangling_tensor_is_named_with_its_readers(kind, name, words, tmp_path
 
 @pytest.mark.parametrize("kind", ["slice", "end", "gather", "add", "matmul", "reshape"])
 def test_what_is_told_of_dangling_tensors_happens(kind, tmp_path):
-    """On each release the converter crashes, or what it writes does or gives nothing."""
-    result = run(lost_file(tmp_path, kind), "--run", "--json")
+    """The converter crashes, or what it writes does or gives nothing; of slices this is tried on each release."""
+    asked = list(interpreters()) if kind == "slice" else list(interpreters())[-1:]
+    result = run(lost_file(tmp_path, kind), "--run", "--json", "--runtime", f">={asked[0]},<={asked[-1]}")
     data = json.loads(result.stdout)
-    assert result.exit_code == 1 and data["verdicts"]["3.6.1"]["codes"][0] == "B684"
+    assert result.exit_code == 1 and data["verdicts"][asked[-1]]["codes"][0] == "B684"
     runs = [item["run"] for item in data["verdicts"].values() if not item["run"].startswith("not run")]
-    assert len(runs) == len(interpreters())
+    assert len(runs) == len(asked)
     dies = ("the converter crashed", "converted; loading crashed", "converted; loaded; the first call")
     assert all(text.startswith(dies) for text in runs), runs
 
 
 def test_an_operand_that_is_taken_for_left_out_is_computed_without(tmp_path):
-    data = json.loads(run(lost_file(tmp_path, "clip"), "--run", "--json").stdout)
+    newest = list(interpreters())[-1]
+    data = json.loads(run(lost_file(tmp_path, "clip"), "--run", "--json", "--runtime", newest).stdout)
     runs = {item["run"] for item in data["verdicts"].values() if not item["run"].startswith("not run")}
     assert runs == {"converted; loaded and ran; its numbers were not compared"}
 
@@ -155,7 +157,7 @@ def test_a_language_model_with_a_dangling_choice_of_rows(example, tmp_path, monk
         "compiles it for MNN 3.4.0 to 3.6.1:"
     )
     assert "input_ids i64[1, seq] (token ids)" in " ".join(text.split())
-    assert set(told(path)) == {"B684", "B687", "B691", "B695"}
+    assert set(told(path)) == {"B684", "B687", "B691"}
     assert lines[2] == "  lading compile dangling.onnx -o dangling"
     pasted(lines[2])
     assert run("dangling").exit_code == 0
@@ -233,6 +235,23 @@ def test_the_signature_of_another_runtime(tmp_path):
     data = json.loads(run(tmp_path / "m.onnx", "--json").stdout)
     assert set(data["needs"]["converted_as_it_is"].values()) == {"loading fails"}
     assert not data["needs"]["language_model"]  # by its names only
+
+
+def test_a_decoder_without_its_embedding(tmp_path):
+    """As MNN's own exporter and others write it: rows go in."""
+    nodes = [
+        helper.make_node("MatMul", ["input_ids", "w"], ["s"]),
+        helper.make_node("FusedAttention", ["s", "s", "s"], ["a"], domain="LlmExporter"),
+        helper.make_node("MatMul", ["a", "w"], ["logits"]),
+    ]
+    weight = helper.make_tensor("w", TensorProto.FLOAT, [8, 8], [0.0] * 64)
+    path = save(tmp_path / "m.onnx", nodes, [("input_ids", 1, ["seq", 1, 8])], [("logits", 1, [1, "seq", 8])], [weight],
+                LlmExporter=1)  # fmt: skip
+    assert "rows of an embedding that the file does not hold" in told(path)["B691"]
+    first = run(path).stdout.splitlines()[0]
+    assert first.startswith(
+        f"{path} is a language model in ONNX. It cannot be compiled for MNN: it takes rows of an embedding"
+    )
 
 
 def test_declarations_without_a_type(tmp_path):

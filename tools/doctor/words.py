@@ -51,8 +51,7 @@ def sentence(report: Report, found: Remedy | None) -> str:
 def _of_onnx(report: Report, found: Remedy | None) -> str:
     """What an ONNX file is, what stands between it and MNN, and whether it can be compiled."""
     lost = list(report.needs["lost"])
-    rows = report.attempt is not None and report.attempt.rows
-    what = "a language model in ONNX" if report.needs["language_model"] or rows else "an ONNX model"
+    what = "a language model in ONNX" if report.needs["language_model"] else "an ONNX model"
     reads = ""
     if lost:
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""

@@ -61,13 +61,11 @@ def _compiling(report: Report) -> Remedy:
     tried = report.attempt
     if tried is None:
         return Remedy("", (), "it was not tried")
-    if tried.rows:
-        what = f"it takes rows of an embedding as {tried.rows!r} and does not hold the embedding"
-        return Remedy("", (), f"{what}; compile the checkpoint, or export with the embedding")
     path = Path(report.subject)
     words = ["lading", "compile", _argument(report.subject), "-o", _argument(free_name(path, title_of(path)))]
     if tried.refusal is not None:
         why = f"lading compile refuses it ({tried.refusal.code}): {tried.refusal.message}"
+        why += f"; {tried.refusal.hint}" if tried.refusal.code == "B673" else ""
         declared = "" if tried.unread or tried.language or tried.free is None else (
             f"; {shlex.join([*words, '--to', 'onnx'])} writes it for onnxruntime, with every tensor declared"
         )  # fmt: skip

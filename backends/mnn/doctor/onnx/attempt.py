@@ -7,16 +7,16 @@ from pathlib import Path
 
 from backends.mnn.target.releases import MnnTarget
 from frontends.onnx.beside import tokenizer_folder
+from frontends.onnx.embedding import find_rows
 from frontends.onnx.load import load
 from ir.base.diag import Diagnostic, LadingError
-from ir.base.types import TensorType
 from ir.facts.free_tensors import FreeTensors
 from ir.facts.inputs import DynamicInputs
 from ir.facts.raised import Raised
-from ir.graph.graph import Graph, Value
+from ir.graph.graph import Graph
 from passes.framework.context import PassContext
 from passes.framework.manager import Instrument, PassManager, PassReport, Step
-from passes.inputs.language_model import MIXING
+from passes.inputs.language_model import look_up_rows, rows_input
 
 _LANGUAGE, _GENERAL = "fp32", "mnn"
 """Pipelines that are tried: without choosing a precision, which takes numbers."""
@@ -35,7 +35,6 @@ class Attempt:
         inputs: what discover-inputs found.
         free: what tensors that nothing makes were taken to be.
         tokenizer: a tokenizer lies beside the file.
-        rows: the input that takes rows of an embedding which the file does not hold; empty where it is no such decoder.
     """
 
     language: bool = False
@@ -46,7 +45,6 @@ class Attempt:
     inputs: DynamicInputs | None = None
     free: FreeTensors | None = None
     tokenizer: bool = False
-    rows: str = ""
 
 
 class _Said(Instrument):
@@ -69,9 +67,11 @@ def attempt(path: Path, target: MnnTarget) -> Attempt:
         language = MnnLlm().accepts(graph)
     except Exception as error:
         return Attempt(refusal=_told(error, path), unread=True)
-    free, rows = graph.fact(FreeTensors), _rows_input(graph)
+    free = graph.fact(FreeTensors)
     said, refusal = _Said(), None
     try:
+        if language:
+            _with_embedding(graph, path)
         PassManager(_LANGUAGE if language else _GENERAL, [said]).run(graph, PassContext(target))
         _require_writable(graph, target)
     except Exception as error:
@@ -85,19 +85,18 @@ def attempt(path: Path, target: MnnTarget) -> Attempt:
         graph.fact(DynamicInputs),
         free,
         tokenizer_folder(path) is not None,
-        "" if language else rows,
     )
 
 
-def _rows_input(graph: Graph) -> str:
-    """The one input of floats of three axes in a graph with attention and an output of three: rows of an embedding."""
-    mixing = any(node.op.rpartition(".")[2] in MIXING for node in graph.walk())
-    found = [value.name for value in graph.inputs if _is_content(value)]
-    return found[0] if mixing and len(found) == 1 and any(map(_is_content, graph.outputs)) else ""
+def _with_embedding(graph: Graph, path: Path) -> None:
+    """Give a graph that takes rows of an embedding the one beside its file.
 
-
-def _is_content(value: Value) -> bool:
-    return isinstance(value.type, TensorType) and value.dtype.is_float and value.rank == 3
+    Raises:
+        LadingError: B673 there is none, B674 it does not fit.
+    """
+    rows = rows_input(graph)
+    if rows is not None:
+        look_up_rows(graph, rows, find_rows(path, None, rows).table)
 
 
 def _require_writable(graph: Graph, target: MnnTarget) -> None:

@@ -76,7 +76,6 @@ class _Judge:
         yield from self._lost()
         yield from self._operators()
         yield from self._declarations()
-        yield from self._embedding()
         if self.language:
             yield from self._signature()
             yield from self._rows()
@@ -180,14 +179,6 @@ class _Judge:
             yield Finding("B693", message, self.every, self.fix, self.where, "warning")
 
     # ---- language models ----
-
-    def _embedding(self) -> Iterator[Finding]:
-        if self.tried.rows:
-            port = self.inputs[self.tried.rows]
-            yield Finding(
-                "B691", f"{port.name} is {port}, rows of an embedding that the file does not hold, and the engine reads them "
-                "from the folder of the model", self.every, "compile the checkpoint, or export with the embedding", self.where,
-            )  # fmt: skip
 
     def _signature(self) -> Iterator[Finding]:
         found: dict[tuple[str, ...], list[str]] = {}

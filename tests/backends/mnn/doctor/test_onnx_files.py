@@ -8,10 +8,11 @@ import shlex
 import shutil
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from backends.mnn.doctor.onnx.examine import examine_onnx
 from backends.mnn.doctor.remedy import remedy
@@ -237,21 +238,24 @@ def test_the_signature_of_another_runtime(tmp_path):
     assert not data["needs"]["language_model"]  # by its names only
 
 
-def test_a_decoder_without_its_embedding(tmp_path):
-    """As MNN's own exporter and others write it: rows go in."""
-    nodes = [
-        helper.make_node("MatMul", ["input_ids", "w"], ["s"]),
-        helper.make_node("FusedAttention", ["s", "s", "s"], ["a"], domain="LlmExporter"),
-        helper.make_node("MatMul", ["a", "w"], ["logits"]),
-    ]
-    weight = helper.make_tensor("w", TensorProto.FLOAT, [8, 8], [0.0] * 64)
-    path = save(tmp_path / "m.onnx", nodes, [("input_ids", 1, ["seq", 1, 8])], [("logits", 1, [1, "seq", 8])], [weight],
-                LlmExporter=1)  # fmt: skip
-    assert "rows of an embedding that the file does not hold" in told(path)["B691"]
+def test_a_decoder_without_its_embedding(example, tmp_path):
+    """As MNN's own exporter and others write it: rows go in, and the embedding lies beside the file or elsewhere."""
+    model = onnx.load(example)
+    (look_up,) = [node for node in model.graph.node if node.op_type == "Gather" and "input_ids" in node.input[1]]
+    (table,) = [item for item in model.graph.initializer if item.name == look_up.input[0]]
+    rows = numpy_helper.to_array(table)
+    ids = model.graph.input[0]
+    ids.CopyFrom(helper.make_tensor_value_info("input_ids", TensorProto.FLOAT, [1, "seq", rows.shape[1]]))
+    for node in model.graph.node:
+        node.input[:] = ["input_ids" if name == look_up.output[0] else name for name in node.input]
+    model.graph.node.remove(look_up)
+    path = tmp_path / "rows.onnx"
+    onnx.save(model, path)
     first = run(path).stdout.splitlines()[0]
-    assert first.startswith(
-        f"{path} is a language model in ONNX. It cannot be compiled for MNN: it takes rows of an embedding"
-    )
+    assert "is a language model in ONNX. It cannot be compiled for MNN: lading compile refuses it (B673): " in first
+    assert "name it with --embedding" in first
+    rows.astype(np.float32).tofile(tmp_path / "embeddings_bf16.bin")
+    assert remedy(examine_onnx(path, ALL)).command.endswith(" --tokenizer none")
 
 
 def test_declarations_without_a_type(tmp_path):

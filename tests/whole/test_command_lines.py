@@ -151,11 +151,14 @@ def consoles(name: str) -> list[tuple[str, str]]:
     return found
 
 
-# Those of docs/tools.md are run, in a folder of their own, by test_manual_tools.py. What two pages show is run once.
+OF_A_FOLDER = ("docs/tools.md", "docs/onnx-models.md", "docs/zh/onnx-models.md")
+"""Pages whose commands are run one after the other, in a folder of their own, by test_manual_tools.py."""
+
+# What two pages show is run once.
 SHOWN = [
     pytest.param(*block, id=f"{name}: {block[0]}")
     for block, name in {
-        block: name for name in reversed(PAGES) if name != "docs/tools.md" for block in consoles(name)
+        block: name for name in reversed(PAGES) if name not in OF_A_FOLDER for block in consoles(name)
     }.items()
     if "MODEL" not in block[0]
 ]

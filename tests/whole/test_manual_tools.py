@@ -1,4 +1,4 @@
-"""The pages on tools, plugins and analyses: what they show is what happens."""
+"""The pages on tools, language models in ONNX, plugins and analyses: what they show is what happens."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import ir.analysis.dataflow
 import ir.analysis.liveness
 import ir.analysis.repeats
 import ir.graph.view
+from tests.support.pages.quoted import differences
 from tests.support.paths import ROOT
 
 DOCS = ROOT / "docs"
@@ -29,16 +30,31 @@ def blocks(page: str, mark: str, language: str) -> list[tuple[str, str]]:
 # ---- tools ----
 
 
+def with_commands(folder: Path, page: str) -> Path:
+    """A folder with the files of a page and the commands `lading` and `python`."""
+    for name, text in [*blocks(page, "file", "lading"), *blocks(page, "file", "python")]:
+        (folder / name).write_text(text)
+    (folder / "bin").mkdir()
+    for name, words in (("lading", "-m tools.main"), ("python", "")):
+        command = folder / "bin" / name
+        command.write_text(f'#!/bin/sh\nexec "{sys.executable}" {words} "$@"\n')
+        command.chmod(0o755)
+    return folder
+
+
+def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a line of a page in a folder of `with_commands`, as in a terminal of 80 columns."""
+    path = os.pathsep.join([str(folder / "bin"), os.environ["PATH"]])
+    return subprocess.run(
+        command, shell=True, cwd=folder, env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "COLUMNS": "80"},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder with the file of the page and a command `lading`."""
-    made = tmp_path_factory.mktemp("tools")
-    for name, text in [*blocks("tools.md", "file", "lading"), *blocks("tools.md", "file", "python")]:
-        (made / name).write_text(text)
-    command = made / "bin" / "lading"
-    command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m tools.main "$@"\n')
-    command.chmod(0o755)
+    made = with_commands(tmp_path_factory.mktemp("tools"), "tools.md")
     opt(["model.lading", "--passes", "canonicalize", "-o", "after.lading"], made)
     return made
 
@@ -58,11 +74,7 @@ CONSOLES = [text for _, text in blocks("tools.md", "run", "console")]
 def test_commands_print_what_the_page_shows(console, folder):
     for part in re.split(r"^\$ ", console, flags=re.MULTILINE)[1:]:
         command, _, wanted = part.partition("\n")
-        path = os.pathsep.join([str(folder / "bin"), os.environ["PATH"]])
-        result = subprocess.run(
-            command, shell=True, cwd=folder, env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)},
-            capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
+        result = shell(command, folder)
         assert result.stdout == wanted, result.stderr
 
 
@@ -70,6 +82,25 @@ def test_there_is_a_console_for_each_tool():
     tools = [tool for console in CONSOLES for tool in re.findall(r"^\$ lading (\w+)", console, flags=re.MULTILINE)]
     tools = [tool for tool in tools if tool != "compile"]  # which only makes what others look at
     assert list(dict.fromkeys(tools)) == ["opt", "diff", "reduce", "inspect", "fuzz"]
+
+
+# ---- language models in ONNX ----
+
+
+@pytest.mark.mnn
+def test_the_file_that_crashes_is_made_told_of_and_mended_as_the_page_shows(tmp_path):
+    made = with_commands(tmp_path, "onnx-models.md")
+    (made / "examples").symlink_to(ROOT / "examples")
+    for _, text in blocks("onnx-models.md", "run", "sh"):
+        for line in text.splitlines():
+            done = shell(line, made)
+            assert done.returncode == 0, done.stderr
+    consoles = [text for _, text in blocks("onnx-models.md", "run", "console")]
+    assert len(consoles) == 3
+    for console in consoles:
+        command, _, shown = console.removeprefix("$ ").partition("\n")
+        done = shell(command, made)
+        assert differences(shown, done.stdout) == [], done.stderr
 
 
 # ---- plugins ----

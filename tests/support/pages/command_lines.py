@@ -26,7 +26,7 @@ from tools.compile.job import Request, pipeline_of
 from tools.main import TOOLS, main
 from tools.shared.formats import CHECKPOINT, Formats
 
-ELSEWHERE = frozenset("cat echo git grep head mypy pip ruff source . !".split())
+ELSEWHERE = frozenset("cat echo git grep head mypy pip ruff source tail . !".split())
 """Programs of others that pages call; nothing is known of their options."""
 
 YOURS = frozenset(

@@ -281,7 +281,7 @@ def _outcome(findings: Sequence[Finding], version: str, refused: bool) -> str:
     """
     codes = {item.code for item in findings if item.severity == "error" and version in item.releases}
     for code, text in (
-        ("B684", "a crash, or wrong numbers"),
+        ("B684", "not converted, or a crash" if refused else "a crash, or wrong numbers"),
         ("B687", "no converter takes it" if refused else "wrong, or an empty graph"),
         ("B712", "loading fails"),
         ("B714", "loading fails"),

@@ -31,8 +31,8 @@ _CODE_INSIDE = re.compile(r"\b(?:error|warning|note)\[([A-Z]\d{3})\]|^([A-Z]\d{3
 
 @command("explain")
 @click.argument("words", nargs=-1, required=True, metavar="CODE | TEXT | FILE")
-@click.option("--model", type=click.Path(path_type=Path), metavar="DIR",
-              help="The folder of the compiled model, to be named in the commands.")  # fmt: skip
+@click.option("--model", type=click.Path(path_type=Path), metavar="PATH",
+              help="The compiled model, the ONNX file or the checkpoint, to be named in the commands.")  # fmt: skip
 @JSON_OPTION
 def main(words: tuple[str, ...], model: Path | None, as_json: bool) -> int:
     """Explain a diagnostic code such as F503, or what a runtime printed or did before it crashed.
@@ -139,7 +139,7 @@ def _symptom_data(item: Recognised, model: Path | None) -> dict[str, Any]:
         "words": item.words,
         "meaning": item.filled(symptom.happens),
         "causes": [item.filled(text) for text in symptom.causes],
-        "do": [{"command": _step(line, model), "effect": effect} for line, effect in symptom.do],
+        "do": [{"command": _step(line, model), "effect": effect} for line, effect in _steps(symptom, model)],
         "advice": [item.filled(text) for text in symptom.advice],
         "codes": list(symptom.codes),
     }
@@ -152,8 +152,9 @@ def _symptoms_text(found: list[Recognised], model: Path | None) -> Iterator[str]
         yield from ("", "What brings it about", "")
         for text in symptom.causes:
             yield from _wrapped(item.filled(text), "- ")
-        yield from ("", "What to do" if len(symptom.do) == 1 else "What to do, the likeliest first", "")
-        for line, effect in symptom.do:
+        steps = _steps(symptom, model)
+        yield from ("", "What to do" if len(steps) == 1 else "What to do, the likeliest first", "")
+        for line, effect in steps:
             yield f"    {_step(line, model)}"
             yield from _wrapped(effect, " " * 8)
         if symptom.advice:
@@ -164,26 +165,54 @@ def _symptoms_text(found: list[Recognised], model: Path | None) -> Iterator[str]
             yield from ("", *_wrapped(f"More: lading explain {' '.join(symptom.codes)}"))
         yield ""
     if found:
-        yield from _placeholders(" ".join(line for item in found for line, _ in item.symptom.do), model)
+        yield from _placeholders(
+            " ".join(_step(line, model) for item in found for line, _ in _steps(item.symptom, model))
+        )
 
 
-def _placeholders(lines: str, model: Path | None) -> list[str]:
+MODEL, FILE, CHECKPOINT = "MODEL", "FILE.onnx", "CHECKPOINT"
+"""Words that stand for a compiled model, the ONNX file and the checkpoint that it may have been made from."""
+
+
+def _placeholders(lines: str) -> list[str]:
+    """What the words in capitals of some command lines stand for."""
     places = {
-        "MODEL": "the folder of the compiled model", "FILE.onnx": "the ONNX file that it was converted from",
-        "CHECKPOINT": "what it was made from", "OUT": "a new folder",
+        MODEL: "the folder of the compiled model", FILE: "the ONNX file that it was converted from",
+        CHECKPOINT: "what it was made from", "OUT": "a new folder",
     }  # fmt: skip
-    named = [
-        f"{name} is {place}"
-        for name, place in places.items()
-        if re.search(rf"\b{re.escape(name)}\b", lines) and not (name == "MODEL" and model is not None)
-    ]
+    named = [f"{name} is {place}" for name, place in places.items() if re.search(rf"\b{re.escape(name)}\b", lines)]
     return _wrapped(", ".join(named) + "." if named else "")
+
+
+def _origin(model: Path | None) -> str:
+    """The word that a path stands for."""
+    if model is None:
+        return ""
+    if model.suffix.lower() == ".onnx":
+        return FILE
+    return CHECKPOINT if model.is_dir() and any(model.glob("*.safetensors")) else MODEL
+
+
+def _steps(symptom: Symptom, model: Path | None) -> list[tuple[str, str]]:
+    """The commands that take what a path is; the doctor looks at compiled models and ONNX files. All without a path."""
+    origin = _origin(model)
+    kept = [
+        (line, effect)
+        for line, effect in symptom.do
+        if origin in line.split() or (origin != CHECKPOINT and line.startswith("lading doctor"))
+    ]
+    return kept if origin and kept else list(symptom.do)
 
 
 def _step(text: str, model: Path | None) -> str:
     import shlex
 
-    return text if model is None else re.sub(r"\bMODEL\b", lambda _: shlex.quote(str(model)), text)
+    wanted = _origin(model)
+    if model is None:
+        return text
+    words = {wanted, MODEL} if text.startswith("lading doctor") else {wanted}
+    pattern = "|".join(re.escape(word) for word in words)
+    return re.sub(rf"\b(?:{pattern})\b", lambda _: shlex.quote(str(model)), text)
 
 
 def _markdown(text: str) -> Iterator[str]:

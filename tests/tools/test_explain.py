@@ -151,6 +151,36 @@ def test_the_model_is_named_in_the_commands(tmp_path):
     assert "MODEL" not in output
 
 
+ORIGINS = {
+    "model": (
+        "lading repair {0} -o OUT --target 3.0.0", "lading repair {0} -o OUT", "lading doctor {0}",
+    ),
+    "model.onnx": ("lading compile {0} -o OUT", "lading doctor {0}"),
+    "checkpoint": ("lading compile {0} -o OUT",),
+}  # fmt: skip
+"""What the message of the crash leads to, by what the model is."""
+
+
+@pytest.mark.mnn
+@pytest.mark.parametrize("name", ORIGINS)
+def test_the_message_of_the_crash_leads_to_the_command_for_what_there_is(name, tmp_path):
+    path = tmp_path / name
+    if name == "checkpoint":
+        path.mkdir()
+        (path / "model.safetensors").touch()
+    data = json.loads(explain("tensor [ logits_index ] is input but not found", "--model", str(path), "--json").output)
+    (found,) = data["symptoms"]
+    assert [item["command"] for item in found["do"]] == [line.format(path) for line in ORIGINS[name]]
+
+
+@pytest.mark.mnn
+def test_without_a_model_there_is_a_command_for_each_origin():
+    data = json.loads(explain("tensor [ logits_index ] is input but not found", "--json").output)
+    lines = " ".join(item["command"] for item in data["symptoms"][0]["do"])
+    for part in ("repair MODEL", "compile FILE.onnx", "compile CHECKPOINT", "doctor MODEL"):
+        assert part in lines
+
+
 @pytest.mark.mnn
 def test_groups_and_codes_of_every_row_are_sound():
     known = known_codes()

@@ -59,28 +59,32 @@ def _inputs(subject: Subject, releases: Sequence[Release]) -> Iterator[Finding]:
     if not subject.is_language_model:
         return
     needed = [*((name, False) for name in subject.read_inputs), *((name, True) for name in subject.undeclared)]
+    groups: dict[tuple[tuple[str, ...], bool, bool], list[str]] = {}
     for name, undeclared in sorted(needed):
         old = tuple(release.version for release in releases if name not in fed_names(release, subject))
         if old:
-            what = f"reads the tensor {name!r}, which nothing makes or declares, and" if undeclared else (
-                f"needs the input {name!r},"
-            )  # fmt: skip
-            yield Finding(
-                "B712",
-                f"the model {what} which is not fed: loading fails with 'tensor [ {name} ] is input but not found'",
-                old,
-                _input_fix(name),
-                str(subject.model_path),
-                mended=name == "logits_index",
-            )
+            groups.setdefault((old, undeclared, name == "logits_index"), []).append(name)
+    for (old, undeclared, rows), names in groups.items():
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        what = f"reads the tensor {names[0]!r}{more}, which nothing makes or declares, and" if undeclared else (
+            f"needs the input {names[0]!r}{more},"
+        )  # fmt: skip
+        yield Finding(
+            "B712",
+            f"the model {what} which is not fed: loading fails with 'tensor [ {names[0]} ] is input but not found'",
+            old,
+            _input_fix(names),
+            str(subject.model_path),
+            mended=rows,
+        )
 
 
-def _input_fix(name: str) -> str:
-    if name == "logits_index":
+def _input_fix(names: Sequence[str]) -> str:
+    if "logits_index" in names:
         return "compile or repair for this release: --target 3.0.0 gives a model without this input"
-    if name == "past_key_values":
-        return "export with the runtime's own cache (fused attention); past_key_values is fed by 3.0 only"
-    return f"make {name!r} a constant, or export without the part that needs it"
+    if any(name.startswith("past_key_values") for name in names):
+        return "export with the runtime's own cache (fused attention), or compile the original"
+    return f"make {names[0]!r} a constant, or export without the part that needs it"
 
 
 def _missing_inputs(subject: Subject, releases: Sequence[Release]) -> Iterator[Finding]:

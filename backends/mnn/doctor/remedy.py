@@ -8,10 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from backends.mnn.doctor.findings import Report
+from backends.mnn.doctor.findings import Finding, Report
 from backends.mnn.target.releases import RELEASES, VERSIONS, MnnTarget, Release, target
 from frontends.onnx.beside import title_of
 from ir.base.diag import LadingError
+
+CONVERTED = ("B685", "B686", "B688", "B689", "B691", "B695")
+"""Codes of what a converter lost, or took over from the convention of another runtime."""
 
 MENDED = "repaired"
 """What is added to the name of a folder."""
@@ -49,11 +52,23 @@ def remedy(report: Report) -> Remedy | None:
         possible, {release.version for release in report.releases if not report.healthy_on(release.version)}
     )
     if chosen is None:
-        return Remedy("", (), hopeless[0].fix if hopeless else "export the model again")
+        advice = hopeless[0].fix if hopeless else "export the model again"
+        return Remedy("", (), f"{advice}{_original(report, hopeless)}")
     if reason := _refused(Path(report.subject), chosen):
         return Remedy("", (), reason)
     words = ["lading", "repair", _argument(report.subject), "-o", _argument(free_name(Path(report.subject)))]
     return Remedy(shlex.join([*words, "--target", chosen.name]), chosen.versions)
+
+
+def _original(report: Report, hopeless: Sequence[Finding]) -> str:
+    """The ONNX file beside a directory that was converted from one, as exporters leave it, where that is at fault."""
+    if not any(item.code in CONVERTED for item in hopeless):
+        return ""
+    folder = Path(report.subject)
+    found = [
+        path for place in (folder, folder / "onnx", folder.parent / "onnx") for path in sorted(place.glob("*.onnx"))
+    ]
+    return f", which may be {found[0]}: {shlex.join(['lading', 'doctor', _argument(str(found[0]))])}" if found else ""
 
 
 def _compiling(report: Report) -> Remedy:

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from backends.mnn.doctor.examine import examine
 from backends.mnn.doctor.onnx.conversion import load
+from backends.mnn.doctor.remedy import remedy
 from backends.mnn.doctor.rows import row_choice
 from backends.mnn.read.model_folder import Subject
 from backends.mnn.run import native
@@ -166,6 +167,21 @@ def test_a_graph_that_looks_ids_up_and_keeps_no_history(tmp_path):
     assert {"B691", "B695", "B713"} <= set(told)
     newest = list(interpreters())[-1]
     assert "the first call" in happens(path, RELEASES[newest])
+
+
+def test_a_directory_with_a_converted_graph(sound, tmp_path):
+    """The file that it came from is named where it lies beside, as exporters leave it."""
+    folder = shutil.copytree(sound, tmp_path / "model", ignore=shutil.ignore_patterns("contract.json"))
+    converted(lost_file(tmp_path, "slice")).replace(folder / "llm.mnn")
+    found = remedy(examine(folder, ALL))
+    assert found is not None and not found.command
+    assert found.reason.startswith("lading doctor FILE.onnx names the tensor, and lading compile FILE.onnx")
+    (folder / "onnx").mkdir()
+    lost_file(folder / "onnx", "slice")
+    found = remedy(examine(folder, ALL))
+    assert found is not None and found.reason.endswith(
+        f", which may be {folder}/onnx/slice.onnx: lading doctor {folder}/onnx/slice.onnx"
+    )
 
 
 def foreign_file(folder: Path) -> Path:

@@ -104,7 +104,7 @@ def _summary(result: Result) -> Group:
     table.add_column("", style="cyan")
     table.add_column("", overflow="fold")
     table.add_row("model", _model(result))
-    table.add_row("passes", Text(result.report.pipeline.replace(",", ", ")))
+    table.add_row("passes", Text(_passes(result)))
     if contract.weights:
         table.add_row("stored as", "\n".join(map(str, grouped(contract.weights))))
     plan = _outcome(result)
@@ -120,6 +120,15 @@ def _summary(result: Result) -> Group:
         table.add_row("original", _original(result.verdict))
     table.add_row("time", _time(result))
     return Group(title, table)
+
+
+def _passes(result: Result) -> str:
+    """The pipeline; the steps for graphs of others by their name, where the graph was one of them."""
+    from passes.framework.load import load
+
+    lifting = str(load("lift-decoder"))
+    shown = "lift-decoder," if "raised" in result.facts else ""
+    return result.report.pipeline.replace(f"{lifting},", shown).replace(",", ", ")
 
 
 def _original(verdict: Verdict) -> str:

@@ -197,8 +197,9 @@ def test_a_function_of_a_newer_opset_takes_the_model_along():
 
 
 def test_a_function_that_the_model_cannot_follow_stays():
-    model = parser.parse_model(OLDER.replace("ReduceMean <axes = [1]> (h)", "Relu(u)").replace(
-        "h = pkg.mine.total (x)", "h = pkg.mine.total (x)\n u = Upsample(x, s)").replace("float[2,4] x", "float[2,4] x, float[2] s"))  # fmt: skip
+    text = OLDER.replace("ReduceMean <axes = [1]> (h)", "Relu(u)")
+    text = text.replace("h = pkg.mine.total (x)", "h = pkg.mine.total (x)\n u = Upsample(x, s)")
+    model = parser.parse_model(text.replace("float[2,4] x", "float[2,4] x, float[2] s"))
     model.opset_import[0].version = 9
     graph, warnings = expanded(model, "expand-functions")
     assert warnings == ["P323"] and list(graph.functions) == ["pkg.mine.total"] and graph.opsets[""] == 9

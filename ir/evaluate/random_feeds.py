@@ -23,7 +23,8 @@ _POSITIONAL = frozenset({"Cos", "Sin", "lading.SlidingWindowMask"})
 def sample_feeds(graph: Graph, sizes: Mapping[str, int] | None = None, seed: int = 0) -> dict[str, np.ndarray]:
     """One array for each input of a graph.
 
-    Floats are normally distributed. Integers that pick rows of a table are drawn from its rows, integers from which
+    Floats are normally distributed. Integers that pick rows of a table are drawn from its rows, of one whose rows the run
+    counts they pick the last, integers from which
     angles or windows are computed count up from 0, others are 1, booleans are true. Of what nothing in the model makes,
     integers are drawn from the range that their readers allow, or are its default. A graph with the recorded fact
     ``dynamic-inputs`` and an embedding table is fed what its runtime would feed for random tokens.
@@ -94,6 +95,8 @@ def _array(value: Value, shape: tuple[int, ...], rng: np.random.Generator, free:
     rows = _table_rows(value)
     if rows is not None:
         return rng.integers(0, max(rows, 1), shape).astype(dtype.numpy)
+    if _picks_open_rows(value):
+        return np.full(shape, -1, dtype.numpy) if dtype.kind == "i" else np.zeros(shape, dtype.numpy)
     if _is_position(value):
         return np.broadcast_to(np.arange(shape[-1] if shape else 1), shape or (1,)).reshape(shape).astype(dtype.numpy)
     return np.ones(shape, dtype.numpy)
@@ -119,6 +122,17 @@ def _table_rows(value: Value) -> int | None:
             extent = _extent(node.inputs[1], 0)
             found += [extent] if type(extent) is int else []
     return min(found) if found else None
+
+
+def _picks_open_rows(value: Value) -> bool:
+    """True when a value picks rows of what has as many as the run says: the last of them is always there."""
+    for node, index in value.uses:
+        if index == 0 and _arranges(node):
+            if _picks_open_rows(node.outputs[0]):
+                return True
+        elif node.op in ("Gather", "GatherElements") and index == 1:
+            return not isinstance(_extent(node.inputs[0], node.attrs.get("axis", 0)), int)
+    return False
 
 
 def _extent(value: Value | None, axis: int) -> int | Dim | None:

@@ -152,14 +152,22 @@ class DynamicInputs(Fact):
         return made
 
     def adapt_feeds(self, feeds: Mapping[str, np.ndarray], graph: Graph) -> dict[str, np.ndarray]:
-        """Feeds of the graph with declared inputs that mean the same as token ids did before, all rows wanted."""
-        ids = next(array for array in feeds.values() if np.issubdtype(array.dtype, np.integer))
-        return self.feeds(graph, ids, index=0)
+        """Feeds of the graph with declared inputs that mean the same as token ids did before, the same rows wanted."""
+        rows, chosen = self.find("embedding-rows"), self.find("output-rows")
+        whole = next(array for array in feeds.values() if np.issubdtype(array.dtype, np.integer))
+        ids = next((feeds[name] for name in (rows.given if rows is not None else ()) if name in feeds), whole)
+        index = -1 if chosen is not None and chosen.why == "frozen-by-tracing" else 0
+        if chosen is not None and chosen.given and chosen.given[0] in feeds:
+            index = int(feeds[chosen.given[0]].reshape(-1)[0])
+        return self.feeds(graph, ids, index=index)
 
     def adapt_outputs(self, outputs: Mapping[str, np.ndarray], graph: Graph) -> dict[str, np.ndarray]:
-        """The same outputs under the names that the runtime reads."""
-        names = [value.name for value in graph.outputs]
-        return dict(zip(names, outputs.values(), strict=True))
+        """The same outputs under the names that the runtime reads, of chosen rows in the form of all rows."""
+        made = {}
+        for value, array in zip(graph.outputs, outputs.values(), strict=True):
+            flat = value.rank is not None and 0 < array.ndim < value.rank
+            made[value.name] = array.reshape((1,) * (value.rank - 2) + (-1, array.shape[-1])) if flat else array  # type: ignore[operator]
+        return made
 
     def _mask(self, rank: int | None, seq: int) -> np.ndarray:
         if rank == 0:

@@ -40,7 +40,8 @@ def _gather(at: At) -> Demand | None:
     if data is not None and out is not None and axis is not None and len(out) >= len(data) - 1:
         shape = out[axis : axis + len(out) - len(data) + 1]
     words = f"it chooses places{_of(extent)} along axis {axis if axis is not None else at.attr('axis')}"
-    return Demand(shape, low=low, high=high, default=0, words=words)
+    # Of an axis whose size the run says, the last place is as sure to be there as the first, and more often meant.
+    return Demand(shape, low=low, high=high, default=0 if isinstance(extent, int) else -1, words=words)
 
 
 @demands("GatherElements")

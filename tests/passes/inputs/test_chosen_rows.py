@@ -245,3 +245,16 @@ def test_a_general_graph_that_lacks_nothing_has_no_token_ids():
     model = case.model
     model.graph.input.append(helper.make_tensor_value_info("lost", TensorProto.FLOAT, [2, 3]))
     assert error_of(model).code == "P351"
+
+
+@pytest.mark.parametrize("kind", ["slice", "gather", "gather-scalar"])
+@pytest.mark.parametrize("origin", ORIGINS)
+def test_numbers_are_the_same_before_and_after(plain, kind, origin):
+    """As `--check-numbers` compares them: what chose rows before chooses the same rows now."""
+    model = choosing(plain, "head", kind, origin)
+    if (kind, origin) == ("gather", "dangling"):
+        # Nothing else says that one row is meant.
+        model.graph.value_info.append(helper.make_tensor_value_info("logits_index", TensorProto.INT64, [1]))
+    graph = load(model)
+    PassManager(PIPELINE, [VerifyEach(), CheckNumbers()]).run(graph)
+    assert graph.fact(DynamicInputs) is not None

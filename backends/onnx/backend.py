@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,9 +11,12 @@ from backends.onnx.target import OnnxTarget, target
 from ir.base.diag import LadingError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from backends.contract import Contract
     from backends.onnx.verify import Verification
     from backends.verdict import Reading
+    from frontends.onnx.original import AsRead
     from ir.graph.graph import Graph
 
 MODEL = "model.onnx"
@@ -57,6 +61,19 @@ class OnnxCompilation(Compilation):
     native = ("onnxruntime",)
     verification: Verification | None
 
+    def __init__(self, order: Order) -> None:
+        super().__init__(order)
+        self._as_read: AsRead | None = None
+
+    def opened(self, graph: Graph) -> None:
+        """Note what a language model takes: made-up numbers are no masks and histories."""
+        from passes.inputs.language_model import looks_like_one
+
+        if self.order.origin.frontend == "onnx" and self.order.verify != "none" and looks_like_one(graph):
+            from frontends.onnx.original import as_read
+
+            self._as_read = as_read(self.order.origin.path, graph)
+
     def check(self, graph: Graph, pipeline: str) -> None:
         """The graph must still take the inputs of its source; LadingError B751 when it does not."""
         from ir.facts.inputs import DynamicInputs
@@ -97,10 +114,29 @@ class OnnxCompilation(Compilation):
             feeds=FEEDS[self.order.verify],
             max_kl=self.order.options.get("kl_bar"),
             checkpoint=self._checkpoint(),
+            given=self._tokens(original),
         )
         self.verification.require()
         self.warnings += self.verification.warnings
         self.order.lap("verify")
+
+    def _tokens(self, original: Graph) -> Sequence[Mapping[str, np.ndarray]] | None:
+        """What a language model is fed, by what its inputs were found to hold; None for other graphs, and for a model of
+        which nothing is found out."""
+        if self._as_read is None:
+            return None
+        from backends.onnx.verify import FEEDS, token_feeds
+        from ir.graph.copy import copied
+        from passes.framework.context import PassContext
+        from passes.framework.load import load
+        from passes.framework.manager import PassManager
+
+        raised = copied(original)
+        try:
+            PassManager(load("lift-decoder")).run(raised, PassContext(executor=self.order.pool))
+        except LadingError:
+            return None
+        return token_feeds(self._as_read.reference(raised), raised, FEEDS[self.order.verify])
 
     def _checkpoint(self) -> Path | None:
         """The folder that the original implementation is run on."""

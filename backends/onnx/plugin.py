@@ -6,9 +6,9 @@ from ir.base.plugins import Plugin
 
 PLUGIN = Plugin(
     pipelines={
-        "onnx": "canonicalize,spell-linears,assign-precision{bits=8},insert-qdq",
-        "onnx-int4": "canonicalize,spell-linears,assign-precision,insert-qdq",
-        "onnx-fp16": "canonicalize,spell-linears,assign-precision{bits=16 logits-bits=16},insert-qdq",
+        "onnx": "newest-opset,canonicalize,spell-linears,assign-precision{bits=8},insert-qdq",
+        "onnx-int4": "newest-opset,canonicalize,spell-linears,assign-precision,insert-qdq",
+        "onnx-fp16": "newest-opset,canonicalize,spell-linears,assign-precision{bits=16 logits-bits=16},insert-qdq",
         "onnx-fp32": "canonicalize",
     },
     targets={"onnx": "backends.onnx.target:target"},

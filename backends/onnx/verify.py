@@ -20,6 +20,7 @@ import numpy as np
 from backends.backend import Figures
 from backends.bars import ERROR_BARS, Loss, judged
 from backends.verdict import Reading, compare_reading, untrained
+from frontends.onnx.original import OnnxOriginal
 from ir.base.diag import Diagnostic, LadingError
 from ir.base.types import Dim, TensorType
 from ir.evaluate.divergence import DistanceMeter
@@ -104,6 +105,7 @@ def verify(
     feeds: int,
     max_kl: float | None = None,
     checkpoint: Path | None = None,
+    given: Sequence[Feeds] | None = None,
 ) -> Verification:
     """Run and compare.
 
@@ -113,15 +115,16 @@ def verify(
         original: the graph before the passes.
         source: the ONNX file that the original was read from; None for models of other formats.
         feeds: random inputs to run.
+        given: inputs to run in their place.
         max_kl: bar for the KL divergence of logits; None takes those of `backends.bars`.
         checkpoint: the folder that the original implementation is to be run on, or None.
 
     Raises:
         LadingError: T220 onnxruntime refuses a file, T225 an input that cannot be made up.
     """
-    given = [
-        sample_feeds(original, _sizes(original, LENGTHS[number % len(LENGTHS)]), number) for number in range(feeds)
-    ]
+    if given is None:
+        sizes = [_sizes(original, LENGTHS[number % len(LENGTHS)]) for number in range(feeds)]
+        given = [sample_feeds(original, size, number) for number, size in enumerate(sizes)]
     plain, got = (run_file(model, given, optimized=optimized, foreign=original.foreign) for optimized in (False, True))
     meant = Evaluator(graph, memory_limit=MEMORY_LIMIT).run_many(given)
     if source is not None:
@@ -140,6 +143,22 @@ def verify(
         found.reading = _compare_original(checkpoint, original, given, wanted)
         found.problems += found.reading.problems
     return found
+
+
+def token_feeds(read: OnnxOriginal, raised: Graph, count: int) -> list[Feeds] | None:
+    """Sequences of random tokens for a language model; None where something in it cannot be fed.
+
+    Args:
+        read: what its inputs hold.
+        raised: the model as it was raised to find that out.
+        count: how many sequences.
+    """
+    shape = raised.outputs[0].shape
+    if read.obstacle() or not shape or not isinstance(shape[-1], int):
+        return None
+    rng = np.random.default_rng(5)
+    ids = [rng.integers(0, shape[-1], LENGTHS[number % len(LENGTHS)]).tolist() for number in range(count)]
+    return [read.feeds(item, len(item) - 1) for item in ids]
 
 
 def _logits(outputs: Feeds) -> np.ndarray:
@@ -304,4 +323,4 @@ def figures(measurements: Sequence[Measurement]) -> Figures:
     return Figures(f"run on onnxruntime {measurements[0].release}", columns, rows, ("against",))
 
 
-__all__ = ["FEEDS", "Measurement", "Verification", "figures", "verify"]
+__all__ = ["FEEDS", "Measurement", "Verification", "figures", "token_feeds", "verify"]

@@ -101,7 +101,7 @@ class OnnxOriginal:
 
         runtime = f"onnxruntime {version('onnxruntime')} on {self.path.name}"
         plain = Original(file=self.path.name, half=self.half, rounds=self.rounds)
-        if reason := self._obstacle():
+        if reason := self.obstacle():
             return replace(plain, reason=reason)
         run: Run = self._by_file
         if self.graph is not None:
@@ -113,10 +113,11 @@ class OnnxOriginal:
             return replace(plain, reason=_short(error.diagnostics[0].message))
         return replace(plain, name=runtime, logits=tuple(logits), rows=tuple(rows))
 
-    def _obstacle(self) -> str:
+    def obstacle(self) -> str:
         """Why the file cannot be fed; empty when it can."""
         for item in self.inputs:
-            if item.kind not in FED:
+            chooses = item.kind != "row-choice" or DTYPES[item.dtype].is_integer
+            if item.kind not in FED or not chooses:
                 return f"nobody knows what its input {item.name} holds"
             if item.kind == "history" and all(isinstance(size, int) and size > 0 for size in item.shape):
                 return f"its history {item.name} has a fixed length"
@@ -124,13 +125,13 @@ class OnnxOriginal:
 
     def _read(self, sequences: list[list[int]], run: Run) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Logits float32[rows, vocabulary] of each sequence, and the positions of the rows."""
-        whole = run([self._feeds(ids, 0) for ids in sequences])
+        whole = run([self.feeds(ids, 0) for ids in sequences])
         if all(len(logits) == len(ids) for logits, ids in zip(whole, sequences, strict=True)):
             return whole, [np.arange(len(ids)) for ids in sequences]
         ends = [np.unique(np.linspace(1, len(ids), PREFIXES, dtype=int)) for ids in sequences]
         # The last row is chosen by its number as well as by where a slice begins.
         cuts = [(ids[:end], int(end) - 1) for ids, cut in zip(sequences, ends, strict=True) for end in cut]
-        single = run([self._feeds(ids, row) for ids, row in cuts])
+        single = run([self.feeds(ids, row) for ids, row in cuts])
         if any(len(logits) != 1 for logits in single):
             message = f"its output {self.logits} has {len(single[0])} rows for {len(cuts[0][0])} tokens"
             raise LadingError("T225", message, str(self.path))
@@ -152,7 +153,7 @@ class OnnxOriginal:
 
     # ---- feeds ----
 
-    def _feeds(self, ids: Sequence[int], row: int) -> dict[str, np.ndarray]:
+    def feeds(self, ids: Sequence[int], row: int) -> dict[str, np.ndarray]:
         """Every input for a sequence that begins with an empty history.
 
         Args:
@@ -268,9 +269,12 @@ class AsRead:
 
         Args:
             graph: what passes made of it; they recorded what its inputs hold.
-            width: size of a head.
+            width: size of a head; None for that of the first attention that was found.
         """
         fact = graph.fact(Raised)
+        if width is None and fact is not None:
+            sizes = (region.parameters.get("head_size") for region in fact.regions if region.kind == "attention")
+            width = next((size for size in sizes if isinstance(size, int)), None)
         kinds = {self.rows: "embedding-rows"} if self.rows else _discovered(graph) if fact is None else {}
         ports = {port.name: port for port in fact.inputs} if fact is not None else {}
         inputs = tuple(

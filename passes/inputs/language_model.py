@@ -83,9 +83,13 @@ def rows_input(graph: Graph) -> RowsInput | None:
         for output in graph.outputs:
             for weight in _heads(output):
                 sides = weight.shape[-2:]
-                if not isinstance(width, int) or width not in sides or len(sides) < 2:
+                if len(sides) < 2:
                     continue
-                tokens = sides[0] if sides[1] == width else sides[1]
+                # A vocabulary is larger than a row, where the output does not say its own size.
+                last = output.shape[-1] if output.shape else None
+                tokens = last if isinstance(last, int) and last in sides else max(sides)
+                if not isinstance(width, int) or width != (sides[0] if sides[1] == tokens else sides[1]):
+                    continue
                 if any(_alike(rows, tokens) and size == width for rows, size in tables):
                     return None
                 return RowsInput(value, width, tokens, weight)

@@ -108,7 +108,7 @@ def _store_half(graph: Graph, value: Value, by_rows: bool) -> None:
     # Cast as the checkpoint orients it, so that a tied table and logits matrix are one tensor.
     source = cast(value.tensor, F16) if by_rows else transposed(cast(transposed(value.tensor), F16))
     half = graph.add_const(f"{value.name}.f16", source, loc=value.loc)
-    node = graph.add("Cast", [half], {"to": F32.onnx}, types=[value.type], before=graph.first, loc=value.loc)
+    node = graph.add("Cast", [half], {"to": value.dtype.onnx}, types=[value.type], before=graph.first, loc=value.loc)
     _take_over(graph, value, node)
 
 
@@ -129,6 +129,9 @@ def _store_blocks(graph: Graph, value: Value, storage: Storage, moments: str, by
     attrs = {"axis": 1 if by_rows else 0, "block_size": block}
     type_ = TensorType(F32, value.shape)
     node = graph.add(op, inputs, attrs, types=[type_], before=graph.first, loc=value.loc)
+    if value.dtype != F32:
+        narrow = {"to": value.dtype.onnx}
+        node = graph.add("Cast", [node.output], narrow, types=[value.type], after=node, loc=value.loc)
     _take_over(graph, value, node)
 
 

@@ -86,6 +86,17 @@ def test_a_full_verification_runs_every_release(tmp_path):
     assert runs == ["3.4.0", "3.4.1", "3.5.0", "3.6.0", "3.6.1"]
 
 
+@pytest.mark.parametrize(("family", "options"), [("qwen2", {}), ("stablelm", {"opset": 17, "half": True})])
+def test_an_export_goes_to_onnx_too_fed_by_what_its_inputs_hold(family, options, tmp_path):
+    made = export(family, "script", mask=True, positions=True, history=True, **options)
+    result = compile_model(Request(str(made.path), tmp_path / "out", "onnx", to="onnx"))
+    contract = read(tmp_path / "out")
+    assert result.verdict.outcome == "passed" and [item.name for item in contract.signature.inputs] == list(made.roles)
+    assert min(weight.storage.bits for weight in contract.weights) == 8
+    errors = {item.reference: item.max_abs_error for item in contract.verified}
+    assert errors["decoded weights"] < 1e-3 < errors["float"]
+
+
 # ---- by way of torch ----
 
 

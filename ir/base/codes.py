@@ -326,6 +326,7 @@ CODES: dict[str, str] = {
     "U920": "The command does not show on the whole graph what it is meant to show, so there is nothing to reduce.",
     "U921": "The command to reduce for has no place for the file, cannot be started, or its pattern is malformed.",
     "U922": "The reduced graph cannot be written.",
+    "U923": "A ladder measures on text, and the ONNX file that it is given has no tokenizer.",
     "U930": "The graph is too large to be drawn in one picture.",
     "U931": "The picture cannot be written.",
     "U932": "A size was given for a dimension that the graph does not have, or one outside the dimension's range.",

@@ -21,7 +21,11 @@ if TYPE_CHECKING:
     from backends.backend import Figures, Rejected
     from backends.contract import Contract
     from backends.verdict import Verdict
+    from passes.framework.manager import Report
     from tools.compile.job import Result
+
+FOREIGN = ("lift-decoder", "newest-opset")
+"""Pipelines that run on graphs of others alone."""
 
 COLOURS = {"passed": "bold green", "passed with warnings": "bold yellow", "not verified": "bold yellow"}
 """Colour of each outcome."""
@@ -104,7 +108,7 @@ def _summary(result: Result) -> Group:
     table.add_column("", style="cyan")
     table.add_column("", overflow="fold")
     table.add_row("model", _model(result))
-    table.add_row("passes", Text(_passes(result)))
+    table.add_row("passes", Text(_passes(result.report).replace(",", ", ")))
     if contract.weights:
         table.add_row("stored as", "\n".join(map(str, grouped(contract.weights))))
     plan = _outcome(result)
@@ -122,13 +126,16 @@ def _summary(result: Result) -> Group:
     return Group(title, table)
 
 
-def _passes(result: Result) -> str:
-    """The pipeline; the steps for graphs of others by their name, where the graph was one of them."""
+def _passes(report: Report) -> str:
+    """The pipeline; what runs on graphs of others alone by its name, where it ran, and else not at all."""
     from passes.framework.load import load
 
-    lifting = str(load("lift-decoder"))
-    shown = "lift-decoder," if "raised" in result.facts else ""
-    return result.report.pipeline.replace(f"{lifting},", shown).replace(",", ", ")
+    text = report.pipeline
+    for name in FOREIGN:
+        block = str(load(name))
+        ran = any("." in item.path for item in report.passes)
+        text = text.replace(block, name) if ran else text.replace(f"{block},", "")
+    return text
 
 
 def _original(verdict: Verdict) -> str:

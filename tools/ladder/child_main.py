@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from backends.contract import WeightEntry
     from ir.facts.sensitivity import Sensitivity, WeightSensitivity
 
-PATHS = ("out", "calibration")
+PATHS = ("out", "calibration", "tokenizer")
 
 KINDS = {
     "q_proj": "q", "k_proj": "k", "v_proj": "v", "o_proj": "o", "gate_proj": "gate", "up_proj": "up",

@@ -54,8 +54,8 @@ class Job:
     """What to build and how to measure it.
 
     Attributes:
-        model: the checkpoint as the user named it.
-        folder: the folder that holds it.
+        model: the model as the user named it.
+        folder: the folder of its tokenizer: the checkpoint itself.
         specs: rungs in order.
         out: folder of the rungs.
         text: what is measured on.
@@ -65,6 +65,7 @@ class Job:
         keep: leave the compiled folders where they are.
         fresh: forget what an earlier run left.
         timeout_s: seconds that one compilation or one measurement may take.
+        file: the model where it is an ONNX file; None for a checkpoint.
     """
 
     model: str
@@ -81,6 +82,12 @@ class Job:
     keep: bool = True
     fresh: bool = False
     timeout_s: float = 7200
+    file: Path | None = None
+
+    @property
+    def path(self) -> Path:
+        """What is compiled: the checkpoint or the file."""
+        return self.file or self.folder
 
     def place(self, spec: Spec) -> Path:
         """Folder of a compiled rung."""
@@ -93,12 +100,12 @@ class Job:
     @cached_property
     def depends(self) -> dict[str, Any]:
         """Digests of everything that decides what the compiler writes, the pipeline aside."""
-        from tools.matrix.cell import Source
+        from tools.ladder.model import digest
 
         return {
             "format": FORMAT,
             "compiler": digest_of_sources(),
-            "model": Source(self.folder).digest,
+            "model": digest(self.path),
             "target": self.target,
             "threads": self.threads,
             "verify": self.verify,
@@ -220,7 +227,8 @@ def _intact(folder: Path) -> bool:
 def _build(job: Job, spec: Spec, watcher: Watcher) -> dict[str, Any]:
     calibration = calibration_of(job, spec)
     request = {
-        "model": str(job.folder),
+        "model": str(job.path),
+        "tokenizer": None if job.file is None else str(job.folder),
         "out": str(job.place(spec).absolute()),
         "pipeline": spec.pipeline,
         "target": job.target,
@@ -284,12 +292,12 @@ class Gauge:
             import onnxruntime
 
             from backends.mnn.verify.measure import FloatReference
-            from frontends.checkpoint.load import load
             from ir.base.store import folder_store
+            from tools.ladder.model import float_graph
 
             assert onnxruntime
         store = folder_store(self.logits)
-        return FloatReference(load(self.job.folder), self.job.text.windows, store, progress=self.watcher.phase)
+        return FloatReference(float_graph(self.job.path), self.job.text.windows, store, progress=self.watcher.phase)
 
     def measure(self, folder: Path) -> dict[str, Any]:
         """Run a folder on the installed runtime with the settings that it ships.

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 @click.option("--window", type=click.IntRange(2), default=256, show_default=True, help="Tokens of a piece, at most.")
 @click.option("--calibration", type=click.Path(path_type=Path), metavar="FILE",
               help="Text or JSONL of chats for rungs that assign precision by measurement.")  # fmt: skip
+@click.option("--tokenizer", type=click.Path(path_type=Path, file_okay=False, exists=True), metavar="DIR",
+              help="Folder with the tokenizer of an ONNX file; default beside it.")  # fmt: skip
 @click.option("--prompt", metavar="TEXT", help="What every rung continues, as a sample.")
 @click.option("--target", default="portable", show_default=True, help="'portable', an MNN release, or '>=3.5,<3.6.1'.")
 @click.option("--revision", help="Revision of a model on the Hugging Face Hub.")
@@ -59,8 +61,8 @@ if TYPE_CHECKING:
 @QUIET_OPTION
 def main(model: str | None, rungs: str, uniform: str, json_file: Path | None, html: Path | None, quiet: bool,
          **options: Any) -> int:  # fmt: skip
-    """Build MODEL, a Hugging Face checkpoint folder or hub name, in every precision, measure each on MNN, recommend
-    one.
+    """Build MODEL, a Hugging Face checkpoint folder or hub name or an .onnx file, in every precision, measure each on
+    MNN, recommend one.
 
     Without MODEL the example checkpoint of the source tree is taken. The exit code is 0 when every rung was built and
     measured and one is recommended.
@@ -133,13 +135,18 @@ def make_job(model: str | None, specs: Any, options: Mapping[str, Any]) -> Job:
     from backends.mnn.target.releases import target as find_target
     from frontends.checkpoint.hub import resolve
     from tools.compile.job import EXAMPLE, example_checkpoint
+    from tools.ladder.model import is_file, tokenizer_of
 
     rule = Rule(parse_size(options["budget_size"]) if options["budget_size"] else None, options["max_kl"])
     find_target(options["target"])
     if installed_version() is None:
         hint = "pip install MNN"
         raise LadingError("U906", "rungs are measured on the MNN runtime, which is not installed", hint=hint)
-    folder = resolve(model or str(example_checkpoint()), revision=options["revision"])
+    file = Path(os.path.expanduser(model)) if model is not None and is_file(model) else None
+    if file is not None:
+        folder = tokenizer_of(file, options["tokenizer"])
+    else:
+        folder = resolve(model or str(example_checkpoint()), revision=options["revision"])
     calibration: Path | None = options["calibration"]
     if calibration is not None and not calibration.is_file():
         raise LadingError("U903", "no such text file", where=str(calibration))
@@ -150,7 +157,7 @@ def make_job(model: str | None, specs: Any, options: Mapping[str, Any]) -> Job:
         folder=folder,
         specs=specs,
         out=options["out"] or Path("build") / "ladder" / _file_name(model or EXAMPLE.name),
-        text=_text(folder, options),
+        text=_text(folder, file or folder, options),
         prompt=options["prompt"] or PROMPTS[0],
         target=options["target"],
         verify=options["verify"],
@@ -160,6 +167,7 @@ def make_job(model: str | None, specs: Any, options: Mapping[str, Any]) -> Job:
         keep=options["keep"],
         fresh=not options["resume"],
         timeout_s=options["timeout"],
+        file=file,
     )
 
 
@@ -168,14 +176,13 @@ def _file_name(model: str) -> str:
     return path.resolve().name if path.is_dir() else model.replace("/", "--")
 
 
-def _text(folder: Path, options: Mapping[str, Any]) -> Text:
+def _text(folder: Path, model: Path, options: Mapping[str, Any]) -> Text:
     """The text that is named, else the example's own, else the packaged sample's held-out part."""
-    from frontends.checkpoint.load import load
-    from ir.facts.model_card import ModelCard
     from tools.compile.job import EXAMPLE
+    from tools.ladder.model import longest_window
     from tools.ladder.text import read_text, sample_text
 
-    width = min(options["window"], ModelCard.of(load(folder)).steady_context or options["window"])
+    width = min(options["window"], longest_window(model) or options["window"])
     if options["text"] is not None:
         return read_text(options["text"], "file", folder, options["windows"], width)
     own = folder / "evaluation.txt"

@@ -44,7 +44,7 @@ def ladder_data(ladder: Ladder) -> dict[str, Any]:
         "ok": ladder.ok,
         "compiler": compiler_version(),
         "platform": this_platform(),
-        "model": {"source": job.model, **first.get("model", {"name": job.folder.name})},
+        "model": {"source": job.model, **first.get("model", {"name": job.path.name})},
         "target": job.target,
         "releases": first.get("releases", []),
         "release": first.get("release"),
@@ -67,12 +67,21 @@ def way_to(job: Job, name: str | None) -> dict[str, str | None]:
     spec = next((item for item in job.specs if item.name == name), None)
     if spec is None:
         return {"folder": None, "command": None}
-    out = job.out.with_name(f"{job.folder.resolve().name}-{spec.slug}")
+    out = job.out.with_name(f"{_name(job)}-{spec.slug}")
     parts = ["lading", "compile", str(job.folder if job.model == EXAMPLE.name else job.model), "-o", str(out)]
+    parts += ["--tokenizer", str(job.folder)] if job.file is not None else []
     parts += ["--passes", spec.pipeline, "--target", job.target, "--threads", str(job.threads)]
     calibration = calibration_of(job, spec)
     parts += ["--calibration", str(calibration)] if calibration is not None else []
     return {"folder": str(job.place(spec)) if job.keep else None, "command": shlex.join(parts)}
+
+
+def _name(job: Job) -> str:
+    if job.file is None:
+        return job.folder.resolve().name
+    from frontends.onnx.beside import title_of
+
+    return title_of(job.file)
 
 
 # ---- files ----

@@ -1,6 +1,7 @@
 """What a checkpoint says about generation, with the meaning that transformers gives to it.
 
-Transformers reads ``generation_config.json`` alone where that file exists, else the same keys of ``config.json``. A
+Transformers reads ``generation_config.json`` alone where that file exists, else the same keys of ``config.json``. Where
+onnxruntime-genai has left its own file in the place of the first, that one is read. A
 setting that is absent or null has transformers' default (`SETTINGS`), whatever a runtime would take for it. Most
 settings count only where ``do_sample`` is true; those that do not count are not looked at, by transformers neither.
 """
@@ -18,6 +19,8 @@ from ir.base.diag import Diagnostic, LadingError
 from ir.base.json_numbers import whole
 
 FILE = "generation_config.json"
+GENAI = "genai_config.json"
+"""The configuration of onnxruntime-genai, whose object ``search`` has settings of the same names and meaning."""
 
 Problem = tuple[str, str]
 """A code and what is wrong with a value."""
@@ -181,6 +184,13 @@ def read_generation(folder: Path) -> Generation:
     """
     path = folder / FILE
     model = _own_keys(_read(folder / "config.json"))
+    if not path.is_file() and (folder / GENAI).is_file():
+        search = _read(folder / GENAI).get("search")
+        given = _own_keys(search if isinstance(search, dict) else {})
+        # The length that it states is that of its buffers.
+        given.pop("max_length", None)
+        _check(given, str(folder / GENAI))
+        return Generation(given, tuple(_odd(given, str(folder / GENAI))))
     if not path.is_file():
         _check(model, str(folder / "config.json"))
         return Generation(model, tuple(_odd(model, str(folder / "config.json"))))

@@ -23,6 +23,7 @@ import numpy as np
 
 from backends.mnn.tokenizer.ends import EndFiles, find_ends
 from backends.mnn.tokenizer.json_shape import check_shape
+from frontends.checkpoint.generation import GENAI
 from frontends.text.added_tokens import NamedToken, named_tokens, special_settings
 from ir.base.diag import LadingError
 from ir.base.json_numbers import whole
@@ -564,6 +565,9 @@ def _end_files(
         generation = _read_json(model / "generation_config.json")
         ids += _end_ids(_read_json(model / "config.json"), generation)
         strings = generation.get("stop_strings", strings)
+    for place in dict.fromkeys((folder, *((model,) if model is not None else ()))):
+        genai = _read_json(place / GENAI).get("model")
+        ids.append((GENAI, genai.get("eos_token_id") if isinstance(genai, dict) else None))
     return EndFiles(
         str(folder),
         ids,

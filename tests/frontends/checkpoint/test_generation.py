@@ -45,6 +45,18 @@ def test_the_file_goes_before_config_json_as_a_whole(tmp_path):
     assert "do_sample, temperature" in both.warnings[0].message and "top_k" not in both.warnings[0].message
 
 
+def test_the_file_of_onnxruntime_genai_stands_in_for_it(tmp_path):
+    search = {"do_sample": True, "top_k": 7, "temperature": 0.6, "max_length": 128, "past_present_share_buffer": True}
+    (tmp_path / "genai_config.json").write_text(json.dumps({"search": search, "model": {"eos_token_id": 2}}))
+    assert read(tmp_path).given == {"do_sample": True, "top_k": 7, "temperature": 0.6}
+    assert read(tmp_path, {"top_k": 9}).given == {"top_k": 9}
+    (tmp_path / "generation_config.json").unlink()
+    (tmp_path / "genai_config.json").write_text(json.dumps({"search": {**search, "top_k": -1}}))
+    with pytest.raises(LadingError, match="top_k") as caught:
+        read(tmp_path)
+    assert caught.value.code == "F571" and "genai_config.json" in str(caught.value)
+
+
 def test_transformers_reads_the_same_file(tmp_path):
     from tests.support.settings.generation import EXAMPLE
 

@@ -56,6 +56,14 @@ def test_what_a_template_ends_turns_with(template, wanted):
     assert turn_ends(template, SPECIAL) == wanted
 
 
+def test_the_file_of_onnxruntime_genai_counts_too(tmp_path):
+    folder = edited(tmp_path / "model")
+    before = load_tokenizer(folder).end_sources
+    other = next(token for token in range(3, 20) if token not in before)
+    (folder / "genai_config.json").write_text(json.dumps({"model": {"eos_token_id": [other]}}))
+    assert load_tokenizer(folder).end_sources == {**before, other: ("genai_config.json",)}
+
+
 def test_the_template_tells_where_no_file_does(tmp_path):
     spec = load(tmp_path, "{{ m.content + '<|im_end|>' }}")
     assert spec.stop_ids == (2,) and spec.end_sources == {2: (TEMPLATE,)} and not told(spec)

@@ -95,6 +95,9 @@ class Coded:
     def matrix(self, features: int) -> Parts | str:
         """As rows of input features, which lie along the axis `features`; or why its scales are not those of blocks of
         a row."""
+        kind = self.given.codes.type.dtype
+        if kind.is_float or kind.bits > 8:
+            return f"its codes are {kind}, no integers of at most 8 bits"
         if len(self.axes) != 2:
             return f"it is used as an array of {len(self.axes)} axes, not as a matrix"
         rows, columns = self.axes[1 - features], self.axes[features]
@@ -135,14 +138,18 @@ def coded(
 
     Scales of narrower floats become float32, which holds them exactly.
     """
-    shape, rank = codes.shape, codes.type.rank or 0
-    if not codes.type.dtype.is_integer or not 2 <= codes.type.dtype.bits <= 8 or not rank or not codes.type.size:
-        return f"codes of type {codes.type} are no array of integers of at most 8 bits"
+    shape, rank, kind = codes.shape, codes.type.rank or 0, codes.type.dtype
+    narrow = kind.bits <= 8 if kind.is_float else kind.is_integer and 2 <= kind.bits <= 16
+    if not narrow or not rank or not codes.type.size:
+        return f"codes of type {codes.type} are no array of narrow numbers"
     if not scale.type.dtype.is_float or scale.type.dtype.bits > 32 or scale.type.dtype.bits < 16:
         return f"scales are {scale.type.dtype}, not f32, f16 or bf16"
-    wanted = F32 if affine else codes.type.dtype
+    wanted = F32 if affine else kind
     if zero is not None and (zero.type.size != scale.type.size or zero.type.dtype != wanted):
         return f"zeros of type {zero.type} do not fit codes of type {codes.type} and scales of type {scale.type}"
+    if kind.is_float and not affine:
+        # Floats have no zero points but 0.
+        zero = None
     if scale.type.size == 1:
         sizes, tile = (1,) * rank, shape
     elif scale.type.rank == 1 and not block and scale.shape == shape[axis % rank : axis % rank + 1]:
@@ -347,7 +354,7 @@ class _Decoded(Derived):
         zero = _spread(self, self.zero, start, stop)
         if self.affine:
             return codes.astype(np.float32) * scale + zero
-        return (codes.astype(np.int16) - zero.astype(np.int16)).astype(np.float32) * scale
+        return (codes.astype(np.int32) - zero.astype(np.int32)).astype(np.float32) * scale
 
 
 def _spread(of: _Decoded | _Rounded, part: Tensor, start: int, stop: int) -> np.ndarray:

@@ -17,10 +17,15 @@ from passes.framework.manager import PassManager
 ROWS, COLUMNS, BLOCK = 24, 64, 16
 BLOCKS = COLUMNS // BLOCK
 KINDS = {
-    np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.float16): TensorProto.FLOAT16, np.dtype(np.int64): TensorProto.INT64,
-    np.dtype(np.int8): TensorProto.INT8, np.dtype(np.uint8): TensorProto.UINT8,
-    np.dtype(ml_dtypes.int4): TensorProto.INT4, np.dtype(ml_dtypes.uint4): TensorProto.UINT4,
+    np.dtype(dtype): getattr(TensorProto, name)
+    for dtype, name in (
+        (np.float32, "FLOAT"), (np.float16, "FLOAT16"), (np.int64, "INT64"),
+        (np.int16, "INT16"), (np.uint16, "UINT16"), (np.int8, "INT8"), (np.uint8, "UINT8"),
+        (ml_dtypes.int4, "INT4"), (ml_dtypes.uint4, "UINT4"),
+        (ml_dtypes.float8_e4m3fn, "FLOAT8E4M3FN"), (ml_dtypes.float8_e5m2, "FLOAT8E5M2"),
+    )
 }  # fmt: skip
+"""ONNX types by numpy's."""
 
 
 class Model:

@@ -304,6 +304,19 @@ def test_scales_that_no_form_has_room_for_are_decoded_and_the_reason_is_told(sha
     assert weight.is_const and weight.name == "layers.0.weight"
 
 
+@pytest.mark.parametrize("dtype", [ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, np.int16, np.uint16])
+def test_codes_that_are_no_integers_of_at_most_8_bits_are_decoded(dtype):
+    spread = 1 if np.dtype(dtype).itemsize == 1 else 9000
+    codes = (np.random.default_rng(9).uniform(0, 3, (ROWS, COLUMNS)) * spread).astype(dtype)
+    model = Model()
+    weight = model.op("DequantizeLinear", model.const(codes), model.const(numbers((ROWS,))), axis=0)
+    model.product(model.op("Transpose", weight))
+    graph, said = raised(model.made())
+    weight = user(graph, "MatMul").operand(1)
+    assert [item.code for item in said] == ["Q466"] and "no integers" in said[0].message
+    np.testing.assert_array_equal(weight.tensor.load(), (codes.astype(np.float32) * numbers((ROWS,))[:, None]).T)
+
+
 def test_weights_that_are_named_are_decoded_to_be_stored_anew():
     model = Model()
     model.product(transposed_blocks(model))

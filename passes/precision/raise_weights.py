@@ -64,6 +64,7 @@ class RaiseWeights(Pass):
             return {}
         _look_up_numbers(graph)
         work = _Raising(graph, ctx, self.requantize)
+        work.decode_vectors()
         for node, place in list(_uses(graph)):
             work.raise_use(node, place)
         work.finish()
@@ -141,6 +142,25 @@ class _Raising:
     def target(self) -> Target:
         """What the graph is compiled for."""
         return self.ctx.target
+
+    def decode_vectors(self) -> None:
+        """Make floats of biases and gains in codes, which are no matrices and small."""
+        for node in list(self.graph.nodes):
+            if node.op != "DequantizeLinear" or (node.output.rank or 0) > 1 or node.attrs.get("block_size", 0):
+                continue
+            if any(item is not None and item.const is None for item in node.inputs) or node.output.dtype != F32:
+                continue
+            codes, scale, *zero = (item.tensor.load() for item in node.inputs if item is not None)
+            exact = codes.astype(np.int64) - (zero[0].astype(np.int64) if zero else 0)
+            numbers = exact.astype(np.float32) * scale.astype(np.float32).reshape(scale.shape if scale.size > 1 else ())
+            old = node.output
+            if old.is_output:
+                continue
+            new = self.graph.add_const(self.graph.fresh_name(old.name), InlineTensor(numbers), loc=node.loc)
+            self._count("vectors")
+            self.graph.replace(old, new)
+            erase_unread(self.graph, old)
+            self.graph.rename(new, old.name)
 
     def raise_use(self, node: Node, place: int) -> None:
         """Put the raised form in the place of an operand."""

@@ -10,10 +10,11 @@ import numpy as np
 
 from ir.base.types import F32, TensorType, ValueType
 from ir.graph.graph import Graph, Node, Value
+from ir.tensor.base import Tensor
 from ir.tensor.inline import InlineTensor
 from passes.framework.base import Pass
 from passes.framework.context import PassContext
-from passes.precision.raise_weights import SHAPES, erase_unread
+from passes.precision.raise_weights import SHAPES, erase_unread, followed
 
 MOVES = (*SHAPES, "Transpose", "Identity")
 """Operators that give the same numbers, so that it does not matter whether they move codes or what is coded."""
@@ -109,7 +110,7 @@ class _Unrounding:
             if _without(rest, right.scale) != []:
                 return
             other = self._ranged(right)
-        elif node.operand(1).const is not None and len(rest) == 1 and rest[0].const is not None:
+        elif isinstance(followed(node.operand(1)), Tensor) and len(rest) == 1 and rest[0].const is not None:
             weight = self._weight(node, rest[0])
             if weight is None:
                 return

@@ -19,7 +19,7 @@ BLOCKS = COLUMNS // BLOCK
 KINDS = {
     np.dtype(dtype): getattr(TensorProto, name)
     for dtype, name in (
-        (np.float32, "FLOAT"), (np.float16, "FLOAT16"), (np.int64, "INT64"),
+        (np.float32, "FLOAT"), (np.float16, "FLOAT16"), (np.int64, "INT64"), (np.int32, "INT32"),
         (np.int16, "INT16"), (np.uint16, "UINT16"), (np.int8, "INT8"), (np.uint8, "UINT8"),
         (ml_dtypes.int4, "INT4"), (ml_dtypes.uint4, "UINT4"),
         (ml_dtypes.float8_e4m3fn, "FLOAT8E4M3FN"), (ml_dtypes.float8_e5m2, "FLOAT8E5M2"),

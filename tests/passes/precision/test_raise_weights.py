@@ -204,6 +204,25 @@ def test_a_weight_that_two_products_read_is_raised_once():
     assert [node.op for node in graph.nodes] == ["DequantizeLinear", "MatMul", "MatMul"]
 
 
+def test_vectors_in_codes_become_floats():
+    made = np.random.default_rng(11)
+    bias, scale = made.integers(-9999, 9999, ROWS).astype(np.int32), numbers((ROWS,))
+    gain, zero = made.integers(0, 255, COLUMNS).astype(np.uint8), np.uint8(7)
+    model = Model()
+    scaled = model.op(
+        "Mul", "x", model.op("DequantizeLinear", *map(model.const, (gain, np.float32(0.1), zero)), name="gain")
+    )
+    weight = model.op("Transpose", model.op("DequantizeLinear", model.const(CODES), model.const(SCALE), axis=1,
+                                            block_size=BLOCK))  # fmt: skip
+    added = model.op("DequantizeLinear", model.const(bias), model.const(scale), axis=0, name="bias")
+    model.op("Add", model.op("MatMul", scaled, weight), added, name="y")
+    model.outputs.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, None))
+    graph, said = raised(model.made())
+    assert not said and [node.op for node in graph.nodes] == ["DequantizeLinear", "Mul", "MatMul", "Add"]
+    np.testing.assert_array_equal(graph.value("bias").tensor.load(), bias.astype(np.float32) * scale)
+    np.testing.assert_array_equal(graph.value("gain").tensor.load(), (gain.astype(np.float32) - 7) * np.float32(0.1))
+
+
 # ---- tables ----
 
 

@@ -64,6 +64,20 @@ def test_dynamic_quantization_becomes_products_with_the_codes_of_the_file(kind, 
         np.testing.assert_array_equal(weight.quantized.rows(0, weight.rows).codes, wanted.T.astype(np.int16) - shift)
 
 
+def test_codes_of_a_product_may_be_transposed():
+    made, model = np.random.default_rng(3), Model()
+    codes, scale = made.integers(-128, 128, (ROWS, COLUMNS)).astype(np.int8), np.float32(0.01)
+    model.nodes.append(helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]))
+    turned = model.op("Transpose", model.const(codes))
+    product = model.op("Cast", model.op("MatMulInteger", "q", turned, "z"), to=TensorProto.FLOAT)
+    model.op("Mul", model.op("Mul", product, "s"), model.const(scale), name="y")
+    model.outputs.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, None))
+    graph, said = after(model.made(), PASSES, ROUNDED)
+    (weight,) = stored(graph)
+    assert [item.code for item in said] == ["Q467"]
+    np.testing.assert_array_equal(weight.quantized.rows(0, ROWS).codes, codes)
+
+
 @pytest.mark.parametrize("form", ["QDQ", "QOperator"])
 def test_static_quantization_does_too(form, tmp_path):
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static

@@ -15,7 +15,7 @@ IDS = np.random.default_rng(3).integers(0, VOCABULARY, (1, 20))
 BAR = 2e-5
 """Largest difference over the largest logit."""
 
-SEEN = {"phi", "cohere", "stablelm", "stablelm2", "gpt-neox"}
+SEEN = {"phi", "cohere", "cohere2", "stablelm", "stablelm2", "gpt-neox"}
 """Families whose norms see a rotation of the features."""
 FIXED = {"gemma3", "olmo2", "products of rows alone"}
 """Forms whose stream cannot be turned: norms stand behind attention, or are read by reshapes."""

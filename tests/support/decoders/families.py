@@ -17,6 +17,10 @@ FORMS = {
         norm="layer-plain", block="parallel", interleaved=True, logit_scale=0.0625, query_norm="layer"
     ),
     "cohere with gains by head": Form(block="parallel", interleaved=True, query_norm="layer-by-head"),
+    "cohere2": Form(
+        norm="layer-plain", block="parallel", interleaved=True, logit_scale=0.25, windows=(6, 0), turned=(True, False)
+    ),
+    "norms behind the rotation": Form(query_norm="rms", norm_behind=True),
     "glm": Form(interleaved=True, rotary=8, bias=True, own_head=True),
     "stablelm": Form(norm="layer", rotary=4, own_head=True),
     "stablelm2": Form(norm="layer", rotary=4, own_head=True, query_norm="layer", block="parallel"),

@@ -40,7 +40,9 @@ class Form:
             with a norm of its own) or ``sandwich`` (norms behind attention and MLP too).
         query_norm: norms of queries and keys before they are turned: ``rms`` or ``layer`` of each head,
             ``layer-by-head`` with gains of their own for each head, ``row`` of all heads together, or nothing.
+        norm_behind: those norms come behind the rotation.
         rotary: elements of a head that are turned.
+        turned: whether each layer turns queries and keys at all, repeated.
         interleaved: neighbours are turned, not halves.
         tables: ``computed`` from positions, by an outer ``product`` and a choice of half the width, ``baked`` and
             gathered by positions, ``positions`` where baked tables are operands of the rotation and so are positions.
@@ -69,6 +71,8 @@ class Form:
     norm: str = "rms"
     block: str = "serial"
     query_norm: str = ""
+    norm_behind: bool = False
+    turned: tuple[bool, ...] = (True,)
     rotary: int = 16
     interleaved: bool = False
     tables: str = "computed"
@@ -171,7 +175,7 @@ class _Decoder(Builder):
         table = self.const(self.random.normal(0, 1, (VOCABULARY, form.hidden)).astype(np.float32), "embedding")
         x = self._times(self.op("Gather", table, self.ids, axis=0), form.embedding_scale)
         for index in range(form.layers):
-            x = self._layer(x, form.windows[index % len(form.windows)])
+            x = self._layer(x, form.windows[index % len(form.windows)], form.turned[index % len(form.turned)])
         x = self._norm(x, form.hidden)
         rows = self.random.normal(0, 1, (VOCABULARY, form.hidden)).astype(np.float32) if form.own_head else None
         head = (table.tensor.load() if rows is None else rows).T.copy()
@@ -246,10 +250,10 @@ class _Decoder(Builder):
         shift = () if kind == "layer-plain" else (self.vector(size),)
         return self.op("LayerNormalization", x, gain, *shift, axis=-1, epsilon=1e-5)
 
-    def _layer(self, x: Value, window: int) -> Value:
+    def _layer(self, x: Value, window: int, turned: bool) -> Value:
         form = self.form
         normed = self._norm(x, form.hidden)
-        mixed = self._attention(normed, window)
+        mixed = self._attention(normed, window, turned)
         if form.block in ("parallel", "two-norms"):
             other = normed if form.block == "parallel" else self._norm(x, form.hidden)
             return self.op("Add", self.op("Add", mixed, self._mlp(other)), x)
@@ -261,9 +265,9 @@ class _Decoder(Builder):
             made = self._norm(made, form.hidden)
         return self.op("Add", x, self._times(made, form.residual_scale))
 
-    def _attention(self, x: Value, window: int) -> Value:
+    def _attention(self, x: Value, window: int, turned: bool) -> Value:
         form = self.form
-        query, key = (self._turned(x, heads) for heads in (form.heads, form.kv_heads))
+        query, key = (self._query(x, heads, turned) for heads in (form.heads, form.kv_heads))
         wide = form.value_size or form.size
         value = self.linear(x, form.kv_heads * wide, form.hidden, form.bias)
         attrs: dict[str, object] = {"q_num_heads": form.heads, "kv_num_heads": form.kv_heads}
@@ -287,9 +291,17 @@ class _Decoder(Builder):
     def _split(self, x: Value, heads: int, size: int) -> Value:
         return self.op("Transpose", self.op("Reshape", x, self.ints(0, 0, heads, size)), perm=(0, 2, 1, 3))
 
-    def _turned(self, x: Value, heads: int) -> Value:
+    def _query(self, x: Value, heads: int, turned: bool) -> Value:
+        """Queries or keys."""
         form = self.form
         x = self.linear(x, heads * form.size, form.hidden, form.bias, spread=1.5)
+        x = x if form.norm_behind else self._normed_heads(x, heads)
+        x = self._turned(x, heads) if turned else x
+        x = self._normed_heads(x, heads) if form.norm_behind else x
+        return self._split(x, heads, form.size) if form.split and not turned else x
+
+    def _normed_heads(self, x: Value, heads: int) -> Value:
+        form = self.form
         if form.query_norm == "row":
             x = self.op("RMSNormalization", x, self.vector(heads * form.size, 1), axis=-1)
         elif form.query_norm:
@@ -302,6 +314,10 @@ class _Decoder(Builder):
             else:
                 x = self.op(op, x, self.vector(form.size, 1), axis=-1)
             x = self.op("Reshape", x, self.ints(0, 0, -1))
+        return x
+
+    def _turned(self, x: Value, heads: int) -> Value:
+        form = self.form
         attrs: dict[str, object] = {"num_heads": heads}
         if form.split:
             x, attrs = self._split(x, heads, form.size), {}

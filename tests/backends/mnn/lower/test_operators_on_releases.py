@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from backends.mnn.lower.legalize import LOWER
+from ir.base.diag import LadingError
 from ir.evaluate.evaluator import evaluate
 from ir.graph.graph import Value
+from passes.framework.manager import PassManager
 from tests.support.decoders.forms import ACTIVATIONS
-from tests.support.decoders.operators import Case, Operands, distance, feeds_of, graph_of, module_of, run_module
+from tests.support.decoders.operators import (
+    PIPELINE,
+    Case,
+    Operands,
+    distance,
+    feeds_of,
+    graph_of,
+    module_of,
+    run_module,
+)
+from tests.support.graphs import graphs as random_graphs
 from tests.support.runs import each_release
 
 BAR = 2e-6
@@ -228,3 +242,24 @@ def test_outputs_are_values_of_their_own_where_they_hold_the_same_numbers(tmp_pa
     wanted = [np.maximum(feeds["x"], 0), np.maximum(feeds["x"], 0), feeds["x"], feeds["counts"]]
     for want, one in zip(wanted, got, strict=True):
         np.testing.assert_array_equal(one.reshape(want.shape), want)
+
+
+@given(random_graphs(subgraphs=False, odd_names=False), st.integers(1, 5))
+def test_a_lowered_graph_means_the_same_or_is_refused_by_name(graph, length):
+    feeds = {
+        value.name: np.random.default_rng(0).normal(0, 1, [n if isinstance(n, int) else length for n in value.dims])
+        for value in graph.inputs
+    }
+    feeds = {name: array.astype(np.float32) for name, array in feeds.items()}
+    try:
+        wanted = evaluate(graph, feeds)
+    except LadingError:
+        assume(False)
+    try:
+        PassManager(PIPELINE).run(graph)
+    except LadingError as error:
+        assert error.code in ("P370", "P371", "P373") and " = " in error.diagnostics[0].where, error
+        return
+    assert {value.name for value in graph.outputs} == set(wanted)
+    for name, got in evaluate(graph, feeds).items():
+        np.testing.assert_allclose(got, wanted[name].astype(got.dtype), rtol=1e-4, atol=1e-5)

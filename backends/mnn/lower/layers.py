@@ -17,7 +17,7 @@ from ir.quant.stored_weight import DEQUANTIZE, storage_of
 from passes.precision.planned_weights import bias_of
 
 ELSEWHERE = "compile with --to onnx: onnxruntime computes it"
-"""What to do about a decoder that MNN's operators cannot compute."""
+"""What to do about a graph that MNN's operators cannot compute."""
 
 
 def decodes_constants(node: Node) -> bool:
@@ -76,7 +76,10 @@ def _outer_product(node: Node, low: Lowering, x: Value, y: Value) -> None:
     left, right = low.dims(x), low.dims(y)
     if len(left) < 2 or len(right) < 2 or left[-1] != 1 or right[-2] != 1 or x.dtype != F32:
         raise LadingError(
-            "P372", "MNN computes a product with a constant matrix only", where=f"{node.loc or node.name}\n{node!r}"
+            "P372",
+            "MNN computes a product with a constant matrix only",
+            where=f"{node.loc or node.name}\n{node!r}",
+            hint=ELSEWHERE,
         )
     low.replace(node.output, low.binary("MUL", x, y, node.output.type))
 

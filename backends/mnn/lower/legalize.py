@@ -83,6 +83,7 @@ class LegalizeMnn(Pass):
                     "P370",
                     f"no MNN form of operator {node.op} is known",
                     where=f"{node.loc or node.name}\n{node!r}",
+                    hint=layers.ELSEWHERE,
                 )
             lowering.node = node
             lower(node, lowering)

@@ -11,12 +11,16 @@ from backends.mnn.lower import functions, layers, moving, reduce
 from backends.mnn.lower.lowering import Lowering
 from backends.mnn.write.weight_layout import unheld
 from ir.base.diag import LadingError
+from ir.base.types import F32
 from ir.facts.inputs import DynamicInputs
 from ir.facts.model_card import ModelCard
-from ir.graph.graph import Graph, Node
-from ir.quant.stored_weight import is_weight
+from ir.graph.graph import Graph, Node, Value
+from ir.quant.stored_weight import DEQUANTIZE, is_weight, storage_of
+from ir.tensor.base import Tensor
 from ir.tensor.bf16_parts import bf16_parts
+from ir.tensor.elementwise import cast
 from ir.tensor.inline import InlineTensor
+from ir.tensor.rearranged import transposed
 from passes.framework.base import Pass
 from passes.framework.context import PassContext
 
@@ -69,6 +73,7 @@ class LegalizeMnn(Pass):
         if fact is not None:
             fact.require(graph)
         moving.settle_shapes(graph)
+        _widen_constants(graph)
         lowering = Lowering(graph)
         lowering.embedding_parts()
         counts: dict[str, int] = {}
@@ -100,6 +105,44 @@ class LegalizeMnn(Pass):
             return None
         rows = graph.required_fact(DynamicInputs).find("embedding-rows")
         return RowParts(rows.input) if rows is not None else None
+
+
+def _widen_constants(graph: Graph) -> None:
+    """Give readers of constants in half precision, and of dequantized ones, that are no linear layers the numbers in single
+    precision: MNN keeps no others outside of its layers."""
+    for node in graph.nodes:
+        source = node.input(0)
+        if source is None or source.const is None or node.op not in ("Cast", *DEQUANTIZE):
+            continue
+        stored = is_weight(node.output)
+        readers = [
+            (user, place)
+            for user, place in node.output.uses
+            if not (stored and place == 1 and user.op in ("MatMul", "mnn.Convolution"))
+        ]
+        wide = _in_single(node.output, source) if readers else None
+        if wide is not None:
+            const = graph.add_const(graph.fresh_name(f"{node.output.name}.wide"), wide, loc=node.loc)
+            for user, place in readers:
+                graph.set_input(user, place, const)
+
+
+def _in_single(value: Value, source: Value) -> Tensor | None:
+    """The numbers of a value that is decoded from constants; None for other casts, for large ones that are no matrix, and
+    for matrices that the weight file has no form for."""
+    if source.producer is None and value.producer is not None and value.producer.op == "Cast":
+        return cast(source.tensor, F32) if value.dtype == F32 and source.dtype.is_float else None
+    for matmul in (False, True):
+        stored = storage_of(value, matmul=matmul)
+        if stored is not None and stored.quantized is not None:
+            rows = stored.quantized.dequantized()
+            return transposed(rows) if matmul else rows
+    if value.producer is None or value.rank == 2:
+        return None
+    from ir.evaluate.evaluator import evaluate_constants
+
+    array = evaluate_constants([value.producer]).get(value.name)
+    return None if array is None else InlineTensor(array.astype(np.float32))
 
 
 def _limit_context(graph: Graph, rows: int) -> None:

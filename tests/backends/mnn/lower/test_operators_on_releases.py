@@ -37,6 +37,17 @@ def tensor(b: Operands, *shape: int) -> Value:
     return b.const(b.random.normal(0, 1, shape).astype(np.float32))
 
 
+def half(b: Operands, *shape: int) -> Value:
+    """A random constant in half precision, widened."""
+    return b.op("Cast", b.const(b.random.normal(0, 1, shape).astype(np.float16)), to=1)
+
+
+def coded(b: Operands, *shape: int) -> Value:
+    """A random constant of 8-bit codes, decoded."""
+    codes = b.random.integers(-128, 128, shape).astype(np.int8)
+    return b.op("DequantizeLinear", b.const(codes), b.const(np.array(0.02, np.float32)))
+
+
 def flags(b: Operands) -> Value:
     """Booleans bool[1, seq, 12]."""
     return b.op("Greater", b.x, b.y)
@@ -177,6 +188,12 @@ CASES: dict[str, Case] = {
     "MatMul with a bias of three axes": lambda b: b.op("Add", b.op("MatMul", b.x, tensor(b, 12, 5)), tensor(b, 1, 1, 5)),
     "MatMul of a column and a row": lambda b: b.op(
         "MatMul", tensor(b, 1, 5, 1), b.op("Transpose", b.column, perm=(0, 2, 1))),
+    "MatMul with a bias in half precision": lambda b: b.op("Add", b.op("MatMul", b.x, tensor(b, 12, 5)), half(b, 5)),
+    "Add of a matrix in half precision": lambda b: b.op("Add", b.x, half(b, 1, 12)),
+    "LayerNormalization in half precision": lambda b: b.op("LayerNormalization", b.x, half(b, 12), half(b, 12)),
+    "Gather of rows in half precision": lambda b: b.op("Gather", half(b, 9, 200), b.counts),
+    "Gather of rows of integer codes": lambda b: b.op("Gather", coded(b, 9, 200), b.counts),
+    "MatMul with a bias of integer codes": lambda b: b.op("Add", b.op("MatMul", b.x, tensor(b, 12, 5)), coded(b, 5)),
     "RotaryEmbedding of halves": lambda b: rotated(b, b.x, num_heads=3),
     "RotaryEmbedding of neighbours": lambda b: rotated(b, b.x, num_heads=3, interleaved=1),
     "RotaryEmbedding of a part": lambda b: rotated(b, b.x, num_heads=2, rotary_embedding_dim=4),

@@ -3,6 +3,7 @@ of the changed model, or a refusal."""
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import cache
 
 import numpy as np
@@ -14,11 +15,15 @@ from ir.base.diag import LadingError
 from ir.evaluate.evaluator import evaluate
 from ir.facts.raised import Raised
 from ir.graph.graph import Graph
+from ir.tensor.inline import InlineTensor
 from passes.framework.context import PassContext
 from passes.framework.load import load as pipeline
 from passes.framework.manager import PassManager
+from passes.inputs.language_model import look_up_rows, rows_input
 from tests.support.exports import Export, export, run
+from tests.support.exports.families import torch_model
 from tests.support.exports.mutations import MUTATIONS, one_weight, window
+from tests.support.exports.variants import undeclared
 
 FULL = {"mask": True, "positions": True, "history": True}
 EXACT = 1e-5
@@ -56,9 +61,11 @@ FINDINGS = {
 }
 
 
-def lifted(model: onnx.ModelProto | str) -> Graph:
-    """The graph of a model in the standard form."""
+def lifted(model: onnx.ModelProto | str, rows: np.ndarray | None = None) -> Graph:
+    """The graph of a model in the standard form; one that takes rows of its embedding gets the embedding."""
     graph = load(model)
+    if rows is not None:
+        look_up_rows(graph, rows_input(graph), InlineTensor(rows))
     PassManager(pipeline("lift-decoder")).run(graph, PassContext())
     return graph
 
@@ -82,7 +89,7 @@ def difference(graph: Graph, model: onnx.ModelProto | str, made: Export) -> floa
     return worst
 
 
-@pytest.mark.parametrize(("family", "exporter"), RAISED, ids="-".join)
+@pytest.mark.parametrize(("family", "exporter"), RAISED, ids=["-".join(key) for key in RAISED])
 def test_an_export_keeps_its_numbers(family, exporter):
     made = export(family, exporter, **RAISED[family, exporter])
     graph = lifted(str(made.path))
@@ -158,3 +165,92 @@ def test_a_moved_weight_moves_the_logits():
     assert attention(graph) == _before("llama3", "script")
     assert difference(graph, changed, made) < EXACT
     assert difference(graph, made.path, made) > 1e-3
+
+
+# ---- operators of onnxruntime ----
+
+CONTRIB = {
+    "builder": ("qwen2", "genai", {}),
+    "builder, windows and caps": ("gemma2", "genai", {"windowed_kv_cache": "false"}),
+    "builder, last row": ("llama", "genai", {"prune_lm_head": "true"}),
+    "builder, 4 bits": ("qwen2-tied", "genai", {"precision": "int4", "accuracy_level": "0"}),
+    "builder, 8 bits": ("llama3", "genai", {"precision": "int8", "accuracy_level": "0"}),
+    "builder, 4 bits as DequantizeLinear": ("phi3", "genai", {"precision": "int4", "use_qdq": "true"}),
+    "one operand": ("mistral", "contrib", {"style": "packed"}),
+    "three operands": ("llama3", "contrib", {"style": "separate"}),
+    "rotation of its own": ("qwen2", "contrib", {"style": "rotary"}),
+    "repeated heads": ("llama", "contrib", {"style": "multi-head"}),
+}
+
+
+@pytest.mark.parametrize("name", CONTRIB)
+def test_operators_of_onnxruntime_keep_their_numbers(name):
+    family, exporter, options = CONTRIB[name]
+    made = export(family, exporter, **options)
+    graph = lifted(str(made.path))
+    heads = "4 heads of 16" if name == "repeated heads" else "4 heads of 16 on 2"
+    wanted = {f"{heads}, scale 0.25, {'window 8, ' * (family == 'mistral')}half rope of 16"}
+    assert set(attention(graph)) == FINDINGS["gemma2"] if family == "gemma2" else wanted
+    assert difference(graph, made.path, made) < EXACT
+
+
+@pytest.mark.parametrize("name", ["rope style", "scale"])
+def test_changed_operators_of_onnxruntime_are_found_to_be_others(name):
+    made = export("mistral", "contrib", style="packed")
+    changed = MUTATIONS[name](made.model())
+    graph = lifted(changed)
+    wanted = {"rope style": "scale 0.25, window 8, interleaved", "scale": "scale 0.375, window 8, half"}[name]
+    assert set(attention(graph)) == {f"4 heads of 16 on 2, {wanted} rope of 16"}
+    assert difference(graph, changed, made) < EXACT
+    narrower = window(made.model(), 8, 3)
+    assert difference(lifted(narrower), narrower, made) < EXACT
+
+
+def test_halves_become_floats_that_are_computed_exactly():
+    made = export("stablelm", "script", **FULL, half=True)
+    graph = lifted(str(made.path))
+    ids = made.feeds(seq=21)["input_ids"]
+    found = evaluate(graph, {graph.inputs[0].name: ids})[graph.outputs[0].name]
+    wanted = of_torch("stablelm", ids, half=True)
+    assert np.abs(found - wanted).max() < EXACT * np.abs(wanted).max()
+
+
+# ---- rows of the embedding as the input ----
+
+
+def of_torch(family: str, ids: np.ndarray, half: bool = False) -> np.ndarray:
+    """Logits of a checkpoint, whose weights are rounded to halves first if asked, in single precision."""
+    import torch
+
+    model = deepcopy(torch_model(family, half=half)).float()
+    with torch.no_grad():
+        return model(torch.from_numpy(ids), use_cache=False).logits.numpy()
+
+
+def embedding(family: str) -> np.ndarray:
+    """The rows of a checkpoint's embedding."""
+    return torch_model(family).get_input_embeddings().weight.detach().numpy()
+
+
+def test_rows_of_an_embedding_are_looked_up():
+    made = export("qwen3", "script", **FULL, embeddings=True)
+    graph = lifted(str(made.path), embedding("qwen3"))
+    ids = np.random.default_rng(0).integers(0, 320, (1, 21))
+    found = evaluate(graph, {graph.inputs[0].name: ids})[graph.outputs[0].name]
+    wanted = of_torch("qwen3", ids)
+    assert np.abs(found - wanted).max() < EXACT * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize(("family", "fused"), [("qwen2", True), ("qwen3", True), ("llama3", False)])
+@pytest.mark.parametrize("dangling", [False, True], ids=["declared", "dangling"])
+def test_the_form_of_the_exporter_of_mnn_keeps_its_numbers(family, fused, dangling):
+    model = export(family, "llm-exporter", fused=fused).model()
+    graph = lifted(undeclared(model, "logits_index") if dangling else model, embedding(family))
+    assert graph.inputs[0].name == "logits_index" or graph.inputs[1].name == "logits_index"
+    ids = np.random.default_rng(0).integers(0, 320, (1, 21))
+    for first in (0, -1):
+        index = np.array([first], np.int32)
+        held = {value.name: ids if value.rank == 2 else index for value in graph.inputs}
+        found = evaluate(graph, held)[graph.outputs[0].name]
+        wanted = of_torch(family, ids)[:, first:]
+        assert np.abs(found - wanted).max() < EXACT * np.abs(wanted).max()

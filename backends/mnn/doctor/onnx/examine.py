@@ -17,6 +17,7 @@ from backends.mnn.target.releases import MnnTarget, Release, target
 from frontends.onnx.load import read_message
 from frontends.onnx.survey import ONNX_DOMAINS, Lost, Port, Survey, survey
 from ir.base.diag import LadingError
+from ir.ops.registry import lookup
 
 COMPILE = "lading compile FILE.onnx -o OUT makes an MNN model of it"
 """What is advised where the compiler takes the file."""
@@ -125,13 +126,17 @@ class _Judge:
     def _operators(self) -> Iterator[Finding]:
         found: dict[tuple[str, ...], list[str]] = {}
         unknown = {release.version: self._unknown(release) for release in self.releases}
+        foreign = []
         for domain, op in sorted(set().union(*unknown.values())):
             old = tuple(version for version, names in unknown.items() if (domain, op) in names)
             found.setdefault(old, []).append(f"{_called(domain, op)} ({self.told.operators[domain, op]})")
+            if (domain, op) not in self.told.functions and lookup(_called(domain, op), self.told.opsets) is None:
+                foreign.append(_called(domain, op))
+        either = f"Nor does this compiler know {_few(foreign)}" if foreign else "This compiler knows them"
         for versions, names in found.items():
             yield Finding(
                 "B687",
-                f"the converter knows no {_few(names)} and ends with 'These Op Not Support'",
+                f"the converter knows no {_few(names)} and ends with 'These Op Not Support'. {either}",
                 versions,
                 self.fix,
                 self.where,

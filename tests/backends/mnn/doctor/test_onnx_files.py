@@ -201,6 +201,7 @@ def test_operators_that_converters_do_not_know(tmp_path):
     }  # fmt: skip
     texts = [item.message for item in found]
     assert any("knows no IsNaN (1), com.microsoft.GroupQueryAttention (1)" in text for text in texts)
+    assert all(text.endswith(". This compiler knows them") for text in texts if "knows no" in text)
     assert any("takes com.microsoft.Gelu for ONNX's operator of that name" in text for text in texts)
 
 
@@ -275,6 +276,7 @@ def test_what_cannot_be_compiled_is_said(tmp_path):
     text = run(path).stdout
     assert f"{path} is an ONNX model. It cannot be compiled for MNN: lading compile refuses it (" in text
     assert "Unheard" in text.splitlines()[0] and "lading compile m" not in text
+    assert told(path)["B687"].endswith("Nor does this compiler know de.example.Unheard")
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff" * 50])

@@ -129,19 +129,25 @@ def survey(model: onnx.ModelProto) -> Survey:
     read = {name for node in graph.node for name in (*node.input, *_inner(node))} | {out.name for out in graph.output}
     counted: Counter[tuple[str, str]] = Counter()
     for body in (graph, *model.functions):
-        counted.update((_domain(node.domain), node.op_type) for node in _nodes(body))
+        counted.update((_domain(node.domain), _text(node.op_type)) for node in _nodes(body))
     return Survey(
         opsets,
         tuple(_port(item, item.name in read) for item in graph.input if item.name not in given),
         tuple(_port(item, item.name in made) for item in graph.output),
         tuple(_lost(graph, made, opsets)),
         dict(counted),
-        frozenset((_domain(item.domain), item.name) for item in model.functions),
+        frozenset((_domain(item.domain), _text(item.name)) for item in model.functions),
         dict(Counter(_dtype(item.data_type) for item in graph.initializer)),
     )
 
 
-def _domain(text: str) -> str:
+def _text(item: str | bytes) -> str:
+    """Text as the message has it, and what is none as it can be shown."""
+    return item if isinstance(item, str) else item.decode("utf-8", "backslashreplace")
+
+
+def _domain(item: str | bytes) -> str:
+    text = _text(item)
     return "" if text == "ai.onnx" else text
 
 
@@ -169,15 +175,15 @@ def _dtype(code: int) -> str:
 def _port(item: onnx.ValueInfoProto, made: bool) -> Port:
     kind = item.type.WhichOneof("value")
     if kind != "tensor_type":
-        return Port(item.name, kind.removesuffix("_type") if kind else "", None, made)
+        return Port(_text(item.name), kind.removesuffix("_type") if kind else "", None, made)
     tensor = item.type.tensor_type
     shape = None
     if tensor.HasField("shape"):
         shape = tuple(
-            dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else dim.dim_param or "?"
+            dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else _text(dim.dim_param) or "?"
             for dim in tensor.shape.dim
         )
-    return Port(item.name, _dtype(tensor.elem_type), shape, made)
+    return Port(_text(item.name), _dtype(tensor.elem_type), shape, made)
 
 
 def _lost(graph: onnx.GraphProto, made: set[str], opsets: Mapping[str, int]) -> Iterator[Lost]:
@@ -190,32 +196,32 @@ def _lost(graph: onnx.GraphProto, made: set[str], opsets: Mapping[str, int]) -> 
                 found.setdefault(name, []).append(_reading(node, place, opsets, place > last))
         for name in _inner(node):
             if name not in made:
-                found.setdefault(name, []).append(Reading(node.op_type, _label(node), -1, inside=True))
+                found.setdefault(name, []).append(Reading(_text(node.op_type), _label(node), -1, inside=True))
     returned = {item.name for item in graph.output}
     for name in returned - made - found.keys():
         found[name] = []
     for name, readings in found.items():
-        yield Lost(name, tuple(readings), name in returned)
+        yield Lost(_text(name), tuple(readings), name in returned)
 
 
 def _label(node: onnx.NodeProto) -> str:
-    return node.name or next(iter(node.output), node.op_type)
+    return _text(node.name or next(iter(node.output), node.op_type))
 
 
 def _reading(node: onnx.NodeProto, place: int, opsets: Mapping[str, int], last: bool) -> Reading:
     """A reading with what the operator's own description says of the operand."""
     domain = _domain(node.domain)
     try:
-        schema = onnx.defs.get_schema(node.op_type, opsets.get(domain, 1), domain)
+        schema = onnx.defs.get_schema(_text(node.op_type), opsets.get(domain, 1), domain)
     except (onnx.defs.SchemaError, TypeError):
-        return Reading(node.op_type, _label(node), place, last=last)
+        return Reading(_text(node.op_type), _label(node), place, last=last)
     formal = schema.inputs[min(place, len(schema.inputs) - 1)] if schema.inputs else None
     if formal is None:
-        return Reading(node.op_type, _label(node), place, last=last)
+        return Reading(_text(node.op_type), _label(node), place, last=last)
     options = onnx.defs.OpSchema.FormalParameterOption
     word = "" if formal.option == options.Variadic else formal.name
     types = frozenset(_dtype(code) for text in formal.types if (code := _CODES.get(text)) is not None)
-    return Reading(node.op_type, _label(node), place, word, types, last, formal.option == options.Optional)
+    return Reading(_text(node.op_type), _label(node), place, word, types, last, formal.option == options.Optional)
 
 
 __all__ = ["ONNX_DOMAINS", "Lost", "Port", "Reading", "Survey", "survey"]

@@ -117,8 +117,9 @@ SYMPTOMS = (
             "llm.mnn.weight is cut off or of another export",
         ),
         (
-            _doctor("names the operator, without loading anything; it takes the .mnn file alone or an ONNX file too"),
+            ("lading repair MODEL -o OUT", "declares a lost choice of rows again, where that is it"),
             _FROM_ONNX,
+            _doctor("names the operator, without loading anything; it takes the .mnn file alone or an ONNX file too"),
             _COMPILE,
         ),
         codes=("B685", "B686", "B684"),

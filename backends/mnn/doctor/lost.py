@@ -12,7 +12,7 @@ from typing import Any
 
 from backends.mnn.doctor.findings import Finding, versions_of
 from backends.mnn.doctor.graph import place_of
-from backends.mnn.doctor.rows import row_choice
+from backends.mnn.lift.lost_rows import lost_rows
 from backends.mnn.read.model_folder import Subject
 from backends.mnn.read.net_file import numbers
 from backends.mnn.target.releases import Release
@@ -77,7 +77,7 @@ def _empty(subject: Subject, releases: Sequence[Release]) -> Iterator[Finding]:
 
 
 def _absent(subject: Subject, releases: Sequence[Release]) -> Iterator[Finding]:
-    chosen = row_choice(subject)
+    rows = lost_rows(subject)
     for ops, count in _scopes(subject):
         for op in ops:
             for place, index in enumerate(numbers(op.get("inputIndexes"))):
@@ -87,11 +87,12 @@ def _absent(subject: Subject, releases: Sequence[Release]) -> Iterator[Finding]:
                     f"{_named(op)} reads tensor number {index} as its {_word(op, place)}, which does not exist: the process "
                     "dies while it loads the file (double free, or an access out of bounds). "
                 )
-                if chosen is not None and op is chosen.op and place == 1:
+                if op is rows:
                     message += "It chooses the rows that become logits: the runtime feeds this choice as 'logits_index'"
                 else:
                     message += "Whatever was converted reads a tensor that nothing makes; its name is lost"
-                yield Finding("B685", message, versions_of(releases), BACK_TO_ONNX, _place(op))
+                mended = op is rows and subject.is_folder
+                yield Finding("B685", message, versions_of(releases), BACK_TO_ONNX, _place(op), mended=mended)
 
 
 def _short(subject: Subject, releases: Sequence[Release]) -> Iterator[Finding]:

@@ -14,6 +14,7 @@ from backends.mnn.dialect.table import fused_forms
 from backends.mnn.doctor.tied import half_scales, tie_forms, tie_numbers, vocabulary
 from backends.mnn.lift.embedding import embedding_matrix
 from backends.mnn.lift.lift import lift
+from backends.mnn.lift.lost_rows import with_rows
 from backends.mnn.lower.exporter_spellings import spell_channels, spell_rotations
 from backends.mnn.lower.lowering import Lowering
 from backends.mnn.read.model_folder import Subject
@@ -36,7 +37,7 @@ def lifted(subject: Subject, target: MnnTarget) -> tuple[Graph, PassReport]:
     llm = subject.llm_config.values
     scale, window = llm.get("attn_scale", 0.0), llm.get("sliding_window")
     graph = lift(
-        subject.net,
+        with_rows(subject),
         subject.weight_path,
         convention=target.signature,
         attention_scale=float(scale) if isinstance(scale, (int, float)) else 0.0,

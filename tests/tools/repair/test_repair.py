@@ -68,6 +68,37 @@ def test_repaired_official_models_are_healthy_everywhere(name, repaired):
     assert report.healthy, [str(item.diagnostic()) for item in report.findings]
 
 
+def rebuilt(name: str, folder: Path, *, lost: bool) -> Path:
+    """An official model written again by the converter; `lost` as from a graph that read ``logits_index`` and declared it
+    nowhere."""
+    shutil.copytree(DATA / name, folder)
+    net = json.loads(native.mnn_to_json(folder / "llm.mnn"))
+    if lost:
+        place = net["tensorName"].index("logits_index")
+        net["oplists"] = [op for op in net["oplists"] if op["type"] != "Input" or op["name"] != "logits_index"]
+        for op in net["oplists"]:
+            op["inputIndexes"] = [-1 if index == place else index for index in op.get("inputIndexes", ())]
+        net["tensorName"][place] = "lost"
+    native.json_to_mnn(net, folder / "llm.mnn")
+    return folder
+
+
+def test_a_choice_of_rows_that_the_converter_lost_is_declared_again(tmp_path):
+    """The model whose loading is a double free becomes, byte for byte, what the intact one becomes."""
+    intact, lost = (
+        rebuilt("official-default-int8", tmp_path / name, lost=name == "lost") for name in ("intact", "lost")
+    )
+    run_of = native.run_model(lost / "config.json", [{"do": "forward", "pieces": [[1, 2, 3]]}], timeout_s=120)
+    assert not run_of.loaded and run_of.child.signal is not None
+    (found,) = [item for item in examine(lost, target("portable").releases).findings if item.code == "B685"]
+    assert found.mended and "the runtime feeds this choice as 'logits_index'" in found.message
+    for folder in (intact, lost):
+        repair(folder, tmp_path / f"{folder.name}-mended")
+    assert examine(tmp_path / "lost-mended", target("portable").releases).healthy
+    for name in ("llm.mnn.weight", "llm.mnn"):
+        assert (tmp_path / "lost-mended" / name).read_bytes() == (tmp_path / "intact-mended" / name).read_bytes()
+
+
 @pytest.mark.skipif("3.6.1" not in interpreters(), reason="the originals run on MNN 3.6.1 only")
 @pytest.mark.parametrize("version", each_release())
 @pytest.mark.parametrize("name", OFFICIAL)

@@ -172,15 +172,15 @@ def test_a_graph_that_looks_ids_up_and_keeps_no_history(tmp_path):
 def test_a_directory_with_a_converted_graph(sound, tmp_path):
     """The file that it came from is named where it lies beside, as exporters leave it."""
     folder = shutil.copytree(sound, tmp_path / "model", ignore=shutil.ignore_patterns("contract.json"))
-    converted(lost_file(tmp_path, "slice")).replace(folder / "llm.mnn")
+    converted(lost_file(tmp_path, "matmul")).replace(folder / "llm.mnn")
     found = remedy(examine(folder, ALL))
     assert found is not None and not found.command
     assert found.reason.startswith("lading doctor FILE.onnx names the tensor, and lading compile FILE.onnx")
     (folder / "onnx").mkdir()
-    lost_file(folder / "onnx", "slice")
+    lost_file(folder / "onnx", "matmul")
     found = remedy(examine(folder, ALL))
     assert found is not None and found.reason.endswith(
-        f", which may be {folder}/onnx/slice.onnx: lading doctor {folder}/onnx/slice.onnx"
+        f", which may be {folder}/onnx/matmul.onnx: lading doctor {folder}/onnx/matmul.onnx"
     )
 
 

@@ -41,11 +41,13 @@ class Reading:
         original: that implementation and the distance from it, where it was run.
         distance: of the float graph; None where it was not run.
         unread: keys of the configuration that nobody here knows.
+        expected: the model is compared at every level, so that it is told where it was not.
     """
 
     original: Original = field(default_factory=lambda: Original(reason=ONLY_FULL))
     distance: Distance | None = None
     unread: Sequence[str] = ()
+    expected: bool = False
 
     @property
     def bar(self) -> float:
@@ -189,8 +191,9 @@ def verdict_of(
         parts.append(f"{_counted(warnings)} {judged}")
     if original:
         parts.append(f"{'compared with' if reading.original.file else 'verified against'} {original}")
-    elif reading.original.file and judged is not None:
-        parts.append(f"not compared with {reading.original.file} on onnxruntime: {reading.original.reason}")
+    elif reading.expected and judged is not None:
+        what = f"{reading.original.file} on onnxruntime" if reading.original.file else "transformers"
+        parts.append(f"not compared with {what}: {reading.original.reason}")
     if doubts:
         parts.append(f"not verified against the original implementation, which may read {', '.join(doubts[:6])}")
     return Verdict(outcome, "; ".join(parts), original, note, unread)

@@ -12,7 +12,7 @@ import pytest
 import frontends.checkpoint.original as original_module
 from backends.bars import KL_BARS, KL_USUAL, TOP1_BARS, TOP1_USUAL, Loss, judged
 from backends.contract import read
-from backends.verdict import Reading, compare_reading, verdict_of
+from backends.verdict import Reading, compare_reading, compared, verdict_of
 from frontends.checkpoint.load import load
 from frontends.checkpoint.original import Original, free_memory, memory_needed, original_logits
 from frontends.families.table import FAMILIES
@@ -215,6 +215,32 @@ def test_the_line_says_what_stands_against_the_result():
     assert (two.outcome, two.text) == ("passed with warnings", "passed with 2 warnings (F560) on MNN 3.6.1: KL 0")
     none = verdict_of(None, Reading(unread=["x"]), [], {"unknown": ("x",)})
     assert none.outcome == "not verified" and none.text.endswith("which may read x")
+    for file, what in (("m.onnx", "m.onnx on onnxruntime"), ("", "transformers")):
+        alone = verdict_of(
+            "on MNN 3.6.1: KL 0", Reading(Original(reason="no memory", file=file), expected=True), [], {}
+        )
+        assert alone.text.endswith(f"; not compared with {what}: no memory") and alone.original == ""
+
+
+def test_half_precision_has_a_bar_of_its_own():
+    rows = np.full((2, 4), 10.0, np.float32)
+    for half, off, verified in ((False, 0.01, False), (True, 0.01, True), (True, 1.0, False)):
+        found = Original("onnxruntime 1 on m.onnx", logits=(rows,), file="m.onnx", half=half)
+        reading = compared(found, [rows + off])
+        assert reading.verified is verified and bool(reading.problems) is not verified
+        assert all("the model as read here" in item.message for item in reading.problems)
+
+
+def test_rows_that_the_original_does_not_give_are_left_out():
+    rows = np.arange(12, dtype=np.float32).reshape(3, 4)
+    found = Original("onnxruntime 1 on m.onnx", logits=(rows[[0, 2]],), rows=(np.array([0, 2]),), file="m.onnx")
+    wrong = rows.copy()
+    wrong[1] += 5
+    assert compared(found, [wrong]).verified
+    wrong[2] += 5
+    assert not compared(found, [wrong]).verified
+    other = compared(found, [rows[:, :3]])
+    assert other.distance is None and "another shape" in other.original.reason and other.original.file == "m.onnx"
 
 
 @pytest.mark.parametrize(

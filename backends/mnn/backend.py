@@ -238,7 +238,9 @@ class LlmCompilation(Compilation):
 
     def opened(self, graph: Graph) -> None:
         """Note what an ONNX file takes: verification feeds it. An embedding that the graph does not hold is brought in."""
+        named = self.order.options.get("embedding")
         if self.order.origin.frontend != "onnx":
+            _require_rows(named, self.order.origin.model)
             return
         from frontends.onnx.original import as_read
         from passes.inputs.language_model import look_up_rows, rows_input
@@ -246,10 +248,11 @@ class LlmCompilation(Compilation):
         self._as_read = as_read(self.order.origin.path, graph)
         rows = rows_input(graph)
         if rows is None:
+            _require_rows(named, self.order.origin.model)
             return
         from frontends.onnx.embedding import find_rows
 
-        found = find_rows(self.order.origin.path, self.order.options.get("embedding"), rows)
+        found = find_rows(self.order.origin.path, named, rows)
         self._as_read = replace(self._as_read, rows=rows.value.name, table=found.table)
         look_up_rows(graph, rows, found.table)
         if found.stored:
@@ -519,6 +522,13 @@ class LlmCompilation(Compilation):
         if self.verification is None or not self.verification.sample or self.tokenizer is None:
             return None
         return PROMPTS[0], self._opened.decode(self.verification.sample, skip_special_tokens=True)
+
+
+def _require_rows(named: Path | None, model: str) -> None:
+    """Refuse an embedding for a model that takes token ids."""
+    if named is not None:
+        message = "--embedding has no effect: the model takes token ids and holds its embedding"
+        raise LadingError("U918", message, model, "leave --embedding out")
 
 
 def _vocabulary(graph: Graph) -> int:

@@ -58,6 +58,12 @@ def test_such_a_graph_is_a_language_model(exported):
     assert found is not None and found.value.name == "inputs_embeds" and (found.tokens, found.width) == (320, 64)
 
 
+def test_an_embedding_for_a_model_that_has_one_is_refused(source, tmp_path):
+    with pytest.raises(LadingError, match="--embedding has no effect") as caught:
+        compile_model(Request(str(source), tmp_path / "out", "fp32", embedding=source, verify="none"))
+    assert caught.value.code == "U918"
+
+
 def test_without_the_embedding_it_is_said_what_to_name(exported, tmp_path):
     with pytest.raises(LadingError, match="--embedding") as caught:
         compile_model(Request(str(exported), tmp_path / "out", "fp32", tokenizer="none"))

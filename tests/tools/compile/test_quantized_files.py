@@ -13,6 +13,7 @@ from onnx import numpy_helper
 
 from backends.contract import Contract
 from backends.mnn.read.decoded_weights import MnnModel
+from ir.base.diag import LadingError
 from tests.support.checkpoints import make_checkpoint
 from tests.support.runs import compiled, each_release, logits_of, pieces, run_actions
 from tools.compile.job import Request, compile_model
@@ -134,6 +135,12 @@ def test_the_contract_says_which_weights_were_kept_and_which_were_stored_anew(fl
     assert all(item.error.max_abs > 0 for item in changed)
     written = json.loads((tmp_path / "out" / "contract.json").read_text())
     assert {item["storage"]["method"] for item in written["weights"]} == {"stored", "rtn"}
+
+
+def test_weights_of_a_checkpoint_cannot_be_requantized(tmp_path):
+    source = make_checkpoint(tmp_path / "source", "qwen2")
+    with pytest.raises(LadingError, match=r"U918.*requantize has no effect"):
+        compile_model(Request(str(source), tmp_path / "out", "default{requantize=[*]}", verify="none"))
 
 
 @pytest.mark.parametrize("form", ["zeros", "MatMulNBits"])

@@ -37,6 +37,11 @@ MOST_DIMENSIONS = 6
 SLOW_NODES = 5000
 """Number of nodes up to which the analyses that may take more than linear time are made."""
 
+PACKED = {"com.microsoft.MatMulNBits": 1, "com.microsoft.GatherBlockQuantized": 0}
+"""Operators with several codes to a byte, and which operand these are."""
+SCALES = (2, 3)
+"""Their operands that are scales and zeros."""
+
 
 @dataclass
 class Summary:
@@ -103,7 +108,7 @@ def summarize(graph: Graph, sizes: Mapping[str, int] | None = None) -> Summary:
         parts=len(regions(graph, lambda node: True)),
         operators=dict(sorted(Counter(node.op for node in graph.walk()).items(), key=lambda item: (-item[1], item[0]))),
         blocks=_blocks(graph),
-        parameters=sum(_elements(value) for value in graph.consts.values() if _is_parameter(value)),
+        parameters=sum(_numbers(value) for value in graph.consts.values() if _is_parameter(value)),
         storage=_storage(graph),
         unused=_unused(graph),
         shape_nodes=len(frontier(graph, (), exits(graph)).computed),
@@ -158,7 +163,7 @@ def _blocks(graph: Graph) -> list[dict[str, Any]]:
                 "count": len(repeat.blocks),
                 "nodes": len(first.nodes),
                 "operators": dict(Counter(node.op for node in first.nodes).most_common()),
-                "parameters": sum(_elements(value) for value in first.constants if _is_parameter(value)),
+                "parameters": sum(_numbers(value) for value in first.constants if _is_parameter(value)),
                 "from": first.entry.name,
                 "to": repeat.blocks[-1].exit.name,
             }
@@ -171,7 +176,25 @@ def _is_parameter(value: Value) -> bool:
     quantized = [index for node, index in value.uses if node.op in DEQUANTIZE]
     if quantized:
         return 0 in quantized
+    if _packed_bits(value):
+        return True
+    if any(node.op in PACKED and index in SCALES for node, index in value.uses):
+        return False
     return value.type is not None and value.dtype.is_float and _elements(value) > 1
+
+
+def _packed_bits(value: Value) -> int:
+    """Bits of the codes that a constant holds several of to a byte; 0 for one that holds numbers."""
+    if value.type is None or value.dtype.name != "u8":
+        return 0
+    found = (node.attrs.get("bits", 4) for node, index in value.uses if PACKED.get(node.op) == index)
+    return next(found, 0)
+
+
+def _numbers(value: Value) -> int:
+    """How many numbers a constant stands for."""
+    bits = _packed_bits(value)
+    return _elements(value) * 8 // bits if bits else _elements(value)
 
 
 def _elements(value: Value) -> int:

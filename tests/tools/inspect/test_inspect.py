@@ -10,6 +10,7 @@ import sys
 import xml.etree.ElementTree as ET
 from itertools import combinations, pairwise
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
@@ -19,6 +20,7 @@ from ir.base.diag import LadingError
 from ir.base.types import F32, TensorType
 from ir.graph.graph import Graph
 from ir.ops.registry import OPERATORS, AttrDef, OpDef
+from ir.tensor.inline import InlineTensor
 from ir.text.parser import parse
 from ir.text.printer import print_graph
 from passes.framework.manager import run_passes
@@ -67,6 +69,17 @@ def test_a_decoder_is_described(model):
     assert found.split["bytes"] == 16 * 256 * 4
     # Up to the last attention the angles of the positions go their own way beside the residual stream.
     assert found.bottlenecks == ["model.layers.3.attn_residual", "model.layers.3", "model.norm"]
+
+
+def test_codes_that_lie_two_to_a_byte_count_as_numbers():
+    graph = Graph("packed", {"": 21, "com.microsoft": 1})
+    codes, scale = np.zeros((24, 2, 16), np.uint8), np.ones((24, 2), np.float32)
+    x = graph.add_input("x", TensorType(F32, (4, 64)))
+    inputs = [x, *(graph.add_const(name, InlineTensor(array)) for name, array in (("w", codes), ("s", scale)))]
+    attrs = {"K": 64, "N": 24, "bits": 4, "block_size": 32}
+    node = graph.add("com.microsoft.MatMulNBits", inputs, attrs, types=[TensorType(F32, (4, 24))])
+    graph.set_outputs([node.output])
+    assert summarize(graph).parameters == 24 * 64
 
 
 def test_quantized_storage_and_meetings_of_inputs(lowered):

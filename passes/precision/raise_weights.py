@@ -146,13 +146,16 @@ class _Raising:
     def decode_vectors(self) -> None:
         """Make floats of biases and gains in codes, which are no matrices and small."""
         for node in list(self.graph.nodes):
-            if node.op != "DequantizeLinear" or (node.output.rank or 0) > 1 or node.attrs.get("block_size", 0):
+            type_ = node.output.type if node.op == "DequantizeLinear" else None
+            if not isinstance(type_, TensorType) or (type_.rank or 0) > 1 or node.attrs.get("block_size", 0):
                 continue
             if any(item is not None and item.const is None for item in node.inputs) or node.output.dtype != F32:
                 continue
             codes, scale, *zero = (item.tensor.load() for item in node.inputs if item is not None)
-            exact = codes.astype(np.int64) - (zero[0].astype(np.int64) if zero else 0)
-            numbers = exact.astype(np.float32) * scale.astype(np.float32).reshape(scale.shape if scale.size > 1 else ())
+            if any(part.size not in (1, codes.size) for part in (scale, *zero)):
+                continue
+            exact = codes.astype(np.int64) - (_alike(zero[0]).astype(np.int64) if zero else 0)
+            numbers = exact.astype(np.float32) * _alike(scale).astype(np.float32)
             old = node.output
             if old.is_output:
                 continue
@@ -199,7 +202,9 @@ class _Raising:
     def _raised(self, value: Value, features: int) -> Value | None:
         """What stands in for a value; the value itself where it is as it should be, None for no weight."""
         found = followed(value)
-        if found is None or (isinstance(found, Coded) and value.dtype != F32):
+        if found is None or not isinstance(value.type, TensorType):
+            return None
+        if isinstance(found, Coded) and value.dtype != F32:
             return None
         if isinstance(found, Tensor):
             return self._floats(value, found, features)
@@ -478,6 +483,11 @@ def _widened(parts: Parts, bits: int, affine: bool) -> Parts:
     kind = int_type(bits) if parts.codes.type.dtype.kind == "i" else unsigned_type(bits)
     zero = parts.zero
     return Parts(wide_codes(parts.codes, kind), parts.scale, zero if zero is None or affine else wide_codes(zero, kind))
+
+
+def _alike(array: np.ndarray) -> np.ndarray:
+    """Numbers of a vector, or the one number of all its elements."""
+    return array.reshape(()) if array.size == 1 else array
 
 
 def _oriented(part: Tensor, features: int) -> Tensor:

@@ -96,6 +96,8 @@ class _Search:
 
     def run(self) -> Findings:
         roles, forms, tables = self._first()
+        # A window wider than the first probe shows in the second.
+        forms, masked = self._windows(roles, forms)
         offs = [0.0] * len(self.regions)
         probes = [str(FIRST)]
         orders: list[tuple[int, int]] = [(0, 1)] * len(self.regions)
@@ -114,7 +116,6 @@ class _Search:
                 offs[index] = max(offs[index], off)
             if probe is not FIRST:
                 probes.append(str(probe))
-        forms, masked = self._windows(roles, forms)
         probes += masked
         sources = self._sources(roles, forms, tables)
         made = tuple(

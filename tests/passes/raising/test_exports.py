@@ -149,12 +149,13 @@ def test_a_changed_export_is_found_to_be_another_or_refused(family, exporter, na
     assert difference(graph, changed, made) < EXACT
 
 
+@pytest.mark.parametrize("tokens", [5, 20, 100])
 @pytest.mark.parametrize("exporter", ["script", "dynamo"])
-def test_another_window_is_found(exporter):
+def test_another_window_is_found(exporter, tokens):
     made = export("mistral", exporter, **RAISED["mistral", exporter])
-    changed = window(made.model(), 8, 5)
+    changed = window(made.model(), 8, tokens)
     graph = lifted(changed)
-    assert {finding.split(", ")[2] for finding in attention(graph)} == {"window 5"}
+    assert {finding.split(", ")[2] for finding in attention(graph)} == {f"window {tokens}"}
     assert difference(graph, changed, made) < EXACT
 
 

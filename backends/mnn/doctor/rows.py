@@ -78,6 +78,7 @@ def row_findings(subject: Subject, releases: Sequence[Release]) -> Iterator[Find
             "export with logits_index as an input, or compile the original",
             where,
             "warning",
+            subject.is_folder,
         )
     elif chosen.fixed != 0:
         yield Finding(

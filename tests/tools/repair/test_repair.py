@@ -68,9 +68,9 @@ def test_repaired_official_models_are_healthy_everywhere(name, repaired):
     assert report.healthy, [str(item.diagnostic()) for item in report.findings]
 
 
-def rebuilt(name: str, folder: Path, *, lost: bool) -> Path:
-    """An official model written again by the converter; `lost` as from a graph that read ``logits_index`` and declared it
-    nowhere."""
+def rebuilt(name: str, folder: Path, *, lost: bool = False, fixed: int | None = None) -> Path:
+    """An official model written again by the converter: `lost` as from a graph that read ``logits_index`` and declared it
+    nowhere, `fixed` as from one in which tracing froze it."""
     shutil.copytree(DATA / name, folder)
     net = json.loads(native.mnn_to_json(folder / "llm.mnn"))
     if lost:
@@ -79,8 +79,28 @@ def rebuilt(name: str, folder: Path, *, lost: bool) -> Path:
         for op in net["oplists"]:
             op["inputIndexes"] = [-1 if index == place else index for index in op.get("inputIndexes", ())]
         net["tensorName"][place] = "lost"
+    if fixed is not None:
+        place = net["tensorName"].index("logits_index")
+        (number,) = [place for place, op in enumerate(net["oplists"]) if op["name"] == "logits_index"]
+        main = {"dims": [1], "dataType": "DT_INT32", "int32s": [fixed], "dataFormat": "NCHW"}
+        net["oplists"][number] = {"type": "Const", "name": "fixed", "main_type": "Blob", "main": main,
+                                  "outputIndexes": [place]}  # fmt: skip
+        net["tensorName"][place] = "fixed"
     native.json_to_mnn(net, folder / "llm.mnn")
     return folder
+
+
+@pytest.mark.skipif("3.6.1" not in interpreters(), reason="the original runs on MNN 3.6.1 only")
+def test_the_last_row_that_tracing_fixed_becomes_the_choice_of_the_runtime(tmp_path):
+    """The original returns one row a call whatever is asked for; its rows are those of the repaired model."""
+    folder = rebuilt("official-unfused-int4", tmp_path / "fixed", fixed=-1)
+    done = run(folder, "-o", tmp_path / "mended", "--json")
+    assert done.exit_code == 0, done.output
+    intact = exact_logits(rebuilt("official-unfused-int4", tmp_path / "intact"), "3.6.1")
+    mended = exact_logits(tmp_path / "mended", "3.6.1")
+    assert mended.shape == intact.shape and np.abs(mended - intact).max() <= 2e-5 * np.abs(intact).max()
+    refused = run(rebuilt("official-unfused-int4", tmp_path / "other", fixed=2), "-o", tmp_path / "none")
+    assert refused.exit_code == 1 and "error[B689]" in refused.output
 
 
 def test_a_choice_of_rows_that_the_converter_lost_is_declared_again(tmp_path):

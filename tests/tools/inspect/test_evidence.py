@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
+import pytest
+from click.testing import CliRunner
+
+from ir.base.diag import Diagnostic
 from ir.facts.raised import Port, Raised, Region
+from tests.support.paths import EXAMPLE
+from tests.support.runs import compiled
+from tools.inspect.command import main
 from tools.shared.evidence import evidence_of, rows
 from tools.shared.formats import Formats
 
@@ -41,3 +51,49 @@ def test_a_graph_that_is_no_language_model_has_none(tmp_path):
 
     formats = Formats()
     assert evidence_of(formats.read(str(lost_file(tmp_path, "whole"))), formats) is None
+
+
+@pytest.mark.mnn
+def test_the_commands_show_roles_and_parts_of_a_file_and_of_what_was_compiled_from_it(tmp_path):
+    made = compiled(EXAMPLE, tmp_path / "plain", "onnx-fp32", to="onnx") / "model.onnx"
+    shutil.copy(EXAMPLE / "tokenizer.json", made.parent)
+    text = CliRunner().invoke(main, [str(made)]).stdout
+    assert "takes        input_ids i64[1, seq]: token ids; they choose rows of @" in text
+    assert "found        4 x attention: 4 heads of 64 on 2, scale 0.125, half rope of 64; difference at most " in text
+    of_file = json.loads(CliRunner().invoke(main, [str(made), "--json"]).stdout)["raised"]
+    assert [port["kind"] for port in of_file["inputs"]] == ["token-ids"]
+    assert {region["kind"] for region in of_file["regions"]} >= {"attention"}
+    folder = compiled(made, tmp_path / "out", "int8")
+    shown = CliRunner().invoke(main, [str(folder)]).stdout
+    assert "takes      input_ids i64[1, seq]: token ids; " in shown and "found      4 x attention: " in shown
+    data = json.loads(CliRunner().invoke(main, [str(folder), "--json"]).stdout)["contract"]["raised"]
+    for key in ("name", "kind", "evidence"):
+        assert [port[key] for port in data["inputs"]] == [port[key] for port in of_file["inputs"]]
+
+
+def test_what_does_not_fit_is_said(tmp_path):
+    """Of a decoder without its embedding nothing can be found."""
+    from onnx import TensorProto, helper
+
+    nodes = [
+        helper.make_node("MatMul", ["rows", "w"], ["s"]),
+        helper.make_node("Softmax", ["s"], ["p"]),
+        helper.make_node("MatMul", ["p", "head"], ["logits"]),
+    ]
+    weights = [
+        helper.make_tensor(name, TensorProto.FLOAT, shape, [0.5] * (shape[0] * shape[1]))
+        for name, shape in (("w", [8, 8]), ("head", [8, 40]))
+    ]
+    ports = [
+        helper.make_tensor_value_info(*item) for item in (("rows", 1, [1, "seq", 8]), ("logits", 1, [1, "seq", 40]))
+    ]
+    graph = helper.make_graph(nodes, "g", ports[:1], ports[1:], weights)
+    path = tmp_path / "m.onnx"
+    path.write_bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]).SerializeToString())
+    formats = Formats()
+    found = evidence_of(formats.read(str(path)), formats)
+    assert isinstance(found, Diagnostic) and found.code == "P380"
+    assert (
+        "refused      P380: the model takes the rows of its embedding as 'rows'"
+        in CliRunner().invoke(main, [str(path)]).stdout
+    )

@@ -18,7 +18,9 @@ from passes.raising.cuts import Cut, upstream
 ANCHORS = frozenset({"Erf", "HardSigmoid", "Sigmoid", "Tanh"})
 """Operators that written-out activations are found at."""
 RANGE = 12.0
-"""Numbers from minus this to this are tried."""
+"""Numbers from minus this to this are tried closely."""
+FAR = 1e4
+"""Numbers up to this are tried, where a bound may show that nearer ones do not reach."""
 TOLERANCE = 2e-6
 """Largest difference that rounding in single precision explains, relative to the number or to 1."""
 _LONGEST = 16
@@ -42,7 +44,7 @@ class Known:
 
 
 KNOWN: Mapping[str, Known] = {
-    "Swish": Known("Swish", {}, lambda x: x / (1 + np.exp(-x))),
+    "Swish": Known("Swish", {}, lambda x: 0.5 * x * (1 + np.tanh(0.5 * x))),
     "Gelu": Known("Gelu", {}, _gelu),
     "Gelu by tanh": Known("Gelu", {"approximate": "tanh"}, _gelu_tanh),
     "HardSwish": Known("HardSwish", {}, lambda x: x * np.clip(x / 6 + 0.5, 0, 1)),
@@ -73,7 +75,8 @@ def raise_activations(graph: Graph, content: Content) -> list[Region]:
         return []
     items = list(found.values())
     cut = Cut(graph, [item.source for item in items], [value for item in items for value in item.values])
-    line = np.linspace(-RANGE, RANGE, 1025).astype(np.float32)
+    far = np.geomspace(RANGE, FAR, 64)
+    line = np.concatenate([-far[::-1], np.linspace(-RANGE, RANGE, 897), far]).astype(np.float32)
     feeds = {item.source: _laid_out(line, item.source) for item in items}
     results = cut.run(feeds)
     truth = {name: known.compute(line.astype(np.float64)) for name, known in KNOWN.items()}
@@ -182,7 +185,7 @@ def _replace(graph: Graph, item: _Function, value: Value, name: str, off: float,
     )
     graph.replace(value, made.output)
     where = last.loc or last.name
-    probes = (f"numbers from {-RANGE:g} to {RANGE:g}",)
+    probes = (f"numbers from {-FAR:g} to {FAR:g}",)
     return Region("activation", where, nodes, name, {"op": known.op, **known.attrs}, off, probes)
 
 

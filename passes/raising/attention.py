@@ -19,6 +19,11 @@ from passes.raising.regions import AttentionRegion, attention_regions, masks_of_
 from passes.raising.tables import FAR, Source, Table, rows_of_source, source_of, tables_among
 
 FIRST = Probe(13)
+LARGE = (Probe(13, large="values"), Probe(13, large="scores"))
+FACTORS = {"values": (100.0, 0.01, 100.0), "scores": (30.0, 1.0, 1.0)}
+"""What queries, keys and values are multiplied by in large probes."""
+LOUD = 1e-3
+"""Largest relative difference where scores are large: the rounding of a score is as large in its weight."""
 LONGEST_MASK = 8200
 """Tokens up to which whole masks are evaluated; a mask of more would fill gigabytes."""
 
@@ -103,7 +108,7 @@ class _Search:
         orders: list[tuple[int, int]] = [(0, 1)] * len(self.regions)
         for probe in (FIRST, *self._more()):
             try:
-                feeds, found = self._evaluated(roles, probe)
+                feeds, found = self._evaluated(roles, probe, forms)
             except LadingError:
                 # Some exports compute one sequence alone, or after a history one token alone.
                 if probe.batch == 1 and probe.tokens == 1:
@@ -111,9 +116,10 @@ class _Search:
                 continue
             for index, form in enumerate(forms):
                 off, orders[index] = self._off(index, form, tables[index], feeds, found, probe, orders[index])
-                if off > TOLERANCE:
+                if off > (LOUD if probe.large == "scores" else TOLERANCE):
                     raise self._misfit(index, off, form, probe)
-                offs[index] = max(offs[index], off)
+                if probe.large != "scores":
+                    offs[index] = max(offs[index], off)
             if probe is not FIRST:
                 probes.append(str(probe))
         probes += masked
@@ -217,17 +223,22 @@ class _Search:
     # ---- evaluation ----
 
     def _more(self) -> list[Probe]:
-        more = [Probe(1), Probe(29)]
+        more = [Probe(1), Probe(29), *LARGE]
         if self.content.history:
             more += [Probe(5, 7), Probe(1, 20)]
         if _has_batch(self.content.ids):
             more.append(Probe(6, 3 if self.content.history else 0, 2))
         return more
 
-    def _evaluated(self, roles: Roles, probe: Probe) -> tuple[dict[Value, np.ndarray], dict[Value, np.ndarray]]:
+    def _evaluated(
+        self, roles: Roles, probe: Probe, forms: Sequence[Form] = ()
+    ) -> tuple[dict[Value, np.ndarray], dict[Value, np.ndarray]]:
         feeds = roles.feeds(self.content, probe, self.rng, self.cut.needed)
         for value, linear in self.linears.items():
             feeds[value] = self._random(value, linear, probe)
+        if probe.large:
+            for region, form in zip(self.regions, forms, strict=True):
+                _enlarge(feeds, region, form, FACTORS[probe.large])
         return feeds, self.cut.run(feeds)
 
     def _random(self, value: Value, linear: Linear, probe: Probe) -> np.ndarray:
@@ -414,6 +425,16 @@ class _Search:
 
     def _rows_at(self, roles: Roles, cut: Cut, table: Table, probe: Probe) -> tuple[np.ndarray, np.ndarray]:
         return table.rows(cut.run(roles.feeds(self.content, probe, self.rng, cut.needed)), probe.tokens)
+
+
+def _enlarge(
+    feeds: dict[Value, np.ndarray], region: AttentionRegion, form: Form, factors: tuple[float, float, float]
+) -> None:
+    """Multiply what is fed for queries, keys and values."""
+    for part, factor in zip((form.q, form.k, form.v), factors, strict=True):
+        array = feeds[region.linears[part.linear].value]
+        for first in part.first:
+            array[..., first : first + part.size] *= array.dtype.type(factor)
 
 
 def _operands(value: Value) -> list[Value]:

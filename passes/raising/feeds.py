@@ -32,16 +32,23 @@ ROLES: dict[str, tuple[PortKind, str]] = {
 
 @dataclass(frozen=True)
 class Probe:
-    """Sizes to evaluate a decoder with."""
+    """What to evaluate a decoder with.
+
+    Attributes:
+        tokens, past, batch: sizes.
+        large: ``values`` or ``scores``: numbers at which a bound shows that small ones never reach.
+    """
 
     tokens: int
     past: int = 0
     batch: int = 1
+    large: str = ""
 
     def __str__(self) -> str:
         text = f"{self.tokens} token{'s' * (self.tokens != 1)}"
         text += f" after {self.past}" if self.past else ""
-        return text + (f", batch of {self.batch}" if self.batch > 1 else "")
+        text += f", batch of {self.batch}" if self.batch > 1 else ""
+        return text + (f" with large {self.large}" if self.large else "")
 
 
 @dataclass(frozen=True)

@@ -124,6 +124,8 @@ def test_the_evidence_is_recorded():
 @pytest.mark.parametrize(
     ("form", "code", "words"),
     [
+        (Written(bound=8.0), "P382", "on 13 tokens with large values"),
+        (Written(bound=300.0), "P382", "on 13 tokens with large values"),
         (Written(rows=True), "P380", "takes the rows of its embedding as 'inputs_embeds'"),
         (Written(tokens=13), "P381", "exactly 13 tokens"),
         (Written(mask="strided"), "P383", "neither causal nor a window"),

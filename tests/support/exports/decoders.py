@@ -22,6 +22,7 @@ class Written:
         tokens: a fixed number of tokens; 0 for any.
         rows: take embedding rows in place of ids.
         stretch: angles are others for positions from this on, or in sequences whose mask is longer; 0 for none.
+        bound: queries, keys and values are cut off at this; 0 for nowhere.
         activation: ``silu``, ``gelu``, ``tanh gelu`` or ``tanh``.
         padding: the mask depends on an input ``pad`` too; ``content`` when the rows of the
             embedding are multiplied by it; ``ids`` when the mask depends on the ids in its place;
@@ -43,6 +44,7 @@ class Written:
     tokens: int = 0
     rows: bool = False
     stretch: int = 0
+    bound: float = 0.0
     activation: str = "silu"
     padding: str = ""
     logits: bool = True
@@ -139,6 +141,14 @@ class _Writer:
             seen = self.op("And", seen, kept)
         return seen
 
+    def bounded(self, x: str) -> str:
+        bound = self.form.bound
+        return (
+            self.op("Clip", x, self.const(np.array(-bound, np.float32)), self.const(np.array(bound, np.float32)))
+            if bound
+            else x
+        )
+
     def active(self, x: str) -> str:
         kind = self.form.activation
         if kind == "silu":
@@ -156,7 +166,7 @@ class _Writer:
         form = self.form
         normed = self.norm(x)
         q, k, v = (
-            self.heads(self.op("MatMul", normed, self.matrix(form.hidden, count * form.size)), count)
+            self.heads(self.bounded(self.op("MatMul", normed, self.matrix(form.hidden, count * form.size))), count)
             for count in (form.heads, form.groups, form.groups)
         )
         q, k = self.turned(q, cos, sin), self.turned(k, cos, sin)

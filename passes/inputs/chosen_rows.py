@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Literal
 
 import numpy as np
@@ -26,6 +27,8 @@ from passes.inputs.finding import Finding
 
 LENGTHS = (5, 8, 13)
 """Lengths of sequences on which a choice is tried."""
+MOST_ELEMENTS = 1 << 27
+"""Elements of the rows that a choice is tried on."""
 _END = 2**31 - 1
 _MOVING = frozenset(
     {"Slice", "Gather", "GatherND", "GatherElements", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "Identity", "Cast",
@@ -334,7 +337,7 @@ class _Run:
         self.trial = trial
         dims = trial.start.dims
         self.seq = dims[-2]
-        if type(dims[-1]) is not int:
+        if type(dims[-1]) is not int or dims[-1] < 1:
             raise trial._unknown(f"they are cut out of {trial.start!r}, whose width is not known")
         self.width = dims[-1]
         if isinstance(self.seq, Dim):
@@ -343,6 +346,10 @@ class _Run:
             self.lengths = tuple(usable) or tuple(dict.fromkeys(size for size in (low, high) if size))
         else:
             self.lengths = (self.seq,)
+        if max(self.lengths, default=0) * self.width > MOST_ELEMENTS:
+            raise trial._unknown(f"they are cut out of {trial.start!r}, which is too large to try")
+        # A row is known by its number, and its columns by what is added to it.
+        self.columns = (np.arange(self.width) % 7 / 8).astype(np.float32)
         graph = Graph("rows", trial.graph.opsets)
         graph.foreign = trial.graph.foreign
         graph.functions = trial.graph.functions
@@ -373,7 +380,8 @@ class _Run:
     def rows(self, length: int, index: Mapping[Value, np.ndarray]) -> tuple[int, ...] | None:
         """The numbers of the rows that come out, in order; None when what comes out is no rows."""
         dims = self.trial.start.dims
-        numbered = np.arange(length * self.width, dtype=np.float32).reshape(*dims[:-2], length, self.width)  # type: ignore[arg-type]
+        numbered = np.arange(length, dtype=np.float32)[:, None] + self.columns
+        numbered = numbered.reshape(*dims[:-2], length, self.width)  # type: ignore[arg-type]
         feeds = {"rows.in": numbered}
         for value in self.trial.shapes:
             feeds[self.inputs[value]] = np.zeros(self._shape(value, length), _dtype(value).numpy)
@@ -385,8 +393,8 @@ class _Run:
         if got.size % self.width or (got.ndim and got.size and got.shape[-1] != self.width):
             return None
         got = got.reshape(-1, self.width)
-        rows = got[:, 0] / self.width
-        if not np.array_equal(got, rows[:, None] * self.width + np.arange(self.width)) or (rows % 1).any():
+        rows = got[:, 0] - self.columns[0]
+        if not np.array_equal(got, rows[:, None] + self.columns) or (rows % 1).any():
             return None
         return tuple(int(row) for row in rows)
 
@@ -396,7 +404,12 @@ class _Run:
     def _shape(self, value: Value, length: int) -> tuple[int, ...]:
         if value.shape is None:
             raise self.trial._unknown(f"they depend on the shape of {value!r}")
-        return tuple(dim if isinstance(dim, int) else length if dim == self._sequence(dim) else 1 for dim in value.dims)
+        found = tuple(
+            dim if isinstance(dim, int) else length if dim == self._sequence(dim) else 1 for dim in value.dims
+        )
+        if prod(max(size, 1) for size in found) > MOST_ELEMENTS:
+            raise self.trial._unknown(f"they depend on the shape of {value!r}, which is too large to try")
+        return found
 
     def _sequence(self, dim: Dim) -> int | Dim:
         """The dimension of the sequence: that of the rows, or that of the token ids."""

@@ -11,12 +11,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from frontends.onnx.load import load
 from ir.base.diag import LadingError
+from ir.base.types import F32, TensorType
 from ir.evaluate.evaluator import evaluate
 from ir.facts.inputs import DynamicInputs
 from ir.graph.graph import Graph
 from passes.framework.check_numbers import CheckNumbers
 from passes.framework.instruments import VerifyEach
 from passes.framework.manager import PassManager
+from passes.inputs import chosen_rows
 from tests.support.checkpoints import make_checkpoint
 from tests.support.dangling.general import CASES
 from tools.fuzz.inputs.row_choices import KINDS, ORIGINS, PLACES, choosing, decoder
@@ -258,3 +260,13 @@ def test_numbers_are_the_same_before_and_after(plain, kind, origin):
     graph = load(model)
     PassManager(PIPELINE, [VerifyEach(), CheckNumbers()]).run(graph)
     assert graph.fact(DynamicInputs) is not None
+
+
+def test_rows_that_are_too_wide_to_try_are_refused(plain):
+    graph = load(choosing(plain, "norm", "slice", "constant"))
+    PassManager("infer-types").run(graph)
+    value = graph.value("model.layers.0")
+    graph.set_type(value, TensorType(F32, (*value.dims[:-1], 1 << 40)))
+    with pytest.raises(LadingError) as caught:
+        chosen_rows.find(graph, graph.inputs[0], graph.outputs[0])
+    assert caught.value.code == "P333" and "too large" in str(caught.value)

@@ -107,7 +107,7 @@ def test_weights_of_an_older_opset_are_stored_in_blocks_all_the_same(tmp_path):
     onnx.save(model, tmp_path / "old.onnx")
     result = compile_model(Request(str(tmp_path / "old.onnx"), tmp_path / "out"))
     written = onnx.load(tmp_path / "out" / "model.onnx")
-    assert written.opset_import[0].version == 21 and "DequantizeLinear" in {node.op_type for node in written.graph.node}
+    assert written.opset_import[0].version >= 21 and "DequantizeLinear" in {node.op_type for node in written.graph.node}
     assert result.verdict.outcome == "passed"
 
 

@@ -50,10 +50,10 @@ class DiscoverInputs(Pass):
     )
 
     def run(self, graph: Graph, ctx: PassContext) -> Mapping[str, int]:
-        convention = signature(self.signature or ctx.target.signature)
-        found: list[Discovery] = []
         if _is_general(graph):
             return self._general(graph)
+        convention = signature(self.signature or ctx.target.signature)
+        found: list[Discovery] = []
         ids = token_ids.find(graph).value
         chosen = _own_choices(graph, ids)
         _require_no_others(graph, convention, ids)

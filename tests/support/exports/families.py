@@ -99,6 +99,38 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "GlmConfig",
         {**_HEAD, "attention_bias": True, "tie_word_embeddings": False, **_rope(partial_rotary_factor=0.5)},
     ),
+    "one-layer": (  # many heads on one, a width that is no power of two
+        "Qwen2Config",
+        {
+            "num_hidden_layers": 1,
+            "hidden_size": 144,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 1,
+            "tie_word_embeddings": True,
+            **_rope(kind="linear", factor=4.0),
+        },
+    ),
+    "yarn": (  # as many heads of keys as of queries, heads wider together than the hidden state
+        "LlamaConfig",
+        {
+            "head_dim": 32,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "tie_word_embeddings": False,
+            **_rope(kind="yarn", factor=4.0, original_max_position_embeddings=32),
+        },
+    ),
+    "wide-window": (
+        "MistralConfig",
+        {
+            "head_dim": 8,
+            "num_attention_heads": 8,
+            "num_hidden_layers": 3,
+            "sliding_window": 20,
+            "tie_word_embeddings": True,
+            **_rope(),
+        },
+    ),
     "cohere": ("CohereConfig", {"logit_scale": 0.25, "tie_word_embeddings": True, **_rope()}),
     "stablelm": (
         "StableLmConfig",

@@ -157,7 +157,10 @@ def _legend(x: float, y: float, rungs: Sequence[Mapping[str, Any]]) -> Iterator[
 
 # ---- the pipeline ----
 
+LIFTED = "lift-decoder"
+"""The pipeline of the steps that graphs of others alone go through, which is one step in the picture."""
 STEPS = {
+    LIFTED: "graphs of others alone",
     "infer-types": "shapes and types",
     "discover-inputs": "what the runtime feeds",
     "assign-precision": "width of each weight",
@@ -174,8 +177,14 @@ STEPS = {
 def pipeline_picture() -> str:
     """From a checkpoint to a verified directory, with the passes of the usual pipeline."""
     from passes.framework.load import load
+    from passes.framework.pipeline import Repeat
 
-    names = [item.name for item in load("default").passes()]
+    names = []
+    for item in load("default").items:
+        if isinstance(item, Repeat):
+            names += [LIFTED] if item.foreign else [one.name for one in item.body.passes()]
+        else:
+            names.append(item.name)
     wide, high, gap, per_row, left = 150.0, 48.0, 10.0, 3, 28.0
     all_of_it = per_row * wide + (per_row - 1) * gap
     half = (all_of_it - gap) / 2

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -143,7 +143,7 @@ class ModuleCompilation(Compilation):
         names = [value.name for value in graph.inputs]
         outputs = [value.name for value in graph.outputs]
         request = {"model": str((self.folder / MODEL).resolve()), "inputs": names, "outputs": outputs}
-        given = {name: array.astype(np.int32) if array.dtype.kind == "i" else array for name, array in feeds.items()}
+        given = {name: array.astype(np.int32) if array.dtype.kind in "ib" else array for name, array in feeds.items()}
         script = RUNNER.with_name("module_runner.py")
         ended = run_child(script, request, given, interpreter=sys.executable, timeout_s=TIMEOUT_S)
         arrays = [ended.arrays.get(f"outputs/{name}") for name in outputs]
@@ -164,7 +164,7 @@ class ModuleCompilation(Compilation):
             model=described.model(card),
             sources=described.sources(card.sources),
             config_digest=card.config_digest,
-            signature=described.signature(graph),
+            signature=_as_held(described.signature(graph)),
             files=tuple(
                 c.FileEntry.of(self.folder, name, role) for name, role in ((MODEL, "model"), (WEIGHTS, "weights"))
             ),
@@ -212,6 +212,19 @@ class ModuleCompilation(Compilation):
             for what, gap in zip(("its weights", "original"), self.verification, strict=True)
         ]
         return Figures("run on MNN", ("against", "relative error"), rows, ("against",))
+
+
+def _as_held(signature: c.Signature) -> c.Signature:
+    """The signature with the element types in which MNN's tensors hold those of the graph."""
+    from backends.mnn.dialect.constants import held
+    from ir.base.types import DTYPES
+
+    def known(name: str) -> str:
+        return held(DTYPES[name]).name
+
+    inputs = tuple(replace(port, dtype=known(port.dtype)) for port in signature.inputs)
+    outputs = tuple(replace(port, dtype=known(port.dtype)) for port in signature.outputs)
+    return replace(signature, inputs=inputs, outputs=outputs)
 
 
 __all__ = ["MODEL", "WEIGHTS", "MnnModule", "ModuleCompilation"]

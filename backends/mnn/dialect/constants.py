@@ -14,7 +14,7 @@ from backends.mnn.read.net_file import numbers
 from backends.mnn.read.stored_tensors import WeightFile
 from backends.mnn.write.weight_layout import Layout
 from ir.base.diag import LadingError
-from ir.base.types import I32, I64, TensorType
+from ir.base.types import BOOL, I32, I64, DType, TensorType
 from ir.graph.graph import Value
 from ir.tensor.base import Tensor
 from ir.tensor.inline import InlineTensor
@@ -24,7 +24,7 @@ _NUMBERS = {"DT_FLOAT": "float32s", "DT_INT32": "int32s"}
 
 
 def write_input(value: Value) -> dict[str, Any]:
-    """The parameters of the operator ``Input`` that stands for an input of the graph.
+    """The parameters of the operator ``Input`` that stands for an input of the graph; int64 and bool become int32.
 
     Raises:
         LadingError: B611 MNN has no such tensors.
@@ -32,7 +32,12 @@ def write_input(value: Value) -> dict[str, Any]:
     if value.shape is None:
         raise LadingError("B611", f"MNN has no inputs of unknown rank, as {value.type}", where=value.name)
     dims = [dim if isinstance(dim, int) else -1 for dim in value.shape]
-    return {"dims": dims, "dtype": data_type(value.dtype, value.name), "dformat": "NCHW"}
+    return {"dims": dims, "dtype": data_type(held(value.dtype), value.name), "dformat": "NCHW"}
+
+
+def held(dtype: DType) -> DType:
+    """The element type in which MNN's tensors hold one of the graph's."""
+    return I32 if dtype in (I64, BOOL) else dtype
 
 
 def write_constant(value: Value, layout: Layout) -> dict[str, Any]:

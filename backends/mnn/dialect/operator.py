@@ -20,7 +20,7 @@ from backends.mnn.dialect.sizes import Ints
 from backends.mnn.target.releases import Release
 from backends.mnn.write.weight_layout import Layout
 from ir.base.diag import LadingError
-from ir.base.types import F32, I32, DType, TensorType
+from ir.base.types import F32, I32, I64, DType, TensorType
 from ir.graph.graph import Graph, Node, Value
 from ir.infer.numeric import tensor
 from ir.ops.registry import AttrDef, OpDef
@@ -91,13 +91,13 @@ def same_sizes(main: Main, operands: Sequence[Ints]) -> Ints:
 
 
 def data_type(dtype: DType, where: str) -> str:
-    """The name of an element type in the schema.
+    """The name of an element type in the schema; int64 is held as int32.
 
     Raises:
         LadingError: B611 MNN has no such tensors.
     """
     for name, known in DATA_TYPES.items():
-        if known == dtype:
+        if known == (I32 if dtype == I64 else dtype):
             return name
     raise LadingError("B611", f"MNN has no tensors of type {dtype}", where=where)
 

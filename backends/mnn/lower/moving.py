@@ -281,6 +281,8 @@ def _numbers_of_rows(low: Lowering, index: Value, size: int | Dim) -> Value:
         if not isinstance(size, Dim):
             low.positions = min(size, low.positions or size)
         return index
+    if index.dtype == I64:
+        index = low.add("Cast", [index], TensorType(I32, index.shape), {"to": I32.onnx})
     length = low.scalar(low.size(size), I32)
     zero = low.scalar(0, I32)
     from_end = low.binary("ADD", index, length, TensorType(I32, index.shape))

@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
+from backends.contract import read
 from backends.mnn.doctor.onnx.examine import examine_onnx
 from backends.mnn.doctor.remedy import remedy
 from backends.mnn.target.releases import PROFILES, RELEASES
@@ -91,26 +92,50 @@ def test_an_operand_that_is_taken_for_left_out_is_computed_without(tmp_path):
     assert runs == {"converted; loaded and ran; its numbers were not compared"}
 
 
-def pasted(line: str) -> None:
+def pasted(line: str, verify: str = "none") -> None:
     """Run a line of the doctor as a person would, in the working folder."""
     words = shlex.split(line)
     assert words[:2] == ["lading", "compile"]
-    done = CliRunner().invoke(lading, [*words[1:], "--verify", "none"])
+    done = CliRunner().invoke(lading, [*words[1:], "--verify", verify])
     assert done.exit_code == 0, done.output
 
 
-def test_the_sentence_and_the_line_for_a_dangling_tensor(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("kind", "name", "dtype"),
+    [
+        ("clip", "high", "f32"),
+        ("slice", "logits_index", "i32"),
+        ("where", "keep", "i32"),
+    ],
+)
+def test_the_sentence_and_the_line_for_a_dangling_tensor(kind, name, dtype, tmp_path, monkeypatch):
+    """Compiled and run, the contract asks for the tensor as MNN holds it: integers and truth values in 32 bits."""
     monkeypatch.chdir(tmp_path)
-    path = lost_file(tmp_path, "clip")
-    lines = run(path.name).stdout.splitlines()
+    lost_file(tmp_path, kind)
+    lines = run(f"{kind}.onnx").stdout.splitlines()
     assert lines[0] == (
-        "clip.onnx is an ONNX model that reads 'high', which nothing makes. MNN loads no ONNX; this compiles it for MNN 3.4.0 "
-        "to 3.6.1:"
+        f"{kind}.onnx is an ONNX model that reads {name!r}, which nothing makes. MNN loads no ONNX; this compiles it for MNN "
+        "3.4.0 to 3.6.1:"
     )
-    assert lines[2] == "  lading compile clip.onnx -o clip --to mnn"
-    assert json.loads(run(path.name, "--json").stdout)["repair"] == lines[2].strip()
-    pasted(lines[2])
-    assert run("clip/model.mnn").exit_code == 0 == run("clip").exit_code
+    assert lines[2] == f"  lading compile {kind}.onnx -o {kind} --to mnn"
+    assert json.loads(run(f"{kind}.onnx", "--json").stdout)["repair"] == lines[2].strip()
+    pasted(lines[2], "quick")
+    assert run(f"{kind}/model.mnn").exit_code == 0 == run(kind).exit_code
+    (asked,) = [item for item in read(kind).signature.inputs if item.name == name]
+    assert asked.dtype == dtype and asked.discovered is not None
+
+
+def test_a_dangling_choice_of_places_is_compiled_and_run(tmp_path, monkeypatch):
+    """Numbers of 64 bits, negative ones among them, choose rows on MNN as in the file."""
+    monkeypatch.chdir(tmp_path)
+    save(
+        tmp_path / "m.onnx",
+        [helper.make_node("Gather", ["x", "which"], ["y"])],
+        [("x", 1, [8, 4])],
+        [("y", 1, ["k", 4])],
+    )
+    pasted(run("m.onnx").stdout.splitlines()[2], "quick")
+    assert {item.name: item.dtype for item in read("m").signature.inputs} == {"x": "f32", "which": "i32"}
 
 
 def test_what_mnn_cannot_hold_is_declared_for_onnxruntime(tmp_path, monkeypatch):

@@ -420,7 +420,7 @@ class LlmCompilation(Compilation):
     def _compare_others(self, subject: Subject) -> None:
         """Run a model that came as a graph on every other release too: what holds for families is not known of it."""
         from backends.mnn.target.environments import installed_version, interpreters
-        from backends.mnn.verify.logits import LEVELS, verify
+        from backends.mnn.verify.logits import OTHER, verify
 
         assert self.verification is not None
         if subject.implementation is None:
@@ -431,7 +431,7 @@ class LlmCompilation(Compilation):
                 continue
             self.order.say(f"running on MNN {version}")
             bar = self.order.options.get("kl_bar")
-            found = verify(plain, LEVELS["other"], version=version, interpreter=python, max_kl=bar)
+            found = verify(plain, OTHER, version=version, interpreter=python, max_kl=bar)
             found.require()
             self.verification.measurements += found.measurements
 

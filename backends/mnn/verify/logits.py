@@ -83,9 +83,10 @@ class Level:
 LEVELS = {
     "quick": Level(2, 48, 2),
     "full": Level(4, 64, 16, sampled=48, choices=True, original=True),
-    "other": Level(2, 32, 0),
 }
-"""What is run by level; ``other`` on releases besides the installed one."""
+"""What is run by level."""
+OTHER = Level(2, 32, 0)
+"""What is run on releases besides the installed one."""
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,14 @@ missing is an answer like any other.
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+
+from frontends.checkpoint.offline_child import Broken, outcome_of
 
 CHILD = Path(__file__).with_name("original_child.py")
 
@@ -105,34 +105,16 @@ def free_memory() -> int | None:
 
 
 def _run(place: Path, count: int, timeout_s: float) -> Original:
-    import subprocess
     from zipfile import BadZipFile
 
-    quiet = {
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_OFFLINE": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "TOKENIZERS_PARALLELISM": "0",
-    }
     try:
-        ended = subprocess.run(
-            [sys.executable, "-I", str(CHILD), str(place)],
-            cwd=place,
-            env={**os.environ, **quiet},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=timeout_s,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
+        outcome = outcome_of(CHILD, place, timeout_s)
+    except TimeoutError:
         return Original(reason=f"transformers was stopped after {timeout_s:.0f} s")
     except OSError as error:
         return Original(reason=f"no process could be started: {error.strerror or error}")
-    try:
-        outcome = json.loads((place / "outcome.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        said = ended.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        return Original(reason=f"transformers ended with {ended.returncode}: {' '.join(said)[:200]}")
+    except Broken as error:
+        return Original(reason=f"transformers {error}")
     if "version" not in outcome:
         return Original(reason=str(outcome.get("reason")))
     try:

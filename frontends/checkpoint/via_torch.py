@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from math import prod
@@ -19,6 +18,7 @@ from typing import Any
 from frontends.checkpoint.folder_kinds import refuse_quantized
 from frontends.checkpoint.generation import read_generation
 from frontends.checkpoint.hub import resolve
+from frontends.checkpoint.offline_child import Broken, outcome_of
 from frontends.containers.formats import open_weights
 from ir.base.diag import Diagnostic, LadingError
 from ir.base.json_numbers import whole
@@ -165,34 +165,14 @@ def _turned(graph: Graph, names: Mapping[str, Sequence[str]]) -> None:
 
 def _run(place: Path, folder: Path, timeout_s: float) -> dict[str, Any]:
     """The child's outcome."""
-    import subprocess
-
-    quiet = {
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_OFFLINE": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "TOKENIZERS_PARALLELISM": "0",
-    }
     try:
-        ended = subprocess.run(
-            [sys.executable, "-I", str(CHILD), str(place)],
-            cwd=place,
-            env={**os.environ, **quiet},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=timeout_s,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
+        outcome = outcome_of(CHILD, place, timeout_s)
+    except TimeoutError:
         raise LadingError("F568", f"torch did not export the model within {timeout_s:.0f} s", str(folder)) from None
     except OSError as error:
         raise LadingError("U981", f"a helper process cannot be started: {error.strerror or error}") from error
-    try:
-        outcome = json.loads((place / "outcome.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        said = ended.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        message = f"the process that exports the model ended with {ended.returncode}: {' '.join(said)[:200]}"
-        raise LadingError("F568", message, str(folder)) from None
+    except Broken as error:
+        raise LadingError("F568", f"the process that exports the model {error}", str(folder)) from None
     if outcome.get("step") == "build":
         hint = "code that comes with a checkpoint is never run; a newer transformers may know the family"
         raise LadingError("F567", f"transformers builds no model: {outcome['reason']}", str(folder), hint)

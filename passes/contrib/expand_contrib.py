@@ -6,25 +6,8 @@ from dataclasses import dataclass
 
 from ir.graph.describe import describe
 from ir.graph.graph import Graph
-from passes.contrib import (
-    activations,
-    attention,
-    codes,
-    exporter,
-    fused,
-    grouped_attention,
-    norms,
-    products,
-    rotary,
-    weights,
-)
-from passes.contrib.building import MOST_SHOWN, Left
 from passes.framework.base import Pass, Result
 from passes.framework.context import PassContext
-from passes.rewrite.rules import Rule, RuleSet
-
-_ROOMS = (norms, rotary, activations, products, codes, fused, weights, attention, grouped_attention, exporter)
-EXPANSIONS = RuleSet(*(item for room in _ROOMS for item in vars(room).values() if isinstance(item, Rule)))
 
 
 @dataclass(frozen=True)
@@ -40,6 +23,10 @@ class ExpandContrib(Pass):
 
     def run(self, graph: Graph, ctx: PassContext) -> Result:
         """See `Pass.run`."""
+        # Pipelines hold this pass for graphs of others alone, and the rules take long to import.
+        from passes.contrib.building import MOST_SHOWN, Left
+        from passes.contrib.table import EXPANSIONS
+
         left = Left()
         counts = ctx.rewrite(graph, EXPANSIONS, env=left)
         for op, nodes in left.nodes.items():

@@ -9,7 +9,7 @@ import numpy as np
 
 from ir.base.diag import LadingError
 from ir.base.types import Dim, TensorType
-from ir.graph.graph import Graph, Value
+from ir.graph.graph import Graph, Node, Value
 from passes.raising.content import Content, Linear
 from passes.raising.cuts import Cut, numbers_of, upstream
 from passes.raising.feeds import Probe, Roles, names_head_size, possible_roles
@@ -91,7 +91,8 @@ class _Search:
         self.graph = graph
         self.content = content
         self.regions = regions
-        self.norms = [_head_norms(region, content) for region in regions]
+        order = {node: place for place, node in enumerate(graph.nodes)}
+        self.norms = [_head_norms(region, content, order) for region in regions]
         self.numbers = [numbers_of(region.values, region.nodes) for region in regions]
         self.rows = list(dict.fromkeys(value for region in regions for value in rows_of_known(region, content)))
         linears = dict.fromkeys(linear.value for region in regions for linear in region.linears)
@@ -463,11 +464,11 @@ def _has_batch(ids: Value) -> bool:
     return ids.rank == 2 and isinstance(ids.dims[0], Dim)
 
 
-def _head_norms(region: AttentionRegion, content: Content) -> list[HeadNorm]:
-    """The norms of one product's elements in a region."""
+def _head_norms(region: AttentionRegion, content: Content, order: Mapping[Node, int]) -> list[HeadNorm]:
+    """The norms of one product's elements in a region, in program order."""
     found: list[HeadNorm] = []
     places = {linear.value: place for place, linear in enumerate(region.linears)}
-    for node in sorted(region.nodes, key=lambda node: node.outputs[0].name):
+    for node in sorted(region.nodes, key=order.__getitem__):
         if node.op not in ("RMSNormalization", "LayerNormalization"):
             continue
         gain, bias = node.operand(1).const, node.input(2)

@@ -6,7 +6,7 @@ and sizes are not, whatever they are computed from: a path through the shape of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from ir.base.diag import LadingError
@@ -131,6 +131,21 @@ def _look_up(graph: Graph, fixed: set[Value]) -> tuple[Value, Node] | None:
     return max(found, key=rank)
 
 
+def chooses_rows(value: Value, fixed: Collection[Value]) -> bool:
+    """True for integers that are used for nothing but to choose rows of a table of floats."""
+    if not value.use_count:
+        return False
+    for node, place in value.uses:
+        if node.op in SIZES:
+            continue
+        if node.op in _PLACING and place == 0:
+            if not chooses_rows(node.output, fixed):
+                return False
+        elif node.op != "Gather" or place != 1 or node.attrs.get("axis", 0) or not _is_table(node.operand(0), fixed):
+            return False
+    return True
+
+
 def _integer_roots(graph: Graph) -> dict[Value, Value]:
     """The one integer input that each value takes its elements from, where none but the casting, clipping and placing of
     numbers lies between."""
@@ -144,7 +159,7 @@ def _integer_roots(graph: Graph) -> dict[Value, Value]:
 _PLACING = frozenset({"Cast", "Clip", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 
 
-def _is_table(value: Value, fixed: set[Value]) -> bool:
+def _is_table(value: Value, fixed: Collection[Value]) -> bool:
     known = value.is_const or value in fixed or is_weight(value)
     return known and isinstance(value.type, TensorType) and value.dtype.is_float and value.rank == 2
 

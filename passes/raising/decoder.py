@@ -14,7 +14,7 @@ from ir.infer.engine import infer_types
 from passes.framework.context import PassContext
 from passes.raising.activations import raise_activations
 from passes.raising.attention import Findings, find_attention
-from passes.raising.content import Content, content_of, require_no_rows
+from passes.raising.content import Content, chooses_rows, content_of, require_no_rows
 from passes.raising.feeds import ROLES, is_unmade, require_free_length
 from passes.raising.norms import raise_norms
 from passes.raising.rebuild import Rebuild
@@ -63,7 +63,20 @@ def _rebuilt(graph: Graph, content: Content, found: Findings) -> list[Region]:
     seq = graph.add_dim(Dim("seq", 1, given.high if isinstance(given, Dim) else None))
     graph.set_type(ids, TensorType(ids.dtype, (1, seq)))
     rebuild = Rebuild(graph, Builder(graph, ids))
+    for value in _row_positions(graph, content, found):
+        rebuild.builder.recount(value)
     return [rebuild.attention(item) for item in found.attention]
+
+
+def _row_positions(graph: Graph, content: Content, found: Findings) -> list[Value]:
+    """Inputs that choose rows of a table that is not the embedding, as learned positions do."""
+    return [
+        value
+        for value in graph.inputs
+        if value is not content.ids and value not in found.roles.of and isinstance(value.type, TensorType)
+        and value.dtype.is_integer and value.rank == 2 and not isinstance(value.dims[-1], int)
+        and chooses_rows(value, content.fixed)
+    ]  # fmt: skip
 
 
 def _shape_unmade(graph: Graph, content: Content) -> None:
@@ -120,6 +133,7 @@ def _width(value: Value) -> int:
 
 def _inputs(graph: Graph, content: Content, found: Findings) -> tuple[Port, ...]:
     ports = []
+    learned = _row_positions(graph, content, found)
     for value in graph.inputs:
         if value is content.ids:
             table = content.look_up.operand(0)
@@ -130,6 +144,9 @@ def _inputs(graph: Graph, content: Content, found: Findings) -> tuple[Port, ...]
             role = found.roles.of[value]
             kind, what = ROLES[role]
             ports.append(replace(_port(value, kind, f"every attention fits when it holds {what}"), role=role))
+        elif value in learned:
+            evidence = "it chooses rows of a table that are added to those of the tokens"
+            ports.append(replace(_port(value, "positions", evidence), role="positions"))
         elif value.use_count:
             ports.append(_port(value, "row-choice", "content is chosen by it, and attention does not read it"))
         else:

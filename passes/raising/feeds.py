@@ -85,7 +85,18 @@ class Roles:
                 made[value] = rng.normal(0, 1, history_shape(value, content, probe, self.head_size)).astype(
                     value.dtype.numpy
                 )
+        for value in needed - made.keys():
+            # What attention reads of it is its shape alone.
+            if value.is_input and isinstance(value.type, TensorType):
+                made[value] = np.zeros(_usual_shape(value, probe), value.dtype.numpy)
         return made
+
+
+def _usual_shape(value: Value, probe: Probe) -> tuple[int, ...]:
+    """The shape of an input with a number for each token, as far as its own does not say another."""
+    usual = (probe.batch, probe.tokens) if (value.rank or 0) > 1 else (probe.tokens,)
+    dims = value.shape or ()
+    return tuple(dim if isinstance(dim, int) else (*usual, *(1 for _ in dims))[place] for place, dim in enumerate(dims))
 
 
 def possible_roles(graph: Graph, content: Content, read: set[Value]) -> Iterator[Roles]:

@@ -71,6 +71,10 @@ class HeadNorm:
     index: int
     node: Node
 
+    def fits(self, part: Part) -> bool:
+        """Whether it may be the norm of a part: of each head, or of the row."""
+        return self.linear == part.linear and self.gain.size in (part.size, part.size * part.heads)
+
     def of(self, x: np.ndarray) -> np.ndarray:
         """The norm of float64[S, heads, size], by head or by row."""
         if self.gain.size == x.shape[-1]:
@@ -187,7 +191,10 @@ def _possible(form: Form, sample: Sample) -> bool:
         return False
     if form.table is not None and form.table >= len(sample.tables):
         return False
-    return form.norms is None or max(form.norms) < len(sample.norms)
+    if form.norms is None:
+        return True
+    pairs = zip(form.norms, (form.q, form.k), strict=True)
+    return all(index < len(sample.norms) and sample.norms[index].fits(part) for index, part in pairs)
 
 
 def _forms(sample: Sample) -> Iterator[Form]:
@@ -300,11 +307,8 @@ def _line(linear: int, start: int, heads: int, size: int) -> Part:
 
 
 def _norms(sample: Sample, q: Part, k: Part) -> Iterator[tuple[tuple[int, int] | None, NormPlace]]:
-    def fits(norm: HeadNorm, part: Part) -> bool:
-        return norm.linear == part.linear and norm.gain.size in (part.size, part.size * part.heads)
-
-    of_q = [norm.index for norm in sample.norms if fits(norm, q)]
-    of_k = [norm.index for norm in sample.norms if fits(norm, k)]
+    of_q = [norm.index for norm in sample.norms if norm.fits(q)]
+    of_k = [norm.index for norm in sample.norms if norm.fits(k)]
     for first in of_q:
         for second in of_k:
             if first != second:

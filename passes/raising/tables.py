@@ -238,13 +238,15 @@ class Builder:
         key = (table.cos, table.sin)
         if key not in self._made:
             for value in source.counted:
-                if value not in self._counted:
-                    self._counted.add(value)
-                    self._recount(value)
+                self.recount(value)
             self._made[key] = (self._row_of(table.cos, table, False), self._row_of(table.sin, table, table.negative))
         return self._made[key]
 
-    def _recount(self, value: Value) -> None:
+    def recount(self, value: Value) -> None:
+        """Put the positions that all tables are built from in the place of a value that counts them."""
+        if value in self._counted:
+            return
+        self._counted.add(value)
         assert isinstance(value.type, TensorType)
         shape = (*(1 for _ in range((value.rank or 1) - 1)), self.ids.dims[-1])
         sizes = self._const("positions.shape", np.array([*shape[:-1], -1], np.int64))

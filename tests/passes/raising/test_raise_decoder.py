@@ -49,6 +49,10 @@ def attention(graph: Graph) -> list:
         (Written(style="none", groups=4), "4 heads of 8, scale 0.353553"),
         (Written(window=5), "4 heads of 8 on 2, scale 0.353553, window 5, half rope of 8"),
         (Written(window=100), "4 heads of 8 on 2, scale 0.353553, window 100, half rope of 8"),
+        (
+            Written(row_norm=True),
+            "4 heads of 8 on 2, queries and keys normalized before the rotation, scale 0.353553, half rope of 8",
+        ),
         (Written(scale=0.7, groups=1), "4 heads of 8 on 1, scale 0.7, half rope of 8"),
     ],
 )
@@ -57,7 +61,10 @@ def test_attention_is_recognised_by_what_it_computes(form, words):
     assert {region.finding for region in attention(graph)} == {words}
     assert [value.name for value in graph.inputs] == ["tokens"] and graph.inputs[0].shape[0] == 1
     ops = [node.op for node in graph.nodes]
-    assert ops.count("Attention") == form.layers and ops.count("RMSNormalization") == 2 * form.layers + 1
+    assert (
+        ops.count("Attention") == form.layers
+        and ops.count("RMSNormalization") == (4 if form.row_norm else 2) * form.layers + 1
+    )
     wanted, found = logits(form, graph, 130)
     assert np.abs(wanted - found).max() <= 1e-5 * np.abs(wanted).max()
 
@@ -87,6 +94,20 @@ def test_angles_that_change_with_the_position_are_computed_as_the_graph_does():
 def test_an_input_is_a_mask_when_attention_fits_with_it_as_one():
     fact = raised(Written(padding="mask")).required_fact(Raised)
     assert [(port.name, port.kind) for port in fact.inputs] == [("tokens", "token-ids"), ("pad", "attention-mask")]
+
+
+def test_learned_positions_are_counted_by_the_runtime():
+    form = Written(learned=True, style="none")
+    graph = raised(form)
+    assert [value.name for value in graph.inputs] == ["tokens"]
+    assert [(port.name, port.kind) for port in graph.required_fact(Raised).inputs] == [
+        ("tokens", "token-ids"), ("places", "positions"),
+    ]  # fmt: skip
+    ids = np.random.default_rng(3).integers(0, form.vocab, (1, 19))
+    session = onnxruntime.InferenceSession(decoder(form).SerializeToString())
+    (wanted,) = session.run(None, {"tokens": ids, "places": np.arange(19)[None]})
+    found = evaluate(graph, {"tokens": ids})[graph.outputs[0].name]
+    assert np.abs(wanted - found).max() <= 1e-5 * np.abs(wanted).max()
 
 
 def test_a_mask_that_nothing_declares_is_one_all_the_same():

@@ -22,6 +22,8 @@ class Written:
         tokens: a fixed number of tokens; 0 for any.
         rows: take embedding rows in place of ids.
         stretch: angles are others for positions from this on, or in sequences whose mask is longer; 0 for none.
+        learned: an input ``places`` chooses rows of a table, which are added to those of the tokens.
+        row_norm: rows of queries and of keys are normalized.
         bound: queries, keys and values are cut off at this; 0 for nowhere.
         activation: ``silu``, ``gelu``, ``tanh gelu`` or ``tanh``.
         padding: the mask depends on an input ``pad`` too; ``content`` when the rows of the
@@ -44,6 +46,8 @@ class Written:
     tokens: int = 0
     rows: bool = False
     stretch: int = 0
+    learned: bool = False
+    row_norm: bool = False
     bound: float = 0.0
     activation: str = "silu"
     padding: str = ""
@@ -79,10 +83,10 @@ class _Writer:
     def matrix(self, rows: int, columns: int) -> str:
         return self.const(self.rng.normal(0, rows**-0.5, (rows, columns)).astype(np.float32))
 
-    def norm(self, x: str) -> str:
+    def norm(self, x: str, width: int = 0) -> str:
         mean = self.op("ReduceMean", self.op("Pow", x, self.floats(2.0)), self.ints(-1), keepdims=1)
         root = self.op("Sqrt", self.op("Add", mean, self.floats(1e-6)))
-        gain = self.const(self.rng.uniform(0.5, 1.5, self.form.hidden).astype(np.float32))
+        gain = self.const(self.rng.uniform(0.5, 1.5, width or self.form.hidden).astype(np.float32))
         return self.op("Mul", self.op("Mul", x, self.op("Div", self.floats(1.0), root)), gain)
 
     def heads(self, x: str, count: int) -> str:
@@ -165,10 +169,11 @@ class _Writer:
     def layer(self, x: str, cos: str, sin: str, seen: str) -> str:
         form = self.form
         normed = self.norm(x)
-        q, k, v = (
-            self.heads(self.bounded(self.op("MatMul", normed, self.matrix(form.hidden, count * form.size))), count)
-            for count in (form.heads, form.groups, form.groups)
-        )
+        widths = [count * form.size for count in (form.heads, form.groups, form.groups)]
+        q, k, v = (self.bounded(self.op("MatMul", normed, self.matrix(form.hidden, width))) for width in widths)
+        if form.row_norm:
+            q, k = self.norm(q, widths[0]), self.norm(k, widths[1])
+        q, k, v = self.heads(q, form.heads), self.heads(k, form.groups), self.heads(v, form.groups)
         q, k = self.turned(q, cos, sin), self.turned(k, cos, sin)
         group = form.heads // form.groups
         order = self.const(np.repeat(np.arange(form.groups), group))
@@ -200,6 +205,9 @@ def decoder(form: Written = Written()) -> onnx.ModelProto:
     steps = writer.op("Range", zero, length, one)
     cos, sin = writer.tables(steps) if form.style != "none" else ("", "")
     seen = writer.masked(steps)
+    if form.learned:
+        places = writer.const(writer.rng.normal(0, 1, (256, form.hidden)).astype(np.float32))
+        x = writer.op("Add", x, writer.op("Gather", places, "places", axis=0))
     if form.padding == "content":
         kept = writer.op("Unsqueeze", writer.op("Cast", "pad", to=TensorProto.FLOAT), writer.ints(2))
         x = writer.op("Mul", x, kept)
@@ -212,6 +220,8 @@ def decoder(form: Written = Written()) -> onnx.ModelProto:
         x = writer.op("ReduceMax", x, writer.ints(1, 2), keepdims=0)
     out = helper.make_tensor_value_info(x, TensorProto.FLOAT, [1, seq, form.vocab] if form.logits else [1])
     inputs = [given]
+    if form.learned:
+        inputs.append(helper.make_tensor_value_info("places", TensorProto.INT64, [1, seq]))
     if form.padding == "matrix":
         inputs.append(helper.make_tensor_value_info("pad", TensorProto.BOOL, [1, 1, seq, seq]))
     if form.padding in ("mask", "content"):

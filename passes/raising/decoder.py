@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from itertools import count
 
+import numpy as np
+
 from ir.base.diag import LadingError
 from ir.base.types import Dim, TensorType
 from ir.facts.raised import Port, PortKind, Raised, Region
 from ir.graph.graph import Graph, Value
 from ir.infer.engine import infer_types
+from ir.tensor.inline import InlineTensor
 from passes.framework.context import PassContext
 from passes.raising.activations import raise_activations
 from passes.raising.attention import Findings, find_attention
@@ -52,6 +55,7 @@ def raise_graph(graph: Graph, ctx: PassContext) -> Mapping[str, int]:
     _sweep(graph)
     _drop_inputs(graph, found)
     _retype(graph)
+    _settle_shapes(graph)
     graph.set_fact(Raised.name, Raised(inputs, outputs, tuple(regions)))
     kinds = [region.kind for region in regions]
     return {f"{kind} regions": kinds.count(kind) for kind in dict.fromkeys(kinds)}
@@ -191,6 +195,23 @@ def _drop_inputs(graph: Graph, found: Findings) -> None:
                 f"the input {value.name!r} is read outside attention too, in a way that is not understood",
                 where=readers,
             )
+
+
+def _settle_shapes(graph: Graph) -> None:
+    """Let reshapes infer the one size that is not a number, which they would take from the shape of the token ids."""
+    made: dict[tuple[int, ...], Value] = {}
+    for node in graph.nodes:
+        shape = node.output.shape if node.op == "Reshape" else None
+        if shape is None or node.operand(1).is_const or sum(isinstance(dim, Dim) for dim in shape) != 1:
+            continue
+        sizes = tuple(-1 if isinstance(dim, Dim) else dim for dim in shape)
+        if 0 in sizes:
+            continue
+        if sizes not in made:
+            name = graph.fresh_name("shape." + "_".join(str(size) for size in sizes))
+            made[sizes] = graph.add_const(name, InlineTensor(np.array(sizes, np.int64)))
+        graph.set_input(node, 1, made[sizes])
+    _sweep(graph)
 
 
 def _retype(graph: Graph) -> None:

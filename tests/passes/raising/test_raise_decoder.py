@@ -96,6 +96,14 @@ def test_an_input_is_a_mask_when_attention_fits_with_it_as_one():
     assert [(port.name, port.kind) for port in fact.inputs] == [("tokens", "token-ids"), ("pad", "attention-mask")]
 
 
+def test_sizes_are_left_to_reshapes():
+    form = Written(flat=True)
+    graph = raised(form)
+    assert [node.name for node in graph.nodes if node.op == "Shape"] == ["input_shape"]
+    wanted, found = logits(form, graph)
+    assert np.abs(wanted - found).max() <= 1e-5 * np.abs(wanted).max()
+
+
 def test_learned_positions_are_counted_by_the_runtime():
     form = Written(learned=True, style="none")
     graph = raised(form)

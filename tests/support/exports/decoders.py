@@ -22,6 +22,7 @@ class Written:
         tokens: a fixed number of tokens; 0 for any.
         rows: take embedding rows in place of ids.
         stretch: angles are others for positions from this on, or in sequences whose mask is longer; 0 for none.
+        flat: a product is of rows without a batch, which is put back by sizes that are computed.
         learned: an input ``places`` chooses rows of a table, which are added to those of the tokens.
         row_norm: rows of queries and of keys are normalized.
         bound: queries, keys and values are cut off at this; 0 for nowhere.
@@ -46,6 +47,7 @@ class Written:
     tokens: int = 0
     rows: bool = False
     stretch: int = 0
+    flat: bool = False
     learned: bool = False
     row_norm: bool = False
     bound: float = 0.0
@@ -153,6 +155,15 @@ class _Writer:
             else x
         )
 
+    def gate(self, x: str) -> str:
+        hidden = self.form.hidden
+        weight = self.matrix(hidden, 2 * hidden)
+        if not self.form.flat:
+            return self.op("MatMul", x, weight)
+        length = self.op("Slice", self.op("Shape", x), self.ints(1), self.ints(2))
+        flat = self.op("MatMul", self.op("Reshape", x, self.ints(-1, hidden)), weight)
+        return self.op("Reshape", flat, self.op("Concat", self.ints(1), length, self.ints(2 * hidden), axis=0))
+
     def active(self, x: str) -> str:
         kind = self.form.activation
         if kind == "silu":
@@ -184,7 +195,7 @@ class _Writer:
         mix = self.op("Transpose", self.op("MatMul", self.op("Softmax", scores, axis=-1), v), perm=[0, 2, 1, 3])
         mix = self.op("Reshape", mix, self.ints(0, 0, form.heads * form.size))
         x = self.op("Add", x, self.op("MatMul", mix, self.matrix(form.heads * form.size, form.hidden)))
-        gate = self.op("MatMul", self.norm(x), self.matrix(form.hidden, 2 * form.hidden))
+        gate = self.gate(self.norm(x))
         active = self.active(gate)
         return self.op("Add", x, self.op("MatMul", active, self.matrix(2 * form.hidden, form.hidden)))
 

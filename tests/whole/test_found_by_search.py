@@ -149,7 +149,8 @@ def test_the_doctor_meets_an_input_that_is_no_tensor(tmp_path):
     for code in (0, 999):
         proto.graph.input[0].type.tensor_type.elem_type = code
         onnx.save(proto, str(tmp_path / "m.onnx"))
-        assert code_of(lambda: diagnose(tmp_path / "m.onnx", releases_of("all"))) == "U950"
+        found = diagnose(tmp_path / "m.onnx", releases_of("all"))
+        assert "B691" in [item.code for item in found.findings] and not found.healthy_on("3.6.1")
 
 
 def test_a_graph_with_a_branch_that_gives_nothing_is_compared():
@@ -521,7 +522,7 @@ def test_inputs_that_pick_along_an_axis_that_is_not_there_are_fed():
     table = graph.add_const("t", InlineTensor(np.zeros((3, 2), np.float32)))
     ids = graph.add_input("ids", TensorType(I64, (2,)))
     graph.set_outputs([graph.add("Gather", [table, ids], {"axis": 5}).output])
-    assert sample_feeds(graph)["ids"].tolist() == [1, 1]
+    assert set(sample_feeds(graph)["ids"].tolist()) <= {-1, 0, 1}
 
 
 def test_an_id_far_beyond_the_vocabulary_is_refused_before_tables_are_made(tmp_path):

@@ -308,7 +308,7 @@ def test_blocks_that_do_not_divide_a_row_are_cut_where_that_keeps_the_codes():
         ((COLUMNS,), {"axis": 0}, "shared by several rows"),
         ((COLUMNS, 3), {"axis": 1, "block_size": 8}, "shared by several rows"),
         ((3, ROWS), {"axis": 0, "block_size": 30}, "blocks do not divide"),
-        ((COLUMNS // 2, ROWS), {"axis": 0, "block_size": 2}, "blocks of 2"),
+        pytest.param((COLUMNS // 2, ROWS), {"axis": 0, "block_size": 2}, "blocks of 2", marks=pytest.mark.mnn),
     ],
 )
 def test_scales_that_no_form_has_room_for_are_decoded_and_the_reason_is_told(shape, attrs, reason):

@@ -16,7 +16,7 @@ from frontends.onnx.types import Types, denotation
 from ir.base.diag import LadingError, suggest
 from ir.base.types import ValueType
 from ir.graph.graph import EmptyList, Graph, Node, Value
-from ir.onnx.keys import ABSENT, DEFAULT, DOC, LOCATION, MODEL, REFS
+from ir.onnx.keys import ABSENT, DEFAULT, DOC, LOCATION, MODEL, REFS, UNMADE
 from ir.tensor.base import Tensor
 
 Free = Literal["error", "input"]
@@ -240,7 +240,7 @@ class Lift:
         root = scope.root
         for name in names:
             type_ = self.type_of(scope, name) or self.type_of(root, name)
-            value = root.graph.add_input(root.graph.fresh_name(name), type_, loc=f"free: read by {reader}")
+            value = root.graph.add_input(root.graph.fresh_name(name), type_, loc=f"{UNMADE} read by {reader}")
             root.values[name] = value
             self.unmade.append(value)
 

@@ -22,13 +22,11 @@ from ir.facts.inputs import DynamicInputs
 from ir.facts.raised import Port, Raised
 from ir.graph.copy import copied
 from ir.graph.graph import Graph, Node, Value
+from ir.onnx.keys import UNMADE
 from ir.tensor.base import Tensor
 
 PREFIXES = 6
 """Beginnings of each sequence that are read by a file that gives its last row only."""
-
-FREE = "free:"
-"""How the source of an input begins that the file reads and never declares."""
 
 RUN = ("", "com.microsoft", "com.microsoft.nchwc", "ai.onnx.ml", "ai.onnx.preview.training")
 """Sets of operators that onnxruntime brings."""
@@ -330,7 +328,7 @@ def _input(value: Value) -> FileInput:
     type_ = value.type if isinstance(value.type, TensorType) else None
     shape = tuple(_axes(type_)) if type_ is not None and type_.shape is not None else ()
     dtype = type_.dtype.name if type_ is not None else "i64"
-    return FileInput(value.name, "", dtype, shape, declared=not (value.loc or "").startswith(FREE))
+    return FileInput(value.name, "", dtype, shape, declared=not (value.loc or "").startswith(UNMADE))
 
 
 def _axes(type_: TensorType) -> Iterator[int | str | None]:

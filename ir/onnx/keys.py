@@ -35,6 +35,8 @@ ABSENT = "lading.absent"
 REFS = "lading.refs"
 """Key of a node's metadata in a function body: attributes that are the function's own, as a JSON object ``{name: name
 in the function}``. The node's attribute of that name is a stand-in of the right kind."""
+UNMADE = "free:"
+"""How the source of an input begins that a file reads and never declares."""
 DEFAULT = "default:"
 """Prefix of the tables that hold default values of inputs."""
 UNKNOWN = "unk."

@@ -40,7 +40,6 @@ class Attention:
         norms: the norms of queries and keys.
         difference: largest relative difference of all probes.
         probes: what it was evaluated on.
-        order: which history holds keys and which values.
     """
 
     region: AttentionRegion

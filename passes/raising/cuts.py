@@ -14,6 +14,7 @@ from ir.base.types import Dim, TensorType
 from ir.evaluate.evaluator import Evaluator
 from ir.graph.copy import copied
 from ir.graph.graph import Graph, Node, Value
+from ir.onnx.keys import UNMADE
 
 SIZES = frozenset({"Shape", "Size"})
 """Operators through which no numbers flow."""
@@ -34,7 +35,7 @@ class Cut:
         self._fed: dict[Value, str] = {value: value.name for value in graph.inputs}
         names = [value.name for value in wanted]
         for value in twin.inputs:
-            if value.loc.startswith("free:") and isinstance(value.type, TensorType):
+            if value.loc.startswith(UNMADE) and isinstance(value.type, TensorType):
                 twin.set_type(value, TensorType(value.dtype, None))
         for value in at:
             inner = twin.value(value.name)

@@ -88,15 +88,19 @@ def _shape_unmade(graph: Graph, content: Content) -> None:
 
     What reads them first often does with any shape, so that fewer axes were made out.
     """
-    read = {value for region in attention_regions(graph, content) for value in region.values}
-    made = False
-    for value in graph.inputs:
-        if value in read and is_unmade(value) and isinstance(value.type, TensorType) and (value.rank or 0) < 2:
-            batch = content.ids.dims[0] if content.ids.rank == 2 else 1
-            tokens = graph.add_dim(Dim(_fresh_dim(graph, f"{value.name}.tokens")))
-            graph.set_type(value, TensorType(value.dtype, (batch, tokens)))
-            made = True
-    if made:
+    short = [
+        value
+        for value in graph.inputs
+        if is_unmade(value) and isinstance(value.type, TensorType) and (value.rank or 0) < 2
+    ]
+    if short:
+        read = {value for region in attention_regions(graph, content) for value in region.values}
+        short = [value for value in short if value in read]
+    for value in short:
+        batch = content.ids.dims[0] if content.ids.rank == 2 else 1
+        tokens = graph.add_dim(Dim(_fresh_dim(graph, f"{value.name}.tokens")))
+        graph.set_type(value, TensorType(value.dtype, (batch, tokens)))
+    if short:
         _retype(graph)
     else:
         _typed(graph)

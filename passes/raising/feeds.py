@@ -12,10 +12,8 @@ from ir.base.diag import LadingError
 from ir.base.types import BOOL, Dim, TensorType
 from ir.facts.raised import PortKind
 from ir.graph.graph import Graph, Value
+from ir.onnx.keys import UNMADE
 from passes.raising.content import Content
-
-UNMADE = "free:"
-"""How the source of an input begins that nothing declares."""
 
 ROLES: dict[str, tuple[PortKind, str]] = {
     "ones": ("attention-mask", "one for each token that may be attended to, earlier ones included"),

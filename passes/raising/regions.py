@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ir.base.types import TensorType
 from ir.graph.graph import Graph, Node, Value
 from passes.raising.content import Content, Linear
-from passes.raising.cuts import upstream
+from passes.raising.cuts import SIZES, upstream
 
 ANCHORS = frozenset(
     {
@@ -85,7 +85,7 @@ def _first_read(node: Node, read: set[Value]) -> Value | None:
             return value
         for user in value.users:
             for made in user.outputs:
-                if made not in seen and user.op not in ("Shape", "Size"):
+                if made not in seen and user.op not in SIZES:
                     seen.add(made)
                     waiting.append(made)
     return None

@@ -1,4 +1,4 @@
-"""``config.json`` to a checked `ModelConfig`: the numbers a decoder is built from, the family's defaults filled in.
+"""``config.json`` to a checked `ModelConfig`: the row of the family with the file's values in the place of its specs.
 
 The result is what the reference implementation's configuration object says after construction; that library is not
 imported here because doing so takes seconds and hundreds of megabytes. Whatever is wrong with the file (syntax,
@@ -10,15 +10,22 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from frontends.checkpoint.config_keys import Unread, unread, weigh_rope
-from frontends.families.llama import LINEARS, Factors, Family
-from frontends.families.table import FAMILIES
-from frontends.modules.rope import KINDS, MAX_LENGTH, Rope, read_rope, shown, unread_keys
+from frontends.configuration.class_defaults import class_defaults
+from frontends.configuration.keys import Keys, shown
+from frontends.configuration.specs import named_keys, settle
+from frontends.families.model_config import LayerConfig, ModelConfig
+from frontends.families.scheme import FULL, SLIDING, Family, RopeRule
+from frontends.families.table import FAMILIES, WRAPPERS
+from frontends.parts.activations import ACTIVATIONS
+from frontends.parts.builder import Part
+from frontends.parts.feed_forward import ACTIVATION
+from frontends.parts.rope import KINDS, Rope, read_rope, unread_keys
 from ir.base.diag import Diagnostic, LadingError, suggest
 from ir.base.json_numbers import whole
 
@@ -29,88 +36,6 @@ MAX_DEPTH = 64
 """Deepest nesting of a believable configuration file."""
 
 DEFAULT_THETA = 10_000.0
-
-ACTIVATIONS: dict[str, tuple[str, dict[str, str]]] = {
-    "silu": ("Swish", {}),
-    "swish": ("Swish", {}),
-    "gelu": ("Gelu", {"approximate": "none"}),
-    "gelu_new": ("Gelu", {"approximate": "tanh"}),
-    "gelu_pytorch_tanh": ("Gelu", {"approximate": "tanh"}),
-    "relu": ("Relu", {}),
-}
-"""Operator and attributes of each activation name."""
-
-SIZES: dict[str, int] = {
-    "vocab_size": 1 << 27,
-    "hidden_size": 1 << 20,
-    "intermediate_size": 1 << 24,
-    "num_hidden_layers": 10_000,
-    "num_attention_heads": 1 << 16,
-    "num_key_value_heads": 1 << 16,
-    "head_dim": 1 << 16,
-    "max_position_embeddings": MAX_LENGTH,
-    "sliding_window": MAX_LENGTH,
-}
-"""Largest believable value of each size; the smallest is 1."""
-
-
-@dataclass(frozen=True)
-class Layer:
-    """What differs between layers: the window in tokens (None: all earlier tokens) and whether the rope applies."""
-
-    window: int | None = None
-    rope: bool = True
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """A checked model configuration.
-
-    Attributes:
-        path: the file, for messages.
-        digest: SHA-256 of the file's bytes, hexadecimal; empty when there was no file.
-        family: row the model belongs to.
-        layers: one record for each decoder layer.
-        rotary_dim: number of rotated elements of each head.
-        epsilon: added to the mean square in every norm.
-        activation: key of `ACTIVATIONS`.
-        tied: the file says that the output projection is the embedding.
-        bias: for each linear role whether it has a bias; None when the stored tensors decide.
-        rope: the rope of the layers that have one.
-        attention_scale: multiplier of the scores; None means one over the root of `head_dim`.
-        embedding_scale, residual_scale, logit_scale: multipliers, 1 when absent.
-        warnings: keys of the file that were left out of account.
-        unread: every key of the file that was not read, by `frontends.checkpoint.config_keys.Weight`.
-    """
-
-    path: str
-    digest: str
-    family: Family
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    rotary_dim: int
-    max_position: int
-    epsilon: float
-    activation: str
-    tied: bool
-    layers: tuple[Layer, ...]
-    bias: Mapping[str, bool | None]
-    rope: Rope
-    attention_scale: float | None
-    embedding_scale: float
-    residual_scale: float
-    logit_scale: float
-    warnings: tuple[Diagnostic, ...] = ()
-    unread: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-
-    @property
-    def context(self) -> int:
-        """Longest sequence the model is meant for."""
-        return self.rope.context if any(layer.rope for layer in self.layers) else self.max_position
 
 
 def read_config(path: Path, families: Mapping[str, Family] = FAMILIES) -> ModelConfig:
@@ -144,57 +69,57 @@ def parse_config(data: bytes, where: str) -> dict[str, Any]:
     raise LadingError("F530", f"the configuration is nested more than {MAX_DEPTH} levels deep", where)
 
 
+@dataclass(frozen=True)
+class _Text:
+    """The record of the language model of a file: what stands before its keys, its row and its ``model_type``."""
+
+    raw: Mapping[str, Any]
+    prefix: str
+    family: Family
+    model_type: str
+    wrapper: str
+
+
 def resolve(
     raw: Mapping[str, Any], path: str = "config.json", families: Mapping[str, Family] = FAMILIES, digest: str = ""
 ) -> ModelConfig:
     """Check a parsed configuration and fill in the defaults of its family; errors as in `read_config`."""
-    family = _family(raw, path, families)
+    text = _text_record(raw, path, families)
     _refuse_unsupported(raw, path)
-    keys = _Keys(raw, family, path)
-    heads = keys.size("num_attention_heads")
-    kv_heads = keys.optional_size("num_key_value_heads") or heads
-    hidden = keys.size("hidden_size")
-    head_dim = keys.optional_size("head_dim") or hidden // heads
-    if heads % kv_heads:
-        message = f"{heads} attention heads cannot share {kv_heads} key/value heads"
-        hint = ""
-        if "num_key_value_heads" not in raw:
-            hint = f"num_key_value_heads is missing, and {kv_heads} is what {family.model_type} then has: write it"
-        raise LadingError("F536", message, keys.at("num_key_value_heads"), hint)
-    if head_dim == 0:
-        raise LadingError("F536", f"hidden_size {hidden} is smaller than the {heads} heads", keys.at("hidden_size"))
-    max_position = keys.size("max_position_embeddings")
-    rope, record = _rope(keys, head_dim, max_position)
-    windows = WINDOW_RULES[family.windows](keys)
-    ropes = ROPE_RULES[family.rope_layers](keys)
+    row, known = text.family, class_defaults(text.family.like.get(text.model_type, text.model_type))
+    keys = Keys(
+        text.raw, path, {**known.defaults, **row.defaults}, {**known.aliases, **row.aliases}, prefix=text.prefix
+    )
+    # Parts that no layer has may lack their keys, so parts are settled where layers call for them.
+    family = settle(row, keys, skip=_PARTS)
+    layers, parts = _layers(row, keys, family.layer_count)
+    ropes, records = _ropes(row, keys, layers, family.max_position, known.theta)
+    for part in parts:
+        _check_part(part, keys, text)
     config = ModelConfig(
         path=path,
         digest=digest,
+        model_type=text.model_type,
         family=family,
-        vocab_size=keys.size("vocab_size"),
-        hidden_size=hidden,
-        intermediate_size=keys.size("intermediate_size"),
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        rotary_dim=rope.width,
-        max_position=max_position,
-        epsilon=keys.number("rms_norm_eps", 0.0, 1.0),
-        activation=_activation(keys),
-        tied=keys.flag("tie_word_embeddings"),
-        layers=tuple(Layer(window, turned) for window, turned in zip(windows, ropes, strict=True)),
-        bias=_biases(keys),
-        rope=rope,
-        attention_scale=_product(keys, family.attention_scale) if family.attention_scale else None,
-        embedding_scale=_product(keys, family.embedding_scale),
-        residual_scale=_product(keys, family.residual_scale),
-        logit_scale=_product(keys, family.logit_scale),
+        vocab_size=family.vocab_size,
+        hidden_size=family.hidden_size,
+        max_position=family.max_position,
+        tied=family.tied,
+        layers=layers,
+        ropes=ropes,
+        wrapper=text.wrapper,
     )
-    left = unread(raw, keys.seen, family.model_type, path)
-    _weigh_rope(left, keys, rope, record)
+    for key in named_keys(row):
+        keys.get(key)
+    left = unread(text.raw, keys, text.model_type, row, known, raw if text.wrapper else None)
+    _weigh_ropes(left, keys, row, ropes, records)
     left.finish()
     weighed: dict[str, tuple[str, ...]] = {weight: tuple(names) for weight, names in sorted(left.keys.items())}
     return replace(config, warnings=tuple(left.warnings), unread=weighed)
+
+
+_PARTS = ("ffn", "experts", "sparse", "kinds")
+"""Fields of a row that are settled where layers call for them."""
 
 
 # ---- reading the file ----
@@ -222,74 +147,33 @@ def _finite(text: str) -> float:
     return value
 
 
-class _Keys:
-    """Typed access to the keys of one configuration, falling back to the family's defaults."""
-
-    def __init__(self, raw: Mapping[str, Any], family: Family, path: str) -> None:
-        self.raw = raw
-        self.family = family
-        self.path = path
-        self.seen: set[str] = set()
-
-    def at(self, key: str) -> str:
-        """Location of a key."""
-        return f"{self.path}:{key}"
-
-    def get(self, key: str) -> Any:
-        """Value of a key, its default, or None; the key counts as read."""
-        self.seen.add(key)
-        return self.raw[key] if key in self.raw else self.family.defaults.get(key)
-
-    def bad(self, key: str, wanted: str) -> LadingError:
-        """The error of a value that is not what was wanted."""
-        return LadingError("F531", f"{key} is {shown(self.get(key))}; it must be {wanted}", self.at(key))
-
-    def size(self, key: str) -> int:
-        """A positive integer within `SIZES`."""
-        value = self.get(key)
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= SIZES[key]:
-            raise self.bad(key, f"an integer from 1 to {SIZES[key]}")
-        return value
-
-    def optional_size(self, key: str) -> int | None:
-        """Like `size`, or None for null and absent."""
-        return None if self.get(key) is None else self.size(key)
-
-    def number(self, key: str, low: float, high: float) -> float:
-        """A number between two bounds, both allowed."""
-        value = self.get(key)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-            raise self.bad(key, f"a number from {low:g} to {high:g}")
-        return float(value)
-
-    def flag(self, key: str) -> bool:
-        """True or false."""
-        value = self.get(key)
-        if not isinstance(value, bool):
-            raise self.bad(key, "true or false")
-        return value
-
-    def record(self, key: str) -> dict[str, Any]:
-        """A JSON object; empty for null and absent."""
-        value = self.get(key)
-        if value is not None and not isinstance(value, dict):
-            raise self.bad(key, "an object")
-        return dict(value or {})
-
-
 # ---- checks of the whole file ----
 
 
-def _family(raw: Mapping[str, Any], path: str, families: Mapping[str, Family]) -> Family:
+def _text_record(raw: Mapping[str, Any], path: str, families: Mapping[str, Family]) -> _Text:
+    """The language model of a file: itself, or that of one of several towers."""
     if "model_type" not in raw:
         raise LadingError("F532", "the configuration has no model_type", path, "is this the model's own config.json?")
     name = raw["model_type"]
     if not isinstance(name, str):
         raise LadingError("F531", f"model_type is {shown(name)}; it must be a string", f"{path}:model_type")
+    wrapper = WRAPPERS.get(name)
+    if wrapper is None:
+        return _Text(raw, "", _row(name, path, families), name, "")
+    record = next((key for key in wrapper.records if isinstance(raw.get(key), dict)), "")
+    inner = dict(raw[record]) if record else dict(raw)
+    own = inner.get("model_type")
+    model_type = own if record and isinstance(own, str) and own else wrapper.text
+    tied = raw.get("tie_word_embeddings", class_defaults(name).defaults.get("tie_word_embeddings"))
+    if tied is not None:
+        inner["tie_word_embeddings"] = tied
+    return _Text(inner, f"{record}." if record else "", _row(model_type, path, families), model_type, name)
+
+
+def _row(name: str, path: str, families: Mapping[str, Family]) -> Family:
     if name not in families:
-        near = suggest(name[:60], list(families))
         way = "if transformers knows it, --via torch compiles the graph that torch exports of it"
-        hint = f"{near} known families: {', '.join(sorted(families))}; {way}".strip()
+        hint = f"the {len(families)} known ones are listed in docs/families.md; {way}"
         raise LadingError("F533", f"model family {shown(name)} is not supported", f"{path}:model_type", hint)
     return families[name]
 
@@ -311,145 +195,165 @@ def _refuse_unsupported(raw: Mapping[str, Any], path: str) -> None:
         raise LadingError("F534", "encoder-decoder models are not supported", f"{path}:is_encoder_decoder")
 
 
-# ---- parts ----
+# ---- layers ----
 
 
-def _activation(keys: _Keys) -> str:
-    key = keys.family.activation_key
-    name = keys.get(key)
-    if not isinstance(name, str):
-        raise keys.bad(key, "the name of an activation")
-    if name not in ACTIVATIONS:
-        hint = f"{suggest(name[:60], list(ACTIVATIONS))} known activations: {', '.join(ACTIVATIONS)}".strip()
-        raise LadingError("F537", f"activation {shown(name)} is not supported", keys.at(key), hint)
-    return name
+def _layers(row: Family, keys: Keys, count: int) -> tuple[tuple[LayerConfig, ...], list[Part]]:
+    """The layers, and each part with values once."""
+    parts: dict[int, Part] = {}
+
+    def settled(part: Part) -> Part:
+        if id(part) not in parts:
+            parts[id(part)] = settle(part, keys)
+        return parts[id(part)]
+
+    found = []
+    kinds = _kinds(row, keys, count)
+    of_kind = {name: settle(kind, keys) for name, kind in row.of_kind.items()}
+    sparse = settle(row.sparse, keys) if row.experts is not None else None
+    for index, name in enumerate(kinds):
+        kind = of_kind[name]
+        has_experts = sparse is not None and index >= sparse.first and (index + 1) % sparse.step == 0
+        has_experts = has_experts and sparse is not None and index not in sparse.dense
+        feed = row.experts if has_experts and row.experts is not None else row.ffn
+        found.append(LayerConfig(settled(row.mixers[kind.mixer]), settled(feed), kind.window, kind.rope))
+    return tuple(found), list(parts.values())
 
 
-def _biases(keys: _Keys) -> dict[str, bool | None]:
-    found: dict[str, bool | None] = {}
-    for role in LINEARS:
-        rule = keys.family.bias.get(role, False)
-        found[role] = rule if isinstance(rule, bool) else None if rule == "stored" else keys.flag(rule)
+def _kinds(row: Family, keys: Keys, count: int) -> list[str]:
+    """The kind of each layer."""
+    rule = settle(row.kinds, keys)
+    if not rule.only_if and rule.otherwise != FULL:
+        return [rule.otherwise] * count
+    listed = keys.get(rule.listed) if rule.listed else None
+    if rule.listed and listed is not None and (listed or count == 0):
+        return _listed(row, rule.names, listed, keys, count, rule.listed, rule.only_if)
+    if not rule.only_if:
+        return [FULL] * count
+    if rule.period:
+        return [rule.hit if (index + 1) % rule.period == 0 else rule.miss for index in range(count)]
+    return [FULL if index < rule.after else SLIDING for index in range(count)]
+
+
+def _listed(
+    row: Family, names: Mapping[Any, str], listed: Any, keys: Keys, count: int, key: str, windows: bool
+) -> list[str]:
+    if not isinstance(listed, list) or len(listed) != count:
+        raise keys.bad(key, f"a list of {count} entries, one for each layer")
+    found = []
+    for item in listed:
+        name = names.get(item, item) if isinstance(item, (str, int)) else None
+        name = FULL if name == "attention" else name
+        if not isinstance(name, str) or name not in row.of_kind:
+            raise LadingError("F538", f"layer type {shown(item)} is not supported", keys.at(key))
+        if name == SLIDING and (not windows or settle(row.of_kind[name], keys).window is None):
+            raise LadingError("F538", f"{key} has sliding layers, but no window is in use", keys.at(key))
+        found.append(name)
     return found
 
 
-def _product(keys: _Keys, factors: Factors) -> float:
-    return math.prod(keys.number(key, 1e-9, 1e9) ** power for key, power in factors)
+def _check_part(part: Part, keys: Keys, text: _Text) -> None:
+    """What a part with values must be besides: numbers of heads that fit, an activation that is known."""
+    heads, kv_heads = getattr(part, "heads", 1), getattr(part, "kv_heads", 1)
+    if heads % kv_heads:
+        hint = ""
+        if not keys.stated("num_key_value_heads"):
+            hint = f"num_key_value_heads is missing, and {kv_heads} is what {text.model_type} then has: write it"
+        message = f"{heads} attention heads cannot share {kv_heads} key/value heads"
+        raise LadingError("F536", message, keys.at("num_key_value_heads"), hint)
+    name = getattr(part, "activation", "silu")
+    if name not in ACTIVATIONS:
+        key = next((key for key in ACTIVATION if isinstance(key, str) and keys.get(key) == name), ACTIVATION[0])
+        hint = f"{suggest(name[:60], list(ACTIVATIONS))} known activations: {', '.join(ACTIVATIONS)}".strip()
+        raise LadingError("F537", f"activation {shown(name)} is not supported", keys.at(key), hint)
 
 
-def _rope(keys: _Keys, head_dim: int, max_position: int) -> tuple[Rope, dict[str, Any]]:
-    """The rope record of either spelling, read and as it stands; keys at top level fill what the record leaves out."""
-    key = _rope_key(keys)
+# ---- ropes ----
+
+
+def _ropes(
+    row: Family, keys: Keys, layers: tuple[LayerConfig, ...], max_position: int, theta: Any
+) -> tuple[dict[tuple[str, int], Rope], dict[str, dict[str, Any]]]:
+    """The ropes that layers have by name and width, and the record that each was read from, by name."""
+    key = keys.rope_key()
     stated = keys.record(key)
-    record = dict(stated)
-    nested = [name for name, value in record.items() if isinstance(value, dict)]
-    if nested:
+    nested = sorted(name for name, value in stated.items() if isinstance(value, dict))
+    if nested and not set(nested) & set(row.ropes):
         raise LadingError("F534", f"a rope for each layer type ({shown(nested)}) is not supported", keys.at(key))
-    theta = keys.get("rope_theta")
-    record.setdefault("rope_theta", DEFAULT_THETA if theta is None else theta)
+    ropes, records = {}, {}
+    for layer in layers:
+        width = getattr(layer.mixer, "rope_width", 0)
+        if layer.rope is None or not width or (layer.rope, width) in ropes:
+            continue
+        rule = settle(row.ropes[layer.rope], keys)
+        record = stated.get(layer.rope) or {} if nested else stated if rule.scaled else {}
+        records[layer.rope] = dict(record)
+        full = _completed(dict(record), rule, keys, theta)
+        turned = _turned(width, full, rule, keys, key)
+        ropes[layer.rope, width] = read_rope(full, turned, max_position, keys.at(key))
+    return ropes, records
+
+
+def _completed(record: dict[str, Any], rule: RopeRule, keys: Keys, theta: Any) -> dict[str, Any]:
+    """A rope record with what stands elsewhere, and its kind by our name for it."""
+    base = rule.theta if rule.theta is not None else theta if isinstance(theta, (int, float)) else DEFAULT_THETA
+    record.setdefault("rope_theta", base)
     original = keys.get("original_max_position_embeddings")
     if original is not None:
         record["original_max_position_embeddings"] = original
-    width = _rotary_dim(keys, record, head_dim, key)
-    return read_rope(record, width, max_position, keys.at(key)), stated
+    kind = record.get("rope_type", record.get("type", "default"))
+    if isinstance(kind, str):
+        kind = rule.names.get(kind, kind)
+    if rule.alpha and kind == "dynamic" and record.get("alpha"):
+        kind = "alpha"
+    record["rope_type"] = kind
+    return record
 
 
-def _rope_key(keys: _Keys) -> str:
-    both = [name for name in ("rope_scaling", "rope_parameters") if keys.record(name)]
-    return both[0] if both else "rope_parameters"
+def _turned(width: int, record: Mapping[str, Any], rule: RopeRule, keys: Keys, key: str) -> int:
+    """How many elements of a head turn."""
+    factor = record.get("partial_rotary_factor")
+    if factor is None:
+        factor = rule.partial if rule.partial is not None else keys.get("partial_rotary_factor")
+    if factor is None:
+        return width
+    if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 < factor <= 1:
+        raise LadingError("F541", f"partial_rotary_factor is {shown(factor)}; it must lie in (0, 1]", keys.at(key))
+    turned = int(width * factor)
+    if turned != width and rule.partial is None:
+        message = f"partial_rotary_factor is {factor}, but this family turns the whole head"
+        raise LadingError("F534", message, keys.at(key))
+    return turned
 
 
-def _weigh_rope(left: Unread, keys: _Keys, rope: Rope, record: Mapping[str, Any]) -> None:
-    """Weigh the entries of the rope record that its kind does not read, and a second record that is passed over."""
-    key = _rope_key(keys)
-    for name in unread_keys(record):
-        weight = weigh_rope(name, record[name])
-        if any(name in (*kind.needs, *kind.reads) for kind in KINDS.values()):
-            left.note(f"{key}.{name}", "numbers")
-            text = f"{shown(name)} is not used by a rope of kind {rope.kind!r}"
-            left.warnings.append(Diagnostic("F560", text, keys.at(key), severity="warning"))
-        elif weight == "numbers":
-            left.refuse(f"{key}.{name}", record[name])
-        else:
-            left.note(f"{key}.{name}", weight)
+def _weigh_ropes(
+    left: Unread,
+    keys: Keys,
+    row: Family,
+    ropes: Mapping[tuple[str, int], Rope],
+    records: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Weigh the entries of rope records that their kinds do not read, and a second record that is passed over."""
+    key = keys.rope_key()
+    for (name, _), rope in ropes.items():
+        for entry, value in records.get(name, {}).items():
+            if entry in unread_keys({**records[name], "rope_type": rope.kind}) and f"rope.{entry}" not in keys.seen:
+                _weigh_entry(left, f"{key}.{entry}", entry, value, rope, keys.at(key))
     other = keys.record("rope_parameters") if key == "rope_scaling" else {}
-    if any(record.get(name) != value for name, value in other.items()):
+    stated = keys.record(key)
+    if any(stated.get(name) != value for name, value in other.items()):
         left.note("rope_parameters", "numbers")
         text = "rope_parameters is not used where rope_scaling stands"
         left.warnings.append(Diagnostic("F560", text, keys.at("rope_parameters"), severity="warning"))
 
 
-def _rotary_dim(keys: _Keys, record: Mapping[str, Any], head_dim: int, where: str) -> int:
-    factor = record.get("partial_rotary_factor", keys.get("partial_rotary_factor"))
-    if factor is None:
-        return head_dim
-    if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 < factor <= 1:
-        raise LadingError("F541", f"partial_rotary_factor is {shown(factor)}; it must lie in (0, 1]", keys.at(where))
-    width = int(head_dim * factor)
-    if width != head_dim and not keys.family.partial_rotary:
-        message = f"partial_rotary_factor is {factor}, but the {keys.family.model_type} family turns the whole head"
-        raise LadingError("F534", message, keys.at(where))
-    return width
-
-
-# ---- rules that rows name ----
-
-
-def _no_windows(keys: _Keys) -> list[int | None]:
-    return [None] * keys.size("num_hidden_layers")
-
-
-def _window_everywhere(keys: _Keys) -> list[int | None]:
-    return [keys.optional_size("sliding_window")] * keys.size("num_hidden_layers")
-
-
-def _window_by_layer_types(keys: _Keys) -> list[int | None]:
-    """``layer_types`` when present, else a window from layer ``max_window_layers`` on, if windows are used at all."""
-    count = keys.size("num_hidden_layers")
-    window = keys.optional_size("sliding_window")
-    if not keys.flag("use_sliding_window"):
-        window = None
-    types = keys.get("layer_types")
-    if types is None:
-        first = keys.get("max_window_layers")
-        if isinstance(first, bool) or not isinstance(first, int) or first < 0:
-            raise keys.bad("max_window_layers", "a number of layers")
-        return [window if index >= first else None for index in range(count)]
-    if not isinstance(types, list) or len(types) != count:
-        raise keys.bad("layer_types", f"a list of {count} names, one for each layer")
-    if "sliding_attention" in types and window is None:
-        raise LadingError("F538", "layer_types has sliding layers, but no window is in use", keys.at("layer_types"))
-    known: dict[Any, int | None] = {"sliding_attention": window, "full_attention": None, "attention": None}
-    for name in types:
-        if not isinstance(name, str) or name not in known:
-            raise LadingError("F538", f"layer type {shown(name)} is not supported", keys.at("layer_types"))
-    return [known[name] for name in types]
-
-
-def _rope_everywhere(keys: _Keys) -> list[bool]:
-    return [True] * keys.size("num_hidden_layers")
-
-
-def _rope_by_list(keys: _Keys) -> list[bool]:
-    """``no_rope_layers`` (1: with rope, in spite of the name), else all but every n-th layer."""
-    count = keys.size("num_hidden_layers")
-    listed = keys.get("no_rope_layers")
-    if listed is None:
-        interval = keys.get("no_rope_layer_interval")
-        if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
-            raise keys.bad("no_rope_layer_interval", "a number of layers")
-        return [(index + 1) % interval != 0 for index in range(count)]
-    if not isinstance(listed, list) or len(listed) != count or any(item not in (0, 1) for item in listed):
-        raise keys.bad("no_rope_layers", f"a list of {count} zeros and ones")
-    return [bool(item) for item in listed]
-
-
-WINDOW_RULES: dict[str, Callable[[_Keys], list[int | None]]] = {
-    "none": _no_windows,
-    "all": _window_everywhere,
-    "layer_types": _window_by_layer_types,
-}
-"""How a family decides the window of each layer, in tokens including the token itself."""
-
-ROPE_RULES: dict[str, Callable[[_Keys], list[bool]]] = {"all": _rope_everywhere, "no_rope_layers": _rope_by_list}
-"""How a family decides which layers have a rope."""
+def _weigh_entry(left: Unread, full: str, name: str, value: Any, rope: Rope, where: str) -> None:
+    weight = weigh_rope(name, value)
+    if name != "alpha" and any(name in (*kind.needs, *kind.reads) for kind in KINDS.values()):
+        left.note(full, "numbers")
+        text = f"{shown(name)} is not used by a rope of kind {rope.kind!r}"
+        left.warnings.append(Diagnostic("F560", text, where, severity="warning"))
+    elif weight == "numbers":
+        left.refuse(full, value)
+    else:
+        left.note(full, weight)

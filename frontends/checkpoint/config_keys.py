@@ -11,7 +11,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from frontends.modules.rope import shown
+from frontends.configuration.class_defaults import ClassDefaults
+from frontends.configuration.keys import Keys, shown
+from frontends.families.scheme import Family
 from ir.base.diag import Diagnostic, LadingError
 
 Weight = Literal["numbers", "training", "bookkeeping", "unknown"]
@@ -115,7 +117,7 @@ BOOKKEEPING = frozenset(
 """Keys that change nothing of what a text model computes: names, number formats, defaults of generation (which are read
 from ``generation_config.json``), and switches of layers that the family's windows do not ask."""
 
-ROPE_BOOKKEEPING = frozenset("finetuned mrope_interleaved mrope_section".split())
+ROPE_BOOKKEEPING = frozenset("finetuned max_position_embeddings mrope_interleaved mrope_section xdrope_section".split())
 """The same for keys of a rope record: sections of a head that pictures and films turn otherwise are all turned alike by
 text."""
 
@@ -145,7 +147,7 @@ def weigh(key: str, value: Any) -> Weight:
         return "bookkeeping" if neutral(value, HONOURED.get(key) or ELSEWHERE.get(key, ())) else "numbers"
     if key in TRAINING:
         return "training"
-    return "bookkeeping" if key in BOOKKEEPING or key.startswith("_") else "unknown"
+    return "bookkeeping" if key in BOOKKEEPING or key.startswith("_") or key.endswith("_token_id") else "unknown"
 
 
 def weigh_rope(key: str, value: Any) -> Weight:
@@ -174,6 +176,7 @@ class Unread:
     Attributes:
         path: the file, for messages.
         family: ``model_type`` of the family.
+        prefix: what stands before keys in messages.
         keys: names by weight; those of inner records with the record's name before a dot.
         errors: of keys that change the numbers.
         warnings: of keys that change the numbers of other families, and of unknown ones.
@@ -181,6 +184,7 @@ class Unread:
 
     path: str
     family: str
+    prefix: str = ""
     keys: dict[Weight, list[str]] = field(default_factory=dict)
     errors: list[Diagnostic] = field(default_factory=list)
     warnings: list[Diagnostic] = field(default_factory=list)
@@ -194,20 +198,20 @@ class Unread:
         self.note(key, "numbers")
         message = f"{key} is {shown(value)}, which this compiler does not read: {why}"
         hint = f"where the model is known to ignore it, remove {key} from config.json"
-        self.errors.append(Diagnostic("F561", message, f"{self.path}:{key}", hint))
+        self.errors.append(Diagnostic("F561", message, f"{self.path}:{self.prefix}{key}", hint))
 
     def ignored(self, key: str, value: Any) -> None:
         """A key that other families read; the reference implementation of this one does not."""
         self.note(key, "numbers")
         message = f"{key} is {shown(value)}, but the {self.family} family does not use it"
-        self.warnings.append(Diagnostic("F560", message, f"{self.path}:{key}", severity="warning"))
+        self.warnings.append(Diagnostic("F560", message, f"{self.path}:{self.prefix}{key}", severity="warning"))
 
     def other_model(self, key: str, value: Any) -> None:
         """A key by which the checkpoint is, or may be, another model than the one that is compiled."""
         self.note(key, "unknown")
         hint = "--verify full compares with transformers, where that and torch are installed"
         message = f"{key} is {shown(value)}: {OTHER_MODEL[key]}"
-        self.warnings.append(Diagnostic("F562", message, f"{self.path}:{key}", hint, "warning"))
+        self.warnings.append(Diagnostic("F562", message, f"{self.path}:{self.prefix}{key}", hint, "warning"))
 
     def finish(self) -> None:
         """Warn of unknown keys, all in one; raise the errors, if there are any."""
@@ -227,25 +231,62 @@ def listed(names: Sequence[str], most: int = 8) -> str:
     return ", ".join(name[:60] for name in names[:most]) + rest
 
 
-def unread(raw: Mapping[str, Any], seen: Collection[str], family: str, path: str) -> Unread:
-    """Weigh every key of a configuration that is not among those seen, inner records of language models included."""
-    found = Unread(path, family)
+def unread(
+    raw: Mapping[str, Any],
+    keys: Keys,
+    model_type: str,
+    row: Family,
+    known: ClassDefaults,
+    outer: Mapping[str, Any] | None = None,
+) -> Unread:
+    """Weigh every key of a configuration that was not asked for, inner records of language models included.
+
+    Args:
+        raw: the record of the language model.
+        keys: what was read of it.
+        model_type: of the language model.
+        row: its family.
+        known: what its class in ``transformers`` declares.
+        outer: the whole file, where it describes a model of several towers.
+    """
+    found = Unread(keys.path, model_type, prefix=keys.prefix)
     for key, value in raw.items():
-        if key in seen or key in CHECKED:
+        if key in keys.seen or key in CHECKED or key in row.unread:
             continue
         if key in INNER and isinstance(value, dict):
-            _weigh_inner(found, raw, key, seen)
-            continue
-        weight = weigh(key, value)
-        if weight == "unknown" and key in OTHER_MODEL:
-            found.other_model(key, value)
-        elif weight != "numbers":
-            found.note(key, weight)
-        elif key in HONOURED:
-            found.refuse(key, value, REASONS[key])
+            _weigh_inner(found, raw, key, keys.seen)
         else:
-            found.ignored(key, value)
+            _weigh_one(found, key, value, row, known)
+    if outer is not None and keys.prefix:
+        for key in outer:
+            if key != "tie_word_embeddings" and key not in CHECKED and not isinstance(outer[key], dict):
+                found.note(key, "bookkeeping")
     return found
+
+
+def _weigh_one(found: Unread, key: str, value: Any, row: Family, known: ClassDefaults) -> None:
+    weight = weigh(key, value)
+    if key in row.fixed:
+        if neutral(value, row.fixed[key]):
+            found.note(key, "bookkeeping")
+        else:
+            found.refuse(key, value)
+    elif weight == "unknown" and key in OTHER_MODEL:
+        found.other_model(key, value)
+    elif weight == "numbers" and key in HONOURED:
+        found.refuse(key, value, REASONS[key])
+    elif key in known.defaults and weight in ("numbers", "unknown"):
+        # The class declares it, and no part reads it: only what the class gives to an absent key is computed.
+        if value is None or value == known.defaults[key]:
+            found.note(key, "bookkeeping")
+        else:
+            found.refuse(key, value)
+    elif weight != "numbers":
+        found.note(key, weight)
+    elif known.defaults or row.defaults:
+        found.ignored(key, value)
+    else:
+        found.refuse(key, value)
 
 
 def _weigh_inner(found: Unread, raw: Mapping[str, Any], record: str, seen: Collection[str]) -> None:

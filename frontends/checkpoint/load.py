@@ -9,30 +9,25 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import numpy as np
-
-from frontends.checkpoint.config_file import ModelConfig, read_config
+from frontends.checkpoint.config_file import read_config
 from frontends.checkpoint.folder_kinds import refuse_quantized
 from frontends.checkpoint.generation import read_generation
 from frontends.checkpoint.hub import resolve
-from frontends.checkpoint.match_tensors import Layout, make_layout
 from frontends.containers.formats import open_weights
-from frontends.families.llama import Family
+from frontends.families.decoder import build_decoder
+from frontends.families.model_config import ModelConfig
+from frontends.families.places import TOWER, Places, find_places
+from frontends.families.scheme import Family
 from frontends.families.table import FAMILIES
-from frontends.modules.decoder import build_decoder
-from ir.base.diag import Diagnostic, LadingError, suggest
+from frontends.parts.stored import Stored
+from ir.base.diag import Diagnostic, LadingError
 from ir.facts.model_card import ModelCard, RopeCard
 from ir.graph.graph import Graph
 from ir.tensor.base import Tensor
-
-STORED_TYPES = ("bf16", "f16", "f32", "f64")
-"""Element types a checkpoint may have."""
-
-MAX_REPORTS = 12
-"""Problems of one sort that are listed singly; the rest is counted."""
 
 
 def load(
@@ -43,7 +38,7 @@ def load(
     offline: bool = False,
     families: Mapping[str, Family] = FAMILIES,
 ) -> Graph:
-    """The graph of a checkpoint folder or hub repository; see `frontends.modules.decoder` for its form.
+    """The graph of a checkpoint folder or hub repository; see `frontends.families.decoder` for its form.
 
     Constants are recipes over the files, so the files must stay in place as long as the graph is used.
 
@@ -79,154 +74,114 @@ def load(
     return graph
 
 
-def build(config: ModelConfig, tensors: Mapping[str, Tensor], where: str) -> Graph:
-    """The graph of a configuration and the tensors of a checkpoint; errors F550 to F554 as in `load`."""
-    layout = make_layout(config, tensors.keys(), where)
-    layout = _tie(config, layout, tensors)
-    _match(config, layout, tensors, where)
-    graph = build_decoder(config, layout, tensors, "decoder")
-    card = _card(config, layout, tensors)
+def build(config: ModelConfig, tensors: Mapping[str, Tensor] | None, where: str) -> Graph:
+    """The graph of a configuration and the tensors of a checkpoint; errors F550 to F554 as in `load`.
+
+    Args:
+        config: the configuration.
+        tensors: by name; None for a graph whose weights have no numbers, of a model that is planned.
+        where: the checkpoint, for messages.
+    """
+    places = find_places(config, tensors, where)
+    stored = Stored(tensors, where, config.model_type)
+    graph = build_decoder(config, places, stored, "decoder")
+    left_out = _left_out(config, places, stored)
+    for name in (*places.copies, *left_out, *_extra_layers(config, places, stored)):
+        stored.skip(name)
+    stored.finish(config.family.ignore, places.prefix, _hints(config, places, stored))
+    card = _card(config, places, stored, left_out)
     graph.set_fact(card.name, card)
     return graph
 
 
-# ---- matching ----
+# ---- tensors of no layer ----
 
 
-def _tie(config: ModelConfig, layout: Layout, tensors: Mapping[str, Tensor]) -> Layout:
-    """Use one matrix where both are stored, the file says they are tied, and they are equal.
-
-    When they differ they are two matrices in spite of the configuration, as in the reference implementation.
-    """
-    if not config.tied or layout.head is None or layout.head not in tensors or layout.embed not in tensors:
-        return layout
-    if not _equal(tensors[layout.head], tensors[layout.embed]):
-        return layout
-    return layout.tied_to_embedding()
+def _left_out(config: ModelConfig, places: Places, stored: Stored) -> list[str]:
+    """The tensors of the other towers of a model that has several."""
+    if not config.wrapper:
+        return []
+    return [name for name in stored.names if TOWER.search(name) and name not in stored.used]
 
 
-def _equal(a: Tensor, b: Tensor) -> bool:
-    if a.type != b.type:
-        return False
-    return all(
-        np.array_equal(piece.view(np.uint8), b.rows(start, stop).view(np.uint8)) for start, stop, piece in a.pieces()
-    )
+def _extra_layers(config: ModelConfig, places: Places, stored: Stored) -> list[str]:
+    """Tensors of layers beyond the last one, for families that may store such layers."""
+    if not config.family.extra_layers:
+        return []
+    return [name for name in stored.names if _layer_index(config, places, name) >= len(config.layers)]
 
 
-def _match(config: ModelConfig, layout: Layout, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Compare the layout with the stored tensors and report every difference."""
-    missing = [name for name in layout.shapes if name not in tensors]
-    extra = [name for name in tensors if name not in layout.shapes and not _ignored(config, layout, name)]
-    problems = [
-        *_missing(config, layout, missing, extra, where),
-        *_extra(config, layout, extra, missing, where),
-        *_misfits(layout, tensors, where),
-    ]
-    if problems:
-        raise LadingError.of(problems)
-
-
-def _ignored(config: ModelConfig, layout: Layout, name: str) -> bool:
-    family = config.family
-    below = name.removeprefix(layout.prefix)
-    if any(re.match(pattern, text) for pattern in family.ignore for text in (below, name)):
-        return True
-    if name in layout.needless:
-        return True
-    return family.extra_layers and _layer_index(config, below) >= len(config.layers)
-
-
-def _layer_index(config: ModelConfig, below: str) -> int:
-    found = re.match(rf"{re.escape(config.family.names.layers)}\.(\d{{1,9}})\.", below)
+def _layer_index(config: ModelConfig, places: Places, name: str) -> int:
+    below = name.removeprefix(places.prefix)
+    found = re.match(rf"{re.escape(config.family.layers)}\.(\d{{1,9}})\.", below)
     return int(found[1]) if found else -1
 
 
-def _missing(
-    config: ModelConfig, layout: Layout, names: list[str], extra: Collection[str], where: str
-) -> list[Diagnostic]:
-    found = []
-    for name in names[:MAX_REPORTS]:
-        hint = suggest(name, list(extra)[:500])
-        if name == layout.head and not config.tied:
-            hint = "set tie_word_embeddings to true in config.json if the output matrix is the embedding"
-        found.append(Diagnostic("F550", f"tensor {name} is missing", where, hint))
-    return found + _rest("F550", "missing", len(names), where)
-
-
-def _extra(
-    config: ModelConfig, layout: Layout, names: list[str], missing: Collection[str], where: str
-) -> list[Diagnostic]:
-    found = []
-    for name in names[:MAX_REPORTS]:
-        hint = suggest(name, list(missing)[:500])
-        if _layer_index(config, name.removeprefix(layout.prefix)) >= len(config.layers):
-            hint = f"config.json says that the model has {len(config.layers)} layers (num_hidden_layers)"
-        message = f"tensor {name} is not used by the {config.family.model_type} family"
-        found.append(Diagnostic("F551", message, where, hint))
-    return found + _rest("F551", "not used", len(names), where)
-
-
-def _misfits(layout: Layout, tensors: Mapping[str, Tensor], where: str) -> list[Diagnostic]:
-    shapes, dtypes = [], []
-    for name, shape in layout.shapes.items():
-        if name not in tensors:
-            continue
-        type_ = tensors[name].type
-        if type_.shape != shape:
-            message = f"tensor {name} has shape {list(type_.shape or ())}, but config.json calls for {list(shape)}"
-            shapes.append(Diagnostic("F552", message, tensors[name].loc))
-        if type_.dtype.name not in STORED_TYPES:
-            hint = "quantized checkpoints are not read; start from the bf16, fp16 or fp32 one"
-            message = f"tensor {name} is stored as {type_.dtype}, not as one of {', '.join(STORED_TYPES)}"
-            dtypes.append(Diagnostic("F553", message, tensors[name].loc, hint))
-    return [
-        *shapes[:MAX_REPORTS],
-        *_rest("F552", "misshapen", len(shapes), where),
-        *dtypes[:MAX_REPORTS],
-        *_rest("F553", "of a type that is not read", len(dtypes), where),
-    ]
-
-
-def _rest(code: str, what: str, count: int, where: str) -> list[Diagnostic]:
-    more = count - MAX_REPORTS
-    return [Diagnostic(code, f"{more} more tensors are {what}", where)] if more > 0 else []
+def _hints(config: ModelConfig, places: Places, stored: Stored) -> dict[str, str]:
+    """What to say of stored tensors of layers that the configuration does not count."""
+    count = len(config.layers)
+    said = f"config.json says that the model has {count} layers (num_hidden_layers)"
+    names = [name for name in stored.names if name not in stored.used]
+    return {name: said for name in names if _layer_index(config, places, name) >= count}
 
 
 # ---- description ----
 
 
-def _card(config: ModelConfig, layout: Layout, tensors: Mapping[str, Tensor]) -> ModelCard:
-    from frontends.modules.rope import table
-
-    frequencies = table(config.rope)
+def _card(config: ModelConfig, places: Places, stored: Stored, left_out: Sequence[str]) -> ModelCard:
+    first = next((layer.mixer for layer in config.layers if hasattr(layer.mixer, "heads")), None)
+    heads = getattr(first, "heads", None)
+    warnings = [*config.warnings, *_tower_note(config, left_out, stored.where)]
+    inner = [getattr(layer.feed, "inner", None) for layer in config.layers]
     return ModelCard(
-        family=config.family.model_type,
-        model_type=config.family.model_type,
+        family=config.model_type,
+        model_type=config.wrapper or config.model_type,
         hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
+        intermediate_size=next((size for size in inner if size), None),
         layers=len(config.layers),
-        heads=config.heads,
-        kv_heads=config.kv_heads,
-        head_dim=config.head_dim,
+        heads=heads,
+        kv_heads=getattr(first, "kv_heads", heads),
+        head_dim=getattr(first, "head_dim", None),
         vocab_size=config.vocab_size,
         max_position=config.max_position,
         context=config.context,
-        parameters=sum(math.prod(shape) for shape in layout.shapes.values()),
-        tied=layout.head is None,
+        parameters=sum(math.prod(shape) for shape in stored.used.values()),
+        tied=places.head is None,
         windows=tuple(layer.window for layer in config.layers),
-        rope=RopeCard(
-            kind=config.rope.kind,
-            theta=config.rope.theta,
-            width=config.rotary_dim,
-            factor=config.rope.factor,
-            attention_factor=frequencies.attention_factor,
-            steady=frequencies.variant.limit if frequencies.variant is not None else None,
-            layers=tuple(layer.rope for layer in config.layers),
-        ),
-        dtypes=tuple(sorted({tensors[name].type.dtype.name for name in layout.shapes})),
-        warnings=tuple(config.warnings),
+        rope=_rope_card(config),
+        dtypes=stored.dtypes,
+        warnings=tuple(warnings),
         unread=config.unread,
     )
+
+
+def _rope_card(config: ModelConfig) -> RopeCard | None:
+    from frontends.parts.rope import table
+
+    rope = config.rope
+    if rope is None:
+        return None
+    limits = [found.variant.limit for found in map(table, config.ropes.values()) if found.variant is not None]
+    return RopeCard(
+        kind=rope.kind,
+        theta=rope.theta,
+        width=rope.width,
+        factor=rope.factor,
+        attention_factor=table(rope).attention_factor,
+        steady=min(limits, default=None),
+        layers=tuple(layer.rope is not None for layer in config.layers),
+    )
+
+
+def _tower_note(config: ModelConfig, left_out: Sequence[str], where: str) -> list[Diagnostic]:
+    """That only the language model of a model of several towers is compiled."""
+    if not config.wrapper:
+        return []
+    towers = Counter(name.removeprefix("model.").partition(".")[0] for name in left_out)
+    named = ", ".join(f"{tower} ({count})" for tower, count in sorted(towers.items()))
+    rest = f"; {len(left_out)} tensors are left out: {named}" if left_out else ""
+    message = f"{config.wrapper} has several parts, and this is its language model{rest}"
+    return [Diagnostic("F542", message, where, "it takes text alone", "warning")]
 
 
 # ---- numbers ----

@@ -82,6 +82,7 @@ CODES: dict[str, str] = {
     "F538": "The sliding windows or layer types of config.json are contradictory or unknown.",
     "F540": "The kind of rotary position embedding named in config.json is unknown.",
     "F541": "The parameters of the rotary position embedding are missing, of the wrong type, or leave it undefined.",
+    "F542": "The model has several parts, such as one for pictures or sound, and its language model alone was compiled.",
     "F550": "A tensor that the configuration calls for is not in the checkpoint.",
     "F551": "The checkpoint has a tensor that the model would not use. Leaving it out could change the results, "
     "so it is an error.",

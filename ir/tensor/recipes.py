@@ -16,6 +16,7 @@ RECIPES: Table[Recipe] = Table(
     {
         "inline": "ir.tensor.inline:rebuild_inline",
         "file": "ir.tensor.files:rebuild_file",
+        "supposed": "ir.tensor.supposed:rebuild_supposed",
         "transposed": "ir.tensor.rearranged:transposed",
         "row_slice": "ir.tensor.rearranged:row_slice",
         "column_slice": "ir.tensor.rearranged:column_slice",

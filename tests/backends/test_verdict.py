@@ -15,7 +15,9 @@ from backends.contract import read
 from backends.verdict import Reading, compare_reading, compared, verdict_of
 from frontends.checkpoint.load import load
 from frontends.checkpoint.original import Original, free_memory, memory_needed, original_logits
+from frontends.configuration.class_defaults import class_defaults
 from frontends.families.table import FAMILIES
+from frontends.parts.norms import Norm
 from ir.base.diag import Diagnostic, LadingError
 from ir.evaluate.divergence import Distance
 from ir.evaluate.evaluator import Evaluator
@@ -146,7 +148,7 @@ def test_a_checkpoint_that_is_misread_is_refused(tmp_path, monkeypatch):
     import frontends.checkpoint.config_file as reader
 
     source = make_checkpoint(tmp_path / "model", "qwen2")
-    monkeypatch.setattr(reader, "DEFAULT_THETA", 20_000.0)
+    monkeypatch.setattr(reader, "class_defaults", lambda name: replace(class_defaults(name), theta=20_000.0))
     assert compile_model(Request(str(source), tmp_path / "quick", "fp32")).verdict.original == ""
     for backend in (None, "onnx"):
         with pytest.raises(LadingError, match="gives other logits than transformers") as caught:
@@ -158,7 +160,7 @@ def test_a_checkpoint_that_is_misread_is_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize("family", ["qwen3", "llama"])
 def test_small_misreadings_are_found(family, tmp_path):
     source = make_checkpoint(tmp_path / "model", family, rope_scaling={"rope_type": "linear", "factor": 2.0})
-    row = replace(FAMILIES[family], norm_offset=0.01)
+    row = replace(FAMILIES[family], norm=Norm(offset=0.01))
     wrong = load(source, families={family: row})
     found = compare_reading(source, wrong, IDS, floats(wrong))
     assert found.distance.positions == 20 and [item.code for item in found.problems] == ["V720"]

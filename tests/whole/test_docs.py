@@ -20,8 +20,8 @@ from backends.contract import read
 from backends.mnn.backend import QUICK_SAMPLE
 from backends.mnn.target.releases import PROFILES, RELEASES
 from backends.mnn.verify.logits import LEVELS, WINDOW
-from frontends.families.table import FAMILIES
-from frontends.modules.rope import KINDS
+from frontends.families.table import FAMILIES, WRAPPERS
+from frontends.parts.rope import KINDS
 from ir.base.plugins import Plugin
 from ir.text.parser import parse
 from ir.text.printer import print_graph
@@ -399,8 +399,12 @@ def test_costs_are_stated_for_every_named_pipeline_alike():
 @pytest.mark.parametrize(("path", "head"), [(READMES[0], "family"), (READMES[1], "模型系列")], ids=["en", "zh"])
 def test_families_and_rotary_embeddings_are_those_of_the_tables(path, head):
     table = rows(path, head)
-    assert [row[1] for row in table] == list(FAMILIES)
-    assert re.split("[、,] ?", table[0][2]) == list(KINDS)
+    named = [name for row in table for name in re.split("[、,] ?", row[1])]
+    assert sorted(named) == sorted({*FAMILIES, *WRAPPERS})
+    ropes = re.search(
+        r"^(?:Rotary embeddings:|旋转位置编码：) *(.*?)[.。]$", path.read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert ropes is not None and re.split("[、,] ?", ropes[1]) == list(KINDS)
 
 
 @pytest.mark.parametrize("path", named(READMES))

@@ -4,7 +4,7 @@ They are "hot": attention is peaked, norm gains are far from one, biases are not
 that hides at the usual initialisation (a forgotten bias, a wrong mask, a transposed matrix) shows in the logits here.
 
 The names and shapes are written down here a second time on purpose, so that they do not follow a mistake in
-`frontends.families.llama`.
+`frontends.families`.
 """
 
 from __future__ import annotations

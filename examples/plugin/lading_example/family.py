@@ -1,9 +1,11 @@
 """A model family: what a decoder of ``model_type`` "example" is made of, and how its checkpoint names things."""
 
-from frontends.families.llama import Family, Names
+from frontends.families.scheme import Family
 
 EXAMPLE = Family(
-    "example",
+    ("example",),
+    attn_in="pre_norm",
+    mlp_in="post_norm",
     defaults={
         "vocab_size": 256,
         "hidden_size": 64,
@@ -16,5 +18,4 @@ EXAMPLE = Family(
         "rms_norm_eps": 1e-6,
         "tie_word_embeddings": False,
     },
-    names=Names(mlp_in="post_norm", attn_in="pre_norm"),
 )

@@ -9,9 +9,11 @@ import pytest
 
 from frontends.checkpoint.config_file import resolve
 from frontends.checkpoint.config_keys import ELSEWHERE, weigh
+from frontends.configuration.class_defaults import class_defaults
 from frontends.families.table import FAMILIES
 from ir.base.diag import LadingError
 from tests.support.checkpoints import BASE, make_checkpoint, reference_logits
+from tests.support.checkpoints import FAMILIES as MADE
 
 
 def small(family: str = "qwen2", **keys: Any) -> dict[str, Any]:
@@ -27,17 +29,23 @@ def refused(**keys: Any) -> LadingError:
     return caught.value
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [name for name in FAMILIES if class_defaults(name).defaults])
 def test_no_key_of_the_reference_implementation_is_unknown(family: str) -> None:
     from transformers import AutoConfig
 
-    raw = AutoConfig.for_model(family, **BASE, architectures=["SomeForCausalLM"]).to_dict()
+    known = class_defaults(family)
+    base = {key: value for key, value in BASE.items() if {key, known.aliases.get(key)} & set(known.defaults)}
+    raw = AutoConfig.for_model(family, **base, architectures=["SomeForCausalLM"]).to_dict()
+    if "rotary_dim" in raw:
+        raw["rotary_dim"] = 8
     found = resolve(raw)
     assert "unknown" not in found.unread and found.warnings == ()
-    assert "initializer_range" in found.unread["training"] and "use_cache" in found.unread["bookkeeping"]
+    assert {"initializer_range", "init_std"} & set(found.unread["training"]) and "use_cache" in found.unread[
+        "bookkeeping"
+    ]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", MADE)
 def test_a_bidirectional_model_is_refused(family: str, tmp_path: Any) -> None:
     """The reference implementation computes another model then, by as much as the logits are large."""
     ids = np.arange(3, 20)[None]

@@ -1,8 +1,4 @@
-"""The fields of a family row, each against a model of the reference implementation that needs it.
-
-The rows below are not supported families: they exist so that every field of `Family` is compared with an independent
-implementation, also those that no supported row uses.
-"""
+"""Rows of families, each against the reference implementation, and what their fields do."""
 
 from __future__ import annotations
 
@@ -14,73 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from frontends.checkpoint.config_file import ROPE_RULES, WINDOW_RULES, resolve
+from frontends.checkpoint.config_file import resolve
 from frontends.checkpoint.load import load
-from frontends.families.llama import ROWS, Family, Names
-from frontends.families.table import FAMILIES
+from frontends.configuration.specs import Product
+from frontends.families.rows.llama import ALL_WINDOW
+from frontends.families.scheme import Family, Kind
+from frontends.families.table import FAMILIES, ROWS
+from frontends.parts.norms import Norm
+from frontends.parts.softmax import Softmax
 from ir.base.diag import LadingError
 from ir.evaluate.evaluator import evaluate
 from tests.support.checkpoints import BASE, hot_tensor, hot_tensors, make_checkpoint, write_weights
+from tests.support.settings.class_defaults import FILE, text
 
 LLAMA = FAMILIES["llama"]
-FUSED = Names(gate_up="mlp.gate_up_proj")
-
-FIELDS: dict[str, Family] = {
-    "gemma": Family(
-        "gemma",
-        defaults={**LLAMA.defaults, "hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True},
-        norm_offset=1.0,
-        embedding_scale=(("hidden_size", 0.5),),
-    ),
-    "glm4": Family(
-        "glm4",
-        defaults={**LLAMA.defaults, "attention_bias": True, "partial_rotary_factor": 0.5},
-        names=replace(FUSED, attn_out="post_self_attn_layernorm", mlp_out="post_mlp_layernorm"),
-        bias=dict.fromkeys(("q", "k", "v"), "attention_bias"),
-        rope_pairs=True,
-        partial_rotary=True,
-    ),
-    "olmo2": Family(
-        "olmo2",
-        defaults=LLAMA.defaults,
-        names=Names(attn_in="", attn_out="post_attention_layernorm", mlp_in="", mlp_out="post_feedforward_layernorm"),
-        qk_norm="full",
-    ),
-    "granite": Family(
-        "granite",
-        defaults={**LLAMA.defaults, "attention_bias": False, "mlp_bias": False},
-        attention_scale=(("attention_multiplier", 1.0),),
-        embedding_scale=(("embedding_multiplier", 1.0),),
-        residual_scale=(("residual_multiplier", 1.0),),
-        logit_scale=(("logits_scaling", -1.0),),
-    ),
-    "phi3": Family(
-        "phi3",
-        defaults=LLAMA.defaults,
-        names=replace(FUSED, qkv="self_attn.qkv_proj"),
-        partial_rotary=True,
-        windows="all",
-    ),
-    "smollm3": Family(
-        "smollm3",
-        defaults={
-            **LLAMA.defaults,
-            "no_rope_layer_interval": 4,
-            "rope_theta": 2e6,
-            "use_sliding_window": False,
-            "max_window_layers": 0,
-        },
-        rope_layers="no_rope_layers",
-        windows="layer_types",
-    ),
-    "hunyuan_v1_dense": Family(
-        "hunyuan_v1_dense",
-        defaults=LLAMA.defaults,
-        names=Names(q_norm="self_attn.query_layernorm", k_norm="self_attn.key_layernorm"),
-        qk_norm="head",
-        qk_norm_after_rope=True,
-    ),
-}
 
 HALF = 6
 LONGROPE = {
@@ -162,31 +105,32 @@ def test_fields_agree_with_the_reference(tmp_path: Path, title: str) -> None:
         with torch.no_grad():
             expected = model(torch.from_numpy(ids)).logits.numpy()
         assert 8 < np.abs(expected).max() < 80
-        np.testing.assert_allclose(logits_of(tmp_path, FIELDS, ids), expected, rtol=0, atol=2e-4)
+        np.testing.assert_allclose(logits_of(tmp_path, dict(FAMILIES), ids), expected, rtol=0, atol=2e-4)
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"norm_offset": 1.0},
-        {"embedding_scale": (("hidden_size", 0.5),)},
-        {"residual_scale": (("rms_norm_eps", 0.1),)},
-        {"logit_scale": (("num_hidden_layers", 1.0),)},
-        {"attention_scale": (("num_hidden_layers", -1.0),)},
-        {"rope_pairs": True},
-        {"rope_layers": "no_rope_layers", "defaults": {**LLAMA.defaults, "no_rope_layers": [1, 0]}},
-        {"windows": "all", "defaults": {**LLAMA.defaults, "sliding_window": 5}},
-        {"activation_key": "other_act", "defaults": {**LLAMA.defaults, "other_act": "relu"}},
+        {"norm": Norm(offset=1.0)},
+        {"embed_scale": Product((("hidden_size", 0.5),))},
+        {"residual": 0.5},
+        {"logits": 2.0},
+        {"logit_cap": 3.0},
+        {"mixers": {"main": Softmax(scale=0.5)}},
+        {"mixers": {"main": Softmax(pairs=True)}},
+        {"mixers": {"main": Softmax(cap=2.0)}},
+        {"of_kind": {"full_attention": Kind(rope=None)}},
+        {"of_kind": ALL_WINDOW, "defaults": {"sliding_window": 5}},
+        {"parallel": True},
     ],
-    ids=lambda change: next(iter(change)),
+    ids=str,
 )
 def test_fields_change_the_result(tmp_path: Path, change: dict[str, Any]) -> None:
     """A field that did nothing would make the comparisons above empty."""
-    folder = make_checkpoint(tmp_path, "llama", dtype="f32", hidden_act=...)
+    folder = make_checkpoint(tmp_path, "llama", dtype="f32")
     ids = np.arange(20)[None]
-    plain = replace(LLAMA, bias={})
-    a = logits_of(folder, {"llama": plain}, ids)
-    b = logits_of(folder, {"llama": replace(plain, **change)}, ids)
+    a = logits_of(folder, {"llama": LLAMA}, ids)
+    b = logits_of(folder, {"llama": replace(LLAMA, **change)}, ids)
     assert np.abs(a - b).max() > 1e-2
 
 
@@ -211,20 +155,15 @@ def test_pairs_with_query_norms(tmp_path: Path, qk_norm: str) -> None:
         pair[norm] = half[norm][order if qk_norm == "full" else pairs]
     write_weights(half_folder, half)
     write_weights(pair_folder, pair)
-    row = replace(FAMILIES["qwen3"], qk_norm=qk_norm)
+    row = FAMILIES["qwen3"]
+
+    def of(turned: bool) -> Family:
+        return replace(row, mixers={"main": Softmax(qk_norm=qk_norm, pairs=turned)})
+
     ids = np.arange(30)[None]
-    expected = logits_of(half_folder, {"qwen3": row}, ids)
-    found = logits_of(pair_folder, {"qwen3": replace(row, rope_pairs=True)}, ids)
+    expected = logits_of(half_folder, {"qwen3": of(False)}, ids)
+    found = logits_of(pair_folder, {"qwen3": of(True)}, ids)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
-
-
-def test_biases_by_presence(tmp_path: Path) -> None:
-    stored = replace(LLAMA, bias=dict.fromkeys(("q", "k", "v", "o", "gate", "up", "down"), "stored"))
-    ids = np.arange(9)[None]
-    for bias in (True, False):
-        folder = make_checkpoint(tmp_path / str(bias), "llama", attention_bias=bias, mlp_bias=bias)
-        by_flag = logits_of(folder, dict(FAMILIES), ids)
-        np.testing.assert_array_equal(logits_of(folder, {"llama": stored}, ids), by_flag)
 
 
 def test_layers_beyond_the_count(tmp_path: Path) -> None:
@@ -242,14 +181,14 @@ def test_layers_beyond_the_count(tmp_path: Path) -> None:
 
 def test_constants_of_fused_tensors_are_slices(tmp_path: Path) -> None:
     save_random_model(tmp_path, *CASES["fused qkv, longrope on part of the head, window"])
-    graph = load(tmp_path, families=FIELDS)
+    graph = load(tmp_path, families=FAMILIES)
     key = graph.consts["model.layers.0.self_attn.k_proj.weight"]
     assert str(key.type) == "f32[64, 32]"
     assert key.loc == "model.safetensors:model.layers.0.self_attn.qkv_proj.weight"
 
 
 def test_scale_equal_to_the_usual_one_is_left_out(tmp_path: Path) -> None:
-    row = replace(LLAMA, attention_scale=(("head_dim", -0.5),))
+    row = replace(LLAMA, mixers={"main": Softmax(scale=Product((("head_dim", -0.5),)))})
     folder = make_checkpoint(tmp_path, "llama", head_dim=16)
     attention = [node for node in load(folder, families={"llama": row}).nodes if node.op == "Attention"]
     assert all("scale" not in node.attrs for node in attention)
@@ -259,7 +198,6 @@ def test_scale_equal_to_the_usual_one_is_left_out(tmp_path: Path) -> None:
     "keys",
     [
         {"no_rope_layers": [1]},
-        {"no_rope_layers": [1, 2]},
         {"no_rope_layers": "all"},
         {"no_rope_layer_interval": 0},
         {"no_rope_layer_interval": True},
@@ -267,24 +205,32 @@ def test_scale_equal_to_the_usual_one_is_left_out(tmp_path: Path) -> None:
 )
 def test_lists_of_layers_without_rope_that_are_refused(keys: dict[str, Any]) -> None:
     with pytest.raises(LadingError) as caught:
-        resolve({**BASE, "model_type": "smollm3", **keys}, families=FIELDS)
+        resolve({**BASE, "model_type": "smollm3", **keys}, families=FAMILIES)
     assert caught.value.code == "F531"
+
+
+def test_kind_of_a_layer_that_is_unknown() -> None:
+    with pytest.raises(LadingError, match="layer type 2 is not supported") as caught:
+        resolve({**BASE, "model_type": "smollm3", "no_rope_layers": [1, 2]})
+    assert caught.value.code == "F538"
 
 
 def test_multiplier_must_be_a_number() -> None:
     with pytest.raises(LadingError) as caught:
-        resolve({**BASE, "model_type": "granite", "attention_multiplier": None}, families=FIELDS)
+        resolve({**BASE, "model_type": "granite", "attention_multiplier": None}, families=FAMILIES)
     assert caught.value.code == "F531"
 
 
 def test_rows_are_consistent() -> None:
-    from transformers import AutoConfig
+    assert sorted(FAMILIES) == sorted(name for row in ROWS for name in row.types)
+    with pytest.raises(ValueError, match="no such mixers"):
+        Family(("x",), of_kind={"full_attention": Kind(mixer="other")})
+    with pytest.raises(ValueError, match="or ropes"):
+        Family(("x",), of_kind={"full_attention": Kind(rope="other")})
+    with pytest.raises(ValueError, match="no types"):
+        Family(())
 
-    assert len(FAMILIES) == len(ROWS)
-    for row in (*ROWS, *FIELDS.values()):
-        assert row.windows in WINDOW_RULES and row.rope_layers in ROPE_RULES
-        assert AutoConfig.for_model(row.model_type).model_type == row.model_type
-    with pytest.raises(ValueError, match="bad bias"):
-        Family("x", defaults={}, bias={"query": True})
-    with pytest.raises(ValueError, match="bad bias"):
-        Family("x", defaults={}, qk_norm="all")
+
+def test_class_defaults_are_those_of_the_installed_classes() -> None:
+    """``python -m tests.support.settings.class_defaults`` writes the file anew."""
+    assert FILE.read_text() == text()

@@ -1,6 +1,6 @@
 """Decoders of many families in the canonical form, from a short description: random weights, standard operators.
 
-The form is that of graphs from checkpoints (`frontends.modules.decoder`): token ids ``i64[1, seq]`` to the logits of all
+The form is that of graphs from checkpoints (`frontends.families.decoder`): token ids ``i64[1, seq]`` to the logits of all
 positions, positions from the shape of the ids, no history and no mask but windows. What differs between families is a
 field of `Form`.
 """

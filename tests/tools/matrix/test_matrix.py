@@ -209,8 +209,8 @@ def test_a_run_of_nothing_is_not_right(tmp_path):
     assert "0 of 0 cells right" in run(*arguments, "--out", tmp_path / "out", code=1).output
 
 
-def test_every_family_of_the_compiler_has_a_model():
-    assert {family for family, _ in rows.MODELS.values()} == set(FAMILIES)
+def test_models_are_of_families_of_the_compiler():
+    assert {family for family, _ in rows.MODELS.values()} <= set(FAMILIES)
 
 
 # ---- models that exist ----

@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from frontends.configuration.keys import shown
 from ir.base.diag import LadingError, suggest
 
 MAX_LENGTH = 1 << 31
@@ -44,6 +45,7 @@ class Rope:
         low_freq_factor, high_freq_factor: bounds of the llama3 blend.
         beta_fast, beta_slow, mscale, mscale_all_dim, truncate: parameters of yarn.
         short_factor, long_factor: divisors of each frequency (longrope), n/2 numbers.
+        alpha: stretch of the base (alpha).
     """
 
     kind: str
@@ -62,6 +64,7 @@ class Rope:
     truncate: bool = True
     short_factor: tuple[float, ...] = ()
     long_factor: tuple[float, ...] = ()
+    alpha: float = 1.0
 
     @property
     def context(self) -> int:
@@ -151,6 +154,12 @@ def _dynamic(rope: Rope) -> RopeTable:
     return RopeTable(np.float32(1.0) / _powers(rope), variant=Stretch(rope.max_position, slope, exponents))
 
 
+def _alpha(rope: Rope) -> RopeTable:
+    """NTK-aware scaling by a fixed number: the base times ``alpha ** (n / (n - 2))``, whatever the length."""
+    stretched = rope.theta * rope.alpha ** (rope.width / (rope.width - 2))
+    return RopeTable(np.float32(1.0) / _powers(replace(rope, theta=stretched)))
+
+
 def _yarn_gain(factor: float, mscale: float = 1.0) -> float:
     return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1.0 else 1.0
 
@@ -223,6 +232,7 @@ KINDS: dict[str, RopeKind] = {
     "default": RopeKind(_default),
     "linear": RopeKind(_linear, ("factor",)),
     "dynamic": RopeKind(_dynamic, ("factor",)),
+    "alpha": RopeKind(_alpha, ("alpha",)),
     "llama3": RopeKind(_llama3, ("factor", "low_freq_factor", "high_freq_factor"), (_ORIGINAL,)),
     "yarn": RopeKind(
         _yarn,
@@ -242,12 +252,6 @@ _UNSET: dict[str, tuple[object, ...]] = {
     "mscale_all_dim": (None, 0),
 }
 """Values that count as absent."""
-
-
-def shown(value: object) -> str:
-    """A JSON value for a message, cut to a readable length."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def read_rope(record: Mapping[str, object], width: int, max_position: int, where: str) -> Rope:
@@ -332,14 +336,15 @@ def _check(rope: Rope, where: str) -> None:
         (rope.theta <= 1.0, f"rope_theta is {rope.theta:g}; it must be greater than 1"),
         (rope.factor is not None and rope.factor <= 0.0, f"factor is {rope.factor}; it must be positive"),
         (
-            rope.kind == "dynamic" and rope.width == 2,
-            "a rope of kind 'dynamic' is not defined for a rotated width of 2",
+            rope.kind in ("dynamic", "alpha") and rope.width == 2,
+            f"a rope of kind {rope.kind!r} is not defined for a rotated width of 2",
         ),
         (
             rope.kind == "llama3" and not 0.0 < rope.low_freq_factor < rope.high_freq_factor,
             f"low_freq_factor is {rope.low_freq_factor:g} and high_freq_factor {rope.high_freq_factor:g}; "
             "both must be positive and the first the smaller one",
         ),
+        (rope.alpha <= 0.0, f"alpha is {rope.alpha:g}; it must be positive"),
         (rope.kind == "longrope" and rope.original < 2, "the original length must be greater than 1"),
     ]
     half = rope.width // 2

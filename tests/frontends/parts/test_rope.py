@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from frontends.modules.rope import KINDS, read_rope, table
+from frontends.parts.rope import KINDS, read_rope, table
 from ir.base.diag import LadingError
 
 MAX = 4096
@@ -115,7 +115,8 @@ def reference(record: dict[str, Any], length: int | None, width: int = WIDTH) ->
 
 
 def test_every_kind_has_a_record() -> None:
-    assert set(KINDS) == {record.get("rope_type", title) for title, record in RECORDS.items()}
+    # "alpha" is the reference's "dynamic" with that key; it is compared below.
+    assert set(KINDS) - {"alpha"} == {record.get("rope_type", title) for title, record in RECORDS.items()}
 
 
 @pytest.mark.parametrize("title", RECORDS)

@@ -1,0 +1,16 @@
+"""Qwen."""
+
+from __future__ import annotations
+
+from frontends.families.scheme import FULL, SLIDING, Family, Kind, Kinds
+from frontends.parts.softmax import Softmax
+
+UPPER = Kinds("layer_types", after="max_window_layers", only_if=("use_sliding_window", False))
+"""Windows in the layers from one on, where windows are used at all."""
+
+OF_KIND = {FULL: Kind(), SLIDING: Kind(window=("sliding_window", None))}
+
+ROWS = (
+    Family(("qwen2",), {"main": Softmax(bias=True, out_bias=False)}, kinds=UPPER, of_kind=OF_KIND),
+    Family(("qwen3",), {"main": Softmax(qk_norm="head")}, kinds=UPPER, of_kind=OF_KIND),
+)

@@ -1,0 +1,15 @@
+"""Models of several towers: which language model each holds."""
+
+from __future__ import annotations
+
+from frontends.families.scheme import Wrapper
+
+ROWS = (
+    Wrapper(("gemma3",), "gemma3_text"),
+    Wrapper(("glm4v",), "glm4v_text"),
+    Wrapper(("glmasr",), "llama"),
+    Wrapper(("hunyuan_vl",), "hunyuan_vl_text"),
+    Wrapper(("llava", "llava_next", "voxtral"), "llama"),
+    Wrapper(("mistral3",), "mistral"),
+    Wrapper(("internvl",), "qwen2"),
+)

@@ -1,1 +1,0 @@
-"""Parts of language models: what they read of a configuration, and the graph they make."""

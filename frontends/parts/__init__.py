@@ -1,0 +1,1 @@
+"""Parts of language models: what each reads of a configuration, the tensors it is stored in, and the graph it makes."""

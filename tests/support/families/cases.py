@@ -151,6 +151,7 @@ MULTIPLIERS = {
     "residual_multiplier": 0.4,
     "attention_multiplier": 0.35,
 }
+PLAIN = {"hidden_act": "silu", "rms_norm_eps": 0.01}
 MINICPM = {"scale_emb": 3.0, "scale_depth": 1.4, "dim_model_base": 160}
 FALCON = ("intermediate_size", "num_key_value_heads")
 GEMMA = {"head_dim": 24, "query_pre_attn_scalar": 20, "sliding_window": 8, "num_hidden_layers": 4}
@@ -333,12 +334,12 @@ DENSE: dict[str, Case] = {
         ),
         "hub",
     ),
-    "minicpm": Case("minicpm", _with(MINICPM, tie_word_embeddings=True, rms_norm_eps=1e-5), "hub", reader="plain"),
+    "minicpm": Case("minicpm", _with(PLAIN, MINICPM, tie_word_embeddings=True), "hub", reader="plain"),
     "minicpm_longrope": Case(
         "minicpm",
         _with(
+            PLAIN,
             MINICPM,
-            rms_norm_eps=1e-5,
             max_position_embeddings=64,
             rope_scaling={
                 "rope_type": "longrope",
@@ -364,12 +365,12 @@ DENSE: dict[str, Case] = {
             ),
         ),
     ),
-    "internlm2": Case("internlm2", _with(bias=False, rms_norm_eps=1e-5), "hub", reader="plain"),
+    "internlm2": Case("internlm2", _with(PLAIN, bias=False), "hub", reader="plain"),
     "internlm2_dynamic_bias": Case(
         "internlm2",
         _with(
+            PLAIN,
             bias=True,
-            rms_norm_eps=1e-5,
             rope_theta=1e6,
             max_position_embeddings=32,
             rope_scaling={"type": "dynamic", "factor": 2.0},
@@ -379,7 +380,7 @@ DENSE: dict[str, Case] = {
     ),
     "baichuan": Case(
         "baichuan",
-        _with(rms_norm_eps=1e-6, without=("num_key_value_heads",)),
+        _with(PLAIN, without=("num_key_value_heads",)),
         "hub",
         reader="plain",
     ),
@@ -395,7 +396,7 @@ DENSE: dict[str, Case] = {
             "multi_query_attention": True,
             "multi_query_group_num": 2,
             "seq_length": 64,
-            "layernorm_epsilon": 1e-5,
+            "layernorm_epsilon": 0.01,
             "add_qkv_bias": True,
             "add_bias_linear": False,
             "rmsnorm": True,
@@ -419,7 +420,7 @@ DENSE: dict[str, Case] = {
             "multi_query_attention": True,
             "multi_query_group_num": 1,
             "seq_length": 64,
-            "layernorm_epsilon": 1.5625e-7,
+            "layernorm_epsilon": 0.02,
             "add_qkv_bias": True,
             "add_bias_linear": False,
             "rmsnorm": True,
@@ -647,7 +648,9 @@ EXPERT_MODELS: dict[str, Case] = {
     "qwen3_5_moe": Case(
         "qwen3_5_moe",
         {
-            "text_config": _with(SHARED, DELTA, head_dim=32),
+            "text_config": _with(
+                SHARED, DELTA, head_dim=32, num_hidden_layers=2, layer_types=["linear_attention", "full_attention"]
+            ),
             "vision_config": QWEN_EYES,
             "image_token_id": 310,
             "video_token_id": 311,
@@ -713,7 +716,7 @@ EXPERT_MODELS: dict[str, Case] = {
             topk_group=1,
             n_shared_experts=1,
             routed_scaling_factor=2.827,
-            rms_norm_eps=1e-5,
+            rms_norm_eps=0.01,
             rope_parameters=_rope(
                 "yarn",
                 50000.0,
@@ -861,7 +864,7 @@ REFUSED: dict[str, Case] = {
     ),
     "baichuan_13b": Case(
         "baichuan",
-        _with(rms_norm_eps=1e-6, model_max_length=64, without=("num_key_value_heads", "max_position_embeddings")),
+        _with(PLAIN, model_max_length=64, without=("num_key_value_heads", "max_position_embeddings")),
         "hub",
         reader="plain",
         computable=False,

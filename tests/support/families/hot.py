@@ -41,12 +41,12 @@ def _values(rng: np.random.Generator, name: str, shape: tuple[int, ...], first: 
         return rng.normal(0.0, 0.5, shape)
     if _is_norm(own) and leaf == "weight":
         centre = 1.0 if first is None else round(float(first.float().mean()))
-        low, high = (-0.1, 1.0) if own[0] in "qk" or "query" in own or "key" in own else (-0.6, 0.9)
+        low, high = (-0.3, 0.6) if own[0] in "qk" or "query" in own or "key" in own else (-0.6, 0.9)
         return centre + rng.uniform(low, high, shape)
     if len(shape) == 1:
         return rng.normal(0.0, 0.5, shape)
     if "embed" in own or own in ("wte", "wpe", "embedding"):
-        return rng.normal(0.0, 0.5, shape)
+        return rng.normal(0.0, 0.8, shape)
     gain = _gain(own, leaf)
     return rng.normal(0.0, gain / min(shape[-1], shape[-2]) ** 0.5, shape)
 
@@ -59,7 +59,9 @@ def _gain(own: str, leaf: str) -> float:
     if own in ("lm_head", "output", "output_layer", "embed_out"):
         return 3.0
     if own in ("q_proj", "k_proj", "qkv_proj", "query_key_value", "wqkv", "W_pack", "q_b_proj"):
-        return 1.5
+        return 1.2
     if own in ("gate", "router", "wg") or own == "layer":
         return 2.0
+    if own == "out_proj":
+        return 0.6
     return 1.1

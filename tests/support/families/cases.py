@@ -7,13 +7,13 @@ beyond them counts too.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 LENGTHS = (5, 23, 40)
 """Prompt lengths that goldens are made for, in this order: some ropes keep the frequencies of the longest one seen."""
 
-Spelling = Literal["saved", "hub"]
+Spelling = Literal["saved", "hub", "terse"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Case:
         model_type: what ``config.json`` says.
         config: settings for the configuration class, or for `tests.support.families.plain`.
         spelling: ``saved``: files as ``save_pretrained`` of `transformers` 5 writes them, float32; ``hub``: as released
-            checkpoints have them, with the older keys and bfloat16.
+            checkpoints have them, with the older keys and bfloat16; ``terse``: as saved, without the keys that the
+            configuration class would fill in alike, with its own epsilon, and embeddings so small that this matters.
         reader: which class of `transformers` computes it: ``causal``, ``picture``, ``any``; or ``plain``.
         lengths: prompt lengths.
         reads_as: model type that the reference knows the configuration by, where it has no such type.
@@ -150,6 +151,22 @@ MULTIPLIERS = {
     "logits_scaling": 0.6,
     "residual_multiplier": 0.4,
     "attention_multiplier": 0.35,
+}
+CHATGLM = {
+    "add_bias_linear": False,
+    "add_qkv_bias": True,
+    "apply_query_key_layer_scaling": True,
+    "apply_residual_connection_post_layernorm": False,
+    "attention_dropout": 0.0,
+    "attention_softmax_in_fp32": True,
+    "bias_dropout_fusion": True,
+    "fp32_residual_connection": False,
+    "hidden_dropout": 0.0,
+    "multi_query_attention": True,
+    "original_rope": True,
+    "post_layer_norm": True,
+    "rmsnorm": True,
+    "use_cache": True,
 }
 PLAIN = {"hidden_act": "silu", "rms_norm_eps": 0.01}
 MINICPM = {"scale_emb": 3.0, "scale_depth": 1.4, "dim_model_base": 160}
@@ -383,26 +400,27 @@ DENSE: dict[str, Case] = {
         _with(PLAIN, without=("num_key_value_heads",)),
         "hub",
         reader="plain",
+        hub={
+            "architectures": ["BaichuanForCausalLM"],
+            "auto_map": {"AutoConfig": "configuration_baichuan.BaichuanConfig"},
+            "model_max_length": 128,
+            "tokenizer_class": "BaichuanTokenizer",
+            "use_cache": True,
+        },
     ),
     "chatglm": Case(
         "chatglm",
         {
+            **CHATGLM,
             "num_layers": 2,
             "padded_vocab_size": 320,
             "hidden_size": 64,
             "ffn_hidden_size": 96,
             "kv_channels": 16,
             "num_attention_heads": 4,
-            "multi_query_attention": True,
             "multi_query_group_num": 2,
             "seq_length": 64,
             "layernorm_epsilon": 0.01,
-            "add_qkv_bias": True,
-            "add_bias_linear": False,
-            "rmsnorm": True,
-            "post_layer_norm": True,
-            "apply_residual_connection_post_layernorm": False,
-            "original_rope": True,
         },
         "hub",
         reader="plain",
@@ -410,6 +428,7 @@ DENSE: dict[str, Case] = {
     "chatglm_rope_ratio": Case(
         "chatglm",
         {
+            **CHATGLM,
             "num_layers": 2,
             "padded_vocab_size": 320,
             "vocab_size": 320,
@@ -417,16 +436,9 @@ DENSE: dict[str, Case] = {
             "ffn_hidden_size": 96,
             "kv_channels": 24,
             "num_attention_heads": 4,
-            "multi_query_attention": True,
             "multi_query_group_num": 1,
             "seq_length": 64,
             "layernorm_epsilon": 0.02,
-            "add_qkv_bias": True,
-            "add_bias_linear": False,
-            "rmsnorm": True,
-            "post_layer_norm": True,
-            "apply_residual_connection_post_layernorm": False,
-            "original_rope": True,
             "rope_ratio": 500,
         },
         "hub",
@@ -581,7 +593,13 @@ DENSE: dict[str, Case] = {
         "hub",
         edits=("no prefix", "masks"),
     ),
-    "gpt_neox": Case("gpt_neox", _with(rotary_pct=0.5, without=("num_key_value_heads",)), "hub"),
+    "gpt_neox": Case(
+        "gpt_neox",
+        _with(rotary_pct=0.5, without=("num_key_value_heads",)),
+        "hub",
+        edits=("rotary_pct",),
+        hub={"hidden_dropout": 0.0, "attention_dropout": 0.0},
+    ),
     "gpt_neox_serial": Case(
         "gpt_neox",
         _with(use_parallel_residual=False, attention_bias=False, without=("num_key_value_heads",)),
@@ -730,7 +748,18 @@ EXPERT_MODELS: dict[str, Case] = {
         ),
         "hub",
         reads_as="deepseek_v3",
-        hub={"scoring_func": "sigmoid", "topk_method": "noaux_tc", "ep_size": 1, "moe_layer_freq": 1, "seq_aux": True},
+        hub={
+            "architectures": ["DeepseekV3ForCausalLM"],
+            "auto_map": {"AutoConfig": "configuration_deepseek.DeepseekV3Config"},
+            "aux_loss_alpha": 0.001,
+            "ep_size": 1,
+            "moe_layer_freq": 1,
+            "num_nextn_predict_layers": 0,
+            "pretraining_tp": 1,
+            "scoring_func": "sigmoid",
+            "seq_aux": True,
+            "topk_method": "noaux_tc",
+        },
     ),
     "hunyuan_v1_moe": Case("hunyuan_v1_moe", _with(head_dim=16, num_experts=4, moe_topk=2)),
     "hunyuan_v1_moe_hub": Case(
@@ -831,6 +860,31 @@ EXPERT_MODELS: dict[str, Case] = {
             rope_parameters=_rope(partial_rotary_factor=0.5),
         ),
     ),
+    "minimax_m2_hub": Case(
+        "minimax_m2",
+        _with(
+            num_local_experts=6,
+            num_experts_per_tok=2,
+            head_dim=24,
+            rope_parameters=_rope(theta=5e6, partial_rotary_factor=0.5),
+        ),
+        "hub",
+        edits=("rotary_dim",),
+        hub={
+            "attn_type_list": [1, 1],
+            "layernorm_full_attention_beta": 1.0,
+            "mlp_intermediate_size": 96,
+            "mtp_transformer_layers": 1,
+            "num_mtp_modules": 3,
+            "qk_norm_type": "per_layer",
+            "scoring_func": "sigmoid",
+            "shared_intermediate_size": 0,
+            "shared_moe_mode": "sigmoid",
+            "use_mtp": True,
+            "use_qk_norm": True,
+            "use_routing_bias": True,
+        },
+    ),
     "phimoe": Case(
         "phimoe",
         _with(num_local_experts=4, num_experts_per_tok=2, attention_bias=True, lm_head_bias=True, sliding_window=None),
@@ -872,4 +926,14 @@ REFUSED: dict[str, Case] = {
 }
 """Models of these types that need something which is not there: never silently compiled as something else."""
 
-CASES: dict[str, Case] = {**DENSE, **EXPERT_MODELS, **REFUSED}
+
+def _terse() -> dict[str, Case]:
+    """The first case of each model type that `transformers` knows, with the fewest keys."""
+    first: dict[str, Case] = {}
+    for case in (*DENSE.values(), *EXPERT_MODELS.values()):
+        if case.reader != "plain" and not case.reads_as:
+            first.setdefault(case.model_type, case)
+    return {f"{kind}_terse": replace(case, spelling="terse", drop=(), hub={}, edits=()) for kind, case in first.items()}
+
+
+CASES: dict[str, Case] = {**DENSE, **EXPERT_MODELS, **_terse(), **REFUSED}

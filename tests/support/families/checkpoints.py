@@ -13,11 +13,10 @@ import numpy as np
 from tests.support.checkpoints import write_tokenizer, write_weights
 from tests.support.families.cases import CASES, Case
 from tests.support.families.hot import hot
-from tests.support.families.released import respell, write_config
+from tests.support.families.released import EPS_KEYS, make_terse, respell, write_config
 
 EPS = 0.01
 """The number in every norm's root: so large that it matters where it comes from."""
-EPS_KEYS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps")
 
 TOWERS = re.compile(r"(^|\.)(visual|vision_tower|vit|audio_tower|multi_modal_projector)\.")
 """Names of tensors of the parts that see and hear; they play no part for text and keep their first values."""
@@ -96,6 +95,9 @@ def _by_transformers(folder: Path, name: str, case: Case) -> Golden:
             write_config(folder, config)
         else:
             model = read_model(folder, case)
+    if case.spelling == "terse":
+        make_terse(folder)
+        model = read_model(folder, case)
     ids = prompts(case)
     with torch.no_grad():
         logits = tuple(model(input_ids=torch.from_numpy(one), use_cache=False).logits[0].numpy() for one in ids)
@@ -141,6 +143,8 @@ def build_model(name: str, case: Case, **changes: Any) -> Any:
         for key, value in (*model.named_parameters(), *buffers):
             if not TOWERS.search(key):
                 value.copy_(torch.from_numpy(hot(key, tuple(value.shape), first=value)))
+        if case.spelling == "terse" and model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
+            model.get_input_embeddings().weight.mul_(1 / 256)
     model.tie_weights()
     return model
 

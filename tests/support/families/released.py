@@ -14,6 +14,7 @@ import numpy as np
 from tests.support.checkpoints import write_weights
 from tests.support.families.cases import Case
 
+EPS_KEYS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps")
 Tensors = dict[str, np.ndarray]
 Config = dict[str, Any]
 
@@ -34,6 +35,38 @@ def respell(folder: Path, case: Case) -> None:
         config, tensors = EDITS[name](config, tensors)
     write_config(folder, config)
     write_weights(folder, {name: array.astype(ml_dtypes.bfloat16) for name, array in tensors.items()})
+
+
+def make_terse(folder: Path) -> None:
+    """Take every key out of ``config.json`` that the reference's class fills in alike, and the epsilon of norms."""
+    config = json.loads((folder / "config.json").read_text())
+    at = "text_config" if isinstance(config.get("text_config"), dict) else ""
+    parts = (config[at], config) if at else (config,)
+    for part in parts:
+        for key in EPS_KEYS:
+            part.pop(key, None)
+    write_config(folder, config)
+    full = _read(folder)
+    for part in parts:
+        for key in [key for key in part if key not in ("model_type", at)]:
+            kept = part.pop(key)
+            write_config(folder, config)
+            if _read(folder) != full:
+                part[key] = kept
+    write_config(folder, config)
+
+
+def _read(folder: Path) -> str:
+    """What the reference reads in a configuration, but for what only names things; its complaint where it refuses."""
+    from transformers import AutoConfig
+
+    try:
+        found = AutoConfig.from_pretrained(folder).to_dict()
+    except Exception as error:
+        return str(error)
+    return json.dumps(
+        {key: value for key, value in found.items() if key != "architectures"}, sort_keys=True, default=str
+    )
 
 
 # ---- the configuration ----
@@ -107,6 +140,20 @@ def _xdrope(config: Config, tensors: Tensors) -> tuple[Config, Tensors]:
     return {**config, "rope_scaling": record}, tensors
 
 
+def _rotary_pct(config: Config, tensors: Tensors) -> tuple[Config, Tensors]:
+    """The rope of GPT-NeoX as its releases call it."""
+    share, base = config.pop("partial_rotary_factor"), config.pop("rope_theta")
+    del config["rope_scaling"]
+    return {**config, "rotary_pct": share, "rotary_emb_base": base}, tensors
+
+
+def _rotary_dim(config: Config, tensors: Tensors) -> tuple[Config, Tensors]:
+    """The turned part of a head as a number of its elements."""
+    share = config.pop("partial_rotary_factor")
+    del config["rope_scaling"]
+    return {**config, "rotary_dim": int(share * config["head_dim"])}, tensors
+
+
 def _stacked_experts(config: Config, tensors: Tensors) -> tuple[Config, Tensors]:
     """The matrices of all experts of a layer as one tensor, gate and up together."""
     stacked: Tensors = {}
@@ -139,6 +186,8 @@ EDITS: dict[str, Callable[[Config, Tensors], tuple[Config, Tensors]]] = {
     "frequencies": _frequencies,
     "flat": _flat,
     "xdrope": _xdrope,
+    "rotary_pct": _rotary_pct,
+    "rotary_dim": _rotary_dim,
     "stacked experts": _stacked_experts,
     "next tokens": _next_tokens,
 }

@@ -50,7 +50,7 @@ def make(folder: Path, name: str, *, tokenizer: bool = False) -> Golden:
     """
     case = CASES[name]
     folder.mkdir(parents=True, exist_ok=True)
-    golden = _plain(folder, name, case) if case.reader == "plain" else _by_transformers(folder, name, case)
+    golden = _plain(folder, case) if case.reader == "plain" else _by_transformers(folder, case)
     if tokenizer:
         write_tokenizer(folder, 320)
     return golden
@@ -81,10 +81,10 @@ def prompts(case: Case, vocab: int = 300) -> tuple[np.ndarray, ...]:
 # ---- models of transformers ----
 
 
-def _by_transformers(folder: Path, name: str, case: Case) -> Golden:
+def _by_transformers(folder: Path, case: Case) -> Golden:
     import torch
 
-    model = build_model(name, case)
+    model = build_model(case)
     model.save_pretrained(folder)
     if case.spelling == "hub":
         respell(folder, case)
@@ -117,20 +117,20 @@ def model_class(case: Case) -> Any:
     }[case.reader]
 
 
-def build_model(name: str, case: Case, **changes: Any) -> Any:
+def build_model(case: Case, folder: Path | None = None) -> Any:
     """A model of the reference with hot weights that bfloat16 can hold.
 
     Args:
-        name: seed of the weights.
         case: what to build.
-        changes: keys of the configuration to change.
+        folder: where its configuration stands; None takes that of the case.
     """
     import torch
     from transformers import AutoConfig
 
-    settings = AutoConfig.for_model(
-        case.reads_as or case.model_type, **json.loads(json.dumps({**case.config, **changes}))
-    )
+    if folder is None:
+        settings = AutoConfig.for_model(case.reads_as or case.model_type, **json.loads(json.dumps(case.config)))
+    else:
+        settings = AutoConfig.from_pretrained(folder)
     text = settings.get_text_config()
     for key in EPS_KEYS:
         if hasattr(text, key):
@@ -168,7 +168,7 @@ def read_model(folder: Path, case: Case) -> Any:
 # ---- models that transformers has no code for ----
 
 
-def _plain(folder: Path, name: str, case: Case) -> Golden:
+def _plain(folder: Path, case: Case) -> Golden:
     import ml_dtypes
     import torch
 

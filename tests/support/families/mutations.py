@@ -101,7 +101,7 @@ def _branches(value: Any) -> bool:
 
 
 def _is_spec(value: Any) -> bool:
-    return type(value).__name__ in ("Product", "When", "Key", "First")
+    return type(value).__name__ in ("Product", "Quotient", "When", "Given", "Constant")
 
 
 def _default_of(owner: type, field: str) -> list[Any]:

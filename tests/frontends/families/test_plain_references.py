@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.support.families.hot import hot
-from tests.support.families.plain import PLAIN
+from tests.support.families.plain import plain_logits, plain_shapes
 
 SIZES = {
     "vocab_size": 96,
@@ -98,6 +98,7 @@ CHATGLM = {
     "ffn_hidden_size": 80,
     "kv_channels": 16,
     "num_attention_heads": 4,
+    "multi_query_attention": True,
     "multi_query_group_num": 2,
     "layernorm_epsilon": 0.01,
     "add_qkv_bias": True,
@@ -150,8 +151,7 @@ def test_equals_a_known_model(title: str) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     kind, config, known, known_config, rearranged = CASES[title]
-    shapes_of, logits_of = PLAIN[kind]
-    weights = {name: torch.from_numpy(hot(name, shape)) for name, shape in shapes_of(config).items()}
+    weights = {name: torch.from_numpy(hot(name, shape)) for name, shape in plain_shapes(kind, config).items()}
     settings = AutoConfig.for_model(known, **known_config)
     model = AutoModelForCausalLM.from_config(settings, attn_implementation="eager").eval()
     model.load_state_dict(rearranged(weights), strict=True)
@@ -159,6 +159,6 @@ def test_equals_a_known_model(title: str) -> None:
         ids = torch.from_numpy(np.random.default_rng(length).integers(0, 96, length))
         with torch.no_grad():
             expected = model(ids[None], use_cache=False).logits[0].numpy()
-        found = logits_of(config, weights, ids).numpy()
+        found = plain_logits(kind, config, weights, ids).numpy()
         assert np.abs(expected).max() > 5
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)

@@ -69,6 +69,11 @@ def _with(*parts: Mapping[str, Any], without: tuple[str, ...] = (), **more: Any)
     return {key: value for key, value in settings.items() if key not in without}
 
 
+def _few(**more: Any) -> dict[str, Any]:
+    keys = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    return {**{key: BASE[key] for key in keys}, **more}
+
+
 def _rope(kind: str = "default", theta: float = 10000.0, **more: Any) -> dict[str, Any]:
     return {"rope_theta": theta, "rope_type": kind, **more}
 
@@ -170,6 +175,17 @@ CHATGLM = {
 }
 PLAIN = {"hidden_act": "silu", "rms_norm_eps": 0.01}
 MINICPM = {"scale_emb": 3.0, "scale_depth": 1.4, "dim_model_base": 160}
+GPTJ = {
+    "vocab_size": 320,
+    "n_embd": 64,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 64,
+    "rotary_dim": 8,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "tie_word_embeddings": False,
+}
 FALCON = ("intermediate_size", "num_key_value_heads")
 GEMMA = {"head_dim": 24, "query_pre_attn_scalar": 20, "sliding_window": 8, "num_hidden_layers": 4}
 HUNYUAN_ROPE = _rope("dynamic", alpha=1000.0, factor=1.0)
@@ -182,9 +198,22 @@ DENSE: dict[str, Case] = {
         "hub",
         drop=("layer_types",),
     ),
+    "qwen2_window_off": Case(
+        "qwen2",
+        _with(),
+        "hub",
+        drop=("layer_types",),
+        hub={"use_sliding_window": False, "sliding_window": 4, "max_window_layers": 1},
+    ),
     "qwen2_yarn": Case("qwen2", _with(rope_parameters=YARN), "hub"),
     "qwen3": Case("qwen3", _with(head_dim=24)),
     "qwen3_yarn_bias": Case("qwen3", _with(head_dim=24, attention_bias=True, rope_parameters=YARN), "hub"),
+    "qwen3_windows": Case(
+        "qwen3",
+        _with(head_dim=16, use_sliding_window=True, sliding_window=7, max_window_layers=1),
+        "hub",
+        drop=("layer_types",),
+    ),
     "llama_llama3": Case("llama", _with(rope_parameters=LLAMA3), "hub", edits=("frequencies",)),
     "llama_linear_biases": Case(
         "llama", _with(attention_bias=True, mlp_bias=True, rope_parameters=_rope("linear", factor=4.0))
@@ -205,6 +234,9 @@ DENSE: dict[str, Case] = {
         "hub",
     ),
     "seed_oss": Case("seed_oss", _with(head_dim=24, attention_bias=True, attention_out_bias=False)),
+    "seed_oss_biases": Case(
+        "seed_oss", _with(head_dim=16, attention_bias=False, attention_out_bias=True, mlp_bias=True), "hub"
+    ),
     "mistral_window": Case("mistral", _with(sliding_window=9, head_dim=24)),
     "mistral_plain": Case("mistral", _with(sliding_window=None), "hub"),
     "ministral3": Case(
@@ -226,6 +258,21 @@ DENSE: dict[str, Case] = {
             ),
         ),
     ),
+    "ministral3_window": Case(
+        "ministral3",
+        _with(
+            head_dim=16,
+            sliding_window=9,
+            rope_parameters=_rope(
+                "yarn", 1e6, factor=4.0, original_max_position_embeddings=16, mscale=1.0, mscale_all_dim=1.0
+            )
+            | {"max_position_embeddings": 64, "beta_fast": 32.0, "beta_slow": 1.0, "llama_4_scaling_beta": 0.2},
+        ),
+    ),
+    "arcee": Case("arcee", _with(rope_parameters=YARN)),
+    "arcee_biases": Case("arcee", _with(attention_bias=True, mlp_bias=True, head_dim=24), "hub"),
+    "helium": Case("helium", _with(head_dim=16)),
+    "helium_biases": Case("helium", _with(head_dim=16, attention_bias=True, mlp_bias=True), "hub"),
     "gemma": Case("gemma", _with(head_dim=24)),
     "gemma_tied": Case("gemma", _with(head_dim=24, num_key_value_heads=1, tie_word_embeddings=True), "hub"),
     "gemma2": Case("gemma2", _with(GEMMA, attn_logit_softcapping=5.0, final_logit_softcapping=10.0)),
@@ -252,6 +299,18 @@ DENSE: dict[str, Case] = {
         "hub",
         drop=("layer_types", "_sliding_window_pattern"),
         hub={"sliding_window_pattern": 2},
+    ),
+    "gemma3_text_capped": Case(
+        "gemma3_text",
+        _with(GEMMA, final_logit_softcapping=6.0, attention_bias=True, sliding_window_pattern=2),
+        "hub",
+        drop=("layer_types", "_sliding_window_pattern"),
+        hub={
+            "sliding_window_pattern": 2,
+            "rope_theta": 5000.0,
+            "rope_local_base_freq": 300.0,
+            "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+        },
     ),
     "gemma3": Case(
         "gemma3",
@@ -282,6 +341,7 @@ DENSE: dict[str, Case] = {
             ),
         ),
         "hub",
+        edits=("su",),
     ),
     "phi3_longrope_long": Case(
         "phi3",
@@ -296,11 +356,11 @@ DENSE: dict[str, Case] = {
         ),
     ),
     "phi": Case("phi", _with(partial_rotary_factor=0.5, hidden_act="gelu_new")),
-    "phi_query_norms": Case("phi", _with(partial_rotary_factor=0.5, qk_layernorm=True), "hub"),
+    "phi_query_norms": Case("phi", _with(partial_rotary_factor=0.25, qk_layernorm=True), "hub"),
     "glm": Case("glm", _with(head_dim=16, attention_bias=True)),
-    "glm_hub": Case("glm", _with(head_dim=16, attention_bias=True, partial_rotary_factor=0.5), "hub"),
+    "glm_hub": Case("glm", _with(head_dim=16, attention_bias=True, partial_rotary_factor=0.25), "hub"),
     "glm4": Case("glm4", _with(head_dim=16, attention_bias=True)),
-    "glm4_plain": Case("glm4", _with(head_dim=16, attention_bias=False, partial_rotary_factor=0.5), "hub"),
+    "glm4_plain": Case("glm4", _with(head_dim=16, attention_bias=False, partial_rotary_factor=1.0), "hub"),
     "glm4v": Case(
         "glm4v",
         {
@@ -444,6 +504,44 @@ DENSE: dict[str, Case] = {
         "hub",
         reader="plain",
     ),
+    "internlm2_few_keys": Case(
+        "internlm2", _few(num_key_value_heads=2, max_position_embeddings=64), "terse", reader="plain"
+    ),
+    "baichuan_few_keys": Case("baichuan", _few(max_position_embeddings=64), "terse", reader="plain"),
+    "minicpm_few_keys": Case("minicpm", _few(scale_emb=2.0, dim_model_base=64), "terse", reader="plain"),
+    "chatglm_biases": Case(
+        "chatglm",
+        {
+            **CHATGLM,
+            "add_bias_linear": True,
+            "add_qkv_bias": False,
+            "num_layers": 2,
+            "padded_vocab_size": 320,
+            "hidden_size": 64,
+            "ffn_hidden_size": 96,
+            "kv_channels": 16,
+            "num_attention_heads": 4,
+            "multi_query_group_num": 2,
+            "seq_length": 64,
+            "layernorm_epsilon": 0.01,
+        },
+        "hub",
+        reader="plain",
+    ),
+    "chatglm_few_keys": Case(
+        "chatglm",
+        {
+            "num_layers": 2,
+            "padded_vocab_size": 320,
+            "hidden_size": 64,
+            "ffn_hidden_size": 96,
+            "kv_channels": 16,
+            "num_attention_heads": 4,
+            "seq_length": 64,
+        },
+        "terse",
+        reader="plain",
+    ),
     "hunyuan_v1_dense": Case("hunyuan_v1_dense", _with(head_dim=24, rope_parameters=HUNYUAN_ROPE), "hub"),
     "hunyuan_v1_dense_plain": Case("hunyuan_v1_dense", _with(head_dim=16)),
     "hunyuan_vl": Case(
@@ -500,7 +598,17 @@ DENSE: dict[str, Case] = {
         "hub",
     ),
     "smollm3": Case("smollm3", _with(num_hidden_layers=4, no_rope_layer_interval=2)),
-    "smollm3_listed": Case("smollm3", _with(num_hidden_layers=3, no_rope_layers=[1, 0, 1], attention_bias=True), "hub"),
+    "smollm3_listed": Case(
+        "smollm3",
+        _with(
+            num_hidden_layers=3,
+            no_rope_layers=[1, 0, 1],
+            attention_bias=True,
+            mlp_bias=True,
+            rope_parameters=_rope(theta=300.0),
+        ),
+        "hub",
+    ),
     "exaone4": Case("exaone4", _with(num_hidden_layers=4, sliding_window=8, sliding_window_pattern=4, head_dim=16)),
     "exaone4_no_window": Case(
         "exaone4", _with(sliding_window=None, layer_types=["full_attention"] * 2, head_dim=16), "hub"
@@ -566,7 +674,7 @@ DENSE: dict[str, Case] = {
         "hub",
     ),
     "nemotron": Case("nemotron", _with(head_dim=24)),
-    "nemotron_biases": Case("nemotron", _with(attention_bias=True, mlp_bias=True, partial_rotary_factor=0.5), "hub"),
+    "nemotron_biases": Case("nemotron", _with(attention_bias=True, mlp_bias=True, partial_rotary_factor=0.25), "hub"),
     "gpt2": Case(
         "gpt2",
         {
@@ -593,16 +701,23 @@ DENSE: dict[str, Case] = {
         "hub",
         edits=("no prefix", "masks"),
     ),
+    "gptj": Case("gptj", GPTJ),
+    "gptj_hub": Case("gptj", {**GPTJ, "rotary_dim": 16, "n_inner": 96}, "hub"),
     "gpt_neox": Case(
         "gpt_neox",
-        _with(rotary_pct=0.5, without=("num_key_value_heads",)),
+        _with(rotary_pct=0.75, rotary_emb_base=500, without=("num_key_value_heads",)),
         "hub",
         edits=("rotary_pct",),
         hub={"hidden_dropout": 0.0, "attention_dropout": 0.0},
     ),
     "gpt_neox_serial": Case(
         "gpt_neox",
-        _with(use_parallel_residual=False, attention_bias=False, without=("num_key_value_heads",)),
+        _with(
+            use_parallel_residual=False,
+            attention_bias=False,
+            rope_parameters=_rope(theta=300.0, partial_rotary_factor=0.5),
+            without=("num_key_value_heads",),
+        ),
     ),
     "opt": Case(
         "opt",

@@ -262,16 +262,17 @@ def _reference(case: Case, source: Path, golden: Golden) -> tuple[str, list[np.n
 def _plain(case: Case, source: Path, golden: Golden) -> tuple[str, list[np.ndarray]]:
     import torch
 
-    from tests.support.families.plain import PLAIN
+    from tests.support.families.plain import plain_logits, plain_shapes
 
-    shapes_of, logits_of = PLAIN[case.model_type]
     config = json.loads((source / "config.json").read_text())
     try:
-        shapes = shapes_of(config)
-        if shapes != shapes_of(case.config):
+        shapes = plain_shapes(case.model_type, config)
+        if shapes != plain_shapes(case.model_type, case.config):
             return "other tensors", []
         weights = {key: torch.from_numpy(hot(key, shape)) for key, shape in shapes.items()}
-        logits = [logits_of(config, weights, torch.from_numpy(ids[0])).numpy() for ids in golden.ids]
+        logits = [
+            plain_logits(case.model_type, config, weights, torch.from_numpy(ids[0])).numpy() for ids in golden.ids
+        ]
     except Exception as error:
         return "refused", [np.array(str(error))]
     changed = max(float(np.abs(a - b).max()) for a, b in zip(logits, golden.logits, strict=True)) > CHANGED

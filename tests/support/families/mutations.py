@@ -1,8 +1,8 @@
 """Deliberate mistakes in the rows of families, and whether the goldens notice them.
 
-``python -m tests.support.families.mutations [TYPE ...]``. A mistake is one value of a row that is set to what the class of
-the row has by default, to what another row has in the same place, or to a value near its own. It is noticed when a
-checkpoint of the family is refused or computes other logits than its golden. A mistake that leaves the graphs of all
+``python -m tests.support.families.mutations [TYPE ...]``. A mistake is one value that a row states which is set to what the
+class of the row has by default, to what another row has in the same place, or to a value near its own. It is noticed when
+a checkpoint of the family is refused or computes other logits than its golden. A mistake that leaves the graphs of all
 checkpoints as they are changes nothing.
 """
 
@@ -12,7 +12,7 @@ import dataclasses
 import fnmatch
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,12 @@ from tests.support.families.cases import CASES
 from tests.support.families.checkpoints import Golden, kept
 
 Path_ = tuple[str, ...]
-LEFT_OUT = frozenset({"model_type", "types", "type", "title", "docs", "note"})
-"""Fields that say what a row is for."""
+LEFT_OUT = frozenset({"types", "fixed", "unread", "like", "ignore"})
+"""Fields that say what a row is for, and what it is not for: which keys and tensors play no part."""
+
+
+BY_ENTRY = frozenset({"defaults", "aliases"})
+"""Fields with values by key, each of which may be wrong."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,14 @@ class Outcome:
     message: str = ""
 
 
-def mutants(row: Any, rows: Iterable[Any]) -> Iterator[Mutant]:
-    """All mistakes of one row; values of other rows come from `rows`, commonest first."""
+def mutants(row: Any, rows: Iterable[Any], declared: Collection[str] = ()) -> Iterator[Mutant]:
+    """All mistakes of one row.
+
+    Args:
+        row: the row.
+        rows: all rows, from which values of other rows come, commonest first.
+        declared: keys that the family's configurations have; asking for others with the same default is no mistake.
+    """
     elsewhere: dict[tuple[type, str], Counter[str]] = {}
     values: dict[str, Any] = {}
     for other in rows:
@@ -61,11 +71,14 @@ def mutants(row: Any, rows: Iterable[Any]) -> Iterator[Mutant]:
     for owner, field, value, path in _leaves(row, ()):
         if field in LEFT_OUT:
             continue
+        default = _default_of(owner, field)
+        if default and repr(default[0]) == repr(value):
+            continue
         common = [values[text] for text, _ in elsewhere[owner, field].most_common() if text != repr(value)]
-        tried = [*_default_of(owner, field), *common[:2], *_near(value)]
+        tried = [*default, *common[:2], *_near(value)]
         seen = {repr(value)}
         for after in tried:
-            if repr(after) in seen:
+            if repr(after) in seen or _is_same(value, after, declared):
                 continue
             seen.add(repr(after))
             try:
@@ -85,10 +98,10 @@ def _leaves(node: Any, path: Path_) -> Iterator[tuple[type, str, Any, Path_]]:
     else:
         return
     for owner, field, value in items:
-        if _branches(value):
+        if _branches(value) or (field in BY_ENTRY and value):
             yield from _leaves(value, (*path, field))
         else:
-            yield owner, field, value, (*path, field)
+            yield owner, field, dict(value) if isinstance(value, Mapping) else value, (*path, field)
 
 
 def _branches(value: Any) -> bool:
@@ -110,7 +123,17 @@ def _default_of(owner: type, field: str) -> list[Any]:
     found = next(item for item in dataclasses.fields(owner) if item.name == field)
     if found.default is not dataclasses.MISSING:
         return [found.default]
-    return [] if found.default_factory is dataclasses.MISSING else [found.default_factory()]
+    if found.default_factory is dataclasses.MISSING:
+        return []
+    made = found.default_factory()
+    return [dict(made) if isinstance(made, Mapping) else made]
+
+
+def _is_same(before: Any, after: Any, declared: Collection[str]) -> bool:
+    """Alternatives of keys that no configuration of the family has, and the old value at the end."""
+    if not isinstance(after, tuple) or len(after) < 2:
+        return False
+    return after[-1] == before and not any(isinstance(key, str) and key in declared for key in after[:-1])
 
 
 def _near(value: Any) -> Iterator[Any]:
@@ -123,14 +146,6 @@ def _near(value: Any) -> Iterator[Any]:
         yield value * 1.5 if value else 1.0
     elif isinstance(value, tuple) and len(value) > 1 and not _branches(value):
         yield value[1:]
-        yield from ((*value[:-1], last) for last in _near(value[-1]))
-    elif isinstance(value, Mapping) and value:
-        for key in value:
-            yield (
-                type(value)({k: v for k, v in value.items() if k != key})
-                if isinstance(value, dict)
-                else {k: v for k, v in value.items() if k != key}
-            )
 
 
 def _with(node: Any, path: Path_, value: Any) -> Any:
@@ -162,8 +177,11 @@ class Judge:
         """
         self.model_type = model_type
         self.known: list[tuple[Path, Golden, str]] = []
+        from frontends.families.table import WRAPPERS
+
+        inner = {kind: wrapper.text for kind, wrapper in WRAPPERS.items()}
         for name, case in CASES.items():
-            if case.model_type != model_type:
+            if inner.get(case.model_type, case.model_type) != model_type:
                 continue
             source, golden = kept(folder, name)
             try:
@@ -210,6 +228,7 @@ def _digest(graph: Any) -> str:
 @click.option("--folder", type=click.Path(path_type=Path), help="Where checkpoints are kept; they are made once.")
 def main(patterns: Sequence[str], every: int, folder: Path | None) -> None:
     """Judge mistakes in the rows of some model types, or of all, and print those that nobody notices."""
+    from frontends.configuration.class_defaults import class_defaults
     from frontends.families.table import FAMILIES
 
     rows = dict(FAMILIES)
@@ -220,7 +239,9 @@ def main(patterns: Sequence[str], every: int, folder: Path | None) -> None:
         place.mkdir(parents=True, exist_ok=True)
         for name in names:
             judge = Judge(place, name, rows[name])
-            outcomes = [judge.outcome(mutant) for mutant in list(mutants(rows[name], rows.values()))[::every]]
+            declared = class_defaults(name).defaults
+            chosen = list(mutants(rows[name], rows.values(), declared))[::every]
+            outcomes = [judge.outcome(mutant) for mutant in chosen]
             counts = Counter(outcome.status for outcome in outcomes)
             total += counts
             print(f"{name}: {len(judge.known)} checkpoints, {len(outcomes)} mistakes, {dict(counts)}", flush=True)

@@ -68,6 +68,30 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
     return x.reshape(x.shape[0], heads, -1).transpose(0, 1)
 
 
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "internlm2": {"bias": True, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 2048},
+    "baichuan": {"rms_norm_eps": 1e-6},
+    "minicpm": {
+        "dim_model_base": 1,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "scale_depth": 1,
+        "scale_emb": 1,
+        "tie_word_embeddings": True,
+    },
+    "chatglm": {
+        "add_bias_linear": False,
+        "add_qkv_bias": False,
+        "layernorm_epsilon": 1e-5,
+        "multi_query_attention": False,
+        "multi_query_group_num": 1,
+        "rope_ratio": 1,
+    },
+}
+"""What the publishers' configuration classes give to absent keys."""
+
+
 def _sizes(config: Mapping[str, Any]) -> tuple[int, int, int, int, int, int]:
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     kv_heads = config.get("num_key_value_heads") or heads
@@ -97,7 +121,7 @@ def internlm2_shapes(config: Mapping[str, Any]) -> Shapes:
 def internlm2_logits(config: Mapping[str, Any], w: Weights, ids: Tensor) -> Tensor:
     """Logits [seq, vocab] of InternLM2."""
     _, _, _, heads, kv_heads, width = _sizes(config)
-    eps, length, base = config["rms_norm_eps"], len(ids), config.get("rope_theta", 10000.0)
+    eps, length, base = config["rms_norm_eps"], len(ids), config["rope_theta"]
     scaling = config.get("rope_scaling") or {}
     trained = config["max_position_embeddings"]
     if scaling.get("type") == "dynamic" and length > trained:
@@ -172,40 +196,50 @@ def chatglm_shapes(config: Mapping[str, Any]) -> Shapes:
     """Tensors of ChatGLM since its second generation."""
     vocab, hidden, inner = config["padded_vocab_size"], config["hidden_size"], config["ffn_hidden_size"]
     q = config["num_attention_heads"] * config["kv_channels"]
-    k = config["multi_query_group_num"] * config["kv_channels"]
+    k = _groups(config) * config["kv_channels"]
     shapes: Shapes = {"transformer.embedding.word_embeddings.weight": (vocab, hidden)}
     shapes["transformer.rotary_pos_emb.inv_freq"] = (config["kv_channels"] // 4,)
     for index in range(config["num_layers"]):
         at = f"transformer.encoder.layers.{index}."
         shapes[f"{at}input_layernorm.weight"] = shapes[f"{at}post_attention_layernorm.weight"] = (hidden,)
         shapes[f"{at}self_attention.query_key_value.weight"] = (q + 2 * k, hidden)
-        if config["add_qkv_bias"]:
+        if config["add_qkv_bias"] or config["add_bias_linear"]:
             shapes[f"{at}self_attention.query_key_value.bias"] = (q + 2 * k,)
-        shapes[f"{at}self_attention.dense.weight"] = (hidden, q)
-        shapes[f"{at}mlp.dense_h_to_4h.weight"] = (2 * inner, hidden)
-        shapes[f"{at}mlp.dense_4h_to_h.weight"] = (hidden, inner)
+        linears = {"self_attention.dense": (hidden, q), "mlp.dense_h_to_4h": (2 * inner, hidden)}
+        for name, (rows, columns) in {**linears, "mlp.dense_4h_to_h": (hidden, inner)}.items():
+            shapes[f"{at}{name}.weight"] = (rows, columns)
+            if config["add_bias_linear"]:
+                shapes[f"{at}{name}.bias"] = (rows,)
     shapes["transformer.encoder.final_layernorm.weight"] = (hidden,)
     return {**shapes, "transformer.output_layer.weight": (vocab, hidden)}
 
 
+def _linear(x: Tensor, w: Weights, name: str) -> Tensor:
+    return linear(x, w[f"{name}.weight"], w.get(f"{name}.bias"))
+
+
+def _groups(config: Mapping[str, Any]) -> int:
+    groups: int = config["multi_query_group_num" if config["multi_query_attention"] else "num_attention_heads"]
+    return groups
+
+
 def chatglm_logits(config: Mapping[str, Any], w: Weights, ids: Tensor) -> Tensor:
     """Logits [seq, vocab] of ChatGLM since its second generation."""
-    heads, groups, width = config["num_attention_heads"], config["multi_query_group_num"], config["kv_channels"]
+    heads, groups, width = config["num_attention_heads"], _groups(config), config["kv_channels"]
     eps, length = config["layernorm_epsilon"], len(ids)
-    angles = angles_of(frequencies_of(10000.0 * config.get("rope_ratio", 1), width // 2), length)
+    angles = angles_of(frequencies_of(10000.0 * config["rope_ratio"], width // 2), length)
     x = w["transformer.embedding.word_embeddings.weight"][ids]
     for index in range(config["num_layers"]):
         at = f"transformer.encoder.layers.{index}."
         h = rms_norm(x, w[f"{at}input_layernorm.weight"], eps)
-        at_qkv = f"{at}self_attention.query_key_value"
-        both = linear(h, w[f"{at_qkv}.weight"], w.get(f"{at_qkv}.bias"))
+        both = _linear(h, w, f"{at}self_attention.query_key_value")
         q, k, v = both.split([heads * width, groups * width, groups * width], -1)
         q, k, v = split_heads(q, heads), split_heads(k, groups), split_heads(v, groups)
         y = attend(pair_rope(q, angles), pair_rope(k, angles), v)
-        x = x + linear(y, w[f"{at}self_attention.dense.weight"])
+        x = x + _linear(y, w, f"{at}self_attention.dense")
         h = rms_norm(x, w[f"{at}post_attention_layernorm.weight"], eps)
-        gate, up = linear(h, w[f"{at}mlp.dense_h_to_4h.weight"]).chunk(2, -1)
-        x = x + linear(silu(gate) * up, w[f"{at}mlp.dense_4h_to_h.weight"])
+        gate, up = _linear(h, w, f"{at}mlp.dense_h_to_4h").chunk(2, -1)
+        x = x + _linear(silu(gate) * up, w, f"{at}mlp.dense_4h_to_h")
     return linear(
         rms_norm(x, w["transformer.encoder.final_layernorm.weight"], eps), w["transformer.output_layer.weight"]
     )
@@ -234,7 +268,7 @@ def minicpm_logits(config: Mapping[str, Any], w: Weights, ids: Tensor) -> Tensor
     """Logits [seq, vocab] of MiniCPM, its fourth generation with frequencies for long texts."""
     _, hidden, _, heads, kv_heads, width = _sizes(config)
     eps, length = config["rms_norm_eps"], len(ids)
-    frequencies, factor = frequencies_of(config.get("rope_theta", 10000.0), width), 1.0
+    frequencies, factor = frequencies_of(config["rope_theta"], width), 1.0
     if scaling := config.get("rope_scaling"):
         trained = scaling["original_max_position_embeddings"]
         factors = scaling["long_factor" if length > trained else "short_factor"]
@@ -258,16 +292,19 @@ def minicpm_logits(config: Mapping[str, Any], w: Weights, ids: Tensor) -> Tensor
     return linear(x, w.get("lm_head.weight", w["model.embed_tokens.weight"]))
 
 
-PLAIN: dict[
-    str,
-    tuple[
-        Callable[[Mapping[str, Any]], Shapes],
-        Callable[[Mapping[str, Any], Weights, Tensor], Tensor],
-    ],
-] = {
+_FAMILIES: dict[str, tuple[Callable[..., Shapes], Callable[..., Tensor]]] = {
     "internlm2": (internlm2_shapes, internlm2_logits),
     "baichuan": (baichuan_shapes, baichuan_logits),
     "chatglm": (chatglm_shapes, chatglm_logits),
     "minicpm": (minicpm_shapes, minicpm_logits),
 }
-"""Shapes and logits by model type."""
+
+
+def plain_shapes(model_type: str, config: Mapping[str, Any]) -> Shapes:
+    """Names and shapes of the tensors of a model."""
+    return _FAMILIES[model_type][0]({**DEFAULTS[model_type], **config})
+
+
+def plain_logits(model_type: str, config: Mapping[str, Any], weights: Weights, ids: Tensor) -> Tensor:
+    """Logits float32[seq, vocab] of a model for ids int64[seq]."""
+    return _FAMILIES[model_type][1]({**DEFAULTS[model_type], **config}, weights, ids)

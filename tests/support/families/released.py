@@ -144,7 +144,13 @@ def _rotary_pct(config: Config, tensors: Tensors) -> tuple[Config, Tensors]:
     """The rope of GPT-NeoX as its releases call it."""
     share, base = config.pop("partial_rotary_factor"), config.pop("rope_theta")
     del config["rope_scaling"]
-    return {**config, "rotary_pct": share, "rotary_emb_base": base}, tensors
+    return {**config, "rotary_pct": share, "rotary_emb_base": int(base)}, tensors
+
+
+def _su(config: Config, tensors: Tensors) -> tuple[Config, Tensors]:
+    """The first name of the rope of Phi-3 for long texts."""
+    record = {key: value for key, value in config["rope_scaling"].items() if key != "rope_type"}
+    return {**config, "rope_scaling": {**record, "type": "su"}}, tensors
 
 
 def _rotary_dim(config: Config, tensors: Tensors) -> tuple[Config, Tensors]:
@@ -188,6 +194,7 @@ EDITS: dict[str, Callable[[Config, Tensors], tuple[Config, Tensors]]] = {
     "xdrope": _xdrope,
     "rotary_pct": _rotary_pct,
     "rotary_dim": _rotary_dim,
+    "su": _su,
     "stacked experts": _stacked_experts,
     "next tokens": _next_tokens,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import backends.contract as c
@@ -11,7 +12,7 @@ from backends.version import compiler_version
 from ir.base.types import Dim, TensorType
 from ir.facts.calibration import Calibration
 from ir.facts.free_tensors import FreeTensor, FreeTensors
-from ir.facts.model_card import ModelCard, SourceFile
+from ir.facts.model_card import AdapterCard, ModelCard, SourceFile
 from ir.facts.precision import PrecisionPlan
 from ir.facts.raised import Raised
 from ir.graph.graph import Graph, Value
@@ -35,6 +36,20 @@ def model(card: ModelCard) -> c.Model:
         vocab=card.vocab_size,
         max_position=card.context,
         parameters=card.parameters,
+        adapters=tuple(_adapter(item) for item in card.adapters),
+    )
+
+
+def _adapter(card: AdapterCard) -> c.Adapter:
+    """An adapter as contracts tell of it: by its name, and not by where it lay on this machine."""
+    folder = Path(card.folder)
+    return c.Adapter(
+        name=folder.name if Path(card.name).expanduser().is_dir() else card.name,
+        weight=card.weight,
+        base=card.base,
+        rank=card.rank,
+        tensors=card.tensors,
+        files=tuple(c.AdapterFile(file=name, digest=digest) for name, digest in card.digests.items()),
     )
 
 

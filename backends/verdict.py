@@ -102,7 +102,13 @@ Implementation = Callable[[Sequence[Sequence[int]]], Original]
 
 def transformers_of(folder: Path, card: ModelCard) -> Implementation:
     """The original implementation of a checkpoint, as something to compare with."""
-    return partial(original_logits, folder, parameters=card.parameters or 0, vocabulary=card.vocab_size or 0)
+    return partial(
+        original_logits,
+        folder,
+        parameters=card.parameters or 0,
+        vocabulary=card.vocab_size or 0,
+        adapters=card.adapters,
+    )
 
 
 def compare_reading(

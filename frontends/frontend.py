@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,7 +26,8 @@ class Frontend:
 
     Attributes:
         suffixes: endings of the files that it reads, such as ``(".edges",)``.
-        options: keyword arguments that `locate` and `load` take: ``revision``, ``free``, ``base``.
+        options: keyword arguments that `locate` and `load` take: ``revision``, ``lora``, ``free``,
+            ``base``.
     """
 
     suffixes: tuple[str, ...] = ()
@@ -119,7 +121,7 @@ class OnnxFile(Frontend):
 class CheckpointFolder(Frontend):
     """A Hugging Face checkpoint: a folder, or the name of a repository on the hub."""
 
-    options = frozenset({"revision"})
+    options = frozenset({"revision", "lora"})
 
     def recognises(self, source: str) -> bool:
         """Every folder, and names ``owner/name`` that are no path."""
@@ -137,15 +139,19 @@ class CheckpointFolder(Frontend):
         """The checkpoint itself: one without is told so."""
         return path
 
-    def load(self, path: str, *, revision: str | None = None, **options: Any) -> Graph:
-        """Read a checkpoint: a folder or a hub name."""
+    def load(
+        self, path: str, *, revision: str | None = None, lora: Sequence[tuple[str, float]] = (), **options: Any
+    ) -> Graph:
+        """Read a checkpoint: a folder or a hub name; `lora` names adapters that are merged into it, and their weights."""
         from frontends.checkpoint.load import load
 
-        return load(path, revision=revision)
+        return load(path, revision=revision, lora=lora)
 
 
 class TorchExport(CheckpointFolder):
     """A checkpoint as torch exports the model that ``transformers`` builds of it; only when it is asked for."""
+
+    options = frozenset({"revision"})
 
     def recognises(self, source: str) -> bool:
         """Nothing: checkpoints are read by `CheckpointFolder`."""

@@ -19,6 +19,8 @@ from backends.contract.file_checks import check_files
 from backends.contract.records import (
     CONTRACT_VERSION,
     DTYPES,
+    Adapter,
+    AdapterFile,
     Calibration,
     Chat,
     ChatRun,
@@ -65,6 +67,8 @@ __all__ = [
     "CONTRACT_VERSION",
     "DTYPES",
     "SCHEMA_ID",
+    "Adapter",
+    "AdapterFile",
     "Calibration",
     "Chat",
     "ChatRun",

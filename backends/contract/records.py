@@ -75,6 +75,26 @@ class Target(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AdapterFile(Record):
+    """One file of an adapter."""
+
+    file: Annotated[RelativePath, "its name in the adapter's folder"]
+    digest: Annotated[Digest, "SHA-256 of its content, in lower-case hexadecimal"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter(Record):
+    """A low-rank adapter that was merged into the weights before anything else."""
+
+    name: Annotated[Name, "its folder's name or repository"]
+    weight: Annotated[float, "what its changes were multiplied by"]
+    base: Annotated[str | None, "the model that it says it was trained on; null where it does not say"] = None
+    rank: Annotated[Positive, "rank of its factors, unless it says otherwise of single modules"]
+    tensors: Annotated[Count, "tensors of the checkpoint that it changed"]
+    files: Annotated[tuple[AdapterFile, ...], Limits(sort=attrgetter("file")), "its files"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Model(Record):
     """The model that was compiled; figures that the family does not have are null."""
 
@@ -88,6 +108,7 @@ class Model(Record):
     vocab: Annotated[Count | None, "rows of the vocabulary matrix"] = None
     max_position: Annotated[Count | None, "longest sequence, in tokens"] = None
     parameters: Annotated[Count | None, "weights of the checkpoint, tied ones counted once"] = None
+    adapters: Annotated[tuple[Adapter, ...], "what was merged into its weights, in this order"] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,11 +70,21 @@ def refuse_adapter(folder: Path, names: Collection[str]) -> None:
     base, kind = record.get("base_model_name_or_path"), record.get("peft_type")
     of = shown(base) if isinstance(base, str) and base else "a model that it does not name"
     sort = kind[:20] if isinstance(kind, str) else "PEFT"
-    hint = (
-        f"merge it into its base and compile the result: with peft, PeftModel.from_pretrained(base, {shown(str(folder))})"
-        ".merge_and_unload().save_pretrained('merged')"
-    )
+    if sort == "LORA":
+        hint = f"lading compile {_base_word(base)} --lora {shlex.quote(str(folder))}"
+    else:
+        hint = (
+            f"merge it into its base and compile the result: with peft, PeftModel.from_pretrained(base, {shown(str(folder))})"
+            ".merge_and_unload().save_pretrained('merged')"
+        )
     raise LadingError("F565", f"this is an adapter ({sort}) of {of}, not a model by itself", str(folder), hint)
+
+
+def _base_word(base: Any) -> str:
+    """The base of an adapter as a command takes it; a placeholder where it is neither here nor a hub name."""
+    if isinstance(base, str) and (re.fullmatch(r"[\w.-]+/[\w.-]+", base) or os.path.isdir(base)):
+        return shlex.quote(base)
+    return "BASE"
 
 
 def refuse_other_kind(folder: Path, names: Collection[str]) -> None:

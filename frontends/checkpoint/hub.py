@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from frontends.checkpoint.folder_kinds import refuse_adapter, refuse_other_kind
@@ -37,7 +37,7 @@ OTHER_FORMATS = {
 }
 """What a folder without safetensors may hold instead, and what to do about it."""
 
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def resolve(
@@ -74,9 +74,9 @@ def resolve(
         if Path(path).suffix in OTHER_FORMATS:
             hint = f"{Path(path).suffix} files are {OTHER_FORMATS[Path(path).suffix]}"
         raise LadingError("F501", "the model must be a checkpoint folder; this is a file", name, hint)
-    if not _HUB_NAME.fullmatch(name):
+    if not HUB_NAME.fullmatch(name):
         raise LadingError("F500", "no such folder", name, "a model on the Hugging Face Hub is written owner/name")
-    return check_folder(_download(name, revision, cache_dir, offline), name)
+    return check_folder(download(name, revision, cache_dir, offline), name)
 
 
 def check_folder(folder: Path, repository: str = "") -> Path:
@@ -125,7 +125,14 @@ def _advice(names: list[str]) -> str:
     return "give the folder of a Hugging Face checkpoint" if names else "the folder is empty"
 
 
-def _download(name: str, revision: str | None, cache_dir: str | os.PathLike[str] | None, offline: bool) -> Path:
+def download(
+    name: str,
+    revision: str | None,
+    cache_dir: str | os.PathLike[str] | None,
+    offline: bool,
+    patterns: Sequence[str] = DOWNLOAD,
+) -> Path:
+    """The folder of a hub repository with those of its files that fit the patterns; errors F500 and F504 to F508."""
     from huggingface_hub import errors, snapshot_download
 
     try:
@@ -134,7 +141,7 @@ def _download(name: str, revision: str | None, cache_dir: str | os.PathLike[str]
             revision=revision,
             cache_dir=os.fspath(cache_dir) if cache_dir is not None else None,
             local_files_only=offline,
-            allow_patterns=list(DOWNLOAD),
+            allow_patterns=list(patterns),
             ignore_patterns=list(LEAVE),
         )
     except errors.GatedRepoError as error:

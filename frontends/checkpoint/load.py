@@ -25,7 +25,7 @@ from frontends.families.scheme import Family
 from frontends.families.table import FAMILIES
 from frontends.parts.stored import Stored
 from ir.base.diag import Diagnostic, LadingError
-from ir.facts.model_card import ModelCard, RopeCard
+from ir.facts.model_card import AdapterCard, ModelCard, RopeCard
 from ir.graph.graph import Graph
 from ir.tensor.base import Tensor
 
@@ -36,6 +36,7 @@ def load(
     revision: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     offline: bool = False,
+    lora: Sequence[tuple[str, float]] = (),
     families: Mapping[str, Family] = FAMILIES,
 ) -> Graph:
     """The graph of a checkpoint folder or hub repository; see `frontends.families.decoder` for its form.
@@ -47,11 +48,13 @@ def load(
     Args:
         model: folder or hub name ``owner/name``.
         revision, cache_dir, offline: see `frontends.checkpoint.hub.resolve`.
+        lora: adapters to merge into the weights, one after the other: folder or hub name, and weight.
         families: rows to choose from.
 
     Raises:
         LadingError: F500 to F509 and F563 to F566 for the place, F510 to F529 for the files, F530 to F541 and F561 for the
-            configuration, F550 to F554 for the tensors, F570, F571 and U904 for the settings for generation.
+            configuration, F550 to F554 for the tensors, F590 to F592 for adapters, F570, F571 and U904 for the settings
+            for generation.
     """
     folder = resolve(model, revision=revision, cache_dir=cache_dir, offline=offline)
     config = read_config(folder / "config.json", families)
@@ -60,7 +63,16 @@ def load(
     if not stored.tensors:
         raise LadingError("F512", "the files hold no tensor at all", str(folder), "fetch the checkpoint again")
     refuse_quantized({name: tensor.type.dtype.name for name, tensor in stored.tensors.items()}, folder)
-    graph = build(config, stored.tensors, str(folder))
+    tensors: Mapping[str, Tensor] = stored.tensors
+    adapters: tuple[AdapterCard, ...] = ()
+    notes: tuple[Diagnostic, ...] = ()
+    if lora:
+        from frontends.adapters.merge import with_adapters
+
+        tensors, adapters, notes = with_adapters(
+            stored.tensors, lora, _tied(config, stored.tensors, str(folder)), folder
+        )
+    graph = build(config, tensors, str(folder))
     local = os.path.isdir(os.path.expanduser(model))
     card = replace(
         ModelCard.of(graph),
@@ -68,10 +80,17 @@ def load(
         sources=dict(stored.files),
         config_digest=config.digest,
         folder=str(folder),
+        adapters=adapters,
         sampling=generation.given,
     )
-    graph.set_fact(card.name, replace(card, warnings=(*card.warnings, *generation.warnings)))
+    graph.set_fact(card.name, replace(card, warnings=(*card.warnings, *generation.warnings, *notes)))
     return graph
+
+
+def _tied(config: ModelConfig, tensors: Mapping[str, Tensor], where: str) -> tuple[str, str] | None:
+    """Names of an embedding and of the output matrix that it is too, although no tensor is stored for that."""
+    places = find_places(config, tensors, where)
+    return (places.embed, f"{config.family.head}.weight") if places.head is None else None
 
 
 def build(config: ModelConfig, tensors: Mapping[str, Tensor] | None, where: str) -> Graph:

@@ -11,10 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from frontends.checkpoint.offline_child import Broken, outcome_of
+
+if TYPE_CHECKING:
+    from ir.facts.model_card import AdapterCard
 
 CHILD = Path(__file__).with_name("original_child.py")
 
@@ -56,6 +60,7 @@ def original_logits(
     *,
     parameters: int,
     vocabulary: int,
+    adapters: Sequence[AdapterCard] = (),
     timeout_s: float | None = None,
 ) -> Original:
     """Logits of every position of each sequence of token ids, read at once.
@@ -64,11 +69,13 @@ def original_logits(
         folder: the checkpoint.
         sequences: token ids.
         parameters, vocabulary: sizes of the model, for the limits.
+        adapters: what works beside its weights, computed by peft.
         timeout_s: limit of time; None takes one by the size.
     """
     import tempfile
 
-    missing = [name for name in NEEDED if find_spec(name) is None]
+    needed = (*NEEDED, "peft") if adapters else NEEDED
+    missing = [name for name in needed if find_spec(name) is None]
     if missing:
         return Original(reason=f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} not installed")
     need = memory_needed(parameters, vocabulary, sum(map(len, sequences)))
@@ -80,6 +87,7 @@ def original_logits(
         place = Path(name)
         ids = [[int(token) for token in sequence] for sequence in sequences]
         request = {"model": str(folder.resolve()), "sequences": ids, "memory": 2 * need}
+        request["adapters"] = [[str(Path(item.folder).resolve()), item.weight] for item in adapters]
         (place / "request.json").write_text(json.dumps(request), encoding="utf-8")
         return _run(place, len(ids), limit)
 
@@ -122,7 +130,8 @@ def _run(place: Path, count: int, timeout_s: float) -> Original:
             found = tuple(arrays[str(number)] for number in range(count))
     except (OSError, ValueError, KeyError, BadZipFile) as error:
         return Original(reason=f"its logits cannot be read: {error}")
-    return Original(f"transformers {outcome['version']}", logits=found)
+    peft = f" with peft {outcome['peft']}" if "peft" in outcome else ""
+    return Original(f"transformers {outcome['version']}{peft}", logits=found)
 
 
 __all__ = ["Original", "free_memory", "memory_needed", "original_logits"]

@@ -1,8 +1,9 @@
 """Logits of a checkpoint by the original implementation, in ``transformers`` and torch.
 
 Run as ``python -I original_child.py FOLDER`` with ``request.json`` in FOLDER: the checkpoint's folder, the sequences of
-token ids and a limit of memory. Writes ``outcome.json`` with the release of transformers, or with the reason why there
-are no logits, and ``logits.npz``. Code that comes with a checkpoint is never run, and no pickled file is opened.
+token ids, adapters with their weights and a limit of memory. Writes ``outcome.json`` with the release of transformers,
+or with the reason why there are no logits, and ``logits.npz``. Code that comes with a checkpoint is never run, and no
+pickled file is opened.
 """
 
 from __future__ import annotations
@@ -46,12 +47,35 @@ def evaluate(request: dict[str, Any], folder: Path) -> dict[str, str]:
     missing = sorted(info.get("missing_keys", ()))
     if missing:
         return {"reason": f"transformers finds no weights for {missing[0]} and makes them up"}
+    outcome = {"version": transformers.__version__}
+    if request["adapters"]:
+        model, outcome["peft"] = with_adapters(model, request["adapters"])
     found = {}
     with torch.no_grad():
         for number, ids in enumerate(request["sequences"]):
             found[str(number)] = model.eval()(torch.tensor([ids]), use_cache=False).logits[0].float().numpy()
     np.savez(folder / "logits.npz", **found)
-    return {"version": transformers.__version__}
+    return outcome
+
+
+def with_adapters(model: Any, adapters: list[Any]) -> tuple[Any, str]:
+    """The model with adapters at work beside its weights, and the release of peft."""
+    import peft
+
+    names = [f"adapter{number}" for number in range(len(adapters))]
+    for number, (name, (folder, _)) in enumerate(zip(names, adapters, strict=True)):
+        if number == 0:
+            model = peft.PeftModel.from_pretrained(model, folder, adapter_name=name, use_safetensors=True)
+        else:
+            model.load_adapter(folder, adapter_name=name, use_safetensors=True)
+    model.base_model.set_adapter(names)
+    for module in model.modules():
+        scaling = getattr(module, "scaling", None)
+        if isinstance(scaling, dict):
+            for name, (_, weight) in zip(names, adapters, strict=True):
+                if name in scaling:
+                    scaling[name] *= weight
+    return model, peft.__version__
 
 
 def main() -> None:

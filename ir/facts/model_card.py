@@ -40,6 +40,29 @@ class RopeCard:
 
 
 @dataclass(frozen=True)
+class AdapterCard:
+    """An adapter that was merged into a model.
+
+    Attributes:
+        name: its folder or repository, as it was given.
+        folder: where its files are.
+        weight: what its changes were multiplied by.
+        base: the model that it says it was trained on; None where it does not say.
+        rank: of its factors, where nothing else is said of a module.
+        tensors: how many tensors of the model it changed.
+        digests: SHA-256 (hex) of each of its files.
+    """
+
+    name: str
+    folder: str
+    weight: float
+    base: str | None
+    rank: int
+    tensors: int
+    digests: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class ModelCard(Fact):
     """What is known of a model; whatever its frontend could not tell is None or empty.
 
@@ -57,6 +80,7 @@ class ModelCard(Fact):
         sources: the files it was read from, by name.
         config_digest: SHA-256 (hex) of its configuration file.
         folder: where the files that belong to it, such as those of its tokenizer, are.
+        adapters: what was merged into its weights, in order.
         sampling: its sampling defaults, as in ``generation_config.json``.
         warnings: what its frontend left out of account.
         unread: keys of its configuration that nobody read, by weight: ``numbers``, ``training``, ``bookkeeping`` and
@@ -85,6 +109,7 @@ class ModelCard(Fact):
     sources: Mapping[str, SourceFile] = field(default_factory=dict)
     config_digest: str | None = None
     folder: str | None = None
+    adapters: tuple[AdapterCard, ...] = ()
     sampling: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[Diagnostic, ...] = ()
     unread: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -109,6 +134,8 @@ class ModelCard(Fact):
             data["rope"] = asdict(self.rope)
         if self.sources:
             data["sources"] = {key: asdict(item) for key, item in self.sources.items()}
+        if self.adapters:
+            data["adapters"] = [asdict(item) for item in self.adapters]
         if self.warnings:
             data["warnings"] = [item.as_dict() for item in self.warnings]
         return data
@@ -123,6 +150,7 @@ class ModelCard(Fact):
             rope = dict(found["rope"])
             found["rope"] = RopeCard(**{**rope, "layers": tuple(rope.get("layers", ()))})
         found["sources"] = {key: SourceFile(**item) for key, item in found.get("sources", {}).items()}
+        found["adapters"] = tuple(AdapterCard(**item) for item in found.get("adapters", ()))
         found["warnings"] = tuple(Diagnostic(**item) for item in found.get("warnings", ()))
         found["unread"] = {key: tuple(names) for key, names in found.get("unread", {}).items()}
         return cls(**found)
@@ -132,4 +160,4 @@ class ModelCard(Fact):
         return []
 
 
-__all__ = ["ModelCard", "RopeCard", "SourceFile"]
+__all__ = ["AdapterCard", "ModelCard", "RopeCard", "SourceFile"]

@@ -30,6 +30,8 @@ RECIPES: Table[Recipe] = Table(
         "shifted": "ir.tensor.elementwise:shifted",
         "multiplied": "ir.tensor.elementwise:multiplied",
         "rotated": "ir.tensor.rotated:rotated",
+        "low_rank": "ir.tensor.low_rank:low_rank",
+        "row_lengths": "ir.tensor.low_rank:row_lengths",
         "bf16_parts": "ir.tensor.bf16_parts:bf16_parts",
         "stored_codes": "ir.quant.stored_codes:stored_codes",
         "given_codes": "ir.quant.stored_codes:given_codes",

@@ -51,6 +51,8 @@ def command_to_try(request: Request, problems: Sequence[Diagnostic]) -> str:
         value = getattr(request, name)
         if value is not None and not (name == "verify" and value == "quick"):
             words += [f"--{name.replace('_', '-')}", str(value)]
+    for adapter in request.lora:
+        words += ["--lora", adapter]
     return shlex.join(words)
 
 

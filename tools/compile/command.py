@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     "--kl-bar", type=Number(0, min_open=True), help="Divergence above which verification fails; default by width."
 )
 @click.option("--revision", help="Revision of a model on the Hugging Face Hub.")
+@click.option("--lora", metavar="DIR[:WEIGHT]", multiple=True, help="Merge a LoRA adapter, folder or hub name, into a "
+              "checkpoint, times a weight; may be repeated.")  # fmt: skip
 @click.option("--tokenizer", type=FolderOr("none"), metavar="DIR",
               help="Folder with the tokenizer; default that of the model; none makes a result that runs on "
               "token ids.")  # fmt: skip

@@ -5,6 +5,7 @@ Frontend and backend come from the tables of formats; nothing here knows what ei
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -71,6 +72,7 @@ class Request:
         guard: also write the modules that check inputs in an application.
         workers: threads of this process; None takes one per processor.
         instruments: watch the passes.
+        lora: adapters to merge into a checkpoint before anything else, as ``DIR`` or ``DIR:WEIGHT``.
         via: ``torch`` has `transformers` build the model of a checkpoint and torch export it; None reads it by its family's
             row.
     """
@@ -99,6 +101,7 @@ class Request:
     workers: int | None = None
     instruments: Sequence[Instrument] = ()
     via: Literal["torch"] | None = None
+    lora: Sequence[str] = ()
 
 
 @dataclass
@@ -227,6 +230,35 @@ def _check(request: Request) -> None:
         from frontends.text.documents import read_documents
 
         list(read_documents(request.text, sys.maxsize))
+
+
+def adapter_and_weight(text: str) -> tuple[str, float]:
+    """Folder or hub name of an adapter and its weight, from ``DIR`` or ``DIR:WEIGHT``.
+
+    Raises:
+        LadingError: U956 the weight is no finite number.
+    """
+    name, colon, weight = text.rpartition(":")
+    if not colon or os.path.exists(os.path.expanduser(text)):
+        return text, 1.0
+    try:
+        number = float(weight)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        hint = "write --lora DIR:WEIGHT with a number, such as --lora ./adapter:0.5, or leave the weight out"
+        raise LadingError("U956", f"the weight of the adapter {name} is {weight!r}, which is no number", text, hint)
+    return name, number
+
+
+def _check_adapters(request: Request, formats: Formats, origin: Origin) -> None:
+    """Refuse adapters for models that have no named tensors to merge them into; LadingError U956."""
+    for text in request.lora:
+        adapter_and_weight(text)
+    if request.lora and "lora" not in formats.frontend(origin.frontend).options:
+        what = "--via torch" if request.via else f"a model of the format {origin.frontend!r}"
+        message = f"--lora merges into the tensors of a checkpoint; {what} has none by name"
+        raise LadingError("U956", message, request.model, "give the checkpoint folder or hub name of the base")
 
 
 def _check_used(request: Request, pipeline: Pipeline, calibrated: bool) -> None:
@@ -423,6 +455,7 @@ class _Job:
         if request.to is not None:
             formats.emitter(request.to)
         origin = formats.locate(request.model, request.via, revision=request.revision)
+        _check_adapters(request, formats, origin)
         name = request.to or formats.emitter_of_frontend(origin.frontend)
         if name is not None:
             return origin, name, None
@@ -448,7 +481,8 @@ class _Job:
         from ir.facts.free_tensors import free_notes
         from ir.facts.model_card import ModelCard
 
-        graph = self.formats.read(str(origin.path), origin.frontend)
+        lora = [adapter_and_weight(text) for text in self.request.lora]
+        graph = self.formats.read(str(origin.path), origin.frontend, lora=lora)
         card = ModelCard.of(graph)
         self.warnings += card.warnings
         self.warnings += free_notes(graph)

@@ -108,6 +108,9 @@ def _summary(result: Result) -> Group:
     table.add_column("", style="cyan")
     table.add_column("", overflow="fold")
     table.add_row("model", _model(result))
+    for adapter in contract.model.adapters:
+        times = "" if adapter.weight == 1 else f" times {adapter.weight:g}"
+        table.add_row("adapter", Text(f"{adapter.name}{times}, rank {adapter.rank}, in {adapter.tensors} tensors"))
     table.add_row("passes", Text(_passes(result.report).replace(",", ", ")))
     if contract.weights:
         table.add_row("stored as", "\n".join(map(str, grouped(contract.weights))))

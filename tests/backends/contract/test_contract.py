@@ -197,7 +197,25 @@ def contracts(draw: Any) -> c.Contract:
             created=maybe(st.just("2026-01-31T12:00:00Z")),
             target=st.builds(c.Target, profile=NAME, releases=st.just(promised)),
             model=st.builds(
-                c.Model, name=NAME, family=maybe(NAME), layers=figure, max_position=figure, parameters=figure
+                c.Model,
+                name=NAME,
+                family=maybe(NAME),
+                layers=figure,
+                max_position=figure,
+                parameters=figure,
+                adapters=some(
+                    st.builds(
+                        c.Adapter,
+                        name=NAME,
+                        weight=st.floats(-2, 2),
+                        base=maybe(NAME),
+                        rank=st.integers(1, 64),
+                        tensors=COUNT,
+                        files=some(
+                            st.builds(c.AdapterFile, file=PATHS, digest=DIGEST), unique_by=lambda item: item.file
+                        ),
+                    )
+                ),
             ),
             sources=some(
                 st.builds(

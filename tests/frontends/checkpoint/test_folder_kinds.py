@@ -143,7 +143,12 @@ def test_an_adapter_is_named_with_its_base(tmp_path: Path) -> None:
     record = {"base_model_name_or_path": "Qwen/Qwen2.5-0.5B-Instruct", "peft_type": "LORA"}
     (folder / "adapter_config.json").write_text(json.dumps(record))
     error = refused(folder, "F565", "an adapter (LORA) of 'Qwen/Qwen2.5-0.5B-Instruct'")
-    assert "merge_and_unload" in error.diagnostics[0].hint
+    assert error.diagnostics[0].hint == f"lading compile Qwen/Qwen2.5-0.5B-Instruct --lora {folder}"
+    for base, word in (("", "BASE"), ("/no/such folder", "BASE"), (str(tmp_path), str(tmp_path))):
+        (folder / "adapter_config.json").write_text(json.dumps({**record, "base_model_name_or_path": base}))
+        assert f"compile {word} --lora" in refused(folder, "F565", "adapter").diagnostics[0].hint
+    (folder / "adapter_config.json").write_text(json.dumps({**record, "peft_type": "IA3"}))
+    assert "merge_and_unload" in refused(folder, "F565", "an adapter (IA3)").diagnostics[0].hint
     (folder / "adapter_config.json").write_text("[")
     refused(folder, "F565", "a model that it does not name")
 

@@ -20,6 +20,7 @@ from ir.tensor.base import Derived, Tensor, same_tensor
 from ir.tensor.elementwise import cast, convert, multiplied, scaled, shifted
 from ir.tensor.files import FILES, Files, FileTensor, find_source
 from ir.tensor.inline import InlineTensor, array_of, bytes_of
+from ir.tensor.low_rank import low_rank, row_lengths
 from ir.tensor.rearranged import reshaped, row_concat, row_gather, row_permute, row_slice, transposed
 from ir.tensor.recipes import RECIPES
 from ir.tensor.rotated import rotated, rotation_matrix
@@ -594,3 +595,50 @@ def test_numbers_too_large_for_the_type_are_errors():
     assert code_of(scaled(InlineTensor([3e38], F32), 2).load) == "T255"
     assert np.isinf(cast(InlineTensor(np.array([np.inf], np.float32)), F16).load()[0])
     assert cast(InlineTensor([65504.0], F32), F16).load()[0] == 65504
+
+
+# --- low rank ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_product_of_thin_matrices_is_added(tmp_path) -> None:
+    rng = np.random.default_rng(0)
+    base, left, right = (rng.standard_normal(shape, np.float32) for shape in ((150, 40), (150, 3), (3, 40)))
+    stored = on_disk(tmp_path / "w", base.astype(ml_dtypes.bfloat16), BF16)
+    tensor = low_rank(stored, InlineTensor(left), InlineTensor(right), 0.5)
+    wanted = base.astype(ml_dtypes.bfloat16).astype(np.float64) + 0.5 * (left.astype(np.float64) @ right)
+    assert tensor.type == TensorType(F32, (150, 40))
+    np.testing.assert_allclose(tensor.load(), wanted, rtol=1e-6, atol=1e-6)
+    for other in (rebuilt(tensor), pickle.loads(pickle.dumps(tensor))):
+        assert same(other.rows(63, 129), tensor.load()[63:129])
+    assert low_rank(cast(stored, F64), InlineTensor(left), InlineTensor(right), 1.0).type.dtype == F64
+    tensor.release()
+    assert same(tensor.rows(149, 150), tensor.load()[149:])
+
+
+def test_bits_of_a_product_do_not_depend_on_threads() -> None:
+    from threadpoolctl import threadpool_limits
+
+    rng = np.random.default_rng(0)
+    parts = [InlineTensor(rng.standard_normal(shape, np.float32)) for shape in ((700, 900), (700, 64), (64, 900))]
+    found = []
+    for limit in (1, 2):
+        with threadpool_limits(limit, "blas"):
+            found.append(low_rank(*parts, 2.0).load())
+    assert same(*found)
+
+
+def test_rows_get_the_lengths_that_they_are_given() -> None:
+    rng = np.random.default_rng(0)
+    rows, lengths = rng.standard_normal((9, 5), np.float32), rng.random(9, np.float32) + 1
+    tensor = row_lengths(InlineTensor(rows), InlineTensor(lengths))
+    np.testing.assert_allclose(np.linalg.norm(tensor.load(), axis=1), lengths, rtol=1e-6)
+    np.testing.assert_allclose(tensor.load() / rows, np.repeat((tensor.load() / rows)[:, :1], 5, 1), rtol=1e-5)
+    assert same(rebuilt(tensor).rows(2, 4), tensor.load()[2:4])
+
+
+def test_factors_and_lengths_that_do_not_fit() -> None:
+    one, two, tall = (InlineTensor(np.ones(shape, np.float32)) for shape in ((4, 4), (4, 2), (2, 5)))
+    assert code_of(lambda: low_rank(one, two, tall, 1.0)) == "T254"
+    assert code_of(lambda: low_rank(one, two, transposed(two), float("nan"))) == "T254"
+    assert code_of(lambda: row_lengths(one, InlineTensor(np.ones(3, np.float32)))) == "T254"
+    assert code_of(lambda: row_lengths(cast(one, F16), InlineTensor(np.ones(4, np.float32)))) == "T254"

@@ -17,6 +17,7 @@ from frontends.checkpoint.config_file import read_config
 from frontends.checkpoint.folder_kinds import refuse_quantized
 from frontends.checkpoint.generation import read_generation
 from frontends.checkpoint.hub import resolve
+from frontends.checkpoint.tasks import refuse_other_tasks
 from frontends.containers.formats import open_weights
 from frontends.families.decoder import build_decoder
 from frontends.families.model_config import ModelConfig
@@ -52,14 +53,15 @@ def load(
         families: rows to choose from.
 
     Raises:
-        LadingError: F500 to F509 and F563 to F566 for the place, F510 to F529 for the files, F530 to F541 and F561 for the
+        LadingError: F500 to F509, F563 to F566 and F594 for the place, F510 to F529 for the files, F530 to F541 and F561 for the
             configuration, F550 to F554 for the tensors, F590 to F592 for adapters, F570, F571 and U904 for the settings
             for generation.
     """
     folder = resolve(model, revision=revision, cache_dir=cache_dir, offline=offline)
+    stored = open_weights(folder)
+    refuse_other_tasks(folder, stored.tensors.keys())
     config = read_config(folder / "config.json", families)
     generation = read_generation(folder)
-    stored = open_weights(folder)
     if not stored.tensors:
         raise LadingError("F512", "the files hold no tensor at all", str(folder), "fetch the checkpoint again")
     refuse_quantized({name: tensor.type.dtype.name for name, tensor in stored.tensors.items()}, folder)

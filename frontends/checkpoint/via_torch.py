@@ -19,6 +19,7 @@ from frontends.checkpoint.folder_kinds import refuse_quantized
 from frontends.checkpoint.generation import read_generation
 from frontends.checkpoint.hub import resolve
 from frontends.checkpoint.offline_child import Broken, outcome_of
+from frontends.checkpoint.tasks import refuse_other_tasks
 from frontends.containers.formats import open_weights
 from ir.base.diag import Diagnostic, LadingError
 from ir.base.json_numbers import whole
@@ -55,13 +56,14 @@ def load(model: str | os.PathLike[str], *, revision: str | None = None, timeout_
 
     Raises:
         LadingError: U997 a package is missing, F567 `transformers` builds no model of the configuration, F568 torch exports
-            no graph of it, F569 the checkpoint lacks a parameter; F500 to F529, F535 and F563 to F566 as other checkpoints.
+            no graph of it, F569 the checkpoint lacks a parameter; F500 to F529, F535, F563 to F566 and F594 as other checkpoints.
     """
     require_packages()
     folder = resolve(model, revision=revision)
     config = _config(folder)
     generation = read_generation(folder)
     stored = open_weights(folder)
+    refuse_other_tasks(folder, stored.tensors.keys())
     refuse_quantized({name: tensor.type.dtype.name for name, tensor in stored.tensors.items()}, folder)
     largest = max((tensor.type.size or 0 for tensor in stored.tensors.values()), default=0)
     layers = config.get("num_hidden_layers")

@@ -119,6 +119,7 @@ CODES: dict[str, str] = {
     "F591": "The adapter is of a kind that cannot be merged as a sum, or a weight is given for what is no sum.",
     "F592": "The adapter fits no tensor of the base: another name, another shape, or factors that do not belong together.",
     "F593": "The adapter names another base than the model that it is merged into. All its tensors fit by name and shape.",
+    "F594": "MODEL is no language model but an embedding model, a classifier, an encoder or an encoder-decoder model.",
     "F595": "The adapter does not change embedding and output matrix alike, which are one matrix in its base. They become two.",
     "F600": "The ONNX file is missing, is not a regular file, or cannot be read.",
     "F601": "The file or bytes are not an ONNX model: they cannot be decoded, or hold no graph. The file may be cut off.",

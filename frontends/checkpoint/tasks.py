@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from frontends.modules.rope import shown
+from frontends.configuration.keys import shown
 from ir.base.diag import LadingError
 
 MAX_BYTES = 16 << 20

@@ -27,7 +27,9 @@ def test_the_language_model_of_several_towers(tmp_path: Path) -> None:
     card = ModelCard.of(graph)
     (warning,) = card.warnings
     assert (warning.code, card.family, card.model_type) == ("F542", "llama", "glmasr")
-    assert warning.message.startswith("glmasr has several parts, and this is its language model; 4 tensors are left out")
+    assert warning.message.startswith(
+        "glmasr has several parts, and this is its language model; 4 tensors are left out"
+    )
     assert "audio_tower (3), multi_modal_projector (1)" in warning.message
     ids = np.arange(3, 20)[None]
     expected = evaluate(load(plain), {"input_ids": ids})["logits"]

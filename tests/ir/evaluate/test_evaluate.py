@@ -18,7 +18,7 @@ from ir.infer.engine import infer_types
 from ir.tensor.base import Tensor
 from ir.tensor.inline import InlineTensor
 from ir.tensor.rearranged import transposed
-from tests.support.one_operator import normal, run
+from tests.support.contrib.one_operator import normal, run
 from tests.support.paths import ROOT
 
 RNG = np.random.default_rng(7)

@@ -12,7 +12,7 @@ from ir.base.types import F32, I32, TensorType
 from ir.evaluate.evaluator import evaluate
 from ir.graph.graph import Graph
 from ir.ops.meaning import define
-from tests.support.one_operator import normal, run
+from tests.support.contrib.one_operator import normal, run
 
 RNG = np.random.default_rng(7)
 

@@ -1,8 +1,9 @@
-"""Operators that ONNX lacks and decoders need before a target is chosen: windows and real-valued zero points."""
+"""Operators that ONNX lacks and decoders need before a target is chosen: windows, real-valued zero points, experts."""
 
 from __future__ import annotations
 
 from ir.base.types import BOOL, TensorType, ValueType
+from ir.dialects import experts
 from ir.graph.graph import Node, Value
 from ir.infer.inference import Inference
 from ir.infer.numeric import check_blocks, part_axis, tensor, typed
@@ -69,6 +70,7 @@ def _spread(body: Body, values: Value, like: Value, axis: int, block: int) -> Va
 
 
 DEFINITIONS = (
+    *experts.DEFINITIONS,
     OpDef(
         "lading.SlidingWindowMask",
         inputs=("position_ids",),

@@ -9,6 +9,7 @@ import numpy as np
 
 from ir.base.diag import LadingError
 from ir.base.types import MOST_AXES, Dim, TensorType
+from ir.dialects.experts import COMBINE, DISPATCH
 from ir.facts.free_tensors import FreeTensor, FreeTensors
 from ir.graph.graph import Graph, Node, Value
 from ir.ops.registry import has_trait
@@ -108,7 +109,8 @@ def _arranges(node: Node) -> bool:
 
 
 def _table_rows(value: Value) -> int | None:
-    """Rows of the smallest table that a value picks from, looking through operators that rearrange."""
+    """Rows of the smallest table that a value picks from, or experts that it chooses, looking through operators that
+    rearrange."""
     found: list[int] = []
     for node, index in value.uses:
         if index == 0 and _arranges(node):
@@ -118,6 +120,10 @@ def _table_rows(value: Value) -> int | None:
             data, axis = node.inputs[0], node.attrs.get("axis", 0)
             extent = _extent(data, axis)
             found += [extent] if type(extent) is int else []
+        elif node.op == DISPATCH and index == 1:
+            found.append(len(node.outputs))
+        elif node.op == COMBINE and index == 0:
+            found.append(len(node.inputs) - 2)
         elif node.op == "RotaryEmbedding" and index == 3:
             extent = _extent(node.inputs[1], 0)
             found += [extent] if type(extent) is int else []

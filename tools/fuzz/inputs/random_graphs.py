@@ -26,9 +26,10 @@ _UNARY = ("Abs", "Identity", "Neg", "Relu", "Sigmoid", "Tanh", "Cos", "Softplus"
 _BINARY = ("Add", "Max", "Min", "Mul", "Sub")
 
 
-def random_graph(rng: random.Random, *, nodes: int = 16, rows: Dim = ROWS) -> Graph:
-    """A graph of matrices of floats, of up to so many steps; a step adds one to three nodes."""
+def random_graph(rng: random.Random, *, nodes: int = 16, rows: Dim = ROWS, own: bool = False) -> Graph:
+    """A graph of matrices of floats, of up to so many steps, with operators that are not ONNX's when `own`."""
     grower = _Grower(rng, rows)
+    grower.steps += ["step_experts"] if own else []
     for _ in range(rng.randint(1, nodes)):
         grower.step()
     return grower.finish()
@@ -90,6 +91,7 @@ class _Grower:
         self.type = TensorType(F32, (self.rows, WIDTH))
         self.floats = [self.graph.add_input(name, self.type) for name in ("a", "b")]
         self.sides: list[Value] = []
+        self.steps = [name for name in dir(self) if name.startswith("step_") and name != "step_experts"]
         if rng.random() < 0.5:
             self.floats.append(self.const(np.arange(WIDTH, dtype=np.float32).reshape(1, WIDTH)))
 
@@ -109,7 +111,7 @@ class _Grower:
         return self.graph.add(op, inputs, attrs, types=[type if self.typed else None]).output
 
     def step(self) -> None:
-        name = self.rng.choice([name for name in dir(self) if name.startswith("step_")])
+        name = self.rng.choice(self.steps)
         self.floats.append(getattr(self, name)())
 
     def finish(self) -> Graph:
@@ -188,6 +190,19 @@ class _Grower:
     def step_gather(self) -> Value:
         places = self.ints(*self.rng.choices(range(WIDTH), k=WIDTH))
         return self.add("Gather", self.full(), places, axis=1, type=self.type)
+
+    def step_experts(self) -> Value:
+        """Each row to some of a few experts, one of which may get none, and back."""
+        count = self.rng.randint(1, 3)
+        rows = self.add("Unsqueeze", self.full(), self.ints(0))
+        scores = self.add("Slice", rows, self.ints(0), self.ints(count), self.ints(2))
+        best = self.graph.add("TopK", [scores, self.ints(self.rng.randint(1, count))], outputs=("", ""))
+        parts = self.graph.add(
+            "lading.Dispatch", [rows, best.outputs[1]], {"experts": count}, outputs=("",) * count
+        ).outputs
+        given = [self.add(self.rng.choice(_UNARY), part) for part in parts]
+        summed = self.add("lading.Combine", best.outputs[1], best.outputs[0], *given)
+        return self.add("Squeeze", summed, self.ints(0), type=self.type)
 
     def step_if(self) -> Value:
         value = self.full()

@@ -19,7 +19,7 @@ _EXACT = ("infer-types", "fold", "simplify", "cse", "dce", "toposort", "join-lin
 
 
 def _any_graph(case: Case) -> Graph:
-    graph = layered_graph(case.rng) if case.rng.random() < 0.3 else random_graph(case.rng)
+    graph = layered_graph(case.rng) if case.rng.random() < 0.3 else random_graph(case.rng, own=True)
     return decorate(graph, case.rng)
 
 
@@ -42,7 +42,7 @@ def _text(graph: Graph, case: Case) -> None:
 
 
 def _computable(case: Case) -> Graph:
-    return layered_graph(case.rng) if case.rng.random() < 0.3 else random_graph(case.rng)
+    return layered_graph(case.rng) if case.rng.random() < 0.3 else random_graph(case.rng, own=True)
 
 
 def _numbers(graph: Graph, case: Case) -> None:

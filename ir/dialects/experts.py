@@ -7,6 +7,8 @@ twice. The definitions sort the choices by expert once, so that their size does 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ir.base.types import Shape, TensorType, ValueType
 from ir.graph.graph import Node, Value
 from ir.infer.inference import Inference
@@ -17,6 +19,8 @@ from ir.ops.meaning import Body
 from ir.ops.registry import ANY, AttrDef, OpDef
 
 DISPATCH, COMBINE = "lading.Dispatch", "lading.Combine"
+FORMS = ("[S, H]", "[1, S, H]")
+"""Shape of hidden rows, by the number of axes before S."""
 
 
 def partner(node: Node) -> Node | None:
@@ -41,7 +45,8 @@ def _check_choices(choices: TensorType | None) -> None:
         raise TypeMismatch(f"choices {choices} are not [1, S, K]")
 
 
-def _dispatch_type(run: Inference, node: Node) -> tuple[ValueType | None, ...]:
+def dispatched_types(run: Inference, node: Node, outer: int) -> tuple[ValueType | None, ...]:
+    """Types of the rows that experts are given, of hidden rows with so many axes before S, each of extent 1."""
     positive(node, "experts")
     hidden, choices = (tensor(value) for value in node.inputs)
     _check_choices(choices)
@@ -50,15 +55,18 @@ def _dispatch_type(run: Inference, node: Node) -> tuple[ValueType | None, ...]:
         raise TypeMismatch(f"{count} experts give {count} outputs, not {len(node.outputs)}")
     if hidden is None:
         return (None,) * count
+    ones = (1,) * outer
     if hidden.shape is None:
-        return (typed(hidden.dtype, (1, None, None)),) * count
-    if len(hidden.shape) != 3:
-        raise TypeMismatch(f"rows {hidden} are not [1, S, H]")
-    width = hidden.shape[2]
-    return tuple(typed(hidden.dtype, (1, _rows(run, node.operand(1), place), width)) for place in range(count))
+        return (typed(hidden.dtype, (*ones, None, None)),) * count
+    if len(hidden.shape) != outer + 2:
+        raise TypeMismatch(f"rows {hidden} are not {FORMS[outer]}")
+    width = hidden.shape[-1]
+    return tuple(typed(hidden.dtype, (*ones, _rows(run, node.operand(1), place), width)) for place in range(count))
 
 
-def _combine_type(run: Inference, node: Node) -> ValueType | None:
+def combined_type(run: Inference, node: Node, outer: int, given: Sequence[Value] | None) -> ValueType | None:
+    """The type of the sums, of rows with so many axes before them; `given` are the rows that the experts got, if
+    known."""
     choices, weights = tensor(node.inputs[0]), tensor(node.inputs[1])
     _check_choices(choices)
     parts = [tensor(value) for value in node.inputs[2:]]
@@ -66,16 +74,26 @@ def _combine_type(run: Inference, node: Node) -> ValueType | None:
         _check_same("weights", weights.shape, choices.shape)
     shapes = [part.shape for part in parts if part is not None and part.shape is not None]
     for shape in shapes:
-        if len(shape) != 3:
-            raise TypeMismatch(f"rows of rank {len(shape)} are not [1, n, H]")
-        if type(shape[2]) is int and type(shapes[0][2]) is int and shape[2] != shapes[0][2]:
-            raise TypeMismatch(f"experts give rows of {shapes[0][2]} and of {shape[2]}")
-    _check_rows(node)
+        if len(shape) != outer + 2:
+            raise TypeMismatch(f"rows of rank {len(shape)} are not {FORMS[outer].replace('S', 'n')}")
+        if type(shape[-1]) is int and type(shapes[0][-1]) is int and shape[-1] != shapes[0][-1]:
+            raise TypeMismatch(f"experts give rows of {shapes[0][-1]} and of {shape[-1]}")
+    if given is not None:
+        _check_rows(node, given, outer)
     dtype = next((part.dtype for part in parts if part is not None), None)
     if dtype is None:
         return None
-    outer = choices.shape[:2] if choices is not None and choices.shape is not None else (None, None)
-    return typed(dtype, (*outer, shapes[0][2] if shapes else None))
+    sizes = choices.shape[:2] if choices is not None and choices.shape is not None else (None, None)
+    return typed(dtype, (*sizes[1 - outer :], shapes[0][-1] if shapes else None))
+
+
+def _dispatch_type(run: Inference, node: Node) -> tuple[ValueType | None, ...]:
+    return dispatched_types(run, node, 1)
+
+
+def _combine_type(run: Inference, node: Node) -> ValueType | None:
+    dispatch = partner(node)
+    return combined_type(run, node, 1, dispatch.outputs if dispatch is not None else None)
 
 
 def _check_same(what: str, found: Shape | None, wanted: Shape | None) -> None:
@@ -88,17 +106,14 @@ def _check_same(what: str, found: Shape | None, wanted: Shape | None) -> None:
         )
 
 
-def _check_rows(node: Node) -> None:
-    """TypeMismatch where what an expert gives cannot be the rows that the same choices hand to it."""
-    dispatch = partner(node)
-    if dispatch is None:
-        return
-    if len(dispatch.outputs) != len(node.inputs) - 2:
-        raise TypeMismatch(f"{len(node.inputs) - 2} results for {len(dispatch.outputs)} experts")
-    for place, (given, made) in enumerate(zip(dispatch.outputs, node.inputs[2:], strict=True)):
-        before, after = given.shape, made.shape if made is not None else None
-        if before is not None and after is not None and len(after) == 3 and before[1] != after[1]:
-            raise TypeMismatch(f"expert {place} is given {before[1]} rows and gives {after[1]}")
+def _check_rows(node: Node, given: Sequence[Value], axis: int) -> None:
+    """TypeMismatch where what an expert gives cannot be the rows that it got."""
+    if len(given) != len(node.inputs) - 2:
+        raise TypeMismatch(f"{len(node.inputs) - 2} results for {len(given)} experts")
+    for place, (before, after) in enumerate(zip(given, node.inputs[2:], strict=True)):
+        got, gives = before.shape, after.shape if after is not None else None
+        if got is not None and gives is not None and len(gives) == len(got) and got[axis] != gives[axis]:
+            raise TypeMismatch(f"expert {place} is given {got[axis]} rows and gives {gives[axis]}")
 
 
 # ---- meaning ----
@@ -116,29 +131,31 @@ def _order(body: Body, numbers: Value) -> Value:
     return node.outputs[1]
 
 
-def _dispatch(body: Body) -> list[Value]:
+def dispatched(body: Body, axis: int) -> list[Value]:
+    """The rows for each expert, of hidden rows that lie along an axis."""
     hidden, choices = body.operand(0), body.operand(1)
     count = body.attr("experts")
     flat, order = _sorted_choices(body, choices)
     each = body.op("Gather", body.op("Shape", choices), body.int(2))
-    rows = body.op("Gather", hidden, body.op("Div", order, each), axis=1)
+    rows = body.op("Gather", hidden, body.op("Div", order, each), axis=axis)
     if count == 1:
         return [rows]
     wide = body.op("Cast", flat, to=7)
     hits = body.op("Equal", body.op("Reshape", wide, body.ints(-1, 1)), body.ints(*range(count)))
     counts = body.reduce("ReduceSum", body.op("Cast", hits, to=7), (0,), keep=False)
-    return list(body.graph.add("Split", [rows, counts], {"axis": 1}, outputs=("",) * count).outputs)
+    return list(body.graph.add("Split", [rows, counts], {"axis": axis}, outputs=("",) * count).outputs)
 
 
-def _combine(body: Body) -> list[Value]:
+def combined(body: Body, axis: int) -> Value:
+    """The weighted sums ``[1, S, H]`` of rows that lie along an axis."""
     choices, weights, *parts = (body.operand(place) for place in range(len(body.inputs)))
     _, order = _sorted_choices(body, choices)
-    joined = parts[0] if len(parts) == 1 else body.op("Concat", *parts, axis=1)
-    rows = body.op("Gather", joined, _order(body, order), axis=1)
-    width = body.op("Gather", body.op("Shape", rows), body.ints(2))
+    joined = parts[0] if len(parts) == 1 else body.op("Concat", *parts, axis=axis)
+    rows = body.op("Gather", joined, _order(body, order), axis=axis)
+    width = body.op("Gather", body.op("Shape", rows), body.ints(axis + 1))
     apart = body.op("Reshape", rows, body.op("Concat", body.op("Shape", choices), width, axis=0))
     weighted = body.op("Mul", apart, body.op("Unsqueeze", weights, body.ints(3)))
-    return [body.reduce("ReduceSum", weighted, (2,), keep=False)]
+    return body.reduce("ReduceSum", weighted, (2,), keep=False)
 
 
 DEFINITIONS = (
@@ -150,7 +167,7 @@ DEFINITIONS = (
         max_outputs=ANY,
         attrs={"experts": AttrDef("experts", "int", required=True)},
         infer=_dispatch_type,
-        define=_dispatch,
+        define=lambda body: dispatched(body, 1),
         role="layout",
         label=lambda node: f"to {len(node.outputs)} experts",
         doc="For each expert the rows of hidden [1, S, H] whose tokens chose it, in order: [1, n_e, H], where n_e may be "
@@ -162,7 +179,7 @@ DEFINITIONS = (
         min_inputs=3,
         max_inputs=ANY,
         infer=_combine_type,
-        define=_combine,
+        define=lambda body: [combined(body, 1)],
         role="layout",
         doc="The rows [1, n_e, H] that the experts made of a Dispatch by the same choices [1, S, K], each times its "
         "weight [1, S, K], added up for each token: [1, S, H].",

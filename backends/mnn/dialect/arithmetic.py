@@ -20,8 +20,8 @@ from backends.mnn.dialect.operator import (
     no_parameters,
     same_sizes,
 )
-from backends.mnn.dialect.sizes import Ints
 from backends.mnn.read import net_file
+from backends.mnn.read.sizes import Ints
 from backends.mnn.target.releases import Release
 from backends.mnn.write.weight_layout import Layout
 from ir.base.types import DTYPES, I32, TensorType, ValueType

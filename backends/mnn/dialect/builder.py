@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from backends.mnn.dialect.sizes import Ints, Size, resolve_sizes
+from backends.mnn.read.sizes import Ints, Size, resolve_sizes
 from backends.mnn.read.stored_tensors import WeightFile
 from ir.base.diag import LadingError
 from ir.base.types import Dim, Shape, TensorType, ValueType
@@ -29,6 +29,7 @@ class Builder:
         seq, rows: extents of the sequence and of the rows whose logits are wanted.
         index: the input that says which rows are wanted, when there is one.
         op: the operator of the file at hand, after which new ones are named.
+        inner: puts the subgraph of a name into the graph, and gives what it makes of an operand.
     """
 
     def __init__(self, weights: WeightFile, convention: Signature, attention_scale: float = 0.0) -> None:
@@ -41,6 +42,7 @@ class Builder:
         self.rows = self.graph.add_dim(Dim("rows", 1, None))
         self.index: Value | None = None
         self.op: Mapping[str, Any] = {}
+        self.inner: Callable[[str, Value], Value]
         self._consts: dict[tuple, Value] = {}
 
     def error(self, code: str, message: str) -> LadingError:
@@ -97,14 +99,22 @@ class Builder:
         dims = tuple(-1 if isinstance(size, Dim) else size for size in shape)
         return self.add("Reshape", [x], TensorType(x.dtype, shape), dims=dims, dim_type="NCHW")
 
-    def slice(self, x: Value, axis: int, points: Sequence[int]) -> tuple[Value, ...]:
-        """`x` cut along an axis."""
+    def several(self, op: str, inputs: Sequence[Value], count: int, word: str, /, **attrs: Any) -> tuple[Value, ...]:
+        """One MNN operator with so many outputs, named by a word behind the name of the operator at hand."""
         name = str(self.op.get("name"))
-        names = [self.graph.fresh_name(f"{name}.part") for _ in range(len(points) + 1)]
-        node = self.graph.add("mnn.Slice", [x], {"axis": axis, "points": tuple(points)}, outputs=names, loc=name)
-        for output, type_ in zip(node.outputs, infer_node(node), strict=True):
+        names = [self.graph.fresh_name(f"{name}.{word}") for _ in range(count)]
+        node = self.graph.add(f"mnn.{op}", inputs, attrs, outputs=names, loc=name)
+        try:
+            types = infer_node(node)
+        except TypeMismatch as error:
+            raise self.error("F645", str(error)) from error
+        for output, type_ in zip(node.outputs, types, strict=True):
             self.graph.set_type(output, type_)
         return node.outputs
+
+    def slice(self, x: Value, axis: int, points: Sequence[int]) -> tuple[Value, ...]:
+        """`x` cut along an axis."""
+        return self.several("Slice", [x], len(points) + 1, "part", axis=axis, points=tuple(points))
 
     def slice_rows(self, x: Value, axis: int) -> Value:
         """The rows of `x` that logits_index asks for."""

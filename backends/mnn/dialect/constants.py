@@ -9,8 +9,8 @@ import numpy as np
 
 from backends.mnn.dialect.builder import Builder
 from backends.mnn.dialect.operator import DATA_TYPES, Decoded, Main, MnnOperator, Operands, data_type
-from backends.mnn.dialect.sizes import Ints
 from backends.mnn.read.net_file import numbers
+from backends.mnn.read.sizes import Ints
 from backends.mnn.read.stored_tensors import WeightFile
 from backends.mnn.write.weight_layout import Layout
 from ir.base.diag import LadingError

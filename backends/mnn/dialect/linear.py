@@ -227,8 +227,5 @@ ROWS = (
         tensors=1,
         decode=_read_convolution,
     ),
-    MnnOperator(
-        type="MoE", refused="a mixture of experts, whose experts are graphs of their own that are not written again"
-    ),
 )
 """Rows for `backends.mnn.dialect.table`."""

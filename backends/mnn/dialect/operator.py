@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from backends.mnn.dialect.builder import Builder
-from backends.mnn.dialect.sizes import Ints
+from backends.mnn.read.sizes import Ints
 from backends.mnn.target.releases import Release
 from backends.mnn.write.weight_layout import Layout
 from ir.base.diag import LadingError

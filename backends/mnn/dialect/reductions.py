@@ -6,8 +6,8 @@ from typing import Any
 
 from backends.mnn.dialect.builder import Builder
 from backends.mnn.dialect.operator import Decoded, Main, MnnOperator, Operands, attrs_of, data_type
-from backends.mnn.dialect.sizes import Ints
 from backends.mnn.read.net_file import numbers
+from backends.mnn.read.sizes import Ints
 from backends.mnn.write.weight_layout import Layout
 from ir.base.types import ValueType
 from ir.graph.graph import Node, Value

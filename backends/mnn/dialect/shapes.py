@@ -17,8 +17,8 @@ from backends.mnn.dialect.operator import (
     same_operand,
     same_sizes,
 )
-from backends.mnn.dialect.sizes import Ints
 from backends.mnn.read.net_file import numbers
+from backends.mnn.read.sizes import Ints
 from backends.mnn.write.weight_layout import Layout
 from ir.base.types import Dim, TensorType, ValueType
 from ir.graph.graph import Node, Value

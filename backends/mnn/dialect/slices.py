@@ -6,15 +6,27 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+
 from backends.mnn.dialect.builder import Builder
-from backends.mnn.dialect.operator import PURE, Decoded, Main, MnnOperator, Operands, along_last_axis, attrs_of
-from backends.mnn.dialect.sizes import Ints
+from backends.mnn.dialect.operator import (
+    PURE,
+    Decoded,
+    Main,
+    MnnOperator,
+    Operands,
+    along_last_axis,
+    attrs_of,
+    data_type,
+    no_parameters,
+)
 from backends.mnn.read.net_file import numbers
+from backends.mnn.read.sizes import Ints
 from backends.mnn.write.weight_layout import Layout
-from ir.base.types import TensorType, ValueType
+from ir.base.types import I32, TensorType, ValueType
 from ir.graph.graph import Node, Value
 from ir.infer.inference import Inference
-from ir.infer.numeric import part_axis, tensor
+from ir.infer.numeric import part_axis, tensor, typed
 from ir.infer.rule_table import TypeMismatch
 from ir.infer.shapes import concat, slice_
 from ir.infer.values import concat_elements
@@ -157,6 +169,57 @@ def _gather_sizes(main: Main, operands: Sequence[Ints]) -> Ints | None:
     return Ints(tuple(operands[0].items[place] for place in places), operands[1].scalar)
 
 
+# ---- TopKV2 and GatherElements: elements of rows by their size and by their places ----
+
+
+def _topk(body: Body) -> list[Value]:
+    count = body.op("Cast", body.op("Reshape", body.operand(1), body.ints(1)), to=7)
+    found = body.graph.add(
+        "TopK", [body.operand(0), count], {"axis": -1, "largest": body.attr("largest")}, outputs=("", "")
+    )
+    return [found.outputs[0], body.op("Cast", found.outputs[1], to=I32.onnx)]
+
+
+def _topk_types(run: Inference, node: Node) -> tuple[ValueType | None, ...]:
+    x, count = tensor(node.inputs[0]), run.ints_of(node.inputs[1])
+    if x is None or x.shape is None:
+        return x, None
+    part_axis(-1, len(x.shape))
+    size = count[0] if count else None
+    if type(size) is int and type(x.shape[-1]) is int and not 0 < size <= x.shape[-1]:
+        raise TypeMismatch(f"the best {size} of {x.shape[-1]}")
+    shape = (*x.shape[:-1], size)
+    return typed(x.dtype, shape), typed(I32, shape)
+
+
+def _write_topk(node: Node, layout: Layout) -> dict[str, Any]:
+    kind = data_type(node.operand(0).dtype, node.output.name)
+    return {"T": kind, "sorted": True, "largest": bool(node.attrs["largest"])}
+
+
+def _read_topk(builder: Builder, main: Main, operands: Operands) -> Decoded:
+    x, count = builder.value(operands[0]), builder.value(operands[1])
+    return builder.several("TopK", [x, count], 2, "best", largest=int(main.get("largest", True)))
+
+
+def _gather_elements(body: Body) -> list[Value]:
+    return [body.op("GatherElements", body.operand(0), body.operand(1), axis=-1)]
+
+
+def _gather_elements_type(run: Inference, node: Node) -> ValueType | None:
+    x, places = tensor(node.inputs[0]), tensor(node.inputs[1])
+    return None if x is None or places is None else TensorType(x.dtype, places.shape)
+
+
+def _read_gather_elements(builder: Builder, main: Main, operands: Operands) -> Decoded:
+    x, places = (builder.value(item) for item in operands[:2])
+    axis = operands[2].known if len(operands) > 2 and isinstance(operands[2], Ints) else (0,)
+    last = len(builder.dims(x)) - 1
+    if axis is None or axis[0] not in (-1, last):
+        raise builder.error("F644", "elements by their places along another axis than the last are not read")
+    return builder.add("GatherElements", [x, places, builder.const(np.array(last, np.int32))])
+
+
 ROWS = (
     MnnOperator(
         type="Slice",
@@ -229,6 +292,42 @@ ROWS = (
         encode=_write_gather,
         decode=_read_gather,
         on_sizes=_gather_sizes,
+    ),
+    MnnOperator(
+        type="TopKV2",
+        parameter="TopKV2",
+        definition=OpDef(
+            "mnn.TopK",
+            inputs=("x", "count"),
+            min_inputs=2,
+            max_inputs=2,
+            min_outputs=2,
+            max_outputs=2,
+            attrs=attrs_of(AttrDef("largest", "int", 1)),
+            traits=PURE,
+            infer=_topk_types,
+            define=_topk,
+            role="layout",
+            doc="The largest elements of each row in order, or the smallest, and their places as int32.",
+        ),
+        encode=_write_topk,
+        decode=_read_topk,
+    ),
+    MnnOperator(
+        type="GatherElements",
+        definition=OpDef(
+            "mnn.GatherElements",
+            inputs=("x", "places", "axis"),
+            min_inputs=3,
+            max_inputs=3,
+            traits=PURE,
+            infer=_gather_elements_type,
+            define=_gather_elements,
+            role="layout",
+            doc="Elements of the last axis, whose number is given, by their places, which lie as the result does.",
+        ),
+        encode=no_parameters,
+        decode=_read_gather_elements,
     ),
 )
 """Rows for `backends.mnn.dialect.table`."""

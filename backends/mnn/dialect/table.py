@@ -10,6 +10,7 @@ from backends.mnn.dialect import (
     arithmetic,
     attention,
     constants,
+    experts,
     linear,
     norm,
     reductions,
@@ -18,7 +19,7 @@ from backends.mnn.dialect import (
     slices,
 )
 from backends.mnn.dialect.operator import MnnOperator
-from backends.mnn.dialect.sizes import Ints
+from backends.mnn.read.sizes import Ints
 from backends.mnn.target.releases import Release
 
 ROWS: tuple[MnnOperator, ...] = (
@@ -26,6 +27,7 @@ ROWS: tuple[MnnOperator, ...] = (
     *slices.ROWS,
     *constants.ROWS,
     *linear.ROWS,
+    *experts.ROWS,
     *norm.ROWS,
     *rope.ROWS,
     *attention.ROWS,

@@ -9,15 +9,15 @@ forgotten: `backends.mnn.lower.sink_layouts` finds them again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from backends.mnn.dialect.builder import Builder
-from backends.mnn.dialect.sizes import Ints
 from backends.mnn.dialect.table import READ, REFUSED, evaluate
 from backends.mnn.lift.convention import cut_rows, declare_inputs, finish
 from backends.mnn.read.net_file import numbers
+from backends.mnn.read.sizes import Ints
 from backends.mnn.read.stored_tensors import WeightFile
 from ir.base.diag import LadingError
 from ir.graph.graph import Graph, Value
@@ -49,26 +49,22 @@ def lift(
 
 
 class _Lift:
-    """One model being lifted: its operators in their order, and what each tensor has become."""
+    """One model being lifted."""
 
     def __init__(self, net: Mapping[str, Any], builder: Builder) -> None:
         self.net = net
         self.builder = builder
-        self.found: dict[int, Value | Ints] = {}
+        self.level = _Level(net["tensorName"], net["oplists"], builder)
+        self.subgraphs = {str(graph.get("name")): graph for graph in net.get("subgraphs", ())}
+        builder.inner = self._inner
 
     def run(self) -> Graph:
         names = self.net["tensorName"]
         if "logits" not in names or "input_ids" not in names:
             raise LadingError("F646", "the model has no tensors input_ids and logits, so it is no language model")
-        self._check_indexes(len(names))
-        needed = self._needed(names.index("logits"))
-        self._refuse_known(needed)
-        self.found.update(declare_inputs(self.builder, self.net))
-        for op in self.net["oplists"]:
-            outputs = numbers(op.get("outputIndexes"))
-            if op.get("type") != "Input" and any(index in needed for index in outputs):
-                self._lift(op, outputs)
-        logits = self.found.get(names.index("logits"))
+        wanted = names.index("logits")
+        found = self.level.run([wanted], lambda: declare_inputs(self.builder, self.net))
+        logits = found.get(wanted)
         if not isinstance(logits, Value):
             raise LadingError("F646", "nothing computes the logits")
         if self.builder.convention.fed("output-rows") is not None and self.builder.index is None:
@@ -76,8 +72,48 @@ class _Lift:
         finish(self.builder, logits)
         return self.builder.graph
 
+    def _inner(self, name: str, operand: Value) -> Value:
+        """What the subgraph of a name makes of an operand, put into the graph."""
+        graph, op = self.subgraphs.get(name), self.builder.op
+        if graph is None:
+            raise self.builder.error("F646", f"the model has no graph {name}")
+        inputs, outputs = numbers(graph.get("inputs")), numbers(graph.get("outputs"))
+        names = graph.get("tensors", [])
+        if len(inputs) != 1 or len(outputs) != 1 or not all(0 <= place < len(names) for place in (*inputs, *outputs)):
+            raise self.builder.error("F646", f"the graph {name} does not make one tensor of one")
+        level = _Level(names, graph.get("nodes", []), self.builder)
+        result = level.run(outputs, lambda: {inputs[0]: operand}).get(outputs[0])
+        self.builder.op = op
+        if not isinstance(result, Value):
+            raise self.builder.error("F646", f"nothing computes the result of the graph {name}")
+        return result
+
+
+class _Level:
+    """The main graph or a subgraph: its operators in their order, and what each tensor has become."""
+
+    def __init__(self, names: Sequence[str], ops: Sequence[Mapping[str, Any]], builder: Builder) -> None:
+        self.names = names
+        self.ops = ops
+        self.builder = builder
+        self.found: dict[int, Value | Ints] = {}
+
+    def run(
+        self, wanted: Sequence[int], inputs: Callable[[], Mapping[int, Value | Ints]]
+    ) -> Mapping[int, Value | Ints]:
+        """Put what the wanted tensors need into the graph; `inputs` gives those that nothing here computes."""
+        self._check_indexes(len(self.names))
+        needed = self._needed(wanted)
+        self._refuse_known(needed)
+        self.found.update(inputs())
+        for op in self.ops:
+            outputs = numbers(op.get("outputIndexes"))
+            if op.get("type") != "Input" and any(index in needed for index in outputs):
+                self._lift(op, outputs)
+        return self.found
+
     def _check_indexes(self, count: int) -> None:
-        for op in self.net["oplists"]:
+        for op in self.ops:
             places = [*numbers(op.get("inputIndexes")), *numbers(op.get("outputIndexes"))]
             if any(not 0 <= place < count for place in places):
                 self.builder.op = op
@@ -85,15 +121,15 @@ class _Lift:
 
     def _refuse_known(self, needed: set[int]) -> None:
         """Name what the model is before an operator that only serves it is missed."""
-        for op in self.net["oplists"]:
+        for op in self.ops:
             reason = REFUSED.get(str(op.get("type")))
             if reason is not None and needed & set(numbers(op.get("outputIndexes"))):
                 self.builder.op = op
                 raise self.builder.error("F644", f"the operator {op['type']} is not read: {reason}")
 
-    def _needed(self, logits: int) -> set[int]:
-        producers = {index: op for op in self.net["oplists"] for index in numbers(op.get("outputIndexes"))}
-        waiting, seen = [logits], set()
+    def _needed(self, wanted: Sequence[int]) -> set[int]:
+        producers = {index: op for op in self.ops for index in numbers(op.get("outputIndexes"))}
+        waiting, seen = list(wanted), set[int]()
         while waiting:
             index = waiting.pop()
             if index not in seen:
@@ -124,6 +160,6 @@ class _Lift:
 
     def _at(self, index: int) -> Value | Ints:
         if index not in self.found:
-            name = self.net["tensorName"][index]
+            name = self.names[index]
             raise LadingError("F646", f"the tensor {name!r} is neither an input nor computed before it is read")
         return self.found[index]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from backends.mnn.lower import functions, layers, moving, reduce
+from backends.mnn.lower import experts, functions, layers, moving, reduce
 from backends.mnn.lower.lowering import Lowering
 from backends.mnn.write.weight_layout import unheld
 from ir.base.diag import LadingError
@@ -30,6 +30,8 @@ LOWER: dict[str, Callable[[Node, Lowering], None]] = {
     "LayerNormalization": layers.lower_norm,
     "RotaryEmbedding": layers.lower_rotary,
     "Attention": layers.lower_attention,
+    "lading.Combine": experts.lower_combine,
+    "lading.Dispatch": experts.lower_dispatch,
     "Cast": functions.lower_cast,
     "Mean": functions.lower_mean,
     "Not": functions.lower_not,
@@ -38,9 +40,11 @@ LOWER: dict[str, Callable[[Node, Lowering], None]] = {
     "Concat": moving.lower_concat,
     "Expand": moving.lower_expand,
     "Gather": moving.lower_gather,
+    "GatherElements": moving.lower_gather_elements,
     "Slice": moving.lower_slice,
     "Split": moving.lower_split,
     "Tile": moving.lower_tile,
+    "TopK": moving.lower_topk,
     "Transpose": moving.lower_transpose,
     "LogSoftmax": reduce.lower_softmax,
     "Softmax": reduce.lower_softmax,
@@ -74,7 +78,7 @@ class LegalizeMnn(Pass):
             fact.require(graph)
         moving.settle_shapes(graph)
         _widen_constants(graph)
-        lowering = Lowering(graph)
+        lowering = Lowering(graph, ctx.target)
         lowering.embedding_parts()
         counts: dict[str, int] = {}
         for node in graph.nodes:

@@ -244,6 +244,48 @@ def lower_gather(node: Node, low: Lowering) -> None:
     low.replace(node.output, chosen)
 
 
+def lower_gather_elements(node: Node, low: Lowering) -> None:
+    """Elements of the last axis by their places, of all rows alike."""
+    x, index = low.plain(node.operand(0)), low.plain(node.operand(1))
+    shape, places = low.dims(x), low.dims(index)
+    axis = attribute(node, "axis") % len(shape)
+    if axis != len(shape) - 1:
+        raise low.refused("MNN picks elements along the last axis alone")
+    if len(places) != len(shape) or any(
+        a != b for at, (a, b) in enumerate(zip(shape, places, strict=True)) if at != axis
+    ):
+        raise low.refused(f"MNN picks elements of every row, and {index.type} are places in some of {x.type}")
+    if index.const is not None or _may_be_negative(index):
+        size = low.size(shape[axis])
+        below = low.binary("GREATER", low.scalar(0, I32), index, TensorType(I32, places))
+        from_end = low.binary("ADD", index, low.scalar(size, I32), TensorType(I32, places))
+        index = low.add("Select", [below, from_end, index], TensorType(I32, places))
+    picked = low.add("GatherElements", [x, index, low.scalar(axis, I32)], low.type_of(node.output))
+    low.replace(node.output, picked)
+
+
+def _may_be_negative(index: Value) -> bool:
+    """False for places that a search for the largest numbers found."""
+    return index.producer is None or index.producer.op != "mnn.TopK"
+
+
+def lower_topk(node: Node, low: Lowering) -> None:
+    """The largest numbers of each row, or the smallest, in order, and their places."""
+    x, count = low.plain(node.operand(0)), node.operand(1)
+    shape = low.dims(x)
+    if attribute(node, "axis") % len(shape) != len(shape) - 1:
+        raise low.refused("MNN searches the last axis alone")
+    if count.const is None:
+        raise low.refused("MNN takes a number of results that is known where the model is compiled")
+    types = [low.type_of(value) for value in node.outputs]
+    found = low.graph.add(
+        "mnn.TopK", [x, low.plain(count)], {"largest": int(attribute(node, "largest"))},
+        outputs=[f"{value.name}.topk" for value in node.outputs], types=types, before=node, loc=node.loc,
+    )  # fmt: skip
+    for old, new in zip(node.outputs, found.outputs, strict=True):
+        low.replace(old, new)
+
+
 def rows_of(low: Lowering, table: Value, index: Value) -> Value:
     """Rows of a table by their numbers, which are laid out flat first: releases feed positions with one axis or two."""
     numbers = low.plain(index) if index.const is None else index

@@ -6,6 +6,7 @@ parameters come from the ``.mnn`` file as the wheel's converter spells it, embed
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -116,7 +117,7 @@ class MnnModel:
     @cached_property
     @_well_formed
     def linears(self) -> dict[str, StoredLinear]:
-        """Every convolution, by operator name.
+        """Every convolution, by operator name, those of experts too, which stand in graphs of their own.
 
         Raises:
             LadingError: B680 a convolution without the parts that every one has, B681 an offset beyond the end of the
@@ -125,7 +126,8 @@ class MnnModel:
         return {item.name: item for item in self._linears()}
 
     def _linears(self) -> Iterator[StoredLinear]:
-        for op in self.net["oplists"]:
+        graphs = [self.net["oplists"], *(graph["nodes"] for graph in self.net.get("subgraphs", ()))]
+        for op in itertools.chain.from_iterable(graphs):
             if op["type"] != "Convolution":
                 continue
             main, common = op["main"], op["main"]["common"]

@@ -15,7 +15,7 @@ from tests.support.paths import DATA
 from tests.support.runs import each_release, exact_logits, interpreters
 from tools.repair.command import repair
 
-REFUSED = {"qwen3-moe-int4": "a mixture of experts", "qwen3-5-graph-only": "linear attention"}
+REFUSED = {"qwen3-5-graph-only": "linear attention"}
 NAMES = sorted(
     [f"exports/{path.name}" for path in (DATA / "exports").iterdir() if path.name not in REFUSED]
     + ["official-qwen3-int8"]

@@ -23,8 +23,8 @@ from ir.ops.roles import ROLES
 from ir.tensor.inline import InlineTensor
 from ir.verify.structure import structure
 
-SIMULATED = {"mnn.DynamicQuantizeRows"}
-"""Operators that stand for what the runtime does on its own, which no file holds."""
+UNWRITTEN = {"mnn.DynamicQuantizeRows", "mnn.ExpertRows"}
+"""Operators that stand for what the runtime does on its own, or inside of another one, which no file holds."""
 
 
 def graph_of(op: str, attrs: dict, inputs: int, shape=(2, 3)) -> Graph:
@@ -51,8 +51,8 @@ def test_no_operator_stands_in_two_rows():
     assert all(OPERATORS[item.name] is item for item in DEFINITIONS)
 
 
-def test_every_operator_of_the_ir_is_written_and_read_again_or_only_simulated():
-    assert {item.name for item in DEFINITIONS} - set(WRITTEN) == SIMULATED
+def test_every_operator_of_the_ir_is_written_and_read_again_or_stands_for_a_part():
+    assert {item.name for item in DEFINITIONS} - set(WRITTEN) == UNWRITTEN
     assert {name for name, row in WRITTEN.items() if row.type not in READ} == set()
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from backends.mnn.dialect.linear import read_matrix
-from backends.mnn.dialect.sizes import Ints, resolve_sizes
 from backends.mnn.dialect.table import evaluate
 from backends.mnn.lift.lift import lift
 from backends.mnn.read.net_file import read_net
+from backends.mnn.read.sizes import Ints, resolve_sizes
 from backends.mnn.read.stored_tensors import WeightFile
 from backends.mnn.write.packing import pack_alpha, pack_codes, quantize_pack
 from ir.base.diag import LadingError

@@ -160,6 +160,21 @@ CASES: dict[str, Case] = {
     "Gather in disorder": lambda b: b.op("Gather", b.heads, b.ints(3, -4, 2, 2), axis=2),
     "Gather in disorder of columns": lambda b: b.op("Gather", b.x, b.const(np.array([[3, 0], [11, -1]])), axis=2),
     "Gather by computed places": lambda b: b.op("Gather", tensor(b, 4, 9), b.counts, axis=1),
+    "GatherElements": lambda b: b.op("GatherElements", b.x, best(b, b.y, 3)[1], axis=2),
+    "GatherElements of integers": lambda b: b.op("GatherElements", b.whole, best(b, b.y, 3)[1], axis=-1),
+    "GatherElements from the end": lambda b: b.op(
+        "GatherElements", b.x, b.op("Min", b.whole, b.const(np.array([5], np.int32))), axis=2),
+    "TopK": lambda b: best(b, b.x, 3)[0],
+    "TopK of heads": lambda b: best(b, b.heads, 2)[0],
+    "TopK of the smallest": lambda b: best(b, b.x, 5, largest=0)[0],
+    "TopK places": lambda b: best(b, b.x, 12)[1],
+    "TopK place of the largest": lambda b: best(b, b.x, 1)[1],
+    "TopK place of the largest of three": lambda b: best(b, cut(b, b.x, [0], [3], [2]), 1)[1],
+    "Dispatch and Combine": lambda b: mixture(b, 4, 2),
+    "Dispatch and Combine of many": lambda b: mixture(b, 24, 3),
+    "Dispatch and Combine of one of three": lambda b: mixture(b, 3, 1),
+    "Dispatch and Combine of one": lambda b: mixture(b, 1, 1),
+    "Dispatch and Combine of two, again": lambda b: mixture(b, 2, 2),
     **{f"{op} {axes} {keep}": lambda b, op=op, axes=axes, keep=keep: b.op(op, b.heads, b.ints(*axes), keepdims=keep)
        for op in ("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2", "ReduceSumSquare")
        for axes, keep in (((-1,), 1), ((2, 3), 0), ((1,), 1))},
@@ -210,6 +225,26 @@ CASES: dict[str, Case] = {
 def rotated(b: Operands, x: Value, half: int = 2, **attrs: int) -> Value:
     tables = [b.op("Gather", tensor(b, 9, half), b.counts) for _ in range(2)]
     return b.op("RotaryEmbedding", x, *tables, **attrs)
+
+
+def best(b: Operands, x: Value, count: int, **attrs: int) -> list[Value]:
+    """The largest elements of each row, and their places."""
+    return list(b.graph.add("TopK", [x, b.ints(count)], attrs, outputs=("", "")).outputs)
+
+
+def mixture(b: Operands, experts: int, count: int) -> Value:
+    """A router over `x`, and gated experts with a bias; the last of them changes nothing."""
+    scores = b.op("Softmax", b.op("MatMul", b.x, tensor(b, 12, experts)), axis=-1)
+    weights, choices = best(b, scores, count)
+    parts = b.graph.add("lading.Dispatch", [b.x, choices], {"experts": experts}, outputs=("",) * experts).outputs
+    made = [expert(b, rows) for rows in parts[:-1]]
+    return b.op("lading.Combine", choices, weights, *made, parts[-1])
+
+
+def expert(b: Operands, rows: Value) -> Value:
+    gate = b.op("Swish", b.op("MatMul", rows, tensor(b, 12, 20)))
+    up = b.op("Add", b.op("MatMul", rows, tensor(b, 12, 20)), tensor(b, 20))
+    return b.op("MatMul", b.op("Mul", gate, up), tensor(b, 20, 12))
 
 
 @pytest.fixture(scope="module")

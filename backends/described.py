@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,12 +121,11 @@ def calibration(graph: Graph) -> c.Calibration | None:
     if fact is None:
         return None
     plan = graph.required_fact(PrecisionPlan)
-    if plan.outcome is None:
-        return c.Calibration(tokens=fact.tokens, digest=fact.digest)
+    made = c.Calibration(tokens=fact.tokens, digest=fact.digest, unreached=dict(fact.instead))
     found = plan.outcome
-    return c.Calibration(
-        tokens=fact.tokens, digest=fact.digest, limit=found.limit, kl_predicted=found.predicted, kl=found.measured
-    )
+    if found is None:
+        return made
+    return replace(made, limit=found.limit, kl_predicted=found.predicted, kl=found.measured)
 
 
 def shape(value: Value) -> tuple[int | str, ...]:

@@ -330,6 +330,11 @@ class Calibration(Record):
     limit: Annotated[str | None, "the limit that precision was chosen under; null when a policy chose it"] = None
     kl_predicted: Annotated[float | None, "divergence that the chosen widths were expected to cost"] = None
     kl: Annotated[float | None, "divergence measured on the held-out windows, activations in float"] = None
+    unreached: Annotated[
+        dict[str, Literal["layer", "even"]],
+        "weights of experts that no token reached, and what they were quantized by: what enters their layer, or as if "
+        "all features counted the same",
+    ] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

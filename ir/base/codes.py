@@ -298,6 +298,8 @@ CODES: dict[str, str] = {
     "Q465": "An embedding that equals the logits matrix is stored apart from it, because a rule or option stores it otherwise.",
     "Q466": "A weight that is stored quantized is stored anew, because the target has no form for its scales or its width.",
     "Q467": "A file rounds activations to integers on their way; that is left out, and logits change by it.",
+    "Q482": "No token of the calibration text reaches some experts, whose weights are quantized by what others are given.",
+    "Q483": "Experts that the calibration text hardly reaches are priced as if it reached them more often.",
     "Q450": "A limit for measured precision cannot be read, or more than one is given.",
     "Q451": "The limit on the size is less than the smallest plan that the candidates, rules and floors allow.",
     "Q452": "No plan that the candidates, rules and floors allow comes as near to the float model as max-kl asks.",

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from ir.base.diag import Diagnostic
 from ir.graph.facts import followed
 from ir.graph.graph import Fact, Graph
+
+StandIn = Literal["layer", "even"]
+"""What stands in for the statistics of a weight that nothing reached."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,9 @@ class Calibration(Fact):
         digest: digest of the calibration windows.
         tokens: positions seen.
         keys: key of the statistics by name of the weight; weights that read the same value share one.
+        reached: positions that reached the weight, by name, for weights of experts, which see some positions only.
+        instead: what the statistics are of, by name, for weights of experts that no position reached: ``layer`` for
+            those of all that enters the layer, ``even`` for features that all count the same.
     """
 
     name: ClassVar[str] = "calibration"
@@ -26,15 +33,26 @@ class Calibration(Fact):
     digest: str
     tokens: int
     keys: Mapping[str, str] = field(default_factory=dict)
+    reached: Mapping[str, int] = field(default_factory=dict)
+    instead: Mapping[str, StandIn] = field(default_factory=dict)
 
     def to_data(self) -> dict[str, Any]:
         """JSON-able form."""
-        return {"digest": self.digest, "tokens": self.tokens, "keys": dict(self.keys)}
+        found: dict[str, Any] = {"digest": self.digest, "tokens": self.tokens, "keys": dict(self.keys)}
+        if self.reached:
+            found |= {"reached": dict(self.reached), "instead": dict(self.instead)}
+        return found
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Calibration:
         """Inverse of `to_data`."""
-        return cls(data["digest"], data["tokens"], dict(data["keys"]))
+        return cls(
+            data["digest"],
+            data["tokens"],
+            dict(data["keys"]),
+            dict(data.get("reached", {})),
+            dict(data.get("instead", {})),
+        )
 
     def check(self, graph: Graph) -> list[Diagnostic]:
         """Every weight with statistics is still there."""
@@ -53,7 +71,11 @@ class Calibration(Fact):
         now = followed(self.keys, renames)
         if not now:
             return self
-        return Calibration(self.digest, self.tokens, {now.get(key, key): item for key, item in self.keys.items()})
+
+        def moved(table: Mapping[str, T]) -> dict[str, T]:
+            return {now.get(key, key): item for key, item in table.items()}
+
+        return Calibration(self.digest, self.tokens, moved(self.keys), moved(self.reached), moved(self.instead))
 
     def mentions(self, name: str) -> bool:
         """True for a weight with statistics."""

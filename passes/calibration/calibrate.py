@@ -16,9 +16,10 @@ from hashlib import blake2b
 import numpy as np
 
 from ir.base.diag import LadingError
+from ir.dialects.experts import DISPATCH
 from ir.evaluate.evaluator import Evaluator, Track
 from ir.evaluate.token_feeds import window_feeds
-from ir.facts.calibration import Calibration
+from ir.facts.calibration import Calibration, StandIn
 from ir.facts.inputs import DynamicInputs
 from ir.graph.digests import value_digests
 from ir.graph.graph import Graph, Value
@@ -29,6 +30,7 @@ from passes.calibration.bookmark import Bookmark
 from passes.framework.base import Pass
 from passes.framework.context import PassContext
 from passes.framework.options import option
+from passes.precision.mixtures import seats_of
 from passes.precision.planned_weights import weights_of
 
 FORMAT = "moments 1"
@@ -80,8 +82,10 @@ class Calibrate(Pass):
         if missing:
             _Gathering(graph, entries, store, self, ctx).run(feeds, sum(map(len, windows)))
         keys = {name: entry.key for entry in entries for name in entry.weights}
+        reached, instead = _unreached(graph, entries, keys, store)
+        _tell(ctx, graph, reached, instead)
         digest = windows_digest(windows)
-        graph.set_fact(Calibration.name, Calibration(digest, sum(map(len, windows)), keys))
+        graph.set_fact(Calibration.name, Calibration(digest, sum(map(len, windows)), keys, reached, instead))
         return {"weights": len(keys), "computed": len(missing), "cached": len(entries) - len(missing)}
 
 
@@ -103,6 +107,69 @@ def entries_of(graph: Graph, windows: Sequence[np.ndarray]) -> list[Entry]:
             state.update(part.encode() + b"\0")
         found.append(Entry(state.hexdigest(), group, tuple(names), graph.value(names[0]).sizes[0]))
     return found
+
+
+def _unreached(
+    graph: Graph, entries: Sequence[Entry], keys: dict[str, str], store: MomentStore
+) -> tuple[dict[str, int], dict[str, StandIn]]:
+    """How many positions reached each weight of an expert, and what stands in for the statistics of those that none did.
+
+    A matrix that reads the rows that the expert is given gets the statistics of everything that enters the layer, which
+    is what it would see. One behind it reads features that no other expert has, so all of them count the same, with the
+    mean square that the same matrices of the layer's other experts meet. `keys` is brought up to date.
+    """
+    seats = {value.name: seat for value, seat in seats_of(graph).items()}
+    own = [entry for entry in entries if entry.weights[0] in seats]
+    found = {entry.key: store.summary(entry.key) for entry in own}
+    levels: dict[str, list[float]] = {}
+    for entry in own:
+        tokens, level = found[entry.key]
+        if tokens:
+            levels.setdefault(seats[entry.weights[0]].group, []).append(level)
+    whole = {entry.values: entry.key for entry in entries}
+    reached = {name: found[entry.key][0] for entry in own for name in entry.weights}
+    instead: dict[str, StandIn] = {}
+    for entry in own:
+        if found[entry.key][0]:
+            continue
+        makers = [value.producer for value in entry.values]
+        entering = tuple(node.operand(0) for node in makers if node is not None and node.op == DISPATCH)
+        key = whole.get(entering)
+        if key is None:
+            others = levels.get(seats[entry.weights[0]].group)
+            key = entry.key if others is None else _even(store, entry, sum(others) / len(others))
+            instead.update(dict.fromkeys(entry.weights, "even"))
+        else:
+            instead.update(dict.fromkeys(entry.weights, "layer"))
+        keys.update(dict.fromkeys(entry.weights, key))
+    return reached, instead
+
+
+def _even(store: MomentStore, entry: Entry, level: float) -> str:
+    """Key of even statistics of a level, which are written unless they are there."""
+    level = float(np.float32(level))
+    key = blake2b(f"{entry.features} {level.hex()}".encode(), digest_size=16).hexdigest()
+    if not store.has(key):
+        store.save_even(key, entry.features, level)
+    return key
+
+
+def _tell(ctx: PassContext, graph: Graph, reached: Mapping[str, int], instead: Mapping[str, str]) -> None:
+    """Say which experts the text did not reach."""
+    seats = {value.name: seat for value, seat in seats_of(graph).items()}
+    experts = {(seat.group.rpartition(" ")[0], seat.expert) for seat in seats.values()}
+    lacking = {(seats[name].group.rpartition(" ")[0], seats[name].expert) for name in instead}
+    if not lacking:
+        return
+    even = sum(word == "even" for word in instead.values())
+    ctx.warn(
+        "Q482",
+        f"the calibration text reaches {len(experts) - len(lacking)} of {len(experts)} experts; of the others, "
+        f"{len(instead) - even} matrices are quantized by what enters their layer, and {even} as if all features "
+        "counted the same",
+        where=next(iter(instead)),
+        hint="give more text, or text of more kinds: --calibration",
+    )
 
 
 def _fed(graph: Graph, value: Value) -> str:
@@ -199,6 +266,10 @@ class _Gathering:
                 self._save(entry, self.sums.pop(entry.key))
 
     def _save(self, entry: Entry, sums: MomentSums) -> None:
+        if not sums.tokens:
+            self.store.save_even(entry.key, entry.features, 1.0)
+            self.missing.discard(entry.key)
+            return
         if not sums.is_finite:
             raise LadingError(
                 "Q436",

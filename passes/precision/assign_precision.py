@@ -53,6 +53,9 @@ class AssignPrecision(Pass):
 
     bits: Literal[2, 3, 4, 5, 6, 7, 8, 16, 32] = option(4, help="width of the layers' weights")
     logits_bits: Literal[2, 3, 4, 5, 6, 7, 8, 16, 32] = option(8, help="width of the logits matrix")
+    router_bits: Literal[2, 3, 4, 5, 6, 7, 8, 16, 32] = option(
+        16, help="least width of the matrices that choose the experts of a mixture"
+    )
     embedding_bits: Literal[0, 4, 8, 16, 32] = option(0, help="width of the embedding rows; 0 follows logits-bits")
     block: int = option(64, help="input features that share a scale; 0 for one scale a row", low=0)
     symmetric: bool = option(False, help="no zero point")
@@ -166,6 +169,7 @@ class AssignPrecision(Pass):
             floors=prepared.floors,
             limit=prepared.limit,
             bits=self.bits,
+            router_bits=self.router_bits,
             logits_bits=self.logits_bits,
             embedding_bits=embedding_bits,
             block=self.block,

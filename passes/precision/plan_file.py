@@ -13,7 +13,7 @@ TOML or JSON, one list of rules::
     method = "rtn"
 
     [[rule]]
-    role = "logits"                                 # layer, logits or embedding
+    role = "logits"                                 # layer, router, logits or embedding
     bits = 8
 
 Keys that a rule leaves out come from the pass's options, or are chosen by measurement when the pass has a limit to
@@ -38,7 +38,7 @@ from ir.facts.sensitivity import Sensitivity
 from ir.quant.storage import Storage
 
 WIDTHS = (2, 3, 4, 5, 6, 7, 8, 16, 32)
-ROLES = ("layer", "logits", "embedding")
+ROLES = ("layer", "router", "logits", "embedding")
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "bits": WIDTHS,
     "symmetric": (True, False),

@@ -16,19 +16,24 @@ from ir.tensor.base import Tensor, same_tensor
 from ir.tensor.elementwise import cast
 from ir.tensor.rearranged import transposed
 from passes.inputs.row_choice import is_rowwise
+from passes.precision.mixtures import Seat, routers_of, seats_of
 
+Role = Literal["layer", "router", "logits", "embedding"]
+"""What a weight is; a router chooses the experts of a mixture."""
 LAYERS = ("layers", "h", "blocks")
 """What checkpoints call the list of layers."""
 
 
 @dataclass(frozen=True)
 class Weight:
-    """One matrix to plan: the constant, its role, and the length of its rows of input features."""
+    """One matrix to plan: the constant, its role, the length of its rows of input features, and its place in an expert,
+    if it has one."""
 
     value: Value
-    role: Literal["layer", "logits", "embedding"]
+    role: Role
     columns: int
     rows: int
+    seat: Seat | None = None
 
     @property
     def name(self) -> str:
@@ -71,6 +76,7 @@ def as_stored(source: Tensor) -> Tensor:
 def weights_of(graph: Graph) -> list[Weight]:
     """Constant float matrices that a MatMul multiplies by or that the runtime reads rows of, in program order."""
     found: dict[Value, Weight] = {}
+    routers, seats = routers_of(graph), seats_of(graph)
     for value in graph.tables.values():
         if _is_matrix(value):
             rows, columns = value.sizes
@@ -79,8 +85,8 @@ def weights_of(graph: Graph) -> list[Weight]:
         weight = node.input(1)
         if node.op == "MatMul" and weight is not None and _is_matrix(weight) and weight not in found:
             columns, rows = weight.sizes
-            role: Literal["layer", "logits"] = "logits" if _reaches_output(node) else "layer"
-            found[weight] = Weight(weight, role, columns, rows)
+            role: Role = "router" if weight in routers else "logits" if _reaches_output(node) else "layer"
+            found[weight] = Weight(weight, role, columns, rows, seats.get(weight))
     return list(found.values())
 
 
@@ -148,6 +154,7 @@ def place_of(name: str) -> tuple[int | None, str]:
 
 __all__ = [
     "LAYERS",
+    "Role",
     "Weight",
     "as_stored",
     "bias_of",

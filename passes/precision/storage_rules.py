@@ -37,7 +37,7 @@ class Preferences:
     Attributes:
         target: what the graph is compiled for.
         rules, floors, limit: as in `Prepared`.
-        bits, logits_bits, embedding_bits: widths by role; 0 for embedding rows that follow the logits matrix.
+        bits, router_bits, logits_bits, embedding_bits: widths by role; 0 for embedding rows that follow the logits matrix.
         block: input features that share a scale; 0 for a whole row.
         symmetric, zero, scale, method: of storages that no rule decides about.
         embedding_method: method of embedding rows stored on their own when the other needs inputs, which they lack.
@@ -51,6 +51,7 @@ class Preferences:
     floors: tuple[Rule, ...]
     limit: Limit | None
     bits: int
+    router_bits: int
     logits_bits: int
     embedding_bits: int
     block: int
@@ -69,6 +70,8 @@ class Preferences:
         """The width of a weight that no rule decides about."""
         if weight.role == "layer":
             return self.bits
+        if weight.role == "router":
+            return max(self.bits, self.router_bits)
         if weight.role == "embedding" and self.embedding_bits:
             return self.embedding_bits
         return self.logits_bits

@@ -126,12 +126,31 @@ class MomentStore:
             for part in (*vectors, *rows):
                 file.write(np.ascontiguousarray(part, "<f4").tobytes())
 
+    def save_even(self, key: str, features: int, level: float) -> None:
+        """Write statistics of no position: features of one mean square that have nothing to do with each other; errors as
+        for `save`."""
+        ends = np.full(features, np.sqrt(level), np.float32)
+        rows = (np.eye(1, row + 1, row, np.float32)[0] * np.float32(level) for row in range(features))
+        self.write(key, 0, (np.zeros(features, np.float32), -ends, ends), rows)
+
+    def summary(self, key: str) -> tuple[int, float]:
+        """Positions seen, and the mean square of a feature on average; errors as for `load`."""
+        flat, tokens, size = self._open(key)
+        places = np.arange(1, size + 1)
+        return tokens, float(flat[4 + 3 * size - 1 + places * (places + 1) // 2].mean(dtype=np.float64))
+
     def load(self, key: str) -> Moments:
         """Read statistics.
 
         Raises:
             LadingError: Q430 they are not there or damaged.
         """
+        flat, tokens, size = self._open(key)
+        mean, low, high = np.array(flat[4 : 4 + 3 * size]).reshape(3, size)
+        return Moments(key, tokens, _square(flat[4 + 3 * size :], size), mean, low, high)
+
+    def _open(self, key: str) -> tuple[np.ndarray, int, int]:
+        """The numbers of a key, mapped, positions seen and features; errors as for `load`."""
         hint = "run the pipeline with the pass calibrate before it, on the same model and text"
         kept = self.store.find(_name(key))
         if kept is None:
@@ -143,8 +162,7 @@ class MomentStore:
                 raise ValueError("its size does not fit")
         except (OSError, ValueError, EOFError) as error:
             raise LadingError("Q430", f"no calibration statistics: {error}", where=str(kept.path), hint=hint) from error
-        mean, low, high = np.array(flat[4 : 4 + 3 * size]).reshape(3, size)
-        return Moments(key, tokens, _square(flat[4 + 3 * size :], size), mean, low, high)
+        return flat, tokens, size
 
 
 def _name(key: str) -> str:

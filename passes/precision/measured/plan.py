@@ -44,7 +44,8 @@ def by_measurement(
     given = given_of(graph, weights, wanted.target)
     require_room(items, wanted.limit, given)
     meter = Meter(graph, _held_out(ctx), ctx)
-    prices = price(items, keys, meter, ctx)
+    fact = graph.fact(Calibration)
+    prices = price(items, keys, fact.reached if fact is not None else {}, meter, ctx)
     search = Search(prices, meter, wanted.limit, given)
     others = _competitors(search, wanted)
     rounds = wanted.rounds if wanted.rounds is not None else 0 if prices.large else 1

@@ -10,15 +10,18 @@ from typing import NamedTuple
 import numpy as np
 
 from ir.quant.storage import Storage
+from ir.tensor.base import Tensor
 from passes.framework.context import PassContext
 from passes.precision.measured.candidates import Choice, Item, moments_for
 from passes.precision.measured.error_curves import Curve, Wanted, error_curves
-from passes.precision.measured.probes import PROBE_BITS, PROBE_TOKENS, Meter, Probe, RowsLoss, Variant, WeightLoss
+from passes.precision.measured.probes import PROBE_BITS, PROBE_TOKENS, Meter, Probe, RowsLoss, WeightLoss
 from passes.precision.planned_weights import Weight
 
 LARGE = 50_000_000
 """Models with more numbers than this are probed at one width, with codes by rounding, which are made at once."""
 LARGE_PROBE_BITS = (4,)
+RARE = 0.1
+"""Share of the average use of its layer's experts that is assumed of one that the text reaches less often."""
 PROBE_BLOCK = 64
 
 Key = tuple[str, bool]
@@ -26,11 +29,13 @@ Key = tuple[str, bool]
 
 
 class Asked(NamedTuple):
-    """A storage of one weight to be probed."""
+    """A storage of one weight to be probed; weights with the same place in the experts of a mixture have one group, and
+    are probed together."""
 
     key: Key
     weight: Weight
     storage: Storage
+    group: str = ""
 
 
 @dataclass
@@ -83,22 +88,39 @@ def source_of(item: Item, weight: Weight, tied: bool) -> str:
     return next(other.name for other in item.weights if other.role == "logits")
 
 
-def price(items: Sequence[Item], keys: Mapping[str, str], meter: Meter, ctx: PassContext) -> Prices:
-    """Measure curves and probes and price every choice."""
+def price(
+    items: Sequence[Item], keys: Mapping[str, str], reached: Mapping[str, int], meter: Meter, ctx: PassContext
+) -> Prices:
+    """Measure curves and probes and price every choice.
+
+    Args:
+        items: what is decided about.
+        keys: key of the statistics of each weight.
+        reached: positions of the calibration text that reached each weight of an expert.
+        meter: measures divergences.
+        ctx: as for passes.
+    """
     large = sum(weight.elements for item in items for weight in item.weights) > LARGE
     asked = _asked(items, large)
     curves = _curves(items, keys, asked, ctx)
-    variants: list[Variant] = []
+    together: dict[tuple, list[Asked]] = {}
+    for number, one in enumerate(asked):
+        together.setdefault((one.group, one.storage) if one.group else (number,), []).append(one)
+    variants: list[dict[str, Tensor]] = []
     item_of = {weight.name: item for item in items for weight in item.weights}
-    for key, weight, storage in asked:
-        item = item_of[weight.name]
-        moments = moments_for(storage, keys.get(source_of(item, weight, key[1]), ""))
-        variants.append({weight.name: weight.restored(storage, moments)})
+    for members in together.values():
+        variant = {}
+        for key, weight, storage, _ in members:
+            moments = moments_for(storage, keys.get(source_of(item_of[weight.name], weight, key[1]), ""))
+            variant[weight.name] = weight.restored(storage, moments)
+        variants.append(variant)
     tokens = meter.tokens_for(variants, PROBE_TOKENS)
     measured = meter.measure(variants, tokens, "measuring single weights")
     probes: dict[Key, list[Probe]] = {}
-    for one, found in zip(asked, measured, strict=True):
-        probes.setdefault(one.key, []).append(Probe(one.storage, found.kl))
+    for members, found in zip(together.values(), measured, strict=True):
+        for one, part in zip(members, _shares(members, curves, reached), strict=True):
+            probes.setdefault(one.key, []).append(Probe(one.storage, found.kl * part))
+    _tell(ctx, [one for members in together.values() for one in members if one.group], reached)
     models: dict[Key, WeightLoss | RowsLoss] = {}
     for key, weight in {one.key: one.weight for one in asked}.items():
         kind = RowsLoss if weight.role == "embedding" else WeightLoss
@@ -107,6 +129,42 @@ def price(items: Sequence[Item], keys: Mapping[str, str], meter: Meter, ctx: Pas
     bits = [np.array([choice.bits for choice in item.choices], np.float64) for item in items]
     losses = [np.array([_loss(item, choice, models) for choice in item.choices]) for item in items]
     return Prices(items, keys, sizes, bits, losses, probes, models, curves, min(tokens, meter.available), large)
+
+
+def _shares(members: Sequence[Asked], curves: Mapping[Key, Curve], reached: Mapping[str, int]) -> list[float]:
+    """Which part of the loss of weights that were probed together is that of each.
+
+    The error of an expert counts as often as positions reach it. One that few or none reach counts `RARE` as often as
+    one of its layer does on average at least: other text may reach it.
+    """
+    if len(members) == 1:
+        return [1.0]
+    seen = np.array([reached.get(one.weight.name, 0) for one in members], np.float64)
+    often = np.maximum(seen, RARE * max(seen.mean(), 1.0))
+    errors = often * np.array([curves[one.key][one.storage].output for one in members])
+    total = errors.sum()
+    return (errors / total if total > 0 else np.full(len(members), 1 / len(members))).tolist()
+
+
+def _tell(ctx: PassContext, experts: Sequence[Asked], reached: Mapping[str, int]) -> None:
+    """Say which experts are priced by the others of their layer."""
+    by_group: dict[str, dict[str, int]] = {}
+    for one in experts:
+        by_group.setdefault(one.group, {})[one.weight.name] = reached.get(one.weight.name, 0)
+    rare = [
+        name
+        for group in by_group.values()
+        for name, seen in group.items()
+        if seen < RARE * sum(group.values()) / len(group)
+    ]
+    if rare:
+        ctx.note(
+            "Q483",
+            f"{len(rare)} matrices of experts are priced as if they were reached {RARE:g} times as often as the "
+            "layer's experts are on average, which is more than the calibration text does",
+            where=rare[0],
+            hint="give more text, or text of more kinds: --calibration",
+        )
 
 
 def _loss(item: Item, choice: Choice, models: Mapping[Key, WeightLoss | RowsLoss]) -> float:
@@ -143,7 +201,8 @@ def _asked(items: Sequence[Item], large: bool) -> list[Asked]:
                 chosen = dict.fromkeys(_nearest(storages, bits) for bits in widths) if storages else {}
                 for storage in chosen:
                     made = replace(storage, method="rtn") if large and storage.bits <= 8 else storage
-                    found.append(Asked((weight.name, tied), weight, made))
+                    group = weight.seat.group if weight.seat is not None else ""
+                    found.append(Asked((weight.name, tied), weight, made, group))
     return found
 
 

@@ -27,6 +27,7 @@ from ir.tensor.identity import tensor_identity
 from passes.framework.context import PassContext
 from passes.precision.measured.error_curves import Curve
 from passes.precision.measured.kept import digest_of, keep, recall
+from passes.precision.mixtures import seats_of
 
 FORMAT = "divergence 1"
 """Part of every key; another one when the numbers are computed otherwise."""
@@ -129,16 +130,19 @@ def first_tokens(windows: Sequence[np.ndarray], tokens: int) -> list[np.ndarray]
 
 
 class _Work:
-    """Operations for each token: products with weights, from the first that a variant changes to the logits."""
+    """Operations for each token: products with weights, from the first that a variant changes to the logits; those of
+    experts count for the tokens that they see."""
 
     def __init__(self, graph: Graph) -> None:
         self._before: dict[str, float] = {}
         self._total = 0.0
+        seats = seats_of(graph)
         for node in graph.nodes:
             weight = node.input(1)
             if node.op == "MatMul" and weight is not None and weight.is_const:
                 self._before.setdefault(weight.name, self._total)
-                self._total += 2.0 * math.prod(weight.sizes)
+                share = seats[weight].share if weight in seats else 1.0
+                self._total += 2.0 * math.prod(weight.sizes) * share
 
     def of(self, names: Collection[str]) -> float:
         """Operations of a variant that replaces these constants; of the whole model for none."""

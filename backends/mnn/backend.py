@@ -237,7 +237,11 @@ class LlmCompilation(Compilation):
     # ---- the steps ----
 
     def opened(self, graph: Graph) -> None:
-        """Note what an ONNX file takes: verification feeds it. An embedding that the graph does not hold is brought in."""
+        """Refuse what the target cannot run. Note what an ONNX file takes: verification feeds it. An embedding that the
+        graph does not hold is brought in."""
+        from backends.mnn.target.needs import require
+
+        require(graph, self.target.releases)
         named = self.order.options.get("embedding")
         if self.order.origin.frontend != "onnx":
             _require_rows(named, self.order.origin.model)

@@ -41,6 +41,7 @@ CODES: dict[str, str] = {
     "P373": "The operator has an MNN form, but not with these attributes or operands.",
     "P374": "Experts share what they compute, or read more than their rows, which MNN's graphs of experts cannot.",
     "P375": "A release of the target has no operator for a mixture of experts.",
+    "P376": "The model has linear attention (the gated delta rule), which a release of the target has no operator for.",
     "Q470": "The logits of a reference cannot be kept on disk.",
     "Q471": "The runtime loses another amount to its quantized activations than the model of it predicts.",
     "B600": "The target is neither 'portable' nor a known MNN release.",

@@ -1,9 +1,10 @@
-"""Operators that ONNX lacks and decoders need before a target is chosen: windows, real-valued zero points, experts."""
+"""Operators that ONNX lacks and decoders need before a target is chosen: windows and real-valued zero points here, others
+in files of their own."""
 
 from __future__ import annotations
 
 from ir.base.types import BOOL, TensorType, ValueType
-from ir.dialects import experts
+from ir.dialects import delta_rule, experts, sinks
 from ir.graph.graph import Node, Value
 from ir.infer.inference import Inference
 from ir.infer.numeric import check_blocks, part_axis, tensor, typed
@@ -90,5 +91,7 @@ DEFINITIONS = (
         role="storage",
         doc="codes * scale + zero, blocked as ONNX DequantizeLinear is, with a real-valued zero of the scale's shape.",
     ),
+    delta_rule.DEFINITION,
+    sinks.DEFINITION,
 )
 """Rows for `ir.ops.registry.OPERATORS`."""

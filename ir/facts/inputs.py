@@ -174,7 +174,7 @@ class DynamicInputs(Fact):
             return np.zeros((), dtype=np.float32)
         gap = np.arange(seq)[:, None] - np.arange(seq)[None, :]
         low = np.finfo(np.float32).min
-        window = max(self.windows, default=0)
+        window = max(self.windows, default=0) or seq
         full = np.where(gap >= 0, 0.0, low).astype(np.float32)
         near = np.where((gap >= 0) & (gap < window), 0.0, low).astype(np.float32)
         return np.stack([full, near])[:, None, None]

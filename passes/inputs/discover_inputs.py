@@ -285,14 +285,14 @@ class _Masks:
                 f"the graph has attention windows {[w for w in windows if w]}, and the runtime feeds one mask for windows",
                 where=masked[0].where,
             )
-        if windows == (0,) or not windows:
+        # A mask without axes says nothing where sinks take part in the scores, so it is spelled out.
+        spelled = any(item.node.op == "lading.SinkAttention" for item in masked)
+        if not any(windows) and not spelled:
             value = self.graph.add_input(self.graph.fresh_name(fed.name), TensorType(fed.dtype, ()))
             found.append(self._record(fed, value, (fed.shapes[0], fed.shapes[1]), "the runtime masks future tokens"))
             return (0,)
         value = self._planes(fed, masked)
-        found.append(
-            self._record(fed, value, (fed.shapes[2],), f"attention windows {windows} come as planes of a mask")
-        )
+        found.append(self._record(fed, value, (fed.shapes[2],), _why_planes(windows)))
         return windows
 
     def _planes(self, fed: FedInput, masked: Sequence[Masked]) -> Value:
@@ -323,7 +323,8 @@ class _Masks:
             planes.append(last.output)
         for item in masked:
             node = item.node
-            inputs = [*node.inputs[:3], planes[1 if item.window else 0], *node.inputs[4:]]
+            place = masks.MASKS[node.op]
+            inputs = [*node.inputs[:place], planes[1 if item.window else 0], *node.inputs[place + 1 :]]
             graph.set_inputs(node, inputs)
             graph.set_attrs(node, is_causal=0)
         return value
@@ -332,6 +333,12 @@ class _Masks:
         return Discovery(
             value.name, fed.kind, "kv-cache", reason, "", fed.default, shapes, fed.low, fed.high, fed.meaning
         )
+
+
+def _why_planes(windows: tuple[int, ...]) -> str:
+    if any(windows):
+        return f"attention windows {windows} come as planes of a mask"
+    return "attention with sinks reads the plane of a mask that hides the future"
 
 
 def _record(fed: FedInput, value: Value, finding: Finding, given: tuple[str, ...] = ()) -> Discovery:

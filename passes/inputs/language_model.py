@@ -23,7 +23,7 @@ PRODUCTS = {"MatMul": 1, "Gemm": 1, "com.microsoft.MatMulNBits": 1, "com.microso
 """Products with a matrix of weights, and its place."""
 
 MIXING = ("Softmax", "Attention", "FusedAttention", "GroupQueryAttention", "MultiHeadAttention", "PagedAttention",
-          "SparseAttention", "DecoderMaskedMultiHeadAttention", "LinearAttention")  # fmt: skip
+          "SparseAttention", "DecoderMaskedMultiHeadAttention", "LinearAttention", "SinkAttention", "GatedDeltaRule")  # fmt: skip
 """Operators, whatever their domain, without one of which no token sees another."""
 
 KEEPING = ("Cast", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "DequantizeLinear", "Identity", "Constant", "Flatten",

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from ir.base.diag import LadingError
+from ir.dialects import sinks
 from ir.graph.graph import Graph, Node
 from passes.inputs.finding import Masked
+
+MASKS = {"Attention": 3, "lading.SinkAttention": sinks.MASK}
+"""Operators that mix positions under a mask, and which input that is. Others that mix them look at the past alone."""
 
 
 def find(graph: Graph) -> list[Masked]:
@@ -13,12 +17,13 @@ def find(graph: Graph) -> list[Masked]:
     Raises:
         LadingError: P357 when an attention is not causal in a way the runtime can do.
     """
-    return [_masked(node) for node in graph.nodes if node.op == "Attention"]
+    return [_masked(node) for node in graph.nodes if node.op in MASKS]
 
 
 def _masked(node: Node) -> Masked:
-    mask, where = node.input(3), node.loc or node.name
-    if mask is None and node.attrs.get("is_causal", 0) and node.input(4) is None:
+    place, where = MASKS[node.op], node.loc or node.name
+    mask = node.input(place)
+    if mask is None and node.attrs.get("is_causal", 0) and node.input(place + 1) is None:
         return Masked(node.outputs[0], "kv-cache", "it is causal of its own accord", where, node, 0)
     if mask is not None and mask.producer is not None and mask.producer.op == "lading.SlidingWindowMask":
         window = int(mask.producer.attrs["window"])

@@ -25,7 +25,7 @@ LANES = 16
 """Most channels that MNN packs together on any processor. The fused operators leave the places behind the last channel
 as they find them, so a width must fill whole packs to be read by a convolution."""
 
-a, b, gamma, beta, mask, x = map(Var, ("a", "b", "gamma", "beta", "mask", "x"))
+a, b, gamma, beta, mask, sinks, x = map(Var, ("a", "b", "gamma", "beta", "mask", "sinks", "x"))
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def _turned(name: str) -> Op:
     return Op("mnn.Concat", first, second, Rest(f"{name}_rest"), attrs={"axis": 3})
 
 
-@rule(Op("mnn.Attention", _turned("q"), _turned("k"), x, mask))
+@rule(Op("mnn.Attention", _turned("q"), _turned("k"), x, mask, Maybe(sinks)))
 def turn_queries_and_keys(m: Match, rw: Rewriter) -> Value | None:
     """One operator for the rotary embedding of queries and keys, and for the norms of their heads."""
     if "packed-attention" not in rw.env or not _fills_packs(m.output):
@@ -218,7 +218,11 @@ def turn_queries_and_keys(m: Match, rw: Rewriter) -> Value | None:
     operands = [_packed(rw, source) for source in sources]
     attrs |= {"heads": heads, "kv_heads": m.k.shape[2], "size": size, "turned": 2 * half}
     query, key = rw.op("mnn.RoPE", *operands, *tables, *norms, attrs=attrs, outputs=2)
-    return rw.op("mnn.Attention", query, key, m.x, m.mask, types=[m.output.type])
+    return rw.op("mnn.Attention", query, key, m.x, m.mask, *_sinks(m), types=[m.output.type])
+
+
+def _sinks(m: Match) -> tuple[Value, ...]:
+    return (m.sinks,) if m.has("sinks") else ()
 
 
 def _alike(left: Value, right: Value) -> bool:
@@ -254,12 +258,12 @@ def _head_norms(query: Value, key: Value) -> tuple[list[Value], list[Value], dic
 # ---- attention ----
 
 
-@rule(Op("mnn.Attention", a, b, x, mask))
+@rule(Op("mnn.Attention", a, b, x, mask, Maybe(sinks)))
 def pack_attention(m: Match, rw: Rewriter) -> Value | None:
     """Attention of packed values with a packed result."""
     if not _fills_packs(m.output):
         return m.skip("the result does not fill whole packs")
-    packed = rw.op("mnn.PackedAttention", m.a, m.b, _packed(rw, m.x), m.mask)
+    packed = rw.op("mnn.PackedAttention", m.a, m.b, _packed(rw, m.x), m.mask, *_sinks(m))
     return _plain(rw, packed, m.output)
 
 

@@ -9,6 +9,9 @@ import numpy as np
 
 from backends.mnn.lower import experts, functions, layers, moving, reduce
 from backends.mnn.lower.lowering import Lowering
+from backends.mnn.lower.mixing import attention, delta
+from backends.mnn.target.needs import require
+from backends.mnn.target.releases import MnnTarget
 from backends.mnn.write.weight_layout import unheld
 from ir.base.diag import LadingError
 from ir.base.types import F32
@@ -29,9 +32,11 @@ LOWER: dict[str, Callable[[Node, Lowering], None]] = {
     "RMSNormalization": layers.lower_norm,
     "LayerNormalization": layers.lower_norm,
     "RotaryEmbedding": layers.lower_rotary,
-    "Attention": layers.lower_attention,
     "lading.Combine": experts.lower_combine,
     "lading.Dispatch": experts.lower_dispatch,
+    "Attention": attention.lower_attention,
+    "lading.GatedDeltaRule": delta.lower_delta_rule,
+    "lading.SinkAttention": attention.lower_sink_attention,
     "Cast": functions.lower_cast,
     "Mean": functions.lower_mean,
     "Not": functions.lower_not,
@@ -76,6 +81,8 @@ class LegalizeMnn(Pass):
         fact = graph.fact(DynamicInputs)
         if fact is not None:
             fact.require(graph)
+        if isinstance(ctx.target, MnnTarget):
+            require(graph, ctx.target.releases)
         moving.settle_shapes(graph)
         _widen_constants(graph)
         lowering = Lowering(graph, ctx.target)

@@ -26,6 +26,12 @@ MODEL, WEIGHTS, EMBEDDING = "llm.mnn", "llm.mnn.weight", "embeddings_bf16.bin"
 CONFIG, LLM_CONFIG, CONFIG_TEXT = "config.json", "llm_config.json", "config.3.4.json"
 TOKENIZER, TOKENIZER_TEXT = "tokenizer.mtok", "tokenizer.txt"
 
+PLANES = (2, 1, 1, "seq", "kv")
+"""Shape of the mask that the runtime feeds with ``attention_type: mix``: everything of the past, and a window of it."""
+
+NO_WINDOW = 1 << 30
+"""A window as wide as any history, where the mask has its planes and no layer has a window."""
+
 
 def runtime_config(
     layout: Layout,
@@ -137,9 +143,9 @@ def model_config(graph: Graph, layout: Layout, template: Mapping[str, str]) -> d
         "max_position_embeddings": card.max_position,
     }
     config = {key: value for key, value in config.items() if value is not None}
-    windows = [window for window in fact.windows if window]
-    if windows:
-        config |= {"attention_type": "mix", "sliding_window": windows[0]}
+    mask = fact.find("attention-mask")
+    if mask is not None and graph.value(mask.input).rank == len(PLANES):
+        config |= {"attention_type": "mix", "sliding_window": max(fact.windows, default=0) or NO_WINDOW}
     if layout.embedding is not None:
         config["tie_embeddings"] = row_table(layout.embedding)
     if template:

@@ -43,5 +43,16 @@ FORMS = {
     "products of rows alone": Form(products="rows", bias=True, head_bias=True, own_head=True, gated=False),
     "one key for all queries": Form(kv_heads=1, hidden=48, size=32, rotary=32, query_norm="rms"),
     "heads apart": Form(split=True, windows=(0, 5), value_size=8, rotary=8, query_norm="rms"),
+    "gpt-oss": Form(sinks=True, windows=(5, 0), bias=True, own_head=True),
+    "sinks without windows": Form(sinks=True),
+    "sinks and one width of window": Form(sinks=True, windows=(6,), value_size=8),
+    "growing queries": Form(growth=(0.3, 4)),
+    "gated attention": Form(gate=True, rotary=4, query_norm="rms"),
     "sizes that fill no packs": Form(hidden=60, size=10, heads=6, kv_heads=3, rotary=10, inner=70),
 }  # fmt: skip
+
+RECURRENT = {
+    "qwen3-next": Form(mixers=("delta", "delta", "softmax"), layers=3, gate=True, rotary=4, query_norm="rms"),
+    "the delta rule alone": Form(mixers=("delta",)),
+}
+"""Decoders with layers that only some releases compute."""

@@ -55,6 +55,11 @@ class Form:
         score_cap: scores are ``cap * tanh(scores / cap)``.
         windows: width of the window of each layer, 0 for none, repeated.
         products: ``rows`` where linear layers are ``Gemm`` of ``[seq, width]``, between reshapes.
+        sinks: attention has a sink for each head.
+        gate: attention's result is multiplied by the sigmoid of a product of its own.
+        growth: queries grow by ``beta * log(1 + floor(position / length))``, these two; nothing without a length.
+        mixers: what joins the positions in each layer, repeated: ``softmax``, or ``delta`` for the gated delta rule with
+            two heads of keys, four of values and a convolution of four.
         own_head: the logits' matrix is not the embedding.
         head_bias: the logits have a bias.
         embedding_scale, residual_scale, logit_scale: factors.
@@ -85,6 +90,10 @@ class Form:
     score_cap: float = 0.0
     windows: tuple[int, ...] = (0,)
     products: str = ""
+    sinks: bool = False
+    gate: bool = False
+    growth: tuple[float, int] = (0.0, 0)
+    mixers: tuple[str, ...] = ("softmax",)
     own_head: bool = False
     head_bias: bool = False
     embedding_scale: float = 1.0
@@ -175,7 +184,7 @@ class _Decoder(Builder):
         table = self.const(self.random.normal(0, 1, (VOCABULARY, form.hidden)).astype(np.float32), "embedding")
         x = self._times(self.op("Gather", table, self.ids, axis=0), form.embedding_scale)
         for index in range(form.layers):
-            x = self._layer(x, form.windows[index % len(form.windows)], form.turned[index % len(form.turned)])
+            x = self._layer(x, index)
         x = self._norm(x, form.hidden)
         rows = self.random.normal(0, 1, (VOCABULARY, form.hidden)).astype(np.float32) if form.own_head else None
         head = (table.tensor.load() if rows is None else rows).T.copy()
@@ -250,10 +259,14 @@ class _Decoder(Builder):
         shift = () if kind == "layer-plain" else (self.vector(size),)
         return self.op("LayerNormalization", x, gain, *shift, axis=-1, epsilon=1e-5)
 
-    def _layer(self, x: Value, window: int, turned: bool) -> Value:
+    def _layer(self, x: Value, index: int) -> Value:
         form = self.form
         normed = self._norm(x, form.hidden)
-        mixed = self._attention(normed, window, turned)
+        if form.mixers[index % len(form.mixers)] == "delta":
+            mixed = self._delta(normed)
+        else:
+            window, turned = form.windows[index % len(form.windows)], form.turned[index % len(form.turned)]
+            mixed = self._attention(normed, window, turned)
         if form.block in ("parallel", "two-norms"):
             other = normed if form.block == "parallel" else self._norm(x, form.hidden)
             return self.op("Add", self.op("Add", mixed, self._mlp(other)), x)
@@ -277,11 +290,42 @@ class _Decoder(Builder):
             attrs["scale"] = form.scale
         if form.score_cap:
             attrs["softcap"] = form.score_cap
-        mask = (self._mask(window),) if window else ()
-        mixed = self.op("Attention", query, key, value, *mask, is_causal=int(not window), **attrs)
+        more = [self._mask(window)] if window else []
+        if form.sinks:
+            more = [self.vector(form.heads, 1, 2), *more]
+        op = "lading.SinkAttention" if form.sinks else "Attention"
+        mixed = self.op(op, self._grown(query), key, value, *more, is_causal=int(not window), **attrs)
         if form.split:
             mixed = self.op("Reshape", self.op("Transpose", mixed, perm=(0, 2, 1, 3)), self.ints(0, 0, -1))
+        if form.gate:
+            gate = self.op("Sigmoid", self.linear(x, form.heads * wide, form.hidden, spread=2))
+            mixed = self.op("Mul", mixed, gate)
         return self.linear(mixed, form.hidden, form.heads * wide, form.bias)
+
+    def _grown(self, query: Value) -> Value:
+        beta, length = self.form.growth
+        if not length:
+            return query
+        place = self.op("Cast", self.op("Unsqueeze", self.positions, self.ints(2)), to=1)
+        steps = self.op("Floor", self.op("Div", place, self.number(length)))
+        growth = self.op("Mul", self.op("Log", self.op("Add", steps, self.number(1))), self.number(beta))
+        return self.op("Mul", query, self.op("Add", growth, self.number(1)))
+
+    def _delta(self, x: Value) -> Value:
+        """The gated delta rule, its result normalized by heads and gated."""
+        hidden, keys, heads, size, width = self.form.hidden, 2, 4, 8, 12
+        channels = 2 * keys * size + heads * width
+        kernel = self.const(self.random.normal(0, 0.7, (channels, 1, 4)).astype(np.float32), "conv")
+        decay = self.op("Softplus", self.op("Add", self.linear(x, heads, hidden), self.vector(heads)))
+        decay = self.op("Mul", decay, self.const(-np.exp(self.random.normal(-1, 0.5, heads)).astype(np.float32)))
+        beta = self.op("Sigmoid", self.linear(x, heads, hidden, spread=2))
+        sizes = {"num_k_heads": keys, "num_v_heads": heads, "head_k_dim": size, "head_v_dim": width}
+        mixed = self.op("lading.GatedDeltaRule", self.linear(x, channels, hidden), decay, beta, kernel, **sizes)
+        apart = self.op("Reshape", mixed, self.ints(0, 0, heads, width))
+        normed = self.op("RMSNormalization", apart, self.vector(width, 1), axis=-1, epsilon=1e-6)
+        gate = self.op("Swish", self.linear(x, heads * width, hidden))
+        gated = self.op("Mul", self.op("Reshape", normed, self.ints(0, 0, -1)), gate)
+        return self.linear(gated, hidden, heads * width)
 
     def _mask(self, window: int) -> Value:
         if window not in self.masks:

@@ -42,6 +42,7 @@ def family(request, tmp_path_factory):
     """Where one decoder is written, for all releases and for the newest, and its logits."""
     folder = tmp_path_factory.mktemp("family")
     graph = decoder(FORMS[request.param], seed=1)
+    infer_types(graph)
     (logits,) = evaluate(graph, {"input_ids": IDS[None]}).values()
     written(graph, folder / "portable", PIPELINE)
     written(decoder(FORMS[request.param], seed=1), folder / "newest", PIPELINE, target="3.6.1")

@@ -1,0 +1,1 @@
+"""What joins the positions of a sequence, in MNN's operators."""

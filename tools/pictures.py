@@ -163,6 +163,7 @@ STEPS = {
     LIFTED: "graphs of others alone",
     "infer-types": "shapes and types",
     "discover-inputs": "what the runtime feeds",
+    "absorb-latent": "a smaller history",
     "assign-precision": "width of each weight",
     "insert-qdq": "codes and scales",
     "legalize-mnn": "operators of MNN",

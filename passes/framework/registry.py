@@ -18,6 +18,7 @@ from passes.framework.base import Pass, check_pass_class
 from passes.framework.options import OptionSpec, options_of
 
 PASSES: dict[str, str] = {
+    "absorb-latent": "passes.canonicalize.absorb_latent:AbsorbLatent",
     "assign-precision": "passes.precision.assign_precision:AssignPrecision",
     "balance": "passes.calibration.balance:Balance",
     "calibrate": "passes.calibration.calibrate:Calibrate",

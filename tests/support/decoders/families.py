@@ -46,6 +46,8 @@ FORMS = {
     "gpt-oss": Form(sinks=True, windows=(5, 0), bias=True, own_head=True),
     "sinks without windows": Form(sinks=True),
     "sinks and one width of window": Form(sinks=True, windows=(6,), value_size=8),
+    "latent attention": Form(mixers=("latent",), size=24, rotary=8, value_size=12),
+    "latent attention with wide values": Form(mixers=("latent", "softmax"), size=16, rotary=8, value_size=20, scale=0.3),
     "growing queries": Form(growth=(0.3, 4)),
     "gated attention": Form(gate=True, rotary=4, query_norm="rms"),
     "sizes that fill no packs": Form(hidden=60, size=10, heads=6, kv_heads=3, rotary=10, inner=70),

@@ -58,8 +58,9 @@ class Form:
         sinks: attention has a sink for each head.
         gate: attention's result is multiplied by the sigmoid of a product of its own.
         growth: queries grow by ``beta * log(1 + floor(position / length))``, these two; nothing without a length.
-        mixers: what joins the positions in each layer, repeated: ``softmax``, or ``delta`` for the gated delta rule with
-            two heads of keys, four of values and a convolution of four.
+        mixers: what joins the positions in each layer, repeated: ``softmax``, ``delta`` for the gated delta rule with
+            two heads of keys, four of values and a convolution of four, or ``latent`` for keys and values that are
+            products with a vector of 24 elements, `rotary` elements of the keys being turned and shared.
         own_head: the logits' matrix is not the embedding.
         head_bias: the logits have a bias.
         embedding_scale, residual_scale, logit_scale: factors.
@@ -262,8 +263,9 @@ class _Decoder(Builder):
     def _layer(self, x: Value, index: int) -> Value:
         form = self.form
         normed = self._norm(x, form.hidden)
-        if form.mixers[index % len(form.mixers)] == "delta":
-            mixed = self._delta(normed)
+        mixer = form.mixers[index % len(form.mixers)]
+        if mixer in ("delta", "latent"):
+            mixed = self._delta(normed) if mixer == "delta" else self._latent(normed)
         else:
             window, turned = form.windows[index % len(form.windows)], form.turned[index % len(form.turned)]
             mixed = self._attention(normed, window, turned)
@@ -310,6 +312,27 @@ class _Decoder(Builder):
         steps = self.op("Floor", self.op("Div", place, self.number(length)))
         growth = self.op("Mul", self.op("Log", self.op("Add", steps, self.number(1))), self.number(beta))
         return self.op("Mul", query, self.op("Add", growth, self.number(1)))
+
+    def _latent(self, x: Value) -> Value:
+        """Latent attention, the turned part of a head first."""
+        form, rank = self.form, 24
+        heads, own, values = form.heads, form.size - form.rotary, form.value_size or form.size
+        query = self._turned(self.linear(x, heads * form.size, form.hidden, spread=1.5), heads)
+        joined = self.linear(x, rank + form.rotary, form.hidden)
+        parts = self.graph.add(
+            "Split", [joined, self.ints(rank, form.rotary)], {"axis": 2}, outputs=["latent", "shared"], types=[None] * 2
+        ).outputs
+        latent = self._norm(parts[0], rank)
+        shared = self.op("RotaryEmbedding", parts[1], self.cos, self.sin, num_heads=1)
+        spread = self.op("Reshape", shared, self.ints(0, 0, 1, form.rotary))
+        spread = self.op("Expand", spread, self.ints(1, 1, heads, 1))
+        keys = self.op("Reshape", self.linear(latent, heads * own, rank, spread=1.5), self.ints(0, 0, heads, own))
+        key = self.op("Reshape", self.op("Concat", spread, keys, axis=3), self.ints(0, 0, heads * form.size))
+        value = self.linear(latent, heads * values, rank)
+        attrs = {"q_num_heads": heads, "kv_num_heads": heads, "is_causal": 1}
+        attrs |= {"scale": form.scale} if form.scale is not None else {}
+        mixed = self.op("Attention", query, key, value, **attrs)
+        return self.linear(mixed, form.hidden, heads * values)
 
     def _delta(self, x: Value) -> Value:
         """The gated delta rule, its result normalized by heads and gated."""

@@ -48,8 +48,10 @@ class Frontend:
 
     def tokenizer(self, path: Path) -> Path | None:
         """The folder with the tokenizer that belongs to a model; None where none does."""
+        from frontends.tokenizers.files import tokenizer_file
+
         folder = path if path.is_dir() else path.parent
-        return folder if (folder / "tokenizer.json").is_file() else None
+        return folder if tokenizer_file(folder) is not None else None
 
     def load(self, path: str, **options: Any) -> Graph:
         """The graph of a file or folder; LadingError for what is wrong with it."""

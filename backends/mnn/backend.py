@@ -94,7 +94,7 @@ class MnnLlm(Backend):
             lies = (
                 "beside the model or in the folder above" if order.origin.folder.name == "onnx" else "beside the model"
             )
-            message = f"the model has no tokenizer: no tokenizer.json lies {lies}"
+            message = f"the model has no tokenizer: no tokenizer.json or other vocabulary lies {lies}"
             hint = (
                 "name its folder with --tokenizer DIR, or copy tokenizer.json, tokenizer_config.json and "
                 "generation_config.json there; --tokenizer none makes a directory that runs on token ids"
@@ -145,12 +145,14 @@ class LlmCompilation(Compilation):
         from backends.mnn.tokenizer.write_files import TokenizerJob
         from backends.mnn.write.llm_folder import tokenizer_request
         from frontends.containers.stand_ins import require_real
+        from frontends.tokenizers.files import tokenizer_files
 
         self.folder = folder
         if self.tokenizer is None:
             yield
             return
-        require_real(self.tokenizer / "tokenizer.json")
+        for path in tokenizer_files(self.tokenizer):
+            require_real(path)
         compare = self.order.verify != "none"
         lines = self.order.options.get("text")
         job = tokenizer_request(self.tokenizer, folder, self.target, compare=compare, lines=lines)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 CODES: dict[str, str] = {
-    "B640": "The folder has no tokenizer.json. Load the tokenizer with transformers and save_pretrained it to get one.",
+    "B640": "The folder has no tokenizer: no tokenizer.json, and no vocabulary in another form that is read.",
     "B641": "A tokenizer file cannot be read, is not valid JSON, or lacks a part that every such file has.",
     "B642": "MNN has no such vocabulary model, or no equal of one of its options. It runs BPE, Unigram, WordPiece.",
     "B643": "MNN cannot express this text normalization.",

@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from frontends.tokenizers.files import tokenizer_file
 from ir.base.json_numbers import whole
 from ir.facts.model_card import ModelCard, SourceFile
 from ir.graph.graph import Graph
 from ir.onnx.export import all_constants
 from ir.tensor.files import FileTensor
 
-TOKENIZER = "tokenizer.json"
 GENAI = "genai_config.json"
 """The configuration that onnxruntime-genai writes."""
 
@@ -36,7 +36,7 @@ def folders_of(path: Path) -> tuple[Path, ...]:
 
 def tokenizer_folder(path: Path) -> Path | None:
     """The folder with the tokenizer of a model file; None when it has none."""
-    return next((folder for folder in folders_of(path) if (folder / TOKENIZER).is_file()), None)
+    return next((folder for folder in folders_of(path) if tokenizer_file(folder) is not None), None)
 
 
 def title_of(path: Path) -> str:
@@ -101,4 +101,4 @@ def _sources(path: Path, graph: Graph) -> dict[str, SourceFile]:
     return {name: SourceFile(file.stat().st_size, sha256_of(file)) for name, file in sorted(files.items())}
 
 
-__all__ = ["GENAI", "TOKENIZER", "context_of", "described", "folders_of", "title_of", "tokenizer_folder"]
+__all__ = ["GENAI", "context_of", "described", "folders_of", "title_of", "tokenizer_folder"]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from frontends.containers.stand_ins import require_real
 from frontends.text.added_tokens import named_in, read_named_tokens
 from frontends.text.tokenizer_child import TokenizerWork
+from frontends.tokenizers.files import TOKENIZER, read_tokenizer, tokenizer_files
 from ir.base.diag import LadingError
 from ir.base.json_numbers import whole
 
@@ -68,10 +69,11 @@ def open_tokenizer(folder: Path) -> ForeignTokenizer:
     """The tokenizer of a checkpoint folder.
 
     Raises:
-        LadingError: F563 or F564 something else lies in the place of ``tokenizer.json``, Q435 it is missing or cannot be
-            read, F650 the library crashes on it.
+        LadingError: F563 or F564 something else lies in the place of its file, Q435 it is missing or cannot be read,
+            F587 its file leaves to a program what is not known here, F650 the library crashes on it.
     """
-    require_real(folder / "tokenizer.json")
+    for path in tokenizer_files(folder) or (folder / TOKENIZER,):
+        require_real(path)
     found = ForeignTokenizer(folder)
     found.check()
     return found
@@ -90,16 +92,17 @@ def prefix_of(tokenizer: ForeignTokenizer) -> list[int]:
 def load_in_process(folder: Path) -> Tokenizer:
     """The library's own object, for what runs in a child.
 
-    Tokens that the folder names beside ``tokenizer.json`` are added, as far as the model has rows for them.
+    Tokens that the folder names beside the vocabulary are added, as far as the model has rows for them.
 
     Raises:
-        LadingError: Q435 ``tokenizer.json`` is missing or cannot be read.
+        LadingError: Q435 the vocabulary is missing or cannot be read, F587 nobody knows how it is to be read.
     """
-    path = folder / "tokenizer.json"
+    files = tokenizer_files(folder) or (folder / TOKENIZER,)
+    path = files[0]
     try:
         path.stat()
-        return _load(folder, tuple(map(_version, (path, folder / "config.json", *named_in(folder)))))
-    except (KeyboardInterrupt, SystemExit):
+        return _load(folder, tuple(map(_version, (*files, folder / "config.json", *named_in(folder)))))
+    except (KeyboardInterrupt, SystemExit, LadingError):
         raise
     # The library raises bare Exception for whatever is wrong with the file, or panics, which is no Exception at all.
     except BaseException as error:
@@ -122,8 +125,10 @@ def _load(folder: Path, versions: tuple[tuple[int, int] | None, ...]) -> Tokeniz
     """A tokenizer; `versions` tell states of the files that it is made of apart."""
     from tokenizers import Tokenizer
 
+    path = folder / TOKENIZER
     # The library does not know byte order marks.
-    tokenizer = Tokenizer.from_str((folder / "tokenizer.json").read_text(encoding="utf-8-sig"))
+    text = path.read_text(encoding="utf-8-sig") if path.is_file() else json.dumps(read_tokenizer(folder).data)
+    tokenizer = Tokenizer.from_str(text)
     _add_named(tokenizer, folder)
     tokenizer.no_truncation()
     tokenizer.no_padding()

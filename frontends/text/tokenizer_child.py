@@ -100,11 +100,13 @@ def _keep(child: Child) -> None:
 
 def _bytes_of(folder: Path) -> int:
     """Bytes of the files that are read of a tokenizer."""
-    names = ("tokenizer.json", "tokenizer_config.json", "added_tokens.json", "chat_template.jinja")
+    from frontends.tokenizers.files import tokenizer_files
+
+    names = ("tokenizer_config.json", "added_tokens.json", "chat_template.jinja")
     found = 0
-    for name in names:
+    for path in (*tokenizer_files(folder), *(folder / name for name in names)):
         try:
-            found += (folder / name).stat().st_size
+            found += path.stat().st_size
         except (OSError, ValueError):
             continue
     return found

@@ -99,6 +99,8 @@ CODES: dict[str, str] = {
     "F568": "torch cannot export the model that transformers builds, or not within the limits of time and memory.",
     "F569": "A parameter of the model that transformers builds is no tensor of the checkpoint, or one of another shape.",
     "F576": "Tensors of the checkpoint are not used by the model that transformers builds of its configuration.",
+    "F587": "The tokenizer's file leaves to a program how text is cut or which tokens there are, and that program is not "
+    "known here; or it is a SentencePiece model of a kind that has no equal.",
     "F560": "A key of config.json that matters in some models is not used by this family; the reference "
     "implementation ignores it as well.",
     "F561": "A key of config.json changes what the model computes, and nothing here reads it. What is compiled would be "
@@ -286,7 +288,7 @@ CODES: dict[str, str] = {
     "Q481": "A text file that was named is empty or binary, so there is nothing to read.",
     "Q433": "The calibration text is too short to measure anything: it must fill at least two windows of 32 tokens.",
     "Q434": "The checkpoint has no chat template, or its template cannot be applied to a chat of the calibration text.",
-    "Q435": "The checkpoint's tokenizer.json is missing, or it or tokenizer_config.json cannot be read.",
+    "Q435": "The checkpoint's tokenizer is missing, or its file or tokenizer_config.json cannot be read.",
     "Q436": "A calibration run met NaN or infinity in front of a weight, so there is nothing to measure.",
     "Q437": "Token windows can be fed to a decoder with discovered inputs, or with token ids as its only input.",
     "Q438": "The calibration windows do not fit the model: an empty one, or a token that its vocabulary lacks.",

@@ -184,11 +184,12 @@ CHATML = (
 
 def _bpe(pattern: str) -> dict[str, Any]:
     """A byte-level BPE of 1500 tokens whose words are cut by a Split on `pattern`, or by ByteLevel for GPT-2's."""
-    return json.loads(_train_bpe(pattern))
+    return json.loads(trained_bpe(pattern))
 
 
 @cache
-def _train_bpe(pattern: str) -> str:
+def trained_bpe(pattern: str) -> str:
+    """The same as text."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())

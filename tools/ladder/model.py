@@ -29,7 +29,7 @@ def tokenizer_of(path: Path, named: Path | None) -> Path:
 
     found = named or tokenizer_folder(path)
     if found is None:
-        message = "rungs are measured on text, and no tokenizer.json lies beside the model"
+        message = "rungs are measured on text, and no tokenizer lies beside the model"
         raise LadingError("U923", message, str(path), "name its folder with --tokenizer DIR")
     return found
 

@@ -66,8 +66,8 @@ def inexact(spec: TokenizerSpec, form: Form, oldest: str = "3.5.0") -> list[str]
     """Reasons why ids or decoded text may differ from the original tokenizer's, most general first."""
     plan = _checked_plan(spec, oldest)
     if form == "text":
-        return [*text_reasons(spec, plan), *affix_reasons(spec)]
-    return [*plan.reasons, *model_reasons(spec, plan), *affix_reasons(spec), *added_reasons(spec, plan)]
+        return [*spec.reasons, *text_reasons(spec, plan), *affix_reasons(spec)]
+    return [*spec.reasons, *plan.reasons, *model_reasons(spec, plan), *affix_reasons(spec), *added_reasons(spec, plan)]
 
 
 def raw_reasons(spec: TokenizerSpec, oldest: str = "3.5.0") -> list[str]:

@@ -1,7 +1,8 @@
-"""What a checkpoint's tokenizer is, read from its files with the json module alone.
+"""What a checkpoint's tokenizer is, read from its files without the libraries that own them.
 
 A compile must start fast, so neither transformers nor tokenizers is imported here. The reading follows what
-those libraries do with the same files: `tokenizer.json` is the tokenizer; `tokenizer_config.json`,
+those libraries do with the same files: `tokenizer.json` is the tokenizer, or what `frontends.tokenizers` makes of a
+vocabulary in another form; `tokenizer_config.json`,
 `special_tokens_map.json`, `generation_config.json`, `config.json` and the chat template files add the names of the
 special tokens, the ids that end generation and the template.
 
@@ -25,11 +26,13 @@ from backends.mnn.tokenizer.ends import EndFiles, find_ends
 from backends.mnn.tokenizer.json_shape import check_shape
 from frontends.checkpoint.generation import GENAI
 from frontends.text.added_tokens import NamedToken, named_tokens, special_settings
+from frontends.tokenizers.files import TOKENIZER, read_tokenizer, tokenizer_file
 from ir.base.diag import LadingError
 from ir.base.json_numbers import whole
 
 SPECIAL_NAMES = ("bos", "eos", "unk", "pad", "sep", "cls", "mask")
-_RAW_FORMS = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt", "tiktoken.model")
+_PARTS = ("vocab.json", "merges.txt", "tokenizer_config.json")
+"""Files that are no tokenizer alone."""
 
 
 MOST_HOLES = 1 << 20
@@ -75,6 +78,8 @@ class TokenizerSpec:
         model_vocab_size: rows of the model's embedding, or 0 when not known.
         notes: facts a user should hear about that are not errors.
         unlike: settings of tokenizer_config.json by which texts would be read otherwise, and which are not followed.
+        source: name of the file with the vocabulary.
+        reasons: how that file's own program gives other ids for rare texts, whatever the runtime does.
     """
 
     folder: str
@@ -98,6 +103,8 @@ class TokenizerSpec:
     model_vocab_size: int
     notes: tuple[str, ...]
     unlike: tuple[str, ...] = ()
+    source: str = TOKENIZER
+    reasons: tuple[str, ...] = ()
 
     @property
     def bos(self) -> str | None:
@@ -147,18 +154,19 @@ def load_tokenizer(
     """Read the tokenizer files of a checkpoint folder.
 
     Args:
-        folder: holds at least `tokenizer.json`.
+        folder: holds at least `tokenizer.json`, or a vocabulary in another form.
         model_vocab_size: rows of the embedding; from `config.json` when None.
         template: which chat template to take where the files name several.
         model: folder of the model, where it is another one; end tokens that it names count too.
 
     Raises:
-        LadingError: B640 no tokenizer.json; B641 unreadable or malformed; B642 model; B647 added token;
-            B648 post-processor; B649 vocabulary; B650 template; B652 stop id; B653 vocabulary too large.
+        LadingError: B640 no tokenizer; B641 unreadable or malformed; B642 model; B647 added token;
+            B648 post-processor; B649 vocabulary; B650 template; B652 stop id; B653 vocabulary too large; Q435, F587
+            for vocabularies in other forms than tokenizer.json.
     """
     folder = Path(folder)
-    data = _read_tokenizer_json(folder)
-    settings = _read_json(folder / "tokenizer_config.json")
+    source, data, named, reasons = _read_tokenizer(folder)
+    settings = {**named, **_read_json(folder / "tokenizer_config.json")}
     config = _read_json(folder / "config.json")
     size = _vocab_size(folder, config) if model_vocab_size is None else model_vocab_size
     section = _section(data, "model", folder)
@@ -195,34 +203,39 @@ def load_tokenizer(
         chat_template=chat,
         model_vocab_size=size,
         notes=tuple(notes),
-        unlike=tuple(_unlike(settings, data.get("pre_tokenizer"))),
+        unlike=tuple(_unlike(settings, data.get("pre_tokenizer"))) if source == TOKENIZER else (),
+        source=source,
+        reasons=reasons,
     )
     tokens = len(vocab) + len(added)
     if spec.table_size > MOST_HOLES + 2 * tokens:
         message = f"ids go up to {spec.table_size - 1}, and there are {tokens} tokens"
         hint = "the tokenizer belongs to another model, or an id is damaged"
-        raise LadingError("B649", message, where=str(folder / "tokenizer.json"), hint=hint)
+        raise LadingError("B649", message, where=str(folder / source), hint=hint)
     return spec
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
 
 
-def _read_tokenizer_json(folder: Path) -> dict[str, Any]:
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        other = [name for name in _RAW_FORMS if (folder / name).is_file()]
+def _read_tokenizer(folder: Path) -> tuple[str, dict[str, Any], Mapping[str, str], tuple[str, ...]]:
+    """Name of the vocabulary's file, what a `tokenizer.json` holds of it, its own special tokens, its reasons."""
+    path = tokenizer_file(folder)
+    if path is None:
+        other = [name for name in _PARTS if (folder / name).is_file()]
         found = f"only {', '.join(other)}" if other else "no tokenizer file"
         raise LadingError(
             "B640",
-            f"no tokenizer.json in this folder ({found})",
+            f"no tokenizer in this folder ({found})",
             where=str(folder),
-            hint='run: python -c "from transformers import AutoTokenizer as T; '
-            f"T.from_pretrained('{folder}').save_pretrained('{folder}')\"",
+            hint="copy its tokenizer.json or tokenizer.model here, or name its folder with --tokenizer",
         )
+    if path.name != TOKENIZER:
+        made = read_tokenizer(folder)
+        return path.name, made.data, made.named, made.reasons
     data = _read_json(path)
     check_shape(data, str(path))
-    return data
+    return path.name, data, {}, ()
 
 
 def _read_json(path: Path) -> dict[str, Any]:

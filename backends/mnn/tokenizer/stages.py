@@ -27,6 +27,9 @@ _RUN_SPLIT = " *[^ ]+| +"
 # Cuts in front of every space.
 _SPACE_SPLIT = " ?[^ ]+| "
 _PUNCTUATION = r"!-/:-@\[-`{-~\p{P}"
+TRIM = r"\A +| +\z"
+"""How SentencePiece's removal of spaces at the ends of a text is written in a tokenizer.json."""
+TRIMMED = "tabs and line breaks at the beginning of a text are removed with the spaces"
 WIDE_EDGES = "U+0085, U+2028 and U+2029 are no whitespace"
 LIST_DECODE = "decoding a whole list of ids"
 
@@ -177,6 +180,9 @@ class _Maker:
             if content == META and not self.cuts_at_meta():
                 raise LadingError("B643", "runs of spaces are replaced by another character", where=self.where)
             return [Part("replace", ("  ", " "))] * 17
+        if regex == TRIM and content == "":
+            self.plan.say(TRIMMED)
+            return self.strip({"strip_left": True, "strip_right": True})
         raise LadingError("B643", f"replacement by the regular expression {regex!r}", where=self.where)
 
     def cuts_at_meta(self) -> bool:

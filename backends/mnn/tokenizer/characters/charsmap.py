@@ -18,6 +18,7 @@ from ir.base.diag import LadingError
 
 _LABEL = np.uint32(0x800000FF)
 _LONGEST_SEQUENCE = 5
+_MOST_NODES = 1 << 20
 MARKS = "a combining mark after a character that the normalization table replaces is kept"
 
 
@@ -62,14 +63,15 @@ def _entries(encoded: Any, where: str) -> dict[bytes, bytes]:
 def _walk(units: np.ndarray, where: str) -> list[tuple[bytes, int]]:
     """(key, value) of each entry, level by level; all children of a level are looked up at once.
 
-    A sound trie has at most one node in each unit, which bounds the walk through a damaged one.
+    Keys with the same end and replacement may share units, so that there are more nodes than units; `_MOST_NODES` bounds
+    the walk through a damaged table.
     """
     found: list[tuple[bytes, int]] = []
     keys = [b""]
     bases = np.array([0], np.int64) ^ _offsets(units[:1])
     labels = np.arange(1, 256, dtype=np.int64)
     total = 0
-    while total <= len(units):
+    while total <= _MOST_NODES:
         children = bases[:, None] ^ labels
         inside = children < len(units)
         hit = inside & ((units[np.where(inside, children, 0)] & _LABEL) == labels)

@@ -510,12 +510,16 @@ def test_malformed_side_files_are_errors(code: str, files: dict[str, Any], tmp_p
     assert caught.value.code == code
 
 
-def test_missing_or_broken_tokenizer_json_says_what_to_do(tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.model").write_bytes(b"x")
+def test_missing_or_broken_tokenizer_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "vocab.json").write_text("{}")
     with pytest.raises(LadingError) as caught:
         load_tokenizer(tmp_path)
     assert caught.value.code == "B640"
-    assert "tokenizer.model" in str(caught.value) and "save_pretrained" in str(caught.value)
+    assert "only vocab.json" in str(caught.value) and "--tokenizer" in str(caught.value)
+    (tmp_path / "tokenizer.model").write_bytes(b"x")
+    with pytest.raises(LadingError) as caught:
+        load_tokenizer(tmp_path)
+    assert caught.value.code == "Q435"
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(LadingError) as caught:
         load_tokenizer(tmp_path)

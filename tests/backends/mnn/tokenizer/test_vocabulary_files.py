@@ -1,0 +1,70 @@
+"""Tokenizers without ``tokenizer.json`` on MNN: the ids of the original, whatever file they come in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from backends.mnn.tokenizer.forms import encode_mtok, encode_text, inexact
+from backends.mnn.tokenizer.spec import TokenizerSpec, load_tokenizer
+from frontends.text.tokenizer import load_in_process
+from tests.support import tokenizer_data as data
+from tests.support import tokenizer_run as run
+from tests.support.text import vocabulary_files as files
+
+COUNT = 600
+# Family -> the largest share of sample strings that may differ, and a part of the declared reason.
+NEARLY = {
+    "unigram": (0.02, "equally likely"),
+    "nfkc": (0.06, "combining mark"),
+    "tekken": (0.01, "upper and lower case"),
+    "bert": (0.10, "spacing marks"),
+}
+EXACT = sorted(set(files.FOLDERS) - set(NEARLY) - {"kimi"})
+
+
+def _specs(root: Path, kinds: list[str]) -> dict[str, TokenizerSpec]:
+    return {kind: load_tokenizer(files.FOLDERS[kind](root / kind)) for kind in kinds}
+
+
+def _texts(spec: TokenizerSpec) -> list[str]:
+    plain = [token.content for token in spec.added if not (token.single_word or token.lstrip or token.rstrip)]
+    return data.sample_strings(COUNT, plain[:20])
+
+
+def _wanted(spec: TokenizerSpec, texts: list[str]) -> list[list[int]]:
+    original = load_in_process(Path(spec.folder))
+    rows = original.encode_batch(texts, add_special_tokens=False)
+    return [[*spec.encode_prefix_ids, *row.ids] for row in rows]
+
+
+@pytest.mark.mnn
+@pytest.mark.parametrize("release", ["3.5.0", "3.6.1"])
+def test_ids_are_those_of_the_original(release: str, tmp_path: Path) -> None:
+    python = run.interpreter_of(release)
+    if python is None:
+        pytest.skip(f"no environment of MNN {release}: make one with python -m tools.releases, or set LADING_MNN_ENVS")
+    specs = _specs(tmp_path, [*EXACT, *NEARLY])
+    texts = {kind: _texts(spec) for kind, spec in specs.items()}
+    jobs = [run.Job(encode_mtok(spec), texts[kind]) for kind, spec in specs.items()]
+    answers = run.run_mnn(python, tmp_path / "run", *jobs)
+    for (kind, spec), answer in zip(specs.items(), answers, strict=True):
+        wanted = _wanted(spec, texts[kind])
+        wrong = [at for at, ids in enumerate(answer.ids) if ids != wanted[at]]
+        share, reason = NEARLY.get(kind, (0, ""))
+        assert len(wrong) <= share * COUNT, (kind, texts[kind][wrong[0]], answer.ids[wrong[0]], wanted[wrong[0]])
+        assert not reason or any(reason in text for text in inexact(spec, "mtok"))
+
+
+def test_what_the_file_leaves_inexact_is_told_for_every_form(tmp_path: Path) -> None:
+    spec = _specs(tmp_path, ["internlm2"])["internlm2"]
+    assert spec.source == "tokenizer.model"
+    for form in ("mtok", "text"):
+        assert inexact(spec, form)[0] == "text behind a token of the user's gets a leading space"
+
+
+def test_special_tokens_of_the_file_have_their_names(tmp_path: Path) -> None:
+    spec = load_tokenizer(files.piece_folder(tmp_path, "llama2"))
+    assert (spec.bos, spec.eos, spec.unk, spec.stop_ids) == ("<s>", "</s>", "<unk>", (2,))
+    assert encode_text(spec)[0] == 0

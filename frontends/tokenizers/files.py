@@ -95,8 +95,6 @@ PROGRAMS: Mapping[str, Program] = {
 }
 """Classes by name, without the word Fast at its end."""
 
-UNNAMED = ("PreTrainedTokenizer", "TokenizersBackend", "LlamaTokenizer")
-"""Classes that add nothing of their own, so that a SentencePiece model is read as it says itself."""
 MODELS: Mapping[str, str] = {
     **dict.fromkeys(("qwen2", "qwen2_moe", "qwen3", "qwen3_moe"), "Qwen2Tokenizer"),
     "gpt2": "GPT2Tokenizer",
@@ -150,9 +148,8 @@ def read_tokenizer(folder: Path) -> TokenizerData:
         return from_ranks(read_ranks(raw, str(path), ranks.counted), ranks, settings)
     if not is_piece_model(raw[:4096]):
         raise LadingError("Q435", "the file is neither a SentencePiece model nor a table of ranks", where=str(path))
-    name = settings.program
-    plain = name is None or (name in UNNAMED and settings.own_code is None)
-    bos = True if plain else _rules(settings, path, lambda program: program.pieces)
+    # A SentencePiece model says itself how it is read, unless a program is named that does more.
+    bos = True if settings.program is None else _rules(settings, path, lambda program: program.pieces)
     return from_pieces(read_pieces(raw, str(path)), settings, str(path), bos)
 
 

@@ -12,6 +12,9 @@ from typing import Any
 from ir.base.diag import LadingError
 from ir.base.json_numbers import whole
 
+GENERAL = ("PreTrainedTokenizer", "TokenizersBackend")
+"""Classes of transformers that say nothing of how text is read."""
+
 
 def read_json(path: Path) -> Any:
     """A JSON file; an empty object where there is none.
@@ -45,14 +48,16 @@ class Settings:
 
     @property
     def program(self) -> str | None:
-        """Name of the class that reads the vocabulary, without the word Fast at its end; None where nobody says it."""
+        """Name of the class that reads the vocabulary, without the word Fast at its end; None where nobody says more than
+        that it is a tokenizer."""
         name = self.values.get("tokenizer_class")
         own = self.own_code
         if own is not None:
             name = own
         if not isinstance(name, str) or not name:
             name = self.config.get("tokenizer_class")
-        return name.removesuffix("Fast") if isinstance(name, str) and name else None
+        name = name.removesuffix("Fast") if isinstance(name, str) else ""
+        return name if name and name not in GENERAL else None
 
     @property
     def own_code(self) -> str | None:

@@ -16,9 +16,10 @@ import numpy as np
 
 from backends.mnn.tokenizer.characters.charsmap import charsmap_rules
 from backends.mnn.tokenizer.characters.normal_forms import NFC_GAPS, compose_rules, decompose_table
-from backends.mnn.tokenizer.characters.translate import quote, translate, translate_marked
+from backends.mnn.tokenizer.characters.steps import marked_steps, steps
+from backends.mnn.tokenizer.characters.translate import quote, translate
 from backends.mnn.tokenizer.spec import TokenizerSpec
-from backends.mnn.tokenizer.whole_words import CLOSE, DROPPED, MARKED, OPEN, WholeWords, whole_words
+from backends.mnn.tokenizer.whole_words import CLOSE, DROPPED, JOINED, MARKED, OPEN, WholeWords, whole_words
 from ir.base.diag import LadingError
 
 META = "\u2581"
@@ -249,6 +250,14 @@ class _Maker:
         self.plan.say(*reasons)
         return Part("split", (text, int(invert), {"Isolated": 0, "Removed": 1}[behavior]))
 
+    def cuts(self, pattern: str) -> list[Part]:
+        """A cut into matches and what lies between them, in as many steps as it takes."""
+        found = steps(pattern)
+        if found is None:
+            return [self.cut(pattern, "Isolated")]
+        self.plan.say(*found[1])
+        return [Part("split", (text, 0, 0)) for text in found[0]]
+
     def byte_level(self, item: Mapping[str, Any]) -> list[Part]:
         parts = [Part("metaspace", (" ", 1))] if item.get("add_prefix_space", True) else []
         regex = item.get("use_regex", True)
@@ -261,7 +270,9 @@ class _Maker:
         literal, regex = self.pattern(item)
         pattern = regex if literal is None else quote(literal)
         assert pattern is not None
-        if behavior in ("Isolated", "Removed"):
+        if behavior == "Isolated" and not item.get("invert"):
+            return self.cuts(pattern)
+        if behavior == "Removed" or behavior == "Isolated":
             return [self.cut(pattern, behavior, bool(item.get("invert")))]
         one = _one_character(pattern)
         if one is None or item.get("invert"):
@@ -304,14 +315,15 @@ class _Maker:
             isolated = cutters[0].get("behavior") == "Isolated" and not cutters[0].get("invert")
             pattern = self.pattern(cutters[0])[1] if isolated else None
         prefixed = cutters[-1].get("add_prefix_space", True)
-        translated = translate_marked(pattern, MARKED, (OPEN, CLOSE)) if pattern and not prefixed else None
-        words = whole_words(self.spec) if translated is not None else None
-        if words is None or translated is None:
+        marks = frozenset((OPEN, CLOSE))
+        found = marked_steps(pattern, MARKED, marks) if pattern and not prefixed else None
+        words = whole_words(self.spec, found[2]) if found is not None else None
+        if words is None or found is None:
             return []
         self.plan.words = words
-        self.plan.say(*translated[1], DROPPED)
+        self.plan.say(*found[1], DROPPED, JOINED if found[2] else "")
         normalizers += [Part("replace", rule) for rule in words.rules]
-        return [Part("split", (translated[0], 0, 0)), Part("byte_level", (0,))]
+        return [*(Part("split", (text, 0, 0)) for text in found[0]), Part("byte_level", (0,))]
 
     def words(self, _item: Mapping[str, Any]) -> list[Part]:
         self.plan.say("zero-width joiners and circled letters do not count as letters")

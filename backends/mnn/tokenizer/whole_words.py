@@ -19,12 +19,16 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from backends.mnn.tokenizer.characters.steps import is_one_word
 from backends.mnn.tokenizer.merges import BYTE_CHARS, CHAR_BYTES, merge_words, unreachable_tokens
 from backends.mnn.tokenizer.spec import TokenizerSpec
 
 OPEN, CLOSE = 0x1F, 0x1E
 MARKED = "\\x1F[^\\x1E]+\\x1E"
 DROPPED = "the control characters U+001E and U+001F are left out"
+
+JOINED = "tokens that no merge reaches are put together from parts where a capital follows"
+"""Where words are cut at capitals, a letter that follows does not say that the word goes on."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +45,20 @@ class WholeWords:
     merges: tuple[tuple[int, int], ...]
 
 
-def whole_words(spec: TokenizerSpec) -> WholeWords | None:
-    """The words that can be found whole: a space and letters; None if there are none."""
+def whole_words(spec: TokenizerSpec, cased: bool = False) -> WholeWords | None:
+    """The words that can be found whole: a space and letters; None if there are none.
+
+    Args:
+        cased: words are cut at capitals, so that a token with capitals inside is never found whole.
+    """
     opened, closed = BYTE_CHARS[OPEN], BYTE_CHARS[CLOSE]
     if opened not in spec.vocab or closed not in spec.vocab:
         return None
     if any(len(text) > 1 and (opened in text or closed in text) for text in spec.vocab):
         return None
     texts = {spelled: text for spelled in unreachable_tokens(spec) if (text := _word(spelled)) is not None}
+    if cased:
+        texts = {spelled: text for spelled, text in texts.items() if is_one_word(text[1:])}
     parts = dict(zip(texts, merge_words(spec, list(texts)), strict=True))
     parts = {spelled: ids for spelled, ids in parts.items() if -1 not in ids}
     if not parts:

@@ -1,14 +1,15 @@
 """Word patterns as trees: a reader of the Oniguruma syntax that tokenizer.json uses.
 
-Only constructs with a clear meaning are read; anything else (anchors, lookbehind, lazy quantifiers, POSIX classes,
-flags other than `i`) is error B645, so that no pattern is misunderstood.
+Only constructs with a clear meaning are read; anything else (lookbehind, lazy quantifiers, POSIX classes, flags other
+than `i`) is error B645, so that no pattern is misunderstood. `$`, `(?=x)` and `\\b` behind a word are read as what they are
+in terms of negative lookahead: nothing but a line break follows, not `(?!x)`, and no character of a word follows.
 """
 
 from __future__ import annotations
 
 import re
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ir.base.diag import LadingError
 
@@ -20,6 +21,7 @@ PUNCTUATION = frozenset(b"!\"#%&'()*,-./:;?@[\\]_{}")
 CATEGORIES = frozenset(
     "Cc Cf Cn Co Cs Ll Lm Lo Lt Lu Mc Me Mn Nd Nl No Pc Pd Pe Pf Pi Po Ps Sc Sk Sm So Zl Zp Zs".split()
 )
+SCRIPTS = ("Han",)
 _BY_CATEGORY: dict[str, frozenset[int]] = {
     "Lu": frozenset(range(65, 91)), "Ll": frozenset(range(97, 123)), "Nd": DIGITS, "Zs": frozenset((32,)),
     "Pc": frozenset(b"_"), "Pd": frozenset(b"-"), "Ps": frozenset(b"([{"), "Pe": frozenset(b")]}"),
@@ -30,12 +32,17 @@ _BY_CATEGORY: dict[str, frozenset[int]] = {
 
 @dataclass(frozen=True)
 class Chars:
-    """A set of characters: its ASCII part, general categories, and explicit ranges beyond ASCII."""
+    """A set of characters: its ASCII part, general categories, and explicit ranges beyond ASCII.
+
+    `scripts` are in it too, and `without` are scripts that are taken out of it.
+    """
 
     ascii: frozenset[int]
     categories: frozenset[str] = frozenset()
     ranges: tuple[tuple[int, int], ...] = ()
     spaces: bool = False
+    scripts: frozenset[str] = frozenset()
+    without: frozenset[str] = frozenset()
 
     def union(self, other: Chars) -> Chars:
         return Chars(
@@ -43,6 +50,8 @@ class Chars:
             self.categories | other.categories,
             self.ranges + other.ranges,
             self.spaces or other.spaces,
+            self.scripts | other.scripts,
+            self.without | other.without,
         )
 
 
@@ -100,6 +109,7 @@ class _Reader:
         self.fold = False
         self.long_s = False
         self.depth = 0
+        self.before: list[list[Node]] = []
 
     def error(self, problem: str) -> LadingError:
         return LadingError("B645", f"{problem}, at character {self.at} of the word pattern", where=self.pattern)
@@ -123,10 +133,22 @@ class _Reader:
 
     def branch(self) -> Branch:
         nodes: list[Node] = []
+        self.before.append(nodes)
         while self.peek() not in ("", "|", ")"):
             node = self.atom()
             nodes.append(self.quantified(node))
+        self.before.pop()
         return tuple(nodes)
+
+    def edge(self) -> Node:
+        """The end of a word, where what stands before is of a word in any case: no character of a word follows."""
+        self.take(2)
+        for node in (node for nodes in reversed(self.before) for node in reversed(nodes)):
+            if not _in_words(node):
+                break
+            if node.low:
+                return _never(Node("set", _CLASSES["w"]))
+        raise self.error("\\b behind what may be no word")
 
     def atom(self) -> Node:
         char = self.peek()
@@ -134,7 +156,12 @@ class _Reader:
             return self.group()
         if char == "[":
             return self.bracket()
-        if char in "^$":
+        if char == "$":
+            self.take()
+            return _never(Node("set", Chars(frozenset((10,))), negated=True))
+        if self.peek(2) == "\\b":
+            return self.edge()
+        if char == "^":
             raise self.error(f"anchor {char!r}")
         if char in "*+?{":
             raise self.error("quantifier without an element")
@@ -165,9 +192,8 @@ class _Reader:
         outer, kind = self.fold, "group"
         if self.peek() == "?":
             self.take()
-            if self.peek() == "!":
-                self.take()
-                kind = "not"
+            if self.peek() in ("!", "="):
+                kind = "not" if self.take() == "!" else "ahead"
             else:
                 self.flags()
         branches = self.alternation()
@@ -176,7 +202,7 @@ class _Reader:
         self.take()
         self.fold = outer
         self.depth -= 1
-        return Node(kind, branches=branches)
+        return Node(kind, branches=branches) if kind != "ahead" else _never(Node("not", branches=branches))
 
     def flags(self) -> None:
         """The part of `(?i:` or `(?:` after the question mark."""
@@ -222,10 +248,23 @@ class _Reader:
         chars = Chars(frozenset())
         first = True
         while first or self.peek() != "]":
+            if self.peek(2) == "&&" and not first and not negated:
+                chars = replace(chars, without=self.excluded())
+                break
             chars = chars.union(self.member(first))
             first = False
         self.take()
         return Node("set", chars, negated)
+
+    def excluded(self) -> frozenset[str]:
+        """The part of `[...&&[^\\p{Han}]]` after the first set: scripts that are taken out."""
+        self.take(2)
+        inner = self.bracket() if self.peek() == "[" else None
+        if inner is None or not inner.negated or inner.chars != Chars(frozenset(), scripts=inner.chars.scripts):
+            raise self.error("intersected set")
+        if self.peek() != "]":
+            raise self.error("intersected set")
+        return inner.chars.scripts
 
     def member(self, first: bool) -> Chars:
         """One character, range or escape inside brackets."""
@@ -280,6 +319,9 @@ class _Reader:
     def category(self) -> Chars:
         end = self.pattern.find("}", self.at)
         name = self.pattern[self.at + 1 : end]
+        if name in SCRIPTS and self.peek() == "{":
+            self.at = end + 1
+            return Chars(frozenset(), scripts=frozenset((name,)))
         members = frozenset(cat for cat in CATEGORIES if cat == name or (len(name) == 1 and cat[0] == name))
         if self.peek() != "{" or end < 0 or not members:
             raise self.error(f"character property {name!r}")
@@ -309,8 +351,24 @@ _CLASSES = {
 }
 
 
+def _never(node: Node) -> Node:
+    """What matches where something does not follow."""
+    return Node("not", branches=node.branches if node.kind == "group" else ((node,),))
+
+
+def _in_words(node: Node) -> bool:
+    """Whether an element takes characters of words alone."""
+    if node.kind == "group":
+        return all(_in_words(child) for branch in node.branches for child in branch)
+    word = _CLASSES["w"]
+    plain = node.chars.ascii <= word.ascii and node.chars.categories <= word.categories
+    return node.kind == "set" and plain and not (node.negated or node.chars.ranges or node.chars.scripts)
+
+
 def _only(chars: Chars) -> int | None:
     """The character of a set of one, else None."""
+    if chars.scripts:
+        return None
     if len(chars.ascii) == 1 and not chars.categories and not chars.ranges:
         return next(iter(chars.ascii))
     if not chars.ascii and not chars.categories and len(chars.ranges) == 1 and chars.ranges[0][0] == chars.ranges[0][1]:
@@ -319,6 +377,6 @@ def _only(chars: Chars) -> int | None:
 
 
 def _complement(chars: Chars, parser: _Reader) -> Chars:
-    if chars.ranges:
+    if chars.ranges or chars.scripts or chars.without:
         raise parser.error("complement of listed characters inside a set")
     return Chars(ASCII - chars.ascii, CATEGORIES - chars.categories)

@@ -59,11 +59,17 @@ def translate(pattern: str, without: frozenset[int] = frozenset()) -> tuple[str,
     Raises:
         LadingError: B645 for a construct without an equal.
     """
-    tree = read_pattern(pattern)
+    return printed(read_pattern(pattern), without)
+
+
+def printed(tree: Pattern, without: frozenset[int] = frozenset()) -> tuple[str, list[str]]:
+    """The same for a pattern that has been read."""
     if any(_nullable(branch) for branch in tree.branches):
         raise tree.error("a match of the empty text")
+    if names_script(tree):
+        raise tree.error("a script")
     if _is_wide(tree.branches):
-        return _print_wide(tree.branches, tree), [LONG_RUNS]
+        return wide(tree.branches, tree), [LONG_RUNS]
     printer = _Printer(tree, without)
     text = printer.alternatives([flat for branch in tree.branches for flat in _spread(branch, tree)])
     if tree.long_s:
@@ -71,16 +77,20 @@ def translate(pattern: str, without: frozenset[int] = frozenset()) -> tuple[str,
     return text, list(printer.reasons)
 
 
-def translate_marked(pattern: str, first: str, marks: Iterable[int]) -> tuple[str, list[str]] | None:
-    """As `translate`, with an alternative `first` before all others and the characters `marks` in no set but there.
+def takes_words(tree: Pattern) -> bool:
+    """Whether a pattern takes a space together with the letters after it, and all letters that follow one another."""
+    return not _is_wide(tree.branches) and any(_takes_words(branch) for branch in tree.branches)
 
-    None unless the pattern takes a space together with the letters after it, and all letters that follow one another.
-    """
-    branches = read_pattern(pattern).branches
-    if _is_wide(branches) or not any(_takes_words(branch) for branch in branches):
-        return None
-    text, reasons = translate(pattern, frozenset(marks))
-    return f"{first}|{text}", reasons
+
+def names_script(tree: Pattern) -> bool:
+    """Whether a pattern speaks of a script, such as Han."""
+    return any(_scripts(node) for branch in tree.branches for node in branch)
+
+
+def _scripts(node: Node) -> frozenset[str]:
+    """Scripts that an element names."""
+    inner = frozenset(name for branch in node.branches for child in branch for name in _scripts(child))
+    return inner | node.chars.scripts | node.chars.without
 
 
 def _takes_words(branch: Branch) -> bool:
@@ -90,8 +100,8 @@ def _takes_words(branch: Branch) -> bool:
     letters = branch[1:-1] if branch[-1].kind == "group" else branch[1:]
     if not letters or any(node.kind != "set" for node in letters):
         return False
-    inside = [_fold(node, {}) for node in letters]
-    return 32 in _fold(branch[0], {}) and all(LETTERS | {1, 5} >= chars for chars in inside) and 1 in inside[-1]
+    inside = [fold(node) for node in letters]
+    return 32 in fold(branch[0]) and all(LETTERS | {1, 5} >= chars for chars in inside) and 1 in inside[-1]
 
 
 def quote(text: str) -> str:
@@ -136,7 +146,7 @@ def _first(nodes: Branch, tree: Pattern) -> tuple[frozenset[int], bool]:
         if node.kind == "not":
             raise tree.error("possessive quantifier before a lookahead")
         if node.kind == "set":
-            found |= _fold(node, {})
+            found |= fold(node)
             empty = node.low == 0
         else:
             parts = [_first(inner, tree) for inner in node.branches]
@@ -145,6 +155,11 @@ def _first(nodes: Branch, tree: Pattern) -> tuple[frozenset[int], bool]:
         if not empty:
             return found, False
     return found, True
+
+
+def fold(node: Node) -> frozenset[int]:
+    """The folded bytes of a set."""
+    return _fold(node, {})
 
 
 def _fold(node: Node, reasons: dict[str, None]) -> frozenset[int]:
@@ -190,17 +205,25 @@ class _Printer:
         for index, node in enumerate(branch):
             if node.possessive:
                 _check_possessive(node, branch[index + 1 :], self.tree)
-            parts.append(self.node(node) + _print_count(node))
+            parts.append(self.node(node) + print_count(node))
         return "".join(parts)
 
     def node(self, node: Node) -> str:
         if node.kind == "set":
             return _print_set(_fold(node, self.reasons) - self.without)
-        if node.kind == "not" and any(child.kind == "group" for option in node.branches for child in option):
+        if node.kind == "not" and not all(_steady(child) for option in node.branches for child in option):
             raise self.tree.error("a group inside a lookahead")
         if node.kind == "group" and node.low > 1:
             raise self.tree.error("a repeated group")
         return ("(?!" if node.kind == "not" else "(?:") + self.alternatives(node.branches) + ")"
+
+
+def _steady(node: Node) -> bool:
+    """Whether a repeated element matches in one way only, so that it need not be tried again."""
+    if node.kind != "group":
+        return True
+    sets = all(child.kind == "set" and child.low == child.high for branch in node.branches for child in branch)
+    return sets and len(node.branches) == 1
 
 
 def _check_possessive(node: Node, rest: Branch, tree: Pattern) -> None:
@@ -208,11 +231,12 @@ def _check_possessive(node: Node, rest: Branch, tree: Pattern) -> None:
     if node.kind != "set":
         raise tree.error("possessive group")
     first, empty = _first(rest, tree)
-    if not empty and first & _fold(node, {}):
+    if not empty and first & fold(node):
         raise tree.error("possessive quantifier that keeps what the rest needs")
 
 
-def _print_count(node: Node) -> str:
+def print_count(node: Node) -> str:
+    """How often an element is taken, behind it."""
     known = {(1, 1): "", (0, 1): "?", (0, -1): "*", (1, -1): "+"}
     if (node.low, node.high) in known:
         return known[node.low, node.high]
@@ -236,10 +260,10 @@ def _print_set(folded: frozenset[int]) -> str:
         if members <= left:
             parts.append(name)
             left -= members
-    return f"[{'^' if negated else ''}{_print_codes(left)}{''.join(parts)}]"
+    return f"[{'^' if negated else ''}{print_codes(left)}{''.join(parts)}]"
 
 
-def _print_codes(codes: Iterable[int]) -> str:
+def print_codes(codes: Iterable[int]) -> str:
     """Listed characters of a set; ranges only of three or more digits or letters."""
     parts: list[str] = []
     run: list[int] = []
@@ -271,7 +295,7 @@ def _is_wide(branches: Iterable[Branch]) -> bool:
     )
 
 
-def _print_wide(branches: Iterable[Branch], tree: Pattern) -> str:
+def wide(branches: Iterable[Branch], tree: Pattern) -> str:
     """The pattern in ECMAScript form for std::wregex; only listed characters and whitespace have an equal there."""
     return "|".join("".join(_print_wide_node(node, tree) for node in branch) for branch in branches)
 
@@ -281,11 +305,16 @@ def _print_wide_node(node: Node, tree: Pattern) -> str:
         raise tree.error("possessive quantifier beside a character beyond ASCII")
     if node.kind != "set":
         opening = "(?!" if node.kind == "not" else "(?:"
-        return opening + _print_wide(node.branches, tree) + ")" + _print_count(node)
+        return opening + wide(node.branches, tree) + ")" + print_count(node)
     chars = node.chars
     extra = frozenset(("Zs", "Zl", "Zp")) if chars.spaces else frozenset()
     if chars.categories - extra:
         raise tree.error("character property beside a character beyond ASCII")
     ranges = chars.ranges + (WIDE_SPACES if chars.spaces else ())
-    listed = "".join(chr(a) if a == b else f"{chr(a)}-{chr(b)}" for a, b in ranges)
-    return f"[{'^' if node.negated else ''}{_print_codes(chars.ascii)}{listed}]{_print_count(node)}"
+    beyond = "".join(listed(*pair) for pair in ranges)
+    return f"[{'^' if node.negated else ''}{print_codes(chars.ascii)}{beyond}]{print_count(node)}"
+
+
+def listed(start: int, end: int) -> str:
+    """A range of characters beyond ASCII inside a set."""
+    return chr(start) if start == end else f"{chr(start)}-{chr(end)}"

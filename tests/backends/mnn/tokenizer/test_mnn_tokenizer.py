@@ -39,7 +39,7 @@ EXACT = (
 # Kind -> the largest share of sample strings that may differ, and a part of the declared reason.
 NEARLY = {
     "llama3-ranks": (0.01, "no merge reaches"),
-    "o200k": (0.01, "upper and lower case"),
+    "o200k": (0.002, "beyond U+FFFF"),
     "sp-first": (0.15, "leading space"),
     "unigram": (0.02, "equally likely"),
     "unigram-bytes": (0.02, "equally likely"),
@@ -279,6 +279,9 @@ def test_faithful_patterns_are_kept(pattern: str) -> None:
         (r"[[ab]c]|\.", r"[a-c]|\."),
         (r"[^\S]", r"\s"),
         ("x(?!y|z)", "x(?!y|z)"),
+        (r"\s+$", r"\s+(?![^\n])"),
+        ("a+(?=b)", "a+(?!(?!b))"),
+        (r"[0-9]+\b", r"[0-9]+(?![_\p{L}\p{N}\p{M}])"),
     ],
 )
 def test_patterns_are_printed_for_the_runtimes_matcher(pattern: str, printed: str) -> None:
@@ -288,7 +291,7 @@ def test_patterns_are_printed_for_the_runtimes_matcher(pattern: str, printed: st
 @pytest.mark.parametrize(
     "pattern",
     [
-        "a*?b", "^a", "a$", "(?=a)b", "(?<=a)b", "a*", r"\bfoo", "(?:ab|a){2}c", "[[:alpha:]]", "[a&&b]", "(ab", "ab)",
+        "a*?b", "^a", "(?<=a)b", "a*", r"\bfoo", "(?:ab|a){2}c", "[[:alpha:]]", "[a&&b]", "(ab", "ab)",
         "[a", r"\p{Han}+", "a++a", "+a", "a{2", "a{3,2}", "(?:a|b)++", "(?>ab)", "(?x: a)", "a(?!b)*", r"[\P{L}b-a]",
         "(?i:é)", r"[一-龥\p{L}]+", "a|", "(?!(?:a|b))c", "a+(?:b|c)d", r"\xZZ", "a{2}+", r"[^一]++",
         r"[\ud800]", r"\x{DFFF}", r"a-\x{110000}", r"\x{-1}", r"[\x{}]",

@@ -161,6 +161,7 @@ LIFTED = "lift-decoder"
 """The pipeline of the steps that graphs of others alone go through, which is one step in the picture."""
 STEPS = {
     LIFTED: "graphs of others alone",
+    "raise-weights": "codes that came, kept",
     "infer-types": "shapes and types",
     "discover-inputs": "what the runtime feeds",
     "absorb-latent": "a smaller history",
@@ -183,7 +184,7 @@ def pipeline_picture() -> str:
     names = []
     for item in load("default").items:
         if isinstance(item, Repeat):
-            names += [LIFTED] if item.foreign else [one.name for one in item.body.passes()]
+            names += [LIFTED] * (LIFTED not in names) if item.foreign else [one.name for one in item.body.passes()]
         else:
             names.append(item.name)
     wide, high, gap, per_row, left = 150.0, 48.0, 10.0, 3, 28.0

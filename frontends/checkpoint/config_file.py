@@ -43,7 +43,7 @@ def read_config(path: Path, families: Mapping[str, Family] = FAMILIES) -> ModelC
 
     Raises:
         LadingError: F530 unreadable or not a JSON object, F531 a value of the wrong type or size, F532 no model type,
-            F533 unknown family, F534 a feature the family lacks, F535 quantized checkpoint, F536 heads that do not fit,
+            F533 unknown family, F534 a feature the family lacks, F536 heads that do not fit,
             F537 unknown activation, F538 impossible window, F540 or F541 impossible rope, F561 keys that are not read
             and change the numbers.
     """
@@ -179,16 +179,6 @@ def _row(name: str, path: str, families: Mapping[str, Family]) -> Family:
 
 
 def _refuse_unsupported(raw: Mapping[str, Any], path: str) -> None:
-    for key in ("quantization_config", "compression_config"):
-        record = raw.get(key)
-        if record:
-            method = record.get("quant_method") if isinstance(record, dict) else None
-            raise LadingError(
-                "F535",
-                f"the checkpoint is quantized ({shown(method) if method else 'method not stated'})",
-                f"{path}:{key}",
-                "start from the original bf16, fp16 or fp32 checkpoint",
-            )
     if raw.get("per_layer_config"):
         raise LadingError("F534", "layers of different sizes are not supported", f"{path}:per_layer_config")
     if raw.get("is_encoder_decoder"):

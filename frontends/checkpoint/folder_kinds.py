@@ -188,7 +188,7 @@ def quantized_as(dtypes: dict[str, str]) -> tuple[str, list[str]] | None:
 
 
 def refuse_quantized(dtypes: dict[str, str], folder: Path) -> None:
-    """Refuse tensors that are quantized already, whatever the configuration says.
+    """Refuse tensors of an encoding that is not read, whatever the configuration says.
 
     Raises:
         LadingError: F535.
@@ -198,8 +198,7 @@ def refuse_quantized(dtypes: dict[str, str], folder: Path) -> None:
         return
     method, names = found
     message = (
-        f"the checkpoint is quantized ({method}), although its config.json does not say so: {len(names)} tensors such as "
-        f"{names[0]} are"
+        f"the checkpoint is quantized ({method}) in a way that is not read: {len(names)} tensors such as {names[0]} are"
     )
     raise LadingError("F535", message, str(folder), "start from the original bf16, fp16 or fp32 checkpoint")
 

@@ -7,10 +7,11 @@ the source tree, of which the last one takes whatever is left and says what is w
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from ir.base.diag import Diagnostic
 from ir.base.plugins import rows_of
 from ir.base.tables import Table
 from ir.facts.model_card import SourceFile
@@ -19,10 +20,19 @@ from ir.tensor.base import Tensor
 
 @dataclass(frozen=True)
 class Weights:
-    """The stored tensors of a checkpoint by name, not read yet, and the files they lie in."""
+    """The tensors of a checkpoint by the names and in the shapes of the plain one, not read yet.
+
+    Attributes:
+        tensors: by name; quantized ones are decoded when they are read (`ir.quant.coded.decoded`).
+        files: the files they lie in.
+        notes: what to tell.
+        encodings: for people, how each quantized tensor is stored, by name.
+    """
 
     tensors: Mapping[str, Tensor]
     files: Mapping[str, SourceFile]
+    notes: tuple[Diagnostic, ...] = ()
+    encodings: Mapping[str, str] = field(default_factory=dict)
 
 
 class Format(Protocol):
@@ -36,7 +46,7 @@ class Format(Protocol):
 
 
 class Safetensors:
-    """Plain safetensors files, in one piece or in shards."""
+    """Safetensors files, in one piece or in shards, of plain or quantized tensors."""
 
     @staticmethod
     def recognises(folder: Path) -> bool:
@@ -45,12 +55,18 @@ class Safetensors:
 
     @staticmethod
     def open(folder: Path) -> Weights:
-        """The tensors of the files, their headers read and checked; errors F510 to F527."""
+        """The tensors of the files, their headers read and checked.
+
+        Raises:
+            LadingError: F510 to F527 for the files; F535, F577, F578 and F581 for quantized tensors.
+        """
+        from frontends.containers.encodings.table import declared_in, decode
         from frontends.containers.safetensors import open_checkpoint
 
         found = open_checkpoint(folder)
         files = {item.name: SourceFile(item.nbytes, item.header_digest, "header") for item in found.sources()}
-        return Weights(found.tensors, files)
+        plain = decode(found.tensors, declared_in(folder), str(folder))
+        return Weights(plain.tensors, files, plain.notes, plain.encodings)
 
 
 PLAIN = "safetensors"

@@ -17,7 +17,7 @@ import numpy as np
 
 from ir.base.types import DTYPES, F32, DType, TensorType, int_type
 from ir.tensor.base import Derived, Tensor, refuse
-from ir.tensor.elementwise import cast
+from ir.tensor.elementwise import cast, convert
 from ir.tensor.inline import dtype_named
 from ir.tensor.rearranged import reshaped, transposed
 
@@ -163,10 +163,16 @@ def coded(
     if any(count != -(-size // each) for count, size, each in zip(sizes, shape, tile, strict=True)):
         return f"scales of type {scale.type} are not those of blocks of {block} of {codes.type}"
     given = Parts(codes, reshaped(cast(scale, F32), sizes), None if zero is None else reshaped(zero, sizes))
+    return in_tiles(given, tile, affine)
+
+
+def in_tiles(given: Parts, tile: tuple[int, ...], affine: bool) -> Coded:
+    """Codes with scales and zeros of tiles, which are cut finer where they do not divide an axis."""
+    shape = given.codes.shape
     finer = tuple(_even(size, each) for size, each in zip(shape, tile, strict=True))
     if finer != tile:
         zeros = None if given.zero is None else _refined(given.zero, shape, tile, finer)
-        given, tile = Parts(codes, _refined(given.scale, shape, tile, finer), zeros), finer
+        given, tile = Parts(given.codes, _refined(given.scale, shape, tile, finer), zeros), finer
     axes = tuple(_factors(size, each) for size, each in zip(shape, tile, strict=True))
     return Coded(given, tile, tuple(factor for part in axes for factor in part), axes, affine)
 
@@ -348,9 +354,10 @@ class _Decoded(Derived):
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         self._bounds(start, stop)
-        codes, scale = self.base.rows(start, stop), _spread(self, self.scale, start, stop)
+        codes, scale = self.base.rows(start, stop), _spread(self, self.scale, start, stop).astype(np.float32)
         if self.zero is None:
-            return codes.astype(np.float32) * scale
+            numbers = convert(codes, F32) if self.base.type.dtype.is_float else codes.astype(np.float32)
+            return numbers * scale
         zero = _spread(self, self.zero, start, stop)
         if self.affine:
             return codes.astype(np.float32) * scale + zero
@@ -421,11 +428,29 @@ def _shaped_like(base: Tensor, dtype: DType) -> Tensor:
     return _Rounded(base, base, tile=(1,) * len(base.shape), dtype=dtype.name)
 
 
+MOVING = ("transposed", "reshaped", "cast", "row_slice", "row_gather", "swapped")
+"""Recipes that give numbers of one tensor in another order or type."""
+
+
 def decoded_from(tensor: Tensor) -> Tensor | None:
-    """The codes that a tensor is the decoded numbers of, in whatever order; None when it is made otherwise."""
-    while tensor.recipe()[0] in ("transposed", "reshaped", "cast"):
+    """The codes that a tensor is the decoded numbers of, in whatever order; None when it is made otherwise.
+
+    Codes that are places in a table are those places, and not what the table holds.
+    """
+    while tensor.recipe()[0] in MOVING:
         tensor = tensor.inputs[0]
-    return tensor.base if isinstance(tensor, _Decoded) else None
+    if not isinstance(tensor, _Decoded):
+        return None
+    codes = tensor.base
+    while codes.recipe()[0] in (*MOVING, "looked_up"):
+        codes = codes.inputs[0]
+    return codes
+
+
+def decoded_parts(tensor: Tensor) -> tuple[Tensor, Tensor, Tensor | None, tuple[int, ...], bool]:
+    """Codes, scales, zeros, tile and whether zeros are real, of what `decoded` made."""
+    assert isinstance(tensor, _Decoded)
+    return tensor.base, tensor.scale, tensor.zero, tensor.tile, tensor.affine
 
 
 def unsigned_type(bits: int) -> DType:
@@ -440,6 +465,8 @@ __all__ = [
     "coded",
     "decoded",
     "decoded_from",
+    "decoded_parts",
+    "in_tiles",
     "repeated",
     "rounded",
     "rounded_codes",

@@ -103,6 +103,10 @@ def row_slice(base: Tensor, low: int, high: int) -> Tensor:
         return base
     if isinstance(base, _RowSlice):
         return _RowSlice(base.base, base.low + low, base.low + high)
+    if isinstance(base, _Swapped):
+        return swapped(row_slice(base.base, low, high))
+    if isinstance(base, _Reshaped) and (whole := base.whole_rows(low, high)) is not None:
+        return reshaped(row_slice(base.base, *whole), (high - low, *base.shape[1:]))
     return _RowSlice(base, low, high)
 
 
@@ -212,11 +216,65 @@ def row_permute(base: Tensor, order: Tensor | Sequence[int] | np.ndarray) -> Ten
     return row_gather(base, wanted)
 
 
+class _ColumnGather(Derived):
+    name = "column_gather"
+
+    def __init__(self, base: Tensor, index: Tensor) -> None:
+        super().__init__(TensorType(base.type.dtype, (base.row_count, index.row_count)), base, index)
+        self.index = index
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Rows of the base with their columns picked.
+
+        Raises:
+            LadingError: T254 the index names a column that is not there.
+        """
+        self._bounds(start, stop)
+        places = self.index.load()
+        if places.size and not 0 <= int(places.min()) <= int(places.max()) < self.base.row_size:
+            message = f"column numbers {places.min()} to {places.max()} are outside the tensor"
+            raise refuse("column_gather", message, self.base, self.index)
+        return self.base.rows(start, stop).take(places, axis=1)
+
+
+def column_gather(base: Tensor, index: Tensor) -> Tensor:
+    """Column ``index[i]`` of a matrix as column i; the index is read with the rows, and columns may repeat."""
+    if base.type.rank != 2 or index.type.rank != 1 or not index.type.dtype.is_integer:
+        raise refuse("column_gather", "the index must be a vector of column numbers of a matrix", base, index)
+    return _ColumnGather(base, index)
+
+
+class _Swapped(Derived):
+    name = "swapped"
+
+    def __init__(self, base: Tensor) -> None:
+        first, rows, columns = base.shape
+        super().__init__(TensorType(base.type.dtype, (first, columns, rows)), base)
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        self._bounds(start, stop)
+        return np.ascontiguousarray(self.base.rows(start, stop).swapaxes(1, 2))
+
+
+def swapped(base: Tensor) -> Tensor:
+    """Each matrix of a stack ``[n, rows, columns]`` transposed."""
+    if base.type.rank != 3:
+        raise refuse("swapped", "only a stack of matrices has transposes here", base)
+    return base.base if isinstance(base, _Swapped) else _Swapped(base)
+
+
 class _Reshaped(Derived):
     name = "reshaped"
 
     def __init__(self, base: Tensor, shape: tuple[int, ...]) -> None:
         super().__init__(TensorType(base.type.dtype, shape), base, shape)
+
+    def whole_rows(self, low: int, high: int) -> tuple[int, int] | None:
+        """The rows of the base that rows `low` to `high` are made of, where those are whole ones."""
+        width, of_base = self.row_size, self.base.row_size
+        if not self.base.type.shape or not of_base or low * width % of_base or high * width % of_base:
+            return None
+        return low * width // of_base, high * width // of_base
 
     @property
     def ranged(self) -> bool:
@@ -240,4 +298,6 @@ def reshaped(base: Tensor, shape: Sequence[int]) -> Tensor:
         return base
     if min(wanted, default=0) < 0 or math.prod(wanted) != base.type.size:
         raise refuse("reshaped", f"{list(wanted)} has another number of elements", base)
+    if isinstance(base, _Swapped) and base.row_count == 1 and wanted == base.shape[1:]:
+        return transposed(reshaped(base.base, wanted[::-1]))
     return _Reshaped(base, wanted)

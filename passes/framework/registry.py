@@ -47,7 +47,7 @@ PIPELINES: dict[str, str] = {
     "canonicalize": "repeat{max=8}(infer-types,fold,simplify,cse,dce),toposort",
     "newest-opset": "repeat{max=1 foreign}(expand-functions,infer-types,upgrade-opset)",
     "lift-decoder": "repeat{max=1 foreign}(expand-functions,infer-types,upgrade-opset,expand-contrib,widen-floats,"
-    "canonicalize,unround-activations,spell-linears,raise-weights,raise-decoder,canonicalize)",
+    "canonicalize,unround-activations,spell-linears),raise-weights,repeat{max=1 foreign}(raise-decoder,canonicalize)",
 }
 """Pipelines that hold for every runtime, by name. A pipeline may use others."""
 

@@ -12,6 +12,7 @@ import numpy as np
 from ir.base.diag import LadingError
 from ir.base.types import F32, TensorType, dtype_of_onnx, int_type
 from ir.graph.graph import Graph, Node, Value
+from ir.quant.came_coded import came_coded
 from ir.quant.coded import Coded, Parts, coded, rounded, signed_codes, tiled, unsigned_type, wide_codes
 from ir.quant.storage import Storage
 from ir.quant.stored_codes import given_codes
@@ -43,7 +44,8 @@ class RaiseWeights(Pass):
     the same matrix, whatever both are called and however they lie. Weights whose scales the target has no form for, and
     those named by requantize, are decoded when they are read and stored anew like any float weight.
 
-    Graphs that this compiler made itself are left as they are.
+    Of a graph that this compiler made itself only constants are looked at that a checkpoint stores as codes: those that
+    are kept become dequantizations, the others stay the decoded numbers that they are.
     """
 
     name = "raise-weights"
@@ -60,13 +62,13 @@ class RaiseWeights(Pass):
 
     def run(self, graph: Graph, ctx: PassContext) -> Mapping[str, int]:
         """See `Pass.run`."""
-        if not graph.foreign:
-            return {}
-        _look_up_numbers(graph)
         work = _Raising(graph, ctx, self.requantize)
-        work.decode_vectors()
+        if graph.foreign:
+            _look_up_numbers(graph)
+            work.decode_vectors()
         for node, place in list(_uses(graph)):
-            work.raise_use(node, place)
+            if graph.foreign or node.operand(place).is_const:
+                work.raise_use(node, place)
         work.finish()
         unused = [pattern for pattern in self.requantize if pattern not in work.used]
         if unused:
@@ -207,7 +209,12 @@ class _Raising:
         if isinstance(found, Coded) and value.dtype != F32:
             return None
         if isinstance(found, Tensor):
-            return self._floats(value, found, features)
+            stored = came_coded(found) if value.dtype == F32 else None
+            if stored is None:
+                return self._floats(value, found, features) if self.graph.foreign else value
+            if isinstance(stored, str):
+                return self._kept_as_numbers(value, stored)
+            found = stored
         self.seen.add(value.name)
         named = [pattern for pattern in self.requantize if _matches(pattern, value.name)]
         self.used.update(named)
@@ -220,10 +227,14 @@ class _Raising:
             self._count("kept")
             shared = self._shared(value, fitted, features, found.affine)
             return self._codes(value, shared, features, found.affine)
+        return self._kept_as_numbers(value, fitted, found)
+
+    def _kept_as_numbers(self, value: Value, why: str, found: Coded | None = None) -> Value | None:
+        """The decoded numbers of a weight that no form has room for."""
         numbers = self._numbers(value, found)
         if numbers is not None:
             self._count("requantized")
-            self.refused.setdefault(fitted, []).append(value.name)
+            self.refused.setdefault(why, []).append(value.name)
         return numbers
 
     # ---- floats ----
@@ -242,8 +253,10 @@ class _Raising:
         self._count("floats")
         return self.graph.add_const(self.graph.fresh_name(value.name), tensor, loc=value.loc)
 
-    def _numbers(self, value: Value, found: Coded) -> Value | None:
+    def _numbers(self, value: Value, found: Coded | None) -> Value | None:
         """The weight as a float constant that is decoded when it is read."""
+        if found is None or value.is_const:
+            return value
         numbers = found.numbers()
         if numbers is None:
             return None

@@ -225,7 +225,7 @@ CASES = {
     ),
     "a window that is off": Case(model(sliding_window=4096, max_window_layers=28), config=GREEDY),
     "quantized, it says": Case(
-        model(quantization_config={"quant_method": "gptq", "bits": 4}), ("quantized ('gptq')",), "F535"
+        model(quantization_config={"quant_method": "gptq", "bits": 4}), ("every weight is stored in plain numbers",)
     ),
     "padded rows promised": Case(model(vocab_size=2176), ("[2176, 256]",), "F552"),
     "fewer layers": Case(model(num_hidden_layers=2, layer_types=["full_attention"] * 2), ("2 layers",), "F551"),

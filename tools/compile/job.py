@@ -277,13 +277,6 @@ def _check_used(request: Request, pipeline: Pipeline, calibrated: bool) -> None:
         raise LadingError("U918", message, hint=hint)
 
 
-def _check_foreign(graph: Graph, pipeline: Pipeline) -> None:
-    """Refuse an option for weights that came quantized, where the model has none; LadingError U918."""
-    if not graph.foreign and any(getattr(one, "requantize", ()) for one in pipeline.passes()):
-        message = "requantize has no effect: no weight of a checkpoint is stored quantized"
-        raise LadingError("U918", message, hint="leave it out; keep and bits say how weights are stored")
-
-
 def _options(request: Request, name: str, formats: Formats, calibrated: bool) -> dict[str, Any]:
     """The options that only some backends understand, as far as they are given.
 
@@ -515,7 +508,6 @@ class _Job:
         from passes.framework.instruments import KeepOriginal
         from passes.framework.manager import PassManager
 
-        _check_foreign(graph, pipeline)
         compilation.opened(graph)
         keeper = KeepOriginal(graph) if self.request.verify != "none" else None
         watchers = [*self.request.instruments, *([keeper] if keeper is not None else [])]

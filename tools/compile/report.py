@@ -130,14 +130,17 @@ def _summary(result: Result) -> Group:
 
 
 def _passes(report: Report) -> str:
-    """The pipeline; what runs on graphs of others alone by its name, where it ran, and else not at all."""
+    """The pipeline; what runs on graphs of others alone by its name, where it ran, and else only what had work to do."""
     from passes.framework.load import load
+    from passes.framework.pipeline import Repeat
 
     text = report.pipeline
+    ran = any("." in item.path for item in report.passes)
+    busy = {item.text for item in report.passes if item.changed}
     for name in FOREIGN:
-        block = str(load(name))
-        ran = any("." in item.path for item in report.passes)
-        text = text.replace(block, name) if ran else text.replace(f"{block},", "")
+        pipeline = load(name)
+        useful = [str(one) for one in pipeline.items if not isinstance(one, Repeat) and str(one) in busy]
+        text = text.replace(f"{pipeline},", "".join(f"{one}," for one in ([name] if ran else useful)))
     return text
 
 

@@ -222,11 +222,11 @@ def test_plain_tensors_are_not_taken_for_quantized_ones(source: Path) -> None:
     assert quantized_as(dtypes) is None
 
 
-def test_a_gptq_checkpoint_without_quantization_config_is_one_message(source: Path) -> None:
+def test_tensors_of_an_encoding_that_is_not_read_are_one_message(source: Path) -> None:
     tensors = {"model.embed_tokens.weight": np.ones((320, 64), np.float16)}
     for role in ("q", "k", "v", "o"):
         base = f"model.layers.0.self_attn.{role}_proj"
-        tensors |= {f"{base}.{name}": np.ones((8, 8), np.int32) for name in ("qweight", "qzeros", "g_idx")}
+        tensors |= {f"{base}.W_q": np.ones((8, 8), np.uint8), f"{base}.meta": np.ones(4, np.float32)}
     write_safetensors(source / "model.safetensors", tensors)
-    error = refused(source, "F535", "GPTQ")
-    assert len(error.diagnostics) == 1 and "12 tensors" in error.diagnostics[0].message
+    error = refused(source, "F535", "HQQ")
+    assert len(error.diagnostics) == 1 and "4 tensors" in error.diagnostics[0].message

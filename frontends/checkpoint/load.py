@@ -53,9 +53,9 @@ def load(
         families: rows to choose from.
 
     Raises:
-        LadingError: F500 to F509, F563 to F566 and F594 for the place, F510 to F529, F535, F577, F578 and F581 for the files, F530 to F541 and F561 for the
-            configuration, F550 to F554 for the tensors, F590 to F592 for adapters, F570, F571 and U904 for the settings
-            for generation.
+        LadingError: F500 to F509, F563 to F566 and F594 for the place, F510 to F529 for the files, F535, F577, F578 and F581
+            for quantized tensors, F530 to F541 and F561 for the configuration, F550 to F554 for the tensors, F590 to F592
+            for adapters, F570, F571 and U904 for the settings for generation.
     """
     folder = resolve(model, revision=revision, cache_dir=cache_dir, offline=offline)
     stored = open_weights(folder)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from frontends.configuration.keys import shown
 from ir.base.diag import LadingError
 from ir.base.types import F32
 from ir.quant.coded import decoded
@@ -54,7 +55,7 @@ class Declared:
             if value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int):
-                raise LadingError("F577", f"{key} is {repr(value)[:60]}, not a whole number", self.where)
+                raise LadingError("F577", f"{key} is {shown(value)}, not a whole number", self.where)
             return value
         return None
 

@@ -161,10 +161,11 @@ def _text_record(raw: Mapping[str, Any], path: str, families: Mapping[str, Famil
     if wrapper is None:
         return _Text(raw, "", _row(name, path, families), name, "")
     record = next((key for key in wrapper.records if isinstance(raw.get(key), dict)), "")
-    inner = dict(raw[record]) if record else dict(raw)
+    known = class_defaults(name)
+    inner = {**known.inner, **raw[record]} if record else dict(raw)
     own = inner.get("model_type")
     model_type = own if record and isinstance(own, str) and own else wrapper.text
-    tied = raw.get("tie_word_embeddings", class_defaults(name).defaults.get("tie_word_embeddings"))
+    tied = raw.get("tie_word_embeddings", known.defaults.get("tie_word_embeddings"))
     if tied is not None:
         inner["tie_word_embeddings"] = tied
     return _Text(inner, f"{record}." if record else "", _row(model_type, path, families), model_type, name)
@@ -220,6 +221,8 @@ def _kinds(row: Family, keys: Keys, count: int) -> list[str]:
         return _listed(row, rule.names, listed, keys, count, rule.listed, rule.only_if)
     if not rule.only_if:
         return [FULL] * count
+    if rule.period == 0:
+        raise keys.bad(row.kinds.period[0], "a number of layers")
     if rule.period:
         return [rule.hit if (index + 1) % rule.period == 0 else rule.miss for index in range(count)]
     return [FULL if index < rule.after else SLIDING for index in range(count)]

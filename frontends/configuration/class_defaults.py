@@ -21,12 +21,14 @@ class ClassDefaults:
     Attributes:
         defaults: values of absent keys; every key that the class declares is among them.
         aliases: other spellings of keys.
+        inner: of a class with a record for a language model inside: values that it gives to absent keys of that.
         theta: base of the rope where the file names none; by layer type for classes with several ropes.
     """
 
     defaults: Mapping[str, Any] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
     theta: Any = None
+    inner: Mapping[str, Any] = field(default_factory=dict)
 
 
 @cache

@@ -4,8 +4,7 @@ A spec is one of
 
 * a number, a flag or None, which is the value itself;
 * a text, the name of a key (``rope.`` before it: of a key of the rope record);
-* a tuple of specs, of which the first that the file gives a value counts, else the first with a default of the
-  configuration class, else the last one; None at the end means that there may be no value;
+* a tuple of specs, of which the first counts that the file or the configuration class gives a value; None at the end means that there may be no value;
 * a `Product` of values raised to powers, a `Quotient` of whole numbers, a `When`, whether a key is `Given`, or a `Constant` text.
 
 A part is a frozen dataclass. Its fields that hold specs are made by `size`, `number`, `flag` and `word`, which say what a
@@ -199,12 +198,6 @@ def _find(spec: Spec, keys: Keys) -> tuple[Any, str]:
     if isinstance(spec, str):
         return keys.get(spec), spec
     if isinstance(spec, tuple):
-        for inner in spec:
-            if isinstance(inner, str) and keys.stated(inner):
-                for other in spec:  # what stands beside it counts as read
-                    if isinstance(other, str):
-                        keys.get(other)
-                return keys.get(inner), inner
         value, key = None, ""
         for inner in spec:
             value, key = _find(inner, keys)

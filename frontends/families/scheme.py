@@ -39,13 +39,14 @@ class Kinds:
         names: kinds by the names in that list, where they are called otherwise.
         period: the last layer of each period is of the kind `hit`, the others of the kind `miss`; None for no period.
         after: layers from this one on are of the kind `SLIDING`, those before it `FULL`.
+            A period of 0 makes sense without `only_if` alone.
         only_if: without it all layers are of the kind `otherwise`, whatever else the file says; a list of layers counts
             all the same where `otherwise` is `FULL`.
     """
 
     listed: str = ""
     names: Mapping[Any, str] = field(default_factory=dict)
-    period: Setting = size(None, most=10_000, optional=True)
+    period: Setting = size(None, least=0, most=10_000, optional=True)
     hit: str = FULL
     miss: str = SLIDING
     after: Setting = size(10_000, least=0, most=10_000)

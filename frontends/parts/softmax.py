@@ -15,7 +15,7 @@ from frontends.parts.rope_table import rope_table
 from ir.base.types import F32
 from ir.graph.graph import Value
 from ir.tensor.inline import InlineTensor
-from ir.tensor.rearranged import row_gather, transposed
+from ir.tensor.rearranged import reshaped, row_concat, row_gather, transposed
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ class Softmax:
         qk_norm_if: whether there is such a norm at all.
         q_norm, k_norm: modules of the norms.
         norm: what kind of norm they are; None for that of the family.
+        each: the modules that hold the rows of such a weight one by one, below the norm's, with ``{h}`` for the head;
+            empty for one tensor.
         after_rope: they follow the rotation.
         pairs: stored for a rope that turns neighbours (2i, 2i + 1) instead of the halves (i, i + n/2).
         scale: multiplier of the scores; None for one over the root of the head width.
@@ -72,6 +74,7 @@ class Softmax:
     q_norm: str = "q_norm"
     k_norm: str = "k_norm"
     norm: Norm | None = None
+    each: str = ""
     after_rope: bool = False
     pairs: bool = False
     scale: Setting = number(None, optional=True)
@@ -164,7 +167,12 @@ class Softmax:
         self, b: Builder, value: Value, module: str, norm: Norm, heads: int, order: np.ndarray | None
     ) -> Value:
         """A norm with a weight for each head: one without a weight, and a product."""
-        weight = b.norm_weight(module, norm, (heads, self.head_dim))
+        if self.each:
+            modules = [f"{module}.{self.each.format(h=head)}" for head in range(heads)]
+            rows = [b.norm_weight(name, norm, (self.head_dim,)) for name in modules]
+            weight = row_concat([reshaped(row, (1, self.head_dim)) for row in rows])
+        else:
+            weight = b.norm_weight(module, norm, (heads, self.head_dim))
         if order is not None:
             weight = transposed(row_gather(transposed(weight), order))
         ones = InlineTensor(np.ones(self.head_dim, np.float32))

@@ -37,7 +37,18 @@ ROWS = (
     Family(("hunyuan_vl_text",), {"main": HUNYUAN}, ropes=STRETCHED),
     Family(
         ("stablelm",),
-        {"main": Softmax(bias="use_qkv_bias", out_bias=False)},
+        {
+            "main": Softmax(
+                bias="use_qkv_bias",
+                out_bias=False,
+                qk_norm="each",
+                qk_norm_if="qk_layernorm",
+                q_norm="q_layernorm",
+                k_norm="k_layernorm",
+                each="norms.{h}",
+                norm=PLAIN_LAYER_NORM,
+            )
+        },
         norm=LAYER_NORM,
         parallel="use_parallel_residual",
         mlp_in=("post_attention_layernorm", ""),

@@ -37,7 +37,7 @@ ROWS = (
                 o="dense",
                 kv_heads=When(("multi_query_attention", False), "multi_query_group_num", "num_attention_heads"),
                 head_dim="kv_channels",
-                bias=("add_qkv_bias", "add_bias_linear", False),
+                bias=When(("add_bias_linear", False), True, ("add_qkv_bias", False)),
                 out_bias=("add_bias_linear", False),
                 pairs=True,
             )

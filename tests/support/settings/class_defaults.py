@@ -34,11 +34,27 @@ def of_class(model_type: str) -> dict[str, Any] | None:
     return {"defaults": plain, "aliases": dict(made.attribute_map), "theta": made.default_theta}
 
 
+def of_wrapper(model_type: str) -> dict[str, Any] | None:
+    """The record of a model of several towers; its class may say other defaults for the language model, as ``inner``."""
+    from transformers import CONFIG_MAPPING
+
+    from frontends.families.table import WRAPPERS
+
+    record, row = of_class(model_type), WRAPPERS[model_type]
+    if record is None:
+        return None
+    made = CONFIG_MAPPING[model_type]
+    given = getattr(made.sub_configs_defaults.get(row.records[0]), "init_kwargs", None) or {}
+    text = made(**{row.records[0]: {"model_type": row.text}}).get_text_config().to_dict()
+    plain = CONFIG_MAPPING[row.text]().to_dict()
+    return {**record, "inner": {key: text[key] for key in given if text.get(key) != plain.get(key)}}
+
+
 def all_classes() -> dict[str, Any]:
     """The records of every model type of a row that has a class."""
-    from frontends.families.table import FAMILIES
+    from frontends.families.table import FAMILIES, WRAPPERS
 
-    found = {name: of_class(name) for name in sorted(FAMILIES)}
+    found = {name: of_wrapper(name) if name in WRAPPERS else of_class(name) for name in sorted({*FAMILIES, *WRAPPERS})}
     return {name: record for name, record in found.items() if record is not None}
 
 

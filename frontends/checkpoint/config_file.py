@@ -20,7 +20,7 @@ from frontends.configuration.class_defaults import class_defaults
 from frontends.configuration.keys import Keys, shown
 from frontends.configuration.specs import named_keys, settle
 from frontends.families.model_config import LayerConfig, ModelConfig
-from frontends.families.scheme import FULL, SLIDING, Family, RopeRule
+from frontends.families.scheme import FULL, SLIDING, Family, RopeRule, Sparse
 from frontends.families.table import FAMILIES, WRAPPERS
 from frontends.parts.activations import ACTIVATIONS
 from frontends.parts.builder import Part
@@ -204,11 +204,16 @@ def _layers(row: Family, keys: Keys, count: int) -> tuple[tuple[LayerConfig, ...
     sparse = settle(row.sparse, keys) if row.experts is not None else None
     for index, name in enumerate(kinds):
         kind = of_kind[name]
-        has_experts = sparse is not None and index >= sparse.first and (index + 1) % sparse.step == 0
-        has_experts = has_experts and sparse is not None and index not in sparse.dense
+        has_experts = sparse is not None and _is_sparse(sparse, index)
         feed = row.experts if has_experts and row.experts is not None else row.ffn
         found.append(LayerConfig(settled(row.mixers[kind.mixer]), settled(feed), kind.window, kind.rope))
     return tuple(found), list(parts.values())
+
+
+def _is_sparse(rule: Sparse, index: int) -> bool:
+    """True for a layer with experts."""
+    inside = index >= rule.first and (rule.last in (None, -1) or index <= rule.last)
+    return inside and (index + 1) % rule.step == 0 and index not in (rule.dense or ())
 
 
 def _kinds(row: Family, keys: Keys, count: int) -> list[str]:

@@ -4,8 +4,10 @@ A spec is one of
 
 * a number, a flag or None, which is the value itself;
 * a text, the name of a key (``rope.`` before it: of a key of the rope record);
-* a tuple of specs, of which the first counts that the file or the configuration class gives a value; None at the end means that there may be no value;
-* a `Product` of values raised to powers, a `Quotient` of whole numbers, a `When`, whether a key is `Given`, or a `Constant` text.
+* a tuple of specs, of which the first counts that the file or the configuration class gives a value; None at the end
+  means that there may be no value;
+* a `Product` of values raised to powers, a `Quotient` of whole numbers, a `When`, whether a key is `Given` or `Equals`
+  something, or a `Constant` text.
 
 A part is a frozen dataclass. Its fields that hold specs are made by `size`, `number`, `flag` and `word`, which say what a
 value must be; `settle` gives the same part with values in the place of the specs.
@@ -63,6 +65,14 @@ class Given:
 
 
 @dataclass(frozen=True)
+class Equals:
+    """True when a key has a value."""
+
+    key: str
+    value: Any
+
+
+@dataclass(frozen=True)
 class Constant:
     """A text that is the value itself, and not the name of a key."""
 
@@ -108,9 +118,11 @@ def word(spec: Spec, wanted: str) -> Any:
     return field(default=spec, metadata={"kind": Kind(wanted, lambda value: isinstance(value, str))})
 
 
-def numbers(spec: Spec, wanted: str) -> Any:
+def numbers(spec: Spec, wanted: str, *, optional: bool = False) -> Any:
     """A field for a list of whole numbers, which may be empty."""
-    kind = Kind(wanted, lambda value: isinstance(value, (list, tuple)) and all(_whole(x, 0, MOST) for x in value))
+    kind = Kind(
+        wanted, lambda value: isinstance(value, (list, tuple)) and all(_whole(x, 0, MOST) for x in value), optional
+    )
     return field(default=spec, metadata={"kind": kind})
 
 
@@ -182,7 +194,7 @@ def _named(spec: Spec) -> set[str]:
         return {spec}
     if isinstance(spec, tuple):
         return set().union(*map(_named, spec))
-    if isinstance(spec, Given):
+    if isinstance(spec, (Given, Equals)):
         return {spec.key}
     if isinstance(spec, Product):
         return set().union(*(_named(base) for base, _ in spec.factors))
@@ -208,6 +220,8 @@ def _find(spec: Spec, keys: Keys) -> tuple[Any, str]:
         return value, key if value is not None else blamed
     if isinstance(spec, Given):
         return keys.get(spec.key) is not None, spec.key
+    if isinstance(spec, Equals):
+        return keys.get(spec.key) == spec.value, spec.key
     if isinstance(spec, Constant):
         return spec.value, ""
     if isinstance(spec, Product):
@@ -234,6 +248,7 @@ def _title(spec: Spec) -> str:
 __all__ = [
     "FLAG",
     "Constant",
+    "Equals",
     "Given",
     "Kind",
     "Product",

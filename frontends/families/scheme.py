@@ -71,12 +71,13 @@ class Kind:
 
 @dataclass(frozen=True)
 class Sparse:
-    """Which layers have experts: from `first` on every one whose number, counted from one, `step` divides, but those of
-    `dense`."""
+    """Which layers have experts: from `first` to `last` every one whose number, counted from one, `step` divides, but those
+    of `dense`; a `last` of -1 or None is the last layer."""
 
     first: Setting = size(0, least=0, most=10_000)
+    last: Setting = size(None, least=-1, most=10_000, optional=True)
     step: Setting = size(1, most=10_000)
-    dense: Setting = numbers(("mlp_only_layers", ()), "a list of layers")
+    dense: Setting = numbers(("mlp_only_layers", None), "a list of layers", optional=True)
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from frontends.families.rows import cohere, gemma, glm, gpt, llama, olmo, own_code, phi, qwen, wrappers
+from frontends.families.rows import cohere, gemma, glm, gpt, llama, mixtures, olmo, own_code, phi, qwen, wrappers
 from frontends.families.scheme import Family, Wrapper
 from ir.base.plugins import rows_of
 from ir.base.tables import Table
 
 ROWS: tuple[Family, ...] = tuple(
-    row for room in (qwen, llama, gemma, glm, phi, olmo, cohere, gpt, own_code) for row in room.ROWS
+    row for room in (qwen, llama, gemma, glm, phi, olmo, cohere, gpt, mixtures, own_code) for row in room.ROWS
 )
 
 

@@ -44,7 +44,7 @@ class Glu:
 
     def apply(self, b: Builder, x: Value, at: str, rows: Shape | None) -> Value:
         """The nodes of the MLP whose modules' names begin with `at`; `rows` is the shape of `x` where it is another one."""
-        gate, up = self._first(b, at)
+        gate, up = self.first(b, at)
         down = b.matrix(at + self.down, b.hidden, self.inner, self.bias)
         return self.product(b, x, gate, up, down, at, rows)
 
@@ -58,7 +58,8 @@ class Glu:
         product = b.same("Mul", [active, lifted], f"{at}product")
         return b.apply(product, down, rows)
 
-    def _first(self, b: Builder, at: str) -> tuple[Matrix, Matrix]:
+    def first(self, b: Builder, at: str) -> tuple[Matrix, Matrix]:
+        """The matrices of gate and up."""
         if not self.fused:
             return (
                 b.matrix(at + self.gate, self.inner, b.hidden, self.bias),

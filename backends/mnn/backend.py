@@ -241,9 +241,10 @@ class LlmCompilation(Compilation):
     def opened(self, graph: Graph) -> None:
         """Refuse what the target cannot run. Note what an ONNX file takes: verification feeds it. An embedding that the
         graph does not hold is brought in."""
-        from backends.mnn.target.needs import require
+        from backends.mnn.target import needs
 
-        require(graph, self.target.releases)
+        needs.require(graph, self.target.releases)
+        self.warnings += needs.warnings(graph, self.target.releases)
         named = self.order.options.get("embedding")
         if self.order.origin.frontend != "onnx":
             _require_rows(named, self.order.origin.model)

@@ -42,6 +42,7 @@ CODES: dict[str, str] = {
     "P374": "Experts share what they compute, or read more than their rows, which MNN's graphs of experts cannot.",
     "P375": "A release of the target has no operator for a mixture of experts.",
     "P376": "The model has linear attention (the gated delta rule), which a release of the target has no operator for.",
+    "P377": "Releases of the target compute linear attention wrong in some ways of use: the memory is kept or lost.",
     "Q470": "The logits of a reference cannot be kept on disk.",
     "Q471": "The runtime loses another amount to its quantized activations than the model of it predicts.",
     "B600": "The target is neither 'portable' nor a known MNN release.",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from backends.mnn.target.releases import RELEASES, Release
-from ir.base.diag import LadingError
+from ir.base.diag import Diagnostic, LadingError
 from ir.graph.graph import Graph, Node
 
 ELSEWHERE = "compile with --to onnx: onnxruntime computes it"
@@ -32,14 +32,23 @@ class Need:
     lack: Callable[[Node], str]
 
 
+LINEAR = Need(
+    "P376",
+    "the gated delta rule",
+    lambda node: node.op in ("lading.GatedDeltaRule", "mnn.LinearAttention"),
+    lambda release: "LinearAttention" not in release.missing_ops,
+    lambda node: "no operator for linear attention",
+)
+
+AVOIDED = {
+    "several tokens behind a history": "there, feed a whole chat at once: leave reuse_kv and chunk out",
+    "as long as the one before a reset": "there, load the model anew instead of resetting it",
+    "one token after a reset": "let prompts have two tokens or more, as those of a chat template have",
+}
+"""What to do about each kind of prompt in `Release.lost_memory`."""
+
 NEEDS = (
-    Need(
-        "P376",
-        "the gated delta rule",
-        lambda node: node.op in ("lading.GatedDeltaRule", "mnn.LinearAttention"),
-        lambda release: "LinearAttention" not in release.missing_ops,
-        lambda node: "no operator for linear attention",
-    ),
+    LINEAR,
     Need(
         "P373",
         "attention under a soft cap",
@@ -82,9 +91,28 @@ def require(graph: Graph, releases: Sequence[Release]) -> None:
             )
 
 
+def warnings(graph: Graph, releases: Sequence[Release]) -> list[Diagnostic]:
+    """What releases compute wrong of a graph in some ways of use, by code P377."""
+    if not any(LINEAR.has(node) for node in graph.nodes):
+        return []
+    found: dict[str, list[str]] = {}
+    for release in releases:
+        for prompt in release.lost_memory:
+            found.setdefault(prompt, []).append(release.version)
+    return [
+        Diagnostic(
+            "P377",
+            f"linear attention gives other logits on MNN {', '.join(versions)} for a prompt of this kind: {prompt}",
+            hint=AVOIDED[prompt],
+            severity="warning",
+        )
+        for prompt, versions in found.items()
+    ]
+
+
 def _hint(need: Need) -> str:
     newer = [release.version for release in RELEASES.values() if need.runs(release)]
     return f'name releases that have it, --target ">={newer[0]}", or {ELSEWHERE}' if newer else ELSEWHERE
 
 
-__all__ = ["ELSEWHERE", "NEEDS", "Need", "needs", "require", "runners"]
+__all__ = ["ELSEWHERE", "NEEDS", "Need", "needs", "require", "runners", "warnings"]

@@ -29,6 +29,7 @@ _TENSORFLOW = "schema/default/TensorflowOp.fbs"
 _DISK = "transformers/llm/engine/src/diskembedding.cpp"
 _CONFIG = "transformers/llm/engine/src/llmconfig.hpp"
 _CPU = "source/backend/cpu"
+_LINEAR = f"{_CPU}/CPULinearAttention.cpp"
 _SAMPLER = "transformers/llm/engine/src/sampler.cpp"
 _LAYER = "probe: a model of one linear layer, one row and several, memory low and normal"
 
@@ -160,6 +161,19 @@ HISTORIES = (
         "shared_cache", "layers that read another layer's keys and values (kv_shared_layer_index)",
         ("3.0.0", False, f"{_SCHEMA}: no such field, which is ignored without a message"),
         ("3.6.0", True, f"{_SCHEMA}: AttentionParam"),
+    ),
+    _history(
+        "lost_memory", "prompts before which linear attention keeps or forgets what it should not",
+        ("3.0.0", (), f"{_SCHEMA}: no such operator"),
+        (
+            "3.4.1", ("several tokens behind a history", "as long as the one before a reset", "one token after a reset"),
+            f"{_LINEAR}: cleared in onResize where more than one token comes; probe: logits of pieces and after resets",
+        ),
+        (
+            "3.5.0", ("as long as the one before a reset", "one token after a reset"),
+            f"{_LINEAR}: onResize asks for the history; probe: logits of pieces and after resets",
+        ),
+        ("3.6.0", ("one token after a reset",), "probe: logits of pieces and after resets"),
     ),
     _history(
         "attention_scale", "attn_scale of llm_config.json is read",

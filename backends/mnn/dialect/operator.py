@@ -55,7 +55,6 @@ class MnnOperator:
         decode: the results of an operator of a file, put into the graph that the builder holds; one row of a type has
             it. None for what is never read.
         on_sizes: the result where all operands are known integers; None when it cannot be told.
-        refused: why the operator cannot be read, for those worth naming before anything else that is not read.
         form: the fused form of the pass ``fuse-mnn`` that the operator belongs to, or empty.
         reads: whether a release computes the operator with some attributes right; None when every release does.
         older: puts in place of a node what releases compute that do not read it; None when there is nothing.
@@ -69,7 +68,6 @@ class MnnOperator:
     format: str = "NCHW"
     decode: Callable[[Builder, Main, Operands], Decoded] | None = None
     on_sizes: Callable[[Main, Sequence[Ints]], Ints | None] | None = None
-    refused: str = ""
     form: str = ""
     reads: Callable[[Release, Mapping[str, Any]], bool] | None = None
     older: Callable[[Graph, Node], None] | None = None

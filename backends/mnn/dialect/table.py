@@ -47,9 +47,6 @@ WRITTEN = {row.definition.name: row for row in ROWS if row.definition is not Non
 READ = {row.type: row for row in ROWS if row.decode is not None}
 """How each operator of a file is read, by its type."""
 
-REFUSED = {row.type: row.refused for row in ROWS if row.refused}
-"""Operators that are known and cannot be read, and what they are."""
-
 FORM_OF = {row.definition.name: row.form for row in ROWS if row.definition is not None and row.form}
 """The fused form that an operator of the IR is."""
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from backends.mnn.dialect.builder import Builder
-from backends.mnn.dialect.table import READ, REFUSED, evaluate
+from backends.mnn.dialect.table import READ, evaluate
 from backends.mnn.lift.convention import cut_rows, declare_inputs, finish
 from backends.mnn.read.net_file import numbers
 from backends.mnn.read.sizes import Ints
@@ -104,7 +104,6 @@ class _Level:
         """Put what the wanted tensors need into the graph; `inputs` gives those that nothing here computes."""
         self._check_indexes(len(self.names))
         needed = self._needed(wanted)
-        self._refuse_known(needed)
         self.found.update(inputs())
         for op in self.ops:
             outputs = numbers(op.get("outputIndexes"))
@@ -118,14 +117,6 @@ class _Level:
             if any(not 0 <= place < count for place in places):
                 self.builder.op = op
                 raise self.builder.error("F646", f"an operator speaks of other tensors than the {count} that exist")
-
-    def _refuse_known(self, needed: set[int]) -> None:
-        """Name what the model is before an operator that only serves it is missed."""
-        for op in self.ops:
-            reason = REFUSED.get(str(op.get("type")))
-            if reason is not None and needed & set(numbers(op.get("outputIndexes"))):
-                self.builder.op = op
-                raise self.builder.error("F644", f"the operator {op['type']} is not read: {reason}")
 
     def _needed(self, wanted: Sequence[int]) -> set[int]:
         producers = {index: op for op in self.ops for index in numbers(op.get("outputIndexes"))}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -85,11 +85,31 @@ def original_logits(
     limit = timeout_s if timeout_s is not None else START_S + parameters / WEIGHTS_A_SECOND
     with tempfile.TemporaryDirectory(prefix="lading-") as name:
         place = Path(name)
+        decoded = _decoded(folder, place)
         ids = [[int(token) for token in sequence] for sequence in sequences]
-        request = {"model": str(folder.resolve()), "sequences": ids, "memory": 2 * need}
+        request = {"model": str((decoded or folder).resolve()), "sequences": ids, "memory": 2 * need}
         request["adapters"] = [[str(Path(item.folder).resolve()), item.weight] for item in adapters]
         (place / "request.json").write_text(json.dumps(request), encoding="utf-8")
-        return _run(place, len(ids), limit)
+        found = _run(place, len(ids), limit)
+        return replace(found, name=f"{found.name} on the decoded weights") if found.name and decoded else found
+
+
+def _decoded(folder: Path, place: Path) -> Path | None:
+    """The checkpoint with its weights decoded, written for ``transformers``; None where they are plain.
+
+    What it makes of quantized ones depends on further packages and on graphics processors, and blocks of FP8 that do not
+    divide a matrix are read wrongly by its release 5.24.
+    """
+    from frontends.containers.formats import open_weights
+    from frontends.containers.plain import write_plain
+
+    weights = open_weights(folder)
+    if not weights.encodings:
+        return None
+    plain = place / "decoded"
+    plain.mkdir()
+    write_plain(weights, folder, plain)
+    return plain
 
 
 def memory_needed(parameters: int, vocabulary: int, tokens: int) -> int:

@@ -33,7 +33,7 @@ INDEX = "model.safetensors.index.json"
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _CONVERT = "convert it with safetensors, for instance by transformers' save_pretrained, where you trust the file"
-_TYPES = {
+TYPES = {
     "BOOL": "bool",
     "U8": "u8",
     "I8": "i8",
@@ -55,6 +55,7 @@ _TYPES = {
     "F8_E8M0": "f8e8m0",
     "F4": "f4e2m1",
 }
+"""Our name of each element type of a header."""
 
 
 @dataclass(frozen=True)
@@ -343,9 +344,9 @@ class _Entry:
         shape, offsets = entry.get("shape"), entry.get("data_offsets")
         if not _is_sizes(shape) or not _is_sizes(offsets) or len(offsets) != 2 or len(shape) > RANK_LIMIT:
             raise refuse("F519", f"shape {str(shape)[:80]} or data_offsets {str(offsets)[:80]} are not lists of sizes")
-        dtype = _TYPES.get(entry["dtype"])
+        dtype = TYPES.get(entry["dtype"])
         if dtype is None:
-            hint = suggest(entry["dtype"], list(_TYPES)) or f"known: {', '.join(_TYPES)}"
+            hint = suggest(entry["dtype"], list(TYPES)) or f"known: {', '.join(TYPES)}"
             raise refuse("F520", f"unknown dtype {entry['dtype'][:40]!r}", hint)
         bits = DTYPES[dtype].bits
         if math.prod(size for size in shape if size) * bits > SIZE_LIMIT:

@@ -304,6 +304,7 @@ CODES: dict[str, str] = {
     "Q464": "A logits matrix that the embedding is read from is stored wider than asked, so that it need not be stored twice.",
     "Q465": "An embedding that equals the logits matrix is stored apart from it, because a rule or option stores it otherwise.",
     "Q466": "A weight that is stored quantized is stored anew, because the target has no form for its scales or its width.",
+    "Q468": "Weights that a checkpoint stores quantized are stored anew, because the target has no form for their codes.",
     "Q467": "A file rounds activations to integers on their way; that is left out, and logits change by it.",
     "Q482": "No token of the calibration text reaches some experts, whose weights are quantized by what others are given.",
     "Q483": "Experts that the calibration text hardly reaches are priced as if it reached them more often.",

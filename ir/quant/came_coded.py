@@ -20,6 +20,8 @@ from ir.tensor.rearranged import reshaped, row_concat, row_gather, row_slice, sw
 
 SCATTERED = "weights that share a scale do not lie side by side in a row (activation order)"
 
+UNEQUAL = "its codes are places in a table of unequal steps"
+
 
 @dataclass(frozen=True)
 class _Tiled:
@@ -63,7 +65,9 @@ def came_coded(tensor: Tensor) -> Coded | str | None:
 def _seen(tensor: Tensor) -> _Tiled | str | None:
     name, args, _ = tensor.recipe()
     if name == "decoded":
-        return _in_order(_Tiled(*decoded_parts(tensor)))
+        found = _Tiled(*decoded_parts(tensor))
+        kind = found.codes.type.dtype
+        return UNEQUAL if kind.is_float and kind.bits > 8 else _in_order(found)
     if name == "row_concat":
         return _joined([_seen(part) for part in args])
     if name == "cast" and tensor.type.dtype != F32:
@@ -158,4 +162,4 @@ _STEPS: dict[str, Callable[[Tensor, _Tiled], _Tiled | str | None]] = {
 }
 """What each recipe makes of codes."""
 
-__all__ = ["SCATTERED", "came_coded"]
+__all__ = ["SCATTERED", "UNEQUAL", "came_coded"]

@@ -188,15 +188,21 @@ class _Raising:
             if old is not new and not self.graph.has(name):
                 self.graph.rename(new, name)
         for why, names in self.refused.items():
-            several = len(names) > 1
-            what = f"{len(names)} weights are" if several else "a weight is"
-            self.ctx.warn(
-                "Q466",
-                f"{what} stored quantized in a form that is not kept: {why}; {'they are' if several else 'it is'} decoded and "
-                "stored anew",
-                where=", ".join(f"%{name}" for name in names[:3]) + (", ..." if len(names) > 3 else ""),
-                hint="the contract says how each is stored and what that costs; give them a rule to choose their storage",
-            )
+            self._tell(why, names)
+
+    def _tell(self, why: str, names: list[str]) -> None:
+        """Say which weights in codes are stored anew, and why: of files it is a warning, of checkpoints as usual."""
+        several = len(names) > 1
+        what = f"{len(names)} weights are" if several else "a weight is"
+        they = "they are" if several else "it is"
+        where = ", ".join(f"%{name}" for name in names[:3]) + (", ..." if len(names) > 3 else "")
+        hint = "the contract says how each is stored and what that costs; give them a rule to choose their storage"
+        if self.graph.foreign:
+            message = f"{what} stored quantized in a form that is not kept: {why}; {they} decoded and stored anew"
+            self.ctx.warn("Q466", message, where=where, hint=hint)
+        else:
+            message = f"{what} quantized in the checkpoint in a form that is not kept: {why}; {they} stored like floats"
+            self.ctx.note("Q468", message, where, hint)
 
     def _count(self, what: str) -> None:
         self.counts[what] = self.counts.get(what, 0) + 1

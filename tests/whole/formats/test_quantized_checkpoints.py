@@ -51,7 +51,7 @@ def test_logits_and_codes(case: str, tmp_path: Path) -> None:
 def test_the_contract_says_how_each_weight_came(case: str, kept: bool, tmp_path: Path) -> None:
     made = quantized_checkpoint(tmp_path / "quantized", case)
     result = compile_model(Request(str(made.folder), tmp_path / "out", "default", verify="quick"))
-    told = [item for item in result.warnings if item.code == "Q466"]
+    told = [item for item in result.warnings if item.code == "Q468"]
     assert len(told) == (not kept)
     for entry in read_contract(tmp_path / "out").weights:
         if ".layers." in entry.name:

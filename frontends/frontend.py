@@ -121,15 +121,16 @@ class OnnxFile(Frontend):
 
 
 class CheckpointFolder(Frontend):
-    """A Hugging Face checkpoint: a folder, or the name of a repository on the hub."""
+    """A Hugging Face checkpoint: a folder, or the name of a repository on the hub; also a GGUF file."""
 
+    suffixes = (".gguf",)
     options = frozenset({"revision", "lora"})
 
     def recognises(self, source: str) -> bool:
-        """Every folder, and names ``owner/name`` that are no path."""
+        """Every folder, GGUF files, and names ``owner/name`` that are no path."""
         path = Path(os.path.expanduser(source))
         named = source.count("/") == 1 and not source.startswith((".", "/", "~"))
-        return path.is_dir() or (named and not path.exists())
+        return path.is_dir() or (named and not path.exists()) or super().recognises(source)
 
     def locate(self, source: str, *, revision: str | None = None, **options: Any) -> Path:
         """The folder, downloaded where it has to be; errors F500 to F509."""

@@ -1,4 +1,4 @@
-"""Where a model lives: a folder on this machine, or a repository on the Hugging Face Hub that is downloaded first.
+"""Where a model lives: a folder or GGUF file on this machine, or a repository on the Hugging Face Hub.
 
 Only weights in safetensors form, JSON and tokenizer files are fetched; code and pickled weights never are, and nothing
 that was fetched is executed.
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from frontends.checkpoint.folder_kinds import refuse_adapter, refuse_other_kind
 from frontends.containers.formats import Safetensors, format_of
+from frontends.containers.gguf import LINK, first_parts, is_gguf
 from frontends.containers.stand_ins import require_present, require_real
 from ir.base.diag import LadingError
 
@@ -29,7 +30,7 @@ OTHER_FORMATS = {
     ".bin": "pickled PyTorch weights; load them with transformers and save them again as safetensors",
     ".pt": "pickled PyTorch weights; load them and save them again as safetensors",
     ".pth": "pickled PyTorch weights; load them and save them again as safetensors",
-    ".gguf": "GGUF weights; start from the original safetensors checkpoint",
+    ".gguf": "GGUF models, one file each; give one of them instead of the folder",
     ".onnx": "an ONNX model; give the .onnx file itself instead of the folder",
     ".h5": "TensorFlow weights; load them with transformers and save them again as safetensors",
     ".msgpack": "Flax weights; load them with transformers and save them again as safetensors",
@@ -50,7 +51,7 @@ def resolve(
     """The folder, as an absolute path, that holds the checkpoint `model`.
 
     Args:
-        model: an existing folder, or a hub name ``owner/name``. A folder wins when both could be meant.
+        model: an existing folder, a GGUF file, or a hub name ``owner/name``. A folder wins when both could be meant.
         revision: branch, tag or commit of a hub repository.
         cache_dir: where downloads are kept; None means the hub client's own cache.
         offline: use the cache only.
@@ -66,7 +67,9 @@ def resolve(
         if revision is not None:
             message = f"revision {revision!r} was asked for, but the model is a folder on this machine"
             raise LadingError("F509", message, name, "leave the revision out, or give the hub name owner/name")
-        return check_folder(Path(os.path.abspath(path)))
+        return _folder_of_gguf(Path(os.path.abspath(path))) or check_folder(Path(os.path.abspath(path)))
+    if not os.path.isdir(path) and (path.lower().endswith(".gguf") or is_gguf(Path(path))):
+        return unfold(Path(path))
     if os.path.lexists(path):
         if Path(path).suffix in OTHER_FORMATS or path.endswith(".safetensors"):
             require_real(Path(path))
@@ -107,6 +110,25 @@ def check_folder(folder: Path, repository: str = "") -> Path:
         hint = "copy the config.json of the model into the folder; its weights alone do not say how to compute"
         raise LadingError("F503", "the folder has no config.json", str(folder), hint)
     return folder
+
+
+def _folder_of_gguf(folder: Path) -> Path | None:
+    """What the one GGUF model of a folder without other weights is laid out in; None for other folders."""
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return None
+    found = first_parts(names)
+    if len(found) != 1 or LINK in names or any(name.endswith(".safetensors") for name in names):
+        return None
+    return unfold(folder / found[0])
+
+
+def unfold(path: Path) -> Path:
+    """The folder that a GGUF file is laid out in; errors F510 to F525 and F583 to F588."""
+    from frontends.gguf.unfold import unfolded
+
+    return unfolded(path)
 
 
 def _suffixes(names: Iterable[str]) -> list[str]:

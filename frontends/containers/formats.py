@@ -69,10 +69,28 @@ class Safetensors:
         return Weights(plain.tensors, files, plain.notes, plain.encodings)
 
 
+class GgufFile:
+    """A GGUF file, of which a folder was made that links to it."""
+
+    @staticmethod
+    def recognises(folder: Path) -> bool:
+        """True for folders made of a file."""
+        from frontends.gguf.unfold import is_unfolded
+
+        return is_unfolded(folder)
+
+    @staticmethod
+    def open(folder: Path) -> Weights:
+        """The tensors of the file under the names of a checkpoint; errors F510 to F525, F583 to F586."""
+        from frontends.gguf.unfold import opened
+
+        return Weights(*opened(folder))
+
+
 PLAIN = "safetensors"
 """The format that takes whatever no other one recognises."""
 
-FORMATS: Table[Format] = Table("checkpoint format", {PLAIN: Safetensors()}, rows_of("formats"))
+FORMATS: Table[Format] = Table("checkpoint format", {"gguf": GgufFile(), PLAIN: Safetensors()}, rows_of("formats"))
 """The formats by name. Open to plugins."""
 
 

@@ -57,7 +57,7 @@ OPENINGS: tuple[tuple[bytes, tuple[str, ...], StandIn], ...] = (
     (b"invalid username or password", (), StandIn("a refusal of the hub", "log in with `hf auth login` and " + FETCH)),
     (b"access to model", (), StandIn("a refusal of the hub", "accept the model's terms, log in, and " + FETCH)),
     (b'{"error"', (".safetensors", ".onnx"), StandIn("an error message of a server", FETCH)),
-    (b"gguf", (".safetensors", ".onnx"), StandIn("a GGUF file", "start from the original safetensors checkpoint")),
+    (b"gguf", (".safetensors", ".onnx"), StandIn("a GGUF file", "let its name end in .gguf, and give the file itself")),
     (b"pk\x03\x04", (".safetensors", ".onnx", ".json"), StandIn("a zip archive or a pickled PyTorch file, under another name",
                                                       "unpack it, or save the model again as safetensors")),
     (b"\x1f\x8b", (".safetensors", ".onnx", ".json"), StandIn("a gzip archive", "unpack it")),

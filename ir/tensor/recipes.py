@@ -44,6 +44,8 @@ RECIPES: Table[Recipe] = Table(
         "decoded": "ir.quant.coded:decoded",
         "repeated": "ir.quant.coded:repeated",
         "rounded_codes": "ir.quant.coded:rounded_codes",
+        "ggml_blocks": "ir.quant.ggml_blocks:ggml_blocks",
+        "ggml_part": "ir.quant.ggml_blocks:ggml_part",
         "quantized_codes": "ir.quant.weight:rebuild_codes",
         "quantized_scale": "ir.quant.weight:rebuild_scale",
         "quantized_zero_point": "ir.quant.weight:rebuild_zero_point",

@@ -158,7 +158,7 @@ def _gguf(folder: Path, names: Sequence[str]) -> LadingError | None:
 
 
 def _gguf_file(path: Path) -> LadingError:
-    hint = "its weights are quantized for llama.cpp; compile the checkpoint that it was made from: lading compile OWNER/NAME"
+    hint = _line("lading compile", path, out=f"build/{path.stem or 'model'}")
     return _told(path, "a GGUF file", hint)
 
 

@@ -185,9 +185,9 @@ def test_a_folder_above_the_checkpoint(tmp_path: Path) -> None:
     refused(tmp_path / "models--a--b", "F566", "snapshots/0f1e")
 
 
-@pytest.mark.parametrize(("name", "says"), [("model.gguf", "GGUF weights"), ("pytorch_model.bin", "pickled")])
+@pytest.mark.parametrize(("name", "says"), [("model.onnx", "an ONNX model"), ("pytorch_model.bin", "pickled")])
 def test_a_file_of_another_format_says_what_to_do(tmp_path: Path, name: str, says: str) -> None:
-    (tmp_path / name).write_bytes(b"GGUF" if "gguf" in name else b"PK")
+    (tmp_path / name).write_bytes(b"PK" if "bin" in name else b"\x08")
     refused(tmp_path / name, "F501", says)
     (tmp_path / "config.json").write_text("{}")
     refused(tmp_path, "F502", says)

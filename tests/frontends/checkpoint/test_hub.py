@@ -17,10 +17,11 @@ from tests.support.checkpoints import make_checkpoint
 def test_places_that_are_no_checkpoint(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "model", "llama")
     (tmp_path / "empty").mkdir()
-    for name in ("pytorch_model.bin", "model.gguf", "model.onnx"):
+    for name in ("pytorch_model.bin", "a.gguf", "model.onnx"):
         other = tmp_path / name.replace(".", "-")
         other.mkdir()
         (other / name).touch()
+    (tmp_path / "a-gguf" / "b.gguf").touch()
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "model.safetensors").write_bytes(b"\0" * 8)
     codes = {
@@ -33,7 +34,9 @@ def test_places_that_are_no_checkpoint(tmp_path: Path) -> None:
         folder / "config.json": "F501",
         tmp_path / "empty": "F502",
         tmp_path / "pytorch_model-bin": "F502",
-        tmp_path / "model-gguf": "F502",
+        tmp_path / "a-gguf": "F502",
+        tmp_path / "absent.gguf": "F510",
+        tmp_path / "a-gguf" / "b.gguf": "F583",
         tmp_path / "model-onnx": "F502",
         tmp_path / "bare": "F503",
     }
@@ -41,6 +44,8 @@ def test_places_that_are_no_checkpoint(tmp_path: Path) -> None:
         with pytest.raises(LadingError) as caught:
             hub.resolve(model)
         assert caught.value.code == code, model
+    with pytest.raises(LadingError, match="give one of them instead of the folder"):
+        hub.resolve(tmp_path / "a-gguf")
     with pytest.raises(LadingError, match=r"give the \.onnx file itself"):
         hub.resolve(tmp_path / "model-onnx")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from frontends.modules.rope import shown
+from frontends.configuration.keys import shown
 from ir.base.diag import LadingError
 from ir.tensor.base import Tensor
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from frontends.configuration.keys import shown
 from frontends.containers.gguf import Gguf
 from frontends.gguf.architectures import ROWS, Architecture
 from frontends.gguf.facts import Facts, layers_of
 from frontends.gguf.naming import renamed
-from frontends.modules.rope import shown
 from ir.base.diag import LadingError, suggest
 from ir.tensor.base import Tensor
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from frontends.configuration.keys import shown
 from frontends.gguf.patterns import PATTERNS
-from frontends.modules.rope import shown
 from ir.base.diag import LadingError, suggest
 
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6

@@ -16,6 +16,8 @@ from ir.tensor.inline import InlineTensor
 SLAB_BYTES = 16 << 20
 LEAST_RANGE = 4096
 """Bytes of a part of a row, at least, for which the part alone is read and not the row."""
+MOST_SPAN = 2
+"""Rows for each that is picked which are read at once rather than run by run."""
 TOGETHER = 64
 """Parts of rows that are turned together."""
 
@@ -182,6 +184,10 @@ class _RowGather(Derived):
     def rows(self, start: int, stop: int) -> np.ndarray:
         self._bounds(start, stop)
         index = self._recipe[1][1].load()[start:stop]
+        if index.size > 1:
+            low, high = int(index.min()), int(index.max()) + 1
+            if high - low <= MOST_SPAN * index.size:
+                return self.base.rows(low, high)[index - low]
         out = np.empty((stop - start, *self.shape[1:]), self.type.dtype.numpy)
         ends = [*(np.flatnonzero(np.diff(index) != 1) + 1).tolist(), len(index)]
         low = 0

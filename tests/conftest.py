@@ -66,6 +66,7 @@ for _number, _answer in ((signal.SIGINT, signal.default_int_handler), (signal.SI
         signal.signal(_number, _answer)
 
 NARROWED = pytest.StashKey[bool]()
+SLOW = pytest.StashKey[int]()
 
 
 @pytest.fixture(scope="session")
@@ -76,8 +77,9 @@ def processes():
 
 
 def pytest_addoption(parser):
-    """Add ``--accept``."""
+    """Add ``--accept`` and ``--slow``."""
     parser.addoption("--accept", action="store_true", help="rewrite the expected parts of tests/cases/*.lading")
+    parser.addoption("--slow", action="store_true", help="also run the tests that are marked as slow")
 
 
 def pytest_configure(config):
@@ -93,7 +95,12 @@ def pytest_itemcollected(item):
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(session, config, items):
-    """Check the recorded codes after all other tests, and only where all of them run, in one process."""
+    """Leave slow tests out unless they are asked for; check the recorded codes after all other tests, and only where all
+    of them run, in one process."""
+    if not config.getoption("--slow"):
+        kept = [item for item in items if not item.get_closest_marker("slow")]
+        config.stash[SLOW] = len(items) - len(kept)
+        items[:] = kept
     final = [item for item in items if item.get_closest_marker("after_all")]
     if final:
         rest = [item for item in items if item not in final]
@@ -101,6 +108,12 @@ def pytest_collection_modifyitems(session, config, items):
         items[:] = [*rest, *final] if whole else rest
         if not whole:
             config.hook.pytest_deselected(items=final)
+
+
+def pytest_report_collectionfinish(config):
+    """Say how many slow tests are left out."""
+    left = config.stash.get(SLOW, 0)
+    return f"{left} slow tests left out, --slow runs them" if left else None
 
 
 def _is_whole(config, items) -> bool:

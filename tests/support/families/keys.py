@@ -140,8 +140,8 @@ def audit(name: str, folder: Path) -> Iterator[Finding]:
         config = with_key(original, place, value)
         write_config(source, config)
         try:
-            reference, logits = _reference(case, source, golden)
-            compiler, message = _compiler(source, golden, base, logits)
+            reference, logits = reference_of(case, source, golden)
+            compiler, message = compiler_of(source, golden, base, logits)
         finally:
             write_config(source, original)
         yield Finding(name, ".".join(place), value, reference, compiler, message)
@@ -231,7 +231,7 @@ def _settings(case: Case, source: Path) -> Any:
         file.write_text(text)
 
 
-def _reference(case: Case, source: Path, golden: Golden) -> tuple[str, list[np.ndarray]]:
+def reference_of(case: Case, source: Path, golden: Golden) -> tuple[str, list[np.ndarray]]:
     """What the reference makes of the files, and its logits where it computes them."""
     if case.reader == "plain":
         return _plain(case, source, golden)
@@ -288,9 +288,10 @@ def _compiled(source: Path, golden: Golden) -> list[np.ndarray]:
     return [evaluator.run({"input_ids": ids})["logits"][0] for ids in golden.ids]
 
 
-def _compiler(
+def compiler_of(
     source: Path, golden: Golden, base: Sequence[np.ndarray], wanted: Sequence[np.ndarray]
 ) -> tuple[str, str]:
+    """What the compiler makes of the files, held against its own logits before the change and against the reference's."""
     try:
         found = _compiled(source, golden)
     except LadingError as error:

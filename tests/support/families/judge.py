@@ -13,6 +13,7 @@ import traceback
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -176,8 +177,14 @@ def table(results: dict[str, dict[str, Verdict]], columns: Sequence[str]) -> str
 @click.option("--release", "releases", multiple=True)
 @click.option("--json", "json_file", type=click.Path(path_type=Path))
 @click.option("--folder", type=click.Path(path_type=Path), help="Where checkpoints are kept; they are made once.")
+@click.option("--markdown", type=click.Path(path_type=Path), help="Write the page of the manual.")
 def main(
-    patterns: Sequence[str], to: str, releases: Sequence[str], json_file: Path | None, folder: Path | None
+    patterns: Sequence[str],
+    to: str,
+    releases: Sequence[str],
+    json_file: Path | None,
+    folder: Path | None,
+    markdown: Path | None,
 ) -> None:
     """Judge all cases, or those that a pattern names."""
     from backends.mnn.target.environments import LLM_RELEASES
@@ -199,6 +206,10 @@ def main(
     if json_file:
         found = {name: {key: asdict(verdict) for key, verdict in row.items()} for name, row in results.items()}
         json_file.write_text(json.dumps(found, indent=1))
+    if markdown:
+        from tests.support.families.page import family_page
+
+        markdown.write_text(family_page(results, columns, date.today().isoformat()))
 
 
 if __name__ == "__main__":

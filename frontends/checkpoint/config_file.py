@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from frontends.checkpoint.config_keys import Unread, unread, weigh_rope
-from frontends.configuration.class_defaults import class_defaults
+from frontends.configuration.class_defaults import ClassDefaults, class_defaults
 from frontends.configuration.keys import Keys, shown
 from frontends.configuration.specs import named_keys, settle
 from frontends.families.model_config import LayerConfig, ModelConfig
@@ -93,7 +93,7 @@ def resolve(
     # Parts that no layer has may lack their keys, so parts are settled where layers call for them.
     family = settle(row, keys, skip=_PARTS)
     layers, parts = _layers(row, keys, family.layer_count)
-    ropes, records = _ropes(row, keys, layers, family.max_position, known.theta)
+    ropes, records = _ropes(row, keys, layers, family.max_position, known)
     for part in parts:
         _check_part(part, keys, text)
     config = ModelConfig(
@@ -162,7 +162,7 @@ def _text_record(raw: Mapping[str, Any], path: str, families: Mapping[str, Famil
         return _Text(raw, "", _row(name, path, families), name, "")
     record = next((key for key in wrapper.records if isinstance(raw.get(key), dict)), "")
     known = class_defaults(name)
-    inner = {**known.inner, **raw[record]} if record else dict(raw)
+    inner = {**known.text, **raw[record]} if record else dict(raw)
     own = inner.get("model_type")
     model_type = own if record and isinstance(own, str) and own else wrapper.text
     tied = raw.get("tie_word_embeddings", known.defaults.get("tie_word_embeddings"))
@@ -270,11 +270,11 @@ def _check_part(part: Part, keys: Keys, text: _Text) -> None:
 
 
 def _ropes(
-    row: Family, keys: Keys, layers: tuple[LayerConfig, ...], max_position: int, theta: Any
+    row: Family, keys: Keys, layers: tuple[LayerConfig, ...], max_position: int, known: ClassDefaults
 ) -> tuple[dict[tuple[str, int], Rope], dict[str, dict[str, Any]]]:
     """The ropes that layers have by name and width, and the record that each was read from, by name."""
     key = keys.rope_key()
-    stated = keys.record(key)
+    stated = keys.record(key) or dict(known.rope)
     nested = sorted(name for name, value in stated.items() if isinstance(value, dict))
     if nested and not set(nested) & set(row.ropes):
         raise LadingError("F534", f"a rope for each layer type ({shown(nested)}) is not supported", keys.at(key))
@@ -286,7 +286,7 @@ def _ropes(
         rule = settle(row.ropes[layer.rope], keys)
         record = stated.get(layer.rope) or {} if nested else stated if rule.scaled else {}
         records[layer.rope] = dict(record)
-        full = _completed(dict(record), rule, keys, theta)
+        full = _completed(dict(record), rule, keys, known.theta)
         turned = _turned(width, full, rule, keys, key)
         ropes[layer.rope, width] = read_rope(full, turned, max_position, keys.at(key))
     return ropes, records

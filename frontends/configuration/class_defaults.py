@@ -21,14 +21,16 @@ class ClassDefaults:
     Attributes:
         defaults: values of absent keys; every key that the class declares is among them.
         aliases: other spellings of keys.
-        inner: of a class with a record for a language model inside: values that it gives to absent keys of that.
         theta: base of the rope where the file names none; by layer type for classes with several ropes.
+        rope: the rope record where the file has none, for classes with another one than the plain rope.
+        text: for a model of several towers, values of keys that are absent from the record of its language model.
     """
 
     defaults: Mapping[str, Any] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
     theta: Any = None
-    inner: Mapping[str, Any] = field(default_factory=dict)
+    rope: Mapping[str, Any] = field(default_factory=dict)
+    text: Mapping[str, Any] = field(default_factory=dict)
 
 
 @cache

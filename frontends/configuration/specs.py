@@ -210,12 +210,14 @@ def _find(spec: Spec, keys: Keys) -> tuple[Any, str]:
     if isinstance(spec, str):
         return keys.get(spec), spec
     if isinstance(spec, tuple):
+        named = [inner for inner in spec if isinstance(inner, str)]
+        for name in named:  # what stands beside the one that counts is read too
+            keys.get(name)
         value, key = None, ""
         for inner in spec:
             value, key = _find(inner, keys)
             if value is not None:
                 break
-        named = [inner for inner in spec if isinstance(inner, str)]
         blamed = next((name for name in named if name in keys.raw), named[0] if named else "")
         return value, key if value is not None else blamed
     if isinstance(spec, Given):

@@ -31,31 +31,31 @@ def of_class(model_type: str) -> dict[str, Any] | None:
         if item.name not in common and not item.name.endswith(("_token_id", "_config")):
             defaults[item.name] = list(value) if isinstance(value, tuple) else value
     plain = {key: value for key, value in defaults.items() if isinstance(value, (*PLAIN, list))}
-    return {"defaults": plain, "aliases": dict(made.attribute_map), "theta": made.default_theta}
+    found = {"defaults": plain, "aliases": dict(made.attribute_map), "theta": made.default_theta}
+    rope = getattr(made(), "rope_parameters", None) or {}
+    return {**found, "rope": rope} if rope.get("rope_type", "default") != "default" else found
 
 
 def of_wrapper(model_type: str) -> dict[str, Any] | None:
-    """The record of a model of several towers; its class may say other defaults for the language model, as ``inner``."""
+    """What the class of a model of several towers says of the record of its language model; None when it has no class."""
     from transformers import CONFIG_MAPPING
 
-    from frontends.families.table import WRAPPERS
-
-    record, row = of_class(model_type), WRAPPERS[model_type]
-    if record is None:
+    if model_type not in CONFIG_MAPPING:
         return None
     made = CONFIG_MAPPING[model_type]
-    given = getattr(made.sub_configs_defaults.get(row.records[0]), "init_kwargs", None) or {}
-    text = made(**{row.records[0]: {"model_type": row.text}}).get_text_config().to_dict()
-    plain = CONFIG_MAPPING[row.text]().to_dict()
-    return {**record, "inner": {key: text[key] for key in given if text.get(key) != plain.get(key)}}
+    spec = made.sub_configs_defaults.get("text_config")
+    left_out = ("model_type", "eos_token_id", "rope_parameters")
+    given = {key: value for key, value in (spec.init_kwargs if spec else {}).items() if key not in left_out}
+    tied = getattr(made(), "tie_word_embeddings", None)
+    return {"defaults": {} if tied is None else {"tie_word_embeddings": tied}, "text": given}
 
 
 def all_classes() -> dict[str, Any]:
     """The records of every model type of a row that has a class."""
     from frontends.families.table import FAMILIES, WRAPPERS
 
-    found = {name: of_wrapper(name) if name in WRAPPERS else of_class(name) for name in sorted({*FAMILIES, *WRAPPERS})}
-    return {name: record for name, record in found.items() if record is not None}
+    found = {name: of_class(name) for name in FAMILIES} | {name: of_wrapper(name) for name in WRAPPERS}
+    return {name: record for name, record in sorted(found.items()) if record is not None}
 
 
 def text() -> str:

@@ -88,9 +88,9 @@ def test_a_single_file_is_read_lazily(tmp_path):
     assert_holds(open_checkpoint(tmp_path / "model.safetensors"), ARRAYS)
 
 
-@pytest.mark.parametrize("name", sorted(module._TYPES))
+@pytest.mark.parametrize("name", sorted(module.TYPES))
 def test_every_element_type(tmp_path, name):
-    dtype = DTYPES[module._TYPES[name]]
+    dtype = DTYPES[module.TYPES[name]]
     codes = np.random.default_rng(0).integers(0, 2 if dtype.kind == "b" else 256, dtype.nbytes(8)).astype(np.uint8)
     entry = {"dtype": name, "shape": [2, 4], "data_offsets": [0, codes.size]}
     (tmp_path / "model.safetensors").write_bytes(file_bytes({"x": entry}, codes.tobytes()))
@@ -424,7 +424,7 @@ JSON = st.recursive(
 SMALL = st.integers(-1, 9) | st.sampled_from([2**31, 2**32, 2**62, 2**63, 2**64])
 ENTRY = st.fixed_dictionaries(
     {
-        "dtype": st.sampled_from([*module._TYPES, "F6_E3M2", "f32"]),
+        "dtype": st.sampled_from([*module.TYPES, "F6_E3M2", "f32"]),
         "shape": st.lists(SMALL, max_size=3),
         "data_offsets": st.lists(SMALL, min_size=2, max_size=2),
     }

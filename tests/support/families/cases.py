@@ -508,7 +508,7 @@ DENSE: dict[str, Case] = {
         "internlm2", _few(num_key_value_heads=2, max_position_embeddings=64), "terse", reader="plain"
     ),
     "baichuan_few_keys": Case("baichuan", _few(max_position_embeddings=64), "terse", reader="plain"),
-    "minicpm_few_keys": Case("minicpm", _few(scale_emb=2.0, dim_model_base=64), "terse", reader="plain"),
+    "minicpm_few_keys": Case("minicpm", _few(dim_model_base=64), "terse", reader="plain"),
     "chatglm_biases": Case(
         "chatglm",
         {
@@ -746,8 +746,29 @@ EXPERT_MODELS: dict[str, Case] = {
     "olmoe": Case("olmoe", _with(EXPERTS, norm_topk_prob=False, num_key_value_heads=4)),
     "olmoe_normed": Case("olmoe", _with(EXPERTS, norm_topk_prob=True), "hub"),
     "qwen2_moe": Case("qwen2_moe", _with(SHARED, norm_topk_prob=False, decoder_sparse_step=2)),
+    "qwen2_moe_windows": Case(
+        "qwen2_moe",
+        _with(SHARED, qkv_bias=False, use_sliding_window=True, sliding_window=7, max_window_layers=1),
+        "hub",
+        drop=("layer_types",),
+    ),
+    "qwen2_moe_window_off": Case(
+        "qwen2_moe",
+        _with(SHARED),
+        "hub",
+        drop=("layer_types",),
+        hub={"use_sliding_window": False, "sliding_window": 4, "max_window_layers": 1},
+    ),
     "qwen2_moe_hub": Case("qwen2_moe", _with(SHARED, norm_topk_prob=True, mlp_only_layers=[0]), "hub"),
     "qwen3_moe": Case("qwen3_moe", _with(EXPERTS, head_dim=24, norm_topk_prob=True, mlp_only_layers=[1])),
+    "qwen3_moe_window": Case(
+        "qwen3_moe",
+        _with(EXPERTS, head_dim=16, use_sliding_window=True, sliding_window=7, decoder_sparse_step=2),
+        "hub",
+    ),
+    "qwen3_moe_window_off": Case(
+        "qwen3_moe", _with(EXPERTS, head_dim=16), "hub", hub={"use_sliding_window": False, "sliding_window": 4}
+    ),
     "qwen3_moe_hub": Case("qwen3_moe", _with(EXPERTS, head_dim=24, norm_topk_prob=False), "hub"),
     "qwen3_next": Case("qwen3_next", _with(SHARED, DELTA, head_dim=16)),
     "qwen3_next_hub": Case("qwen3_next", _with(SHARED, DELTA, head_dim=16, mlp_only_layers=[1]), "hub"),
@@ -895,7 +916,6 @@ EXPERT_MODELS: dict[str, Case] = {
             num_local_experts=4,
             num_experts_per_tok=2,
             sliding_window=7,
-            num_hidden_layers=4,
             rope_parameters=_rope(
                 "yarn",
                 150000.0,
@@ -927,6 +947,16 @@ EXPERT_MODELS: dict[str, Case] = {
         _with(ROUTED, head_dim=16, use_qk_norm=False, attention_bias=True, n_group=1, topk_group=1),
         "hub",
         edits=("next tokens",),
+    ),
+    "glm4_moe_dense_first": Case(
+        "glm4_moe",
+        _with(
+            {**ROUTED, "first_k_dense_replace": 2, "norm_topk_prob": False},
+            head_dim=16,
+            num_hidden_layers=3,
+            partial_rotary_factor=0.25,
+        ),
+        "hub",
     ),
     "glm4v_moe": Case(
         "glm4v_moe",
@@ -961,8 +991,22 @@ EXPERT_MODELS: dict[str, Case] = {
             moe_layer_start_index=1,
             moe_layer_end_index=2,
             moe_layer_interval=1,
+            moe_norm_min=0.6,
             num_hidden_layers=4,
             use_bias=True,
+        ),
+        "hub",
+    ),
+    "ernie4_5_moe_every_second": Case(
+        "ernie4_5_moe",
+        _with(
+            moe_num_experts=6,
+            moe_k=2,
+            moe_intermediate_size=24,
+            moe_num_shared_experts=1,
+            moe_layer_start_index=0,
+            moe_layer_interval=2,
+            use_bias=False,
         ),
         "hub",
     ),

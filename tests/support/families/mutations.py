@@ -12,9 +12,10 @@ import dataclasses
 import fnmatch
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import click
@@ -54,13 +55,13 @@ class Outcome:
     message: str = ""
 
 
-def mutants(row: Any, rows: Iterable[Any], declared: Collection[str] = ()) -> Iterator[Mutant]:
+def mutants(row: Any, rows: Iterable[Any], declared: Mapping[str, Any] = MappingProxyType({})) -> Iterator[Mutant]:
     """All mistakes of one row.
 
     Args:
         row: the row.
         rows: all rows, from which values of other rows come, commonest first.
-        declared: keys that the family's configurations have; asking for others with the same default is no mistake.
+        declared: keys that the family's configurations have, with their defaults.
     """
     elsewhere: dict[tuple[type, str], Counter[str]] = {}
     values: dict[str, Any] = {}
@@ -129,8 +130,12 @@ def _default_of(owner: type, field: str) -> list[Any]:
     return [dict(made) if isinstance(made, Mapping) else made]
 
 
-def _is_same(before: Any, after: Any, declared: Collection[str]) -> bool:
-    """Alternatives of keys that no configuration of the family has, and the old value at the end."""
+def _is_same(before: Any, after: Any, declared: Mapping[str, Any]) -> bool:
+    """True for specs that ask for the same key first, if every configuration has it; and for one that asks for keys that no
+    configuration has, and gives the old value in the end."""
+    first, second = (spec[0] if isinstance(spec, tuple) and spec else spec for spec in (before, after))
+    if isinstance(first, str) and first == second and declared.get(first) is not None:
+        return True
     if not isinstance(after, tuple) or len(after) < 2:
         return False
     return after[-1] == before and not any(isinstance(key, str) and key in declared for key in after[:-1])

@@ -229,7 +229,8 @@ def _kinds(row: Family, keys: Keys, count: int) -> list[str]:
     if rule.period == 0:
         raise keys.bad(row.kinds.period[0], "a number of layers")
     if rule.period:
-        return [rule.hit if (index + 1) % rule.period == 0 else rule.miss for index in range(count)]
+        last = range(rule.period - 1, count, rule.period)
+        return [rule.hit if index in last or index >= rule.until else rule.miss for index in range(count)]
     return [FULL if index < rule.after else SLIDING for index in range(count)]
 
 

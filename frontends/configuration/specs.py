@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from frontends.configuration.keys import Keys
@@ -77,6 +78,17 @@ class Constant:
     """A text that is the value itself, and not the name of a key."""
 
     value: str
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """A text, with another one in its place where a configuration class means another."""
+
+    spec: Spec
+    names: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", MappingProxyType(dict(self.names)))
 
 
 @dataclass(frozen=True)
@@ -198,6 +210,8 @@ def _named(spec: Spec) -> set[str]:
         return {spec.key}
     if isinstance(spec, Product):
         return set().union(*(_named(base) for base, _ in spec.factors))
+    if isinstance(spec, Renamed):
+        return _named(spec.spec)
     if isinstance(spec, Quotient):
         return _named(spec.top) | _named(spec.bottom)
     if isinstance(spec, When):
@@ -226,6 +240,9 @@ def _find(spec: Spec, keys: Keys) -> tuple[Any, str]:
         return keys.get(spec.key) == spec.value, spec.key
     if isinstance(spec, Constant):
         return spec.value, ""
+    if isinstance(spec, Renamed):
+        value, key = _find(spec.spec, keys)
+        return spec.names.get(value, value) if isinstance(value, str) else value, key
     if isinstance(spec, Product):
         return math.prod(read(base, _FACTOR, keys) ** power for base, power in spec.factors), ""
     if isinstance(spec, Quotient):
@@ -255,6 +272,7 @@ __all__ = [
     "Kind",
     "Product",
     "Quotient",
+    "Renamed",
     "Setting",
     "Spec",
     "When",

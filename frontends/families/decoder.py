@@ -93,7 +93,8 @@ class _Decoder:
         mixed = self._normed(settings.mixer.build(self.b, first, layer), layer, row.attn_out)
         middle = self._residual(hidden, mixed, f"{layer.base}.attn_residual")
         if row.parallel:
-            second = self._normed(hidden, layer, row.mlp_in) if self._slot(layer, row.mlp_in) else first
+            slot = row.mlp_in if row.mlp_in_parallel is None else row.mlp_in_parallel
+            second = self._normed(hidden, layer, slot) if self._slot(layer, slot) else first
         else:
             second = self._normed(middle, layer, row.mlp_in)
         fed = self._normed(settings.feed.build(self.b, second, layer), layer, row.mlp_out)

@@ -38,6 +38,7 @@ class Kinds:
         listed: key of a list with a name for each layer.
         names: kinds by the names in that list, where they are called otherwise.
         period: the last layer of each period is of the kind `hit`, the others of the kind `miss`; None for no period.
+        until: layers from this one on are of the kind `hit`, whatever the period says.
         after: layers from this one on are of the kind `SLIDING`, those before it `FULL`.
             A period of 0 makes sense without `only_if` alone.
         only_if: without it all layers are of the kind `otherwise`, whatever else the file says; a list of layers counts
@@ -49,6 +50,7 @@ class Kinds:
     period: Setting = size(None, least=0, most=10_000, optional=True)
     hit: str = FULL
     miss: str = SLIDING
+    until: Setting = size(10_000, least=0, most=10_000)
     after: Setting = size(10_000, least=0, most=10_000)
     only_if: Setting = flag(True)
     otherwise: str = FULL
@@ -113,8 +115,8 @@ class Family:
         norm: the norm of the layers and of the final norm.
         attn_in, attn_out, mlp_in, mlp_out: names of the norms before and after the two branches of a layer; empty for
             none, several where the first that is stored counts.
-        parallel: both branches see the same input and are added at once; an empty `mlp_in` then means that they share
-            the norm `attn_in`.
+        parallel: both branches see the same input and are added at once.
+        mlp_in_parallel: that of a parallel block, where it is not `mlp_in`; empty where both branches share `attn_in`.
         embed, layers, final: embedding, list of layers and final norm, relative to whatever prefix a checkpoint has.
         head: output projection, found by this name anywhere.
         head_bias: it has a bias.
@@ -148,6 +150,7 @@ class Family:
     mlp_in: str | tuple[str, ...] = "post_attention_layernorm"
     mlp_out: str = ""
     parallel: Setting = flag(False)
+    mlp_in_parallel: str | tuple[str, ...] | None = None
     embed: str = "embed_tokens"
     layers: str = "layers"
     final: str = "norm"

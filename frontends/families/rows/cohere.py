@@ -51,7 +51,7 @@ ROWS = (
         },
         norm=LAYER_NORM,
         parallel="use_parallel_residual",
-        mlp_in=("post_attention_layernorm", ""),
+        mlp_in_parallel="",
         ropes=QUARTER,
     ),
     Family(

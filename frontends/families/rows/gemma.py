@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from frontends.configuration.specs import Product
+from frontends.configuration.specs import Product, Renamed
 from frontends.families.scheme import FULL, SLIDING, Family, Kind, Kinds, RopeRule
+from frontends.parts.feed_forward import Glu
 from frontends.parts.norms import Norm
 from frontends.parts.softmax import Softmax
 
@@ -22,7 +23,13 @@ QUERY_SCALE = Product((("query_pre_attn_scalar", -0.5),))
 WINDOWED = {FULL: Kind(), SLIDING: Kind(window=("sliding_window", None))}
 
 ROWS = (
-    Family(("gemma",), **COMMON),
+    # The first files say "gelu" and mean its approximation.
+    Family(
+        ("gemma",),
+        ffn=Glu(activation=Renamed("hidden_act", {"gelu": "gelu_pytorch_tanh"})),
+        unread=("hidden_activation",),
+        **COMMON,
+    ),
     Family(
         ("gemma2",),
         {"main": Softmax(scale=QUERY_SCALE, cap=("attn_logit_softcapping", None))},
@@ -34,7 +41,7 @@ ROWS = (
     ),
     Family(
         ("gemma3_text",),
-        {"main": Softmax(scale=QUERY_SCALE, qk_norm="head", cap=("attn_logit_softcapping", None))},
+        {"main": Softmax(scale=QUERY_SCALE, qk_norm="head")},
         logit_cap=("final_logit_softcapping", None),
         kinds=Kinds("layer_types", period=("sliding_window_pattern", 6)),
         of_kind={FULL: Kind(rope=FULL), SLIDING: Kind(window=("sliding_window", None), rope=SLIDING)},

@@ -25,7 +25,7 @@ ROWS = (
         {"main": Softmax(bias=True, out_bias=False, pairs=True)},
         FUSED,
         tied=("tie_word_embeddings", False),
-        ropes={"main": RopeRule(partial=("rope.partial_rotary_factor", 0.5), names={"mrope": "default"})},
+        ropes={"main": RopeRule(partial=("rope.partial_rotary_factor", 1.0), names={"mrope": "default"})},
         **SANDWICH,
     ),
     Family(

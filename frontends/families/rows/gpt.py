@@ -50,7 +50,7 @@ ROWS = (
         ropes={
             "main": RopeRule(
                 theta=("rope_theta", "rotary_emb_base", None),
-                partial=("rope.partial_rotary_factor", "rotary_pct", 0.25),
+                partial=("rotary_pct", "rope.partial_rotary_factor", 0.25),
             )
         },
         ignore=(r".*attention\.(rotary_emb\.inv_freq|bias|masked_bias)$",),
@@ -67,7 +67,11 @@ ROWS = (
         layers="h",
         final="ln_f",
         head_bias=True,
-        ropes={"main": RopeRule(partial=Product((("rotary_dim", 1), ("n_embd", -1), ("n_head", 1))))},
+        ropes={
+            "main": RopeRule(
+                theta=1e4, partial=Product((("rotary_dim", 1), ("n_embd", -1), ("n_head", 1))), scaled=False
+            )
+        },
         ignore=(r"h\.\d+\.attn\.(masked_bias|bias|embed_positions)$",),
     ),
     Family(
@@ -80,6 +84,7 @@ ROWS = (
         final="final_layer_norm",
         positions=("embed_positions", 2),
         of_kind=NO_ROPE,
+        fixed={"_remove_final_layer_norm": (False,)},
         unread=("word_embed_proj_dim",),
     ),
     Family(
@@ -103,7 +108,7 @@ ROWS = (
         norm=LAYER_NORM,
         parallel=When("new_decoder_architecture", True, "parallel_attn"),
         attn_in=("ln_attn", "input_layernorm"),
-        mlp_in=("ln_mlp", "post_attention_layernorm", ""),
+        mlp_in_parallel=("ln_mlp", ""),
         embed="word_embeddings",
         layers="h",
         final="ln_f",

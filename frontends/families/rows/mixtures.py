@@ -8,7 +8,6 @@ from frontends.configuration.specs import Given, Product, When
 from frontends.families.rows.cohere import HUNYUAN, STRETCHED
 from frontends.families.rows.glm import HALF
 from frontends.families.rows.llama import ALL_WINDOW, MULTIPLIERS
-from frontends.families.rows.qwen import UPPER
 from frontends.families.scheme import FULL, SLIDING, Family, Kind, Kinds, RopeRule, Sparse
 from frontends.parts.experts import ClampedGlu, Experts, Stacked
 from frontends.parts.feed_forward import Glu
@@ -67,7 +66,7 @@ ROWS = (
         {"main": Softmax(bias=("qkv_bias", True), out_bias=False)},
         experts=QWEN_SHARED,
         sparse=EVERY,
-        kinds=UPPER,
+        kinds=Kinds("layer_types", period=2, until=("max_window_layers", 28), only_if=("use_sliding_window", False)),
         of_kind={FULL: Kind(), SLIDING: Kind(window=IF_USED)},
     ),
     Family(
@@ -75,7 +74,7 @@ ROWS = (
         {"main": Softmax(qk_norm="head")},
         experts=QWEN,
         sparse=EVERY,
-        of_kind=ALL_WINDOW,
+        of_kind={FULL: Kind(window=IF_USED)},
     ),
     Family(
         ("glm4_moe",),

@@ -24,7 +24,8 @@ ROWS = (
         {"main": WHOLE},
         kinds=Kinds("layer_types", period=4),
         of_kind={FULL: Kind(rope=FULL), SLIDING: Kind(window=("sliding_window", None), rope=SLIDING)},
-        ropes={FULL: RopeRule(), SLIDING: RopeRule(scaled=False)},
+        # A base of the whole model is that of the full layers alone.
+        ropes={FULL: RopeRule(), SLIDING: RopeRule(theta=5e5, scaled=False)},
         **POST,
     ),
     Family(

@@ -19,6 +19,7 @@ from ir.target.target import Target
 
 if TYPE_CHECKING:
     from backends.contract import Contract
+    from backends.plan import Planned, Times
     from backends.verdict import Reading, Verdict
     from ir.graph.graph import Graph
 
@@ -232,6 +233,37 @@ class Backend:
         if text is not None:
             raise LadingError("U917", f"there is no target {text!r}: {self.runtime} has only one", hint="leave it out")
         return Target()
+
+    def plan(
+        self,
+        graph: Graph,
+        target: Target,
+        options: Mapping[str, Any],
+        *,
+        times: Times,
+        shares: Mapping[str, float],
+        contexts: Sequence[int],
+    ) -> Planned:
+        """What writing a graph would give, from shapes alone; nothing is read and nothing written.
+
+        Args:
+            graph: what the pipeline ended in; it may hold one layer for many.
+            target: what the result must run on.
+            options: as of an `Order`.
+            times: how often what has a name is there in the whole model.
+            shares: by name of a constant, the share of tokens that needs it, where that is not all.
+            contexts: numbers of tokens to tell memory for; with none it is only found out whether the graph can be written.
+
+        Raises:
+            LadingError: U957 this backend makes no plans; what `Compilation.emit` refuses of a graph like this one.
+        """
+        raise LadingError(
+            "U957", f"for {self.runtime or 'this backend'} nothing is planned", hint="choose --to mnn-llm"
+        )
+
+    def releases(self) -> Sequence[str]:
+        """Releases of the runtime, each of them a target, the oldest first."""
+        return ()
 
     def begin(self, order: Order) -> Compilation:
         """Begin a compilation; LadingError for what can be refused before work starts."""

@@ -28,10 +28,12 @@ if TYPE_CHECKING:
     from backends.mnn.verify.logits import Subject
     from backends.mnn.verify.written_weights import WeightError
     from backends.mnn.write.llm_folder import Emission, Settings
+    from backends.plan import Planned, Times
     from backends.verdict import Implementation, Reading
     from frontends.onnx.original import AsRead
     from frontends.text.tokenizer import ForeignTokenizer
     from ir.graph.graph import Graph
+    from ir.target.target import Target
 
 QUICK_SAMPLE = 1 << 20
 """Elements per matrix that a quick read-back decodes."""
@@ -72,6 +74,29 @@ class MnnLlm(Backend):
         """``portable``, a release, or clauses such as ``>=3.4,<3.6``."""
         return target() if text is None else target(text)
 
+    def plan(
+        self,
+        graph: Graph,
+        target: Target,
+        options: Mapping[str, Any],
+        *,
+        times: Times,
+        shares: Mapping[str, float],
+        contexts: Sequence[int],
+    ) -> Planned:
+        """Sizes of the files, what runs in memory and what is read for each token; errors as for writing."""
+        from backends.mnn.plan import plan
+
+        assert isinstance(target, MnnTarget)
+        settings = chosen_settings(graph, options).as_run()
+        return plan(graph, target, settings, times=times, shares=shares, contexts=contexts)
+
+    def releases(self) -> Sequence[str]:
+        """Those that have an engine for language models in their wheel."""
+        from backends.mnn.target.environments import LLM_RELEASES
+
+        return LLM_RELEASES
+
     def begin(self, order: Order) -> Compilation:
         """Begin to compile.
 
@@ -110,6 +135,17 @@ class MnnLlm(Backend):
 
 def _listed(graph: Graph) -> str:
     return ", ".join(repr(value) for value in graph.inputs) or "none"
+
+
+def chosen_settings(graph: Graph, given: Mapping[str, Any]) -> Settings:
+    """The runtime settings that suit the stored widths of a legal graph, but for those that the user gives."""
+    from backends.mnn.write.configs import deciding, recommend
+    from backends.mnn.write.llm_folder import Settings
+
+    best = recommend(deciding(graph))
+    memory = given.get("memory") or best.memory
+    option = best.dynamic_option if memory == "low" else 0
+    return Settings(given.get("precision") or best.precision, memory, given.get("threads") or THREADS, option)
 
 
 class LlmCompilation(Compilation):
@@ -328,14 +364,7 @@ class LlmCompilation(Compilation):
 
     def _settings(self, graph: Graph) -> Settings:
         """What suits the stored widths, unless the user says otherwise."""
-        from backends.mnn.write.configs import deciding, recommend
-        from backends.mnn.write.llm_folder import Settings
-
-        given = self.order.options
-        best = recommend(deciding(graph))
-        memory = given.get("memory") or best.memory
-        option = best.dynamic_option if memory == "low" else 0
-        return Settings(given.get("precision") or best.precision, memory, given.get("threads") or THREADS, option)
+        return chosen_settings(graph, self.order.options)
 
     def verify(self, graph: Graph, original: Graph) -> None:
         """Decode what was written, run it on the installed MNN, and compare."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from frontends.checkpoint.folder_kinds import refuse_adapter, refuse_other_kind
@@ -155,9 +156,9 @@ def download(
     patterns: Sequence[str] = DOWNLOAD,
 ) -> Path:
     """The folder of a hub repository with those of its files that fit the patterns; errors F500 and F504 to F508."""
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import snapshot_download
 
-    try:
+    with telling(name, revision):
         folder = snapshot_download(
             name,
             revision=revision,
@@ -166,6 +167,18 @@ def download(
             allow_patterns=list(patterns),
             ignore_patterns=list(LEAVE),
         )
+    return Path(folder)
+
+
+@contextmanager
+def telling(name: str, revision: str | None) -> Iterator[None]:
+    """Turn what the hub's client raises into errors F500 and F504 to F508."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except LadingError:
+        raise
     except errors.GatedRepoError as error:
         hint = "accept the model's terms on its page and log in with `hf auth login`"
         raise LadingError("F505", "the repository needs permission, which this machine lacks", name, hint) from error
@@ -183,4 +196,3 @@ def download(
     except Exception as error:
         # The client lets through whatever its transport and the file system raise, which differs between its releases.
         raise LadingError("F507", f"the download failed: {type(error).__name__}: {error}", name) from error
-    return Path(folder)

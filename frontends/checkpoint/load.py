@@ -103,6 +103,11 @@ def build(config: ModelConfig, tensors: Mapping[str, Tensor] | None, where: str)
         tensors: by name; None for a graph whose weights have no numbers, of a model that is planned.
         where: the checkpoint, for messages.
     """
+    return assemble(config, tensors, where)[0]
+
+
+def assemble(config: ModelConfig, tensors: Mapping[str, Tensor] | None, where: str) -> tuple[Graph, Stored]:
+    """What `build` gives, and which tensors it asked for."""
     places = find_places(config, tensors, where)
     stored = Stored(tensors, where, config.model_type)
     graph = build_decoder(config, places, stored, "decoder")
@@ -112,7 +117,7 @@ def build(config: ModelConfig, tensors: Mapping[str, Tensor] | None, where: str)
     stored.finish(config.family.ignore, places.prefix, _hints(config, places, stored))
     card = _card(config, places, stored, left_out)
     graph.set_fact(card.name, card)
-    return graph
+    return graph, stored
 
 
 # ---- tensors of no layer ----

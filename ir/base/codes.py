@@ -364,6 +364,7 @@ CODES: dict[str, str] = {
     "F634": "A tensor that nothing makes is read in a way that does not tell its element type.",
     "F640": "The quantization method 'stored' keeps codes that exist already; it cannot quantize floats.",
     "U956": "--lora is given with a weight that is no number, or for a model that is no checkpoint.",
+    "U957": "--plan tells of checkpoints for backends that can tell sizes from shapes, with precision chosen by policy.",
     "U951": "The repaired model still has problems, so it was not written.",
     "U952": "The repaired model gives other logits than its stored weights or the original, so it was not written.",
     "U992": "A prompt is empty or no text, or the file of prompts cannot be read.",

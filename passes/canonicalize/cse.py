@@ -10,6 +10,7 @@ from typing import Any
 from ir.graph.compare import attr_key
 from ir.graph.graph import Graph, Node, Value
 from ir.ops.registry import lookup, opsets_of
+from ir.quant.weight import quantized_of
 from ir.tensor.base import Tensor
 from ir.tensor.inline import InlineTensor
 from passes.framework.base import Pass, Result
@@ -84,7 +85,12 @@ def _unite(graph: Graph, group: list[Value]) -> int:
 
 
 def _is_small(tensor: Tensor) -> bool:
-    return tensor.nbytes <= SMALL and tensor.type.dtype.kind != "s"
+    """True when comparing bytes costs little: scales and zeros are few, but a whole weight is quantized for them."""
+    return tensor.nbytes <= SMALL and tensor.type.dtype.kind != "s" and not _is_quantized(tensor)
+
+
+def _is_quantized(tensor: Tensor) -> bool:
+    return quantized_of(tensor) is not None or any(map(_is_quantized, tensor.inputs))
 
 
 def _const_key(tensor: Tensor) -> Hashable:

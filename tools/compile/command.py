@@ -71,6 +71,8 @@ if TYPE_CHECKING:
 @click.option("--verify-each", is_flag=True, help="Check the IR after each pass.")
 @click.option("--check-numbers", is_flag=True, help="Evaluate the IR after each pass and name the first that drifts.")
 @click.option("--timing", is_flag=True, help="Print the time of each pass.")
+@click.option("--plan", "planned", is_flag=True, help="Tell what would be written and what it would take, from the "
+              "configuration and headers of a checkpoint alone, and leave.")  # fmt: skip
 @click.option("--list-passes", is_flag=True, help="Print every pass with its options, and leave.")
 @click.option("--print-pipeline", is_flag=True, help="Print the pipeline in canonical form, and leave.")
 @JSON_OPTION
@@ -79,6 +81,7 @@ def main(
     model: str | None,
     out: Path | None,
     pipeline: str | None,
+    planned: bool,
     list_passes: bool,
     print_pipeline: bool,
     as_json: bool,
@@ -99,6 +102,8 @@ def main(
     if print_pipeline:
         limits = {key: options[key] for key in ("budget", "max_size", "max_kl", "save_plan")}
         return _print_pipeline(screen, Request("", Path(), pipeline, to=options["to"], **limits))
+    if planned:
+        return _plan(screen, model, pipeline, options)
     return _compile(screen, model, out, pipeline, options)
 
 
@@ -128,6 +133,21 @@ def _print_pipeline(screen: Screen, request: Request) -> int:
     text = str(pipeline_of(request, formats, backend))
     screen.data({"pipeline": text}, text)
     return 0
+
+
+def _plan(screen: Screen, model: str | None, pipeline: str | None, options: dict[str, Any]) -> int:
+    from tools.compile.job import Request, example_checkpoint
+    from tools.compile.plan import plan_data, plan_model
+
+    given = {key: value for key, value in options.items() if key in Request.__dataclass_fields__}
+    plan = plan_model(Request(model or str(example_checkpoint()), Path(), pipeline, **given))
+    if screen.as_json:
+        click.echo(json.dumps(plan_data(plan), indent=2, ensure_ascii=False))
+    elif not screen.quiet:
+        from tools.compile.plan_report import show_plan
+
+        show_plan(screen.console, plan)
+    return 1 if plan.refused is not None else 0
 
 
 def _default(option: OptionSpec) -> str:

@@ -1,0 +1,273 @@
+"""``compile --plan``: what a compilation would give, from a configuration and headers; no weight is read."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from ir.base.diag import Diagnostic, LadingError
+from ir.base.paused_gc import paused_collection
+
+if TYPE_CHECKING:
+    from backends.backend import Backend
+    from backends.plan import Planned
+    from frontends.checkpoint.outline import Outline
+    from ir.facts.model_card import ModelCard
+    from ir.graph.graph import Graph
+    from passes.framework.base import Pass
+    from passes.framework.pipeline import Pipeline
+    from tools.compile.job import Request
+    from tools.shared.formats import Formats
+
+CONTEXTS = (1024, 4096, 16384, 65536)
+"""Numbers of tokens that memory is told for, as far as the model goes, and the most that it goes to."""
+
+FEW_NODES = 4000
+"""Nodes of a graph up to which every layer is kept: then all of the plan is exact."""
+
+WORKING_MEMORY = 450 << 20
+"""Bytes that a compilation takes besides the pieces that its threads work on, as measured on models of 0.1 to 1 billion
+weights without verification."""
+
+PIECES = 64 << 20
+"""Bytes of the pieces that a thread works on."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What compiling would take on this machine, estimated: seconds for coding and writing, bytes of memory, threads."""
+
+    seconds: float
+    memory: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class ReleasePlan:
+    """A release of the runtime: whether it can run the model, and otherwise why not, as a code and a sentence."""
+
+    release: str
+    runs: bool
+    code: str = ""
+    reason: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """The plan of one compilation.
+
+    Attributes:
+        model: what it is called.
+        card: what is known of it.
+        pipeline: canonical text of the pipeline.
+        target: name of the target.
+        kinds: for each kind of layer, how many there are; the first layer counts apart.
+        stored_bytes: bytes of the files that it is read from; None where only a configuration was there.
+        planned: the result; None where the target cannot run it.
+        refused: why not.
+        releases: every release of the runtime.
+        effort: what compiling would take; None likewise.
+        seconds: time that planning took.
+        warnings: what the user should know.
+    """
+
+    model: str
+    card: ModelCard
+    pipeline: str
+    target: str
+    kinds: tuple[int, ...]
+    stored_bytes: int | None
+    planned: Planned | None
+    refused: Diagnostic | None
+    releases: tuple[ReleasePlan, ...]
+    effort: Effort | None
+    seconds: float
+    warnings: tuple[Diagnostic, ...] = field(default_factory=tuple)
+
+
+def plan_model(request: Request) -> ModelPlan:
+    """Plan a compilation.
+
+    Raises:
+        LadingError: U957 the model is no checkpoint, the backend makes no plans, or precision is chosen by measurement;
+            what is wrong with configuration or headers as for compiling.
+    """
+    from frontends.checkpoint.outline import headers_of
+    from tools.compile.job import pipeline_of
+    from tools.shared.formats import CHECKPOINT, Formats
+
+    started = time.perf_counter()
+    formats = Formats()
+    _check(request, formats)
+    name = request.to or formats.emitter_of_frontend(CHECKPOINT) or ""
+    backend = formats.emitter(name)
+    pipeline = _without_text(pipeline_of(request, formats, backend))
+    with headers_of(request.model, request.revision) as folder, paused_collection():
+        few, found = _outline(folder, pipeline)
+        return _plan(request, formats, backend, pipeline, found, few, started)
+
+
+def _check(request: Request, formats: Formats) -> None:
+    from tools.shared.formats import CHECKPOINT
+
+    frontend = formats.frontend_for(request.model, otherwise=CHECKPOINT)
+    if request.via is not None or frontend != CHECKPOINT:
+        what = "--via torch" if request.via else f"the format {frontend!r}"
+        hint = "give a folder with config.json, with or without weights, or a hub name"
+        raise LadingError("U957", f"nothing is planned of {what}: only checkpoints are", request.model, hint)
+    if request.lora:
+        message = "--lora has no effect with --plan: an adapter changes numbers, and a plan is made of shapes"
+        raise LadingError("U918", message, hint="leave it out")
+
+
+def _without_text(pipeline: Pipeline) -> Pipeline:
+    """The pipeline without what looks at text; the sizes are the same.
+
+    Raises:
+        LadingError: U957 precision is chosen by measurement.
+    """
+    from passes.framework.pipeline import Pipeline
+    from passes.precision.assign_precision import AssignPrecision
+
+    def untaught(one: Pass) -> Pass:
+        if not isinstance(one, AssignPrecision):
+            return one
+        limit = next((text for text in (one.budget, one.max_size, one.max_kl) if text is not None), None)
+        if limit is not None:
+            message = f"precision is chosen by measurement here ({limit}), which no plan can foresee"
+            hint = "the weight file then has the size that is asked for; plan with --passes default, int4 or int8"
+            raise LadingError("U957", message, hint=hint)
+        return replace(one, method="rtn") if one.needs_statistics else one
+
+    kept = Pipeline(tuple(item for item in pipeline.items if getattr(item, "name", "") != "calibrate"))
+    return kept.map(untaught)
+
+
+def _outline(folder: Any, pipeline: Pipeline) -> tuple[Outline, Outline]:
+    """One layer of each kind; and the same, or all layers of a small model, and where rules speak of layers by name."""
+    from frontends.checkpoint.outline import outline
+    from passes.precision.assign_precision import AssignPrecision
+
+    named = any(isinstance(one, AssignPrecision) and (one.plan or one.keep or one.floor) for one in pipeline.passes())
+    if named:
+        found = outline(folder, whole=True)
+        return found, found
+    found = outline(folder)
+    nodes = sum(found.times(node.name) for node in found.graph.nodes)
+    return found, found if found.whole or nodes > FEW_NODES else outline(folder, whole=True)
+
+
+def _plan(
+    request: Request,
+    formats: Formats,
+    backend: Backend,
+    pipeline: Pipeline,
+    found: Outline,
+    few: Outline,
+    started: float,
+) -> ModelPlan:
+    from backends.plan import shares, states
+    from ir.facts.model_card import ModelCard
+
+    card = ModelCard.of(found.graph)
+    if not os.path.isdir(os.path.expanduser(request.model)):
+        card = replace(card, title=request.model)
+    target = backend.target(request.target)
+    options = {key: value for key in ("memory", "precision", "threads") if (value := getattr(request, key)) is not None}
+    context = card.context or CONTEXTS[-1]
+    contexts = sorted({*(size for size in CONTEXTS if size < context), context})
+    portions, kept = shares(found.graph), states(found.graph, found.times)
+    warnings: list[Diagnostic] = [*card.warnings]
+
+    def lowered(of: Outline, to: Any, sizes: Sequence[int]) -> Planned:
+        graph = _run(of.graph, pipeline, formats, to, warnings if sizes else [])
+        return backend.plan(graph, to, options, times=of.times, shares=portions, contexts=sizes)
+
+    planned, refused = _attempt(lambda: lowered(found, target, contexts))
+    if planned is not None and kept:
+        planned = replace(planned, caches=(*planned.caches, *kept), memory=tuple(
+            replace(item, cache=item.cache + sum(one.fixed for one in kept)) for item in planned.memory
+        ))  # fmt: skip
+    return ModelPlan(
+        model=request.model,
+        card=card,
+        pipeline=str(pipeline),
+        target=target.name,
+        kinds=few.counts,
+        stored_bytes=found.stored_bytes,
+        planned=planned,
+        refused=refused,
+        releases=tuple(_release(name, backend, lambda to: lowered(few, to, ())) for name in backend.releases()),
+        effort=_effort(planned, request.workers) if planned is not None else None,
+        seconds=time.perf_counter() - started,
+        warnings=tuple(warnings),
+    )
+
+
+def _run(graph: Graph, pipeline: Pipeline, formats: Formats, target: Any, warnings: list[Diagnostic]) -> Graph:
+    """What the passes make of a copy of the graph."""
+    from ir.graph.copy import copied
+    from passes.framework.context import PassContext
+    from passes.framework.manager import PassManager
+
+    twin = copied(graph)
+    with ThreadPoolExecutor(1) as pool:
+        report = PassManager(pipeline, registry=formats.registry).run(twin, PassContext(target, executor=pool))
+    warnings += report.all_diagnostics()
+    return twin
+
+
+def _attempt(make: Callable[[], Planned]) -> tuple[Planned | None, Diagnostic | None]:
+    try:
+        return make(), None
+    except LadingError as error:
+        if error.code == "U957":
+            raise
+        return None, error.diagnostics[0]
+
+
+def _release(name: str, backend: Backend, lower: Callable[[Any], object]) -> ReleasePlan:
+    try:
+        lower(backend.target(name))
+    except LadingError as error:
+        first = error.diagnostics[0]
+        return ReleasePlan(name, False, first.code, first.message, first.hint)
+    return ReleasePlan(name, True)
+
+
+def _effort(planned: Planned, workers: int | None) -> Effort:
+    threads = workers or os.cpu_count() or 1
+    work = sum(item.elements / planned.rates[item.storage] for item in planned.weights if item.storage in planned.rates)
+    return Effort(work / threads, WORKING_MEMORY + threads * PIECES, threads)
+
+
+def plan_data(plan: ModelPlan) -> dict[str, Any]:
+    """A plan as JSON-able data."""
+    planned = plan.planned
+    return {
+        "model": plan.model,
+        "card": plan.card.to_data(),
+        "pipeline": plan.pipeline,
+        "target": plan.target,
+        "layer_kinds": list(plan.kinds),
+        "stored_bytes": plan.stored_bytes,
+        "refused": plan.refused.as_dict() if plan.refused is not None else None,
+        "files": {name: asdict(item) for name, item in planned.files.items()} if planned is not None else {},
+        "weights": [asdict(item) for item in planned.weights] if planned is not None else [],
+        "caches": [asdict(item) for item in planned.caches] if planned is not None else [],
+        "memory": [{**asdict(item), "total": item.total} for item in planned.memory] if planned is not None else [],
+        "streamed": planned.streamed if planned is not None else None,
+        "settings": dict(planned.settings) if planned is not None else {},
+        "releases": [asdict(item) for item in plan.releases],
+        "effort": asdict(plan.effort) if plan.effort is not None else None,
+        "seconds": round(plan.seconds, 3),
+        "warnings": [item.as_dict() for item in plan.warnings],
+    }
+
+
+__all__ = ["Effort", "ModelPlan", "ReleasePlan", "plan_data", "plan_model"]

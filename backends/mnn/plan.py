@@ -7,6 +7,8 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from backends.mnn.write.packing import quantize_pack
 from backends.mnn.write.weight_layout import Layout, Matrix, plan_layout
 from backends.plan import Planned, PlannedCache, PlannedFile, PlannedMemory, PlannedWeights, Times, without_numbers
 from ir.analysis.liveness import last_reads, size_of
-from ir.base.types import BF16, F32
+from ir.base.types import BF16, F16, F32, TensorType
 from ir.graph.graph import Graph, Value
 from ir.quant.methods.base import METHODS
 from ir.quant.storage import Storage
@@ -27,7 +29,7 @@ from ir.quant.stored_weight import is_weight
 from ir.quant.weight import QuantizedWeight
 from ir.tensor.base import Tensor
 from ir.tensor.elementwise import cast
-from ir.tensor.inline import InlineTensor
+from ir.tensor.files import FileTensor
 
 PACKED_BITS = (4,)
 """Widths whose codes stay packed in memory on x86-64; others are widened to 8 bits when a model is loaded."""
@@ -120,9 +122,6 @@ def _model_bytes(graph: Graph, layout: Layout, times: Times) -> tuple[int, bool]
 
 def _converted(net: Any) -> int | None:
     """Bytes of a net in MNN's binary form; None where no converter is installed."""
-    from pathlib import Path
-    from tempfile import TemporaryDirectory
-
     from backends.mnn.run.native import json_to_mnn
     from backends.mnn.target.environments import installed_version
 
@@ -226,20 +225,25 @@ def _activations(graph: Graph, tokens: int) -> int:
 
 
 def _rates(layout: Layout) -> dict[str, float]:
-    """Weights a second that one thread codes and packs, by storage, measured on random numbers."""
+    """Weights a second that one thread reads, codes and writes, by storage, measured on random numbers in a file."""
     storages = {matrix.weight.storage.words: matrix.weight.storage for matrix in layout.matrices.values()}
-    rng = np.random.default_rng(0)
-    numbers = rng.standard_normal((TRIED_ROWS, TRIED_COLUMNS), np.float32)
-    source = cast(InlineTensor(numbers), BF16)
-    return {words: _rate(source, storage) for words, storage in storages.items()}
+    numbers = np.random.default_rng(0).standard_normal((TRIED_ROWS, TRIED_COLUMNS), np.float32)
+    with TemporaryDirectory(prefix="lading-") as name:
+        path = Path(name) / "weights"
+        path.write_bytes(numbers.astype(BF16.numpy).tobytes())
+        source = FileTensor(path, 0, TensorType(BF16, numbers.shape))
+        found = {words: _rate(source, storage, Path(name) / "out") for words, storage in storages.items()}
+        source.release()
+    return found
 
 
-def _rate(source: Tensor, storage: Storage) -> float:
+def _rate(source: Tensor, storage: Storage, out: Path) -> float:
     if not storage.is_integer:
-        return _timed(cast(source, F32).load)
+        dtype = F16 if storage.bits == 16 else F32
+        return _timed(lambda: out.write_bytes(cast(cast(source, F32), dtype).load().data))
     usable = storage if METHODS[storage.method].needs == "nothing" else replace(storage, method="rtn")
     weight = QuantizedWeight(source, usable.fit(TRIED_COLUMNS))
-    return _timed(lambda: quantize_pack(weight, 0, TRIED_ROWS))
+    return _timed(lambda: [out.write_bytes(part.data) for part in quantize_pack(weight, 0, TRIED_ROWS)])
 
 
 def _timed(work: Callable[[], object]) -> float:

@@ -29,21 +29,32 @@ CONTEXTS = (1024, 4096, 16384, 65536)
 FEW_NODES = 4000
 """Nodes of a graph up to which every layer is kept: then all of the plan is exact."""
 
-WORKING_MEMORY = 450 << 20
-"""Bytes that a compilation takes besides the pieces that its threads work on, as measured on models of 0.1 to 1 billion
-weights without verification."""
+WORKING_MEMORY, PIECES = 90 << 20, 16 << 20
+"""Bytes that a compilation takes without verification, and besides for each thread: measured on 3 and 315 million weights."""
 
-PIECES = 64 << 20
-"""Bytes of the pieces that a thread works on."""
+VERIFIED_ROWS, TWICE, COPIES = 640, 2, 4
+"""Quick verification: positions that are computed, with float and with decoded weights, and copies of their logits that are
+held at once; measured on 315 million weights with 151,936 tokens."""
+
+SQUARE = 1024
+"""Side of the matrices that products are timed with."""
 
 
 @dataclass(frozen=True)
 class Effort:
-    """What compiling would take on this machine, estimated: seconds for coding and writing, bytes of memory, threads."""
+    """What compiling would take on this machine, estimated.
 
+    Attributes:
+        threads: threads of the compiler.
+        seconds, memory: for reading, coding and writing, the disk not counted: seconds and bytes.
+        verify_seconds, verify_memory: for quick verification besides; a child loads the result beside it.
+    """
+
+    threads: int
     seconds: float
     memory: int
-    threads: int
+    verify_seconds: float
+    verify_memory: int
 
 
 @dataclass(frozen=True)
@@ -203,7 +214,7 @@ def _plan(
         planned=planned,
         refused=refused,
         releases=tuple(_release(name, backend, lambda to: lowered(few, to, ())) for name in backend.releases()),
-        effort=_effort(planned, request.workers) if planned is not None else None,
+        effort=_effort(planned, request.workers, card.vocab_size or 0) if planned is not None else None,
         seconds=time.perf_counter() - started,
         warnings=tuple(warnings),
     )
@@ -240,10 +251,30 @@ def _release(name: str, backend: Backend, lower: Callable[[Any], object]) -> Rel
     return ReleasePlan(name, True)
 
 
-def _effort(planned: Planned, workers: int | None) -> Effort:
+def _effort(planned: Planned, workers: int | None, vocabulary: int) -> Effort:
     threads = workers or os.cpu_count() or 1
     work = sum(item.elements / planned.rates[item.storage] for item in planned.weights if item.storage in planned.rates)
-    return Effort(work / threads, WORKING_MEMORY + threads * PIECES, threads)
+    products = sum(item.elements * item.streamed / item.loaded for item in planned.weights if item.loaded)
+    return Effort(
+        threads,
+        work / threads,
+        WORKING_MEMORY + threads * PIECES,
+        2 * TWICE * VERIFIED_ROWS * products / _products_a_second(),
+        WORKING_MEMORY + 4 * COPIES * VERIFIED_ROWS * vocabulary,
+    )
+
+
+def _products_a_second() -> float:
+    """Multiplications and additions a second of this machine in products of single floats."""
+    import numpy as np
+
+    one = np.ones((SQUARE, SQUARE), np.float32)
+    best = 1e9
+    for _ in range(3):
+        started = time.perf_counter()
+        one @ one
+        best = min(best, time.perf_counter() - started)
+    return 2 * SQUARE**3 / best
 
 
 def plan_data(plan: ModelPlan) -> dict[str, Any]:

@@ -72,12 +72,15 @@ def _kept(per_token: int, fixed: int) -> str:
 
 
 def _effort_text(effort: Effort) -> str:
-    span = f"{effort.seconds:.0f} s" if effort.seconds < 300 else f"{effort.seconds / 60:.0f} min"
     threads = "1 thread" if effort.threads == 1 else f"{effort.threads} threads"
     return (
-        f"an estimate for this machine: {span} for coding and writing with {threads}, {megabytes(effort.memory)} of "
-        "memory; reading from the disk and verification come on top"
+        f"about {_span(effort.seconds)} and {megabytes(effort.memory)} of memory with {threads} of this machine, the disk "
+        f"not counted; quick verification about {_span(effort.verify_seconds)} and {megabytes(effort.verify_memory)} more"
     )
+
+
+def _span(seconds: float) -> str:
+    return f"{max(seconds, 1):.0f} s" if seconds < 300 else f"{seconds / 60:.0f} min"
 
 
 def _release_rows(releases: Sequence[ReleasePlan]) -> list[tuple[str, str]]:

@@ -6,12 +6,10 @@ subgraphs (`backends.mnn.write.net_json`). ``express/module/MoEModule.cpp``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from backends.mnn.dialect.builder import Builder
 from backends.mnn.dialect.operator import Decoded, Main, MnnOperator, Operands, attrs_of
-from backends.mnn.target.releases import Release
 from backends.mnn.write.weight_layout import Layout
 from ir.base.types import Dim, ValueType
 from ir.dialects.experts import combined, combined_type, dispatched, dispatched_types
@@ -114,11 +112,6 @@ def _read_mixture(builder: Builder, main: Main, operands: Operands) -> Decoded:
     return builder.reshape(total, builder.dims(hidden))
 
 
-def reads_mixture(release: Release, attrs: Mapping[str, Any]) -> bool:
-    """True for releases that have the operator."""
-    return "MoE" not in release.missing_ops
-
-
 ROWS = (
     MnnOperator(
         definition=OpDef(
@@ -151,7 +144,6 @@ ROWS = (
         ),
         encode=_write_mixture,
         decode=_read_mixture,
-        reads=reads_mixture,
     ),
 )
 """Rows for `backends.mnn.dialect.table`."""

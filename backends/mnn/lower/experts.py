@@ -3,29 +3,15 @@ graph for each expert, so nothing else may lead in or out."""
 
 from __future__ import annotations
 
-from backends.mnn.dialect.experts import ROWS_OF_EXPERTS, nodes_of_experts, reads_mixture, source_of
+from backends.mnn.dialect.experts import ROWS_OF_EXPERTS, nodes_of_experts, source_of
 from backends.mnn.lower.lowering import Lowering
-from backends.mnn.target.releases import MnnTarget
 from ir.base.diag import LadingError
 from ir.base.types import F32, TensorType
 from ir.graph.graph import Node, Value
 
 
 def lower_dispatch(node: Node, low: Lowering) -> None:
-    """The rows of each expert, which are ``[n, H]`` in the runtime.
-
-    Raises:
-        LadingError: P375 a release of the target has no such operator.
-    """
-    target = low.target
-    lacking = target.lacking(lambda release: reads_mixture(release, {})) if isinstance(target, MnnTarget) else ()
-    if lacking:
-        raise LadingError(
-            "P375",
-            f"MNN {', '.join(lacking)} cannot run a mixture of experts",
-            where=f"{node.loc or node.name}\n{node!r}",
-            hint="name a target of 3.2.0 and later, or compile with --to onnx: onnxruntime computes it",
-        )
+    """The rows of each expert, which are ``[n, H]`` in the runtime."""
     hidden, choices = low.floats(node.operand(0)), low.plain(node.operand(1))
     if low.dims(hidden)[0] != 1:
         raise _refused(node, f"the runtime hands over the tokens of one sequence, and these are {hidden.type}")

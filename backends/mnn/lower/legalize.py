@@ -85,7 +85,7 @@ class LegalizeMnn(Pass):
             require(graph, ctx.target.releases)
         moving.settle_shapes(graph)
         _widen_constants(graph)
-        lowering = Lowering(graph, ctx.target)
+        lowering = Lowering(graph)
         lowering.embedding_parts()
         counts: dict[str, int] = {}
         for node in graph.nodes:

@@ -12,7 +12,6 @@ from ir.base.diag import LadingError
 from ir.base.types import BOOL, F32, I32, I64, Dim, DType, Shape, TensorType, ValueType
 from ir.facts.inputs import DynamicInputs
 from ir.graph.graph import Graph, Node, Value
-from ir.target.target import Target
 from ir.tensor.bf16_parts import bf16_parts, parts_needed
 from ir.tensor.inline import InlineTensor
 
@@ -22,7 +21,6 @@ class Lowering:
 
     Attributes:
         node: the node being lowered; its owner sets it before anything is built.
-        target: what is compiled for.
         positions: how many positions the tables have rows for that are chosen by positions; None without such tables.
         mixtures: how many mixtures of experts were lowered.
     """
@@ -31,9 +29,8 @@ class Lowering:
     positions: int | None = None
     mixtures: int = 0
 
-    def __init__(self, graph: Graph, target: Target | None = None) -> None:
+    def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.target = target if target is not None else Target()
         self._consts: dict[tuple, Value] = {}
 
     def add(

@@ -50,6 +50,13 @@ AVOIDED = {
 NEEDS = (
     LINEAR,
     Need(
+        "P375",
+        "a mixture of experts",
+        lambda node: node.op in ("lading.Dispatch", "mnn.MoE"),
+        lambda release: "MoE" not in release.missing_ops,
+        lambda node: "no operator for mixtures of experts",
+    ),
+    Need(
         "P373",
         "attention under a soft cap",
         lambda node: node.op == "Attention" and bool(node.attrs.get("softcap", 0.0)),
@@ -76,7 +83,7 @@ def require(graph: Graph, releases: Sequence[Release]) -> None:
     """Refuse a graph for releases that lack a part of it.
 
     Raises:
-        LadingError: P376 linear attention, P373 attention under a soft cap.
+        LadingError: P375 a mixture of experts, P376 linear attention, P373 attention under a soft cap.
     """
     for need, nodes in needs(graph):
         lacking = [release.version for release in releases if not need.runs(release)]

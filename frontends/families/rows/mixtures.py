@@ -85,6 +85,14 @@ ROWS = (
         extra_layers=True,
     ),
     Family(
+        ("glm4v_moe_text",),
+        {"main": Softmax(bias=("attention_bias", True), out_bias=False)},
+        experts=NO_AUXILIARY,
+        sparse=Sparse(first=("first_k_dense_replace", 1)),
+        tied=("tie_word_embeddings", False),
+        ropes={"main": RopeRule(partial=("rope.partial_rotary_factor", 0.5), names={"mrope": "default"})},
+    ),
+    Family(
         ("hunyuan_v1_moe",),
         {"main": HUNYUAN},
         experts=Experts(

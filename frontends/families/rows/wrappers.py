@@ -7,6 +7,7 @@ from frontends.families.scheme import Wrapper
 ROWS = (
     Wrapper(("gemma3",), "gemma3_text"),
     Wrapper(("glm4v",), "glm4v_text"),
+    Wrapper(("glm4v_moe",), "glm4v_moe_text"),
     Wrapper(("glmasr",), "llama"),
     Wrapper(("hunyuan_vl",), "hunyuan_vl_text"),
     Wrapper(("llava", "llava_next", "voxtral"), "llama"),

@@ -130,7 +130,7 @@ def hot_tensor(name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
         return rng.uniform(0.9, 2.2, shape).astype(np.float32)
     if name.endswith("norm.weight"):
         return rng.uniform(0.4, 2.0, shape).astype(np.float32)
-    if name.endswith(".bias"):
+    if name.endswith(".bias") or len(shape) == 1:
         return rng.normal(0.0, 0.6, shape).astype(np.float32)
     if name.endswith("embed_tokens.weight"):
         return rng.normal(0.0, 0.5, shape).astype(np.float32)

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from frontends.families.rows import cohere, gemma, glm, gpt, llama, mixtures, olmo, own_code, phi, qwen, wrappers
+from frontends.families.rows import (
+    cohere,
+    deepseek,
+    gemma,
+    glm,
+    gpt,
+    llama,
+    mixtures,
+    olmo,
+    own_code,
+    phi,
+    qwen,
+    recurrent,
+    wrappers,
+)
 from frontends.families.scheme import Family, Wrapper
 from ir.base.plugins import rows_of
 from ir.base.tables import Table
 
 ROWS: tuple[Family, ...] = tuple(
-    row for room in (qwen, llama, gemma, glm, phi, olmo, cohere, gpt, mixtures, own_code) for row in room.ROWS
+    row
+    for room in (qwen, llama, gemma, glm, phi, olmo, cohere, gpt, mixtures, deepseek, recurrent, own_code)
+    for row in room.ROWS
 )
 
 

@@ -16,6 +16,7 @@ from frontends.parts.builder import Builder, Layer
 from frontends.parts.fused import Matrix, for_heads, halves_of_pairs, split
 from frontends.parts.norms import Norm
 from frontends.parts.rope_table import rope_table
+from ir.base.diag import LadingError
 from ir.base.types import TensorType
 from ir.graph.graph import Value
 
@@ -26,7 +27,7 @@ class Latent:
 
     Attributes:
         at: what stands before the names of the modules.
-        heads: number of heads.
+        heads, kv_heads: number of heads, which those of keys and values must be too.
         own, turned, value: elements of a head that are its own, that a rope turns, and of its values.
         rank, q_rank: width of the latent vector, and of that of the queries; None for queries of one matrix.
         bias: the matrices that read or write the stream have biases.
@@ -37,6 +38,7 @@ class Latent:
 
     at: str = "self_attn."
     heads: Setting = size("num_attention_heads", most=1 << 16)
+    kv_heads: Setting = size(("num_key_value_heads", "num_attention_heads"), most=1 << 16)
     own: Setting = size("qk_nope_head_dim", most=1 << 16)
     turned: Setting = size("qk_rope_head_dim", most=1 << 16)
     value: Setting = size("v_head_dim", most=1 << 16)
@@ -55,6 +57,9 @@ class Latent:
     def build(self, b: Builder, x: Value, layer: Layer) -> Value:
         """f32[1, seq, hidden] of the same."""
         at, heads = f"{layer.base}.{self.at}", self.heads
+        if self.kv_heads != heads:
+            message = f"latent attention has keys and values for each of {heads} heads, and not for {self.kv_heads}"
+            raise LadingError("F536", message, layer.base)
         latent, shared = self._history(b, x, layer)
         whole = b.matrix(f"{at}kv_b_proj", heads * (self.own + self.value), self.rank)
         parts = split(whole, "g:k|v", {"k": heads * self.own, "v": heads * self.value}, heads)

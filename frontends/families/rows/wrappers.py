@@ -13,4 +13,6 @@ ROWS = (
     Wrapper(("llava", "llava_next", "voxtral"), "llama"),
     Wrapper(("mistral3",), "mistral"),
     Wrapper(("internvl",), "qwen2"),
+    Wrapper(("qwen3_5",), "qwen3_5_text"),
+    Wrapper(("qwen3_5_moe",), "qwen3_5_moe_text"),
 )

@@ -2,60 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
+import json
 from typing import Any
 
 import numpy as np
 import pytest
 
 from frontends.checkpoint.load import load
-from frontends.configuration.specs import Product
-from frontends.families.scheme import FULL, Family, Kind, Kinds, RopeRule
-from frontends.parts.delta import Delta
-from frontends.parts.latent import Latent
-from frontends.parts.norms import Norm
-from frontends.parts.softmax import Softmax
+from ir.base.diag import LadingError
 from ir.evaluate.evaluator import evaluate
-from ir.graph.graph import Graph
 from tests.frontends.families.test_families import save_random_model
-from tests.support.checkpoints import BASE
+from tests.support.checkpoints import BASE, write_weights
 from tests.support.decoders.forms import logits_in_pieces, written
 from tests.support.runs import each_release
-from tests.support.settings.class_defaults import of_class
-
-LINEAR = {FULL: Kind(), "linear_attention": Kind("linear", rope=None)}
-SHARES: dict[str, Any] = {
-    "kinds": Kinds("layer_types", period=("full_attention_interval", 4), miss="linear_attention"),
-    "of_kind": LINEAR,
-    "norm": Norm(offset=1.0),
-    "ropes": {"main": RopeRule(partial=("rope.partial_rotary_factor", 0.25))},
-}
-GATED = Softmax(qk_norm="head", gated=True)
-
-ROWS = (
-    Family(("deepseek_v3",), {"main": Latent(pairs=("rope_interleave", True))}, fixed={"num_nextn_predict_layers": ()}),
-    Family(("deepseek_v2",), {"main": Latent()}),
-    Family(
-        ("minicpm3",),
-        {"main": Latent(pairs=False)},
-        embed_scale="scale_emb",
-        residual=Product((("scale_depth", 1), ("num_hidden_layers", -0.5))),
-        logits=Product((("dim_model_base", 1), ("hidden_size", -1))),
-    ),
-    Family(("qwen3_next",), {"main": GATED, "linear": Delta(fused=True)}, **SHARES),
-    Family(("qwen3_5_text",), {"main": GATED, "linear": Delta()}, **SHARES),
-)
-
-
-def with_defaults(row: Family) -> Family:
-    """The row with what the configuration class of its type says, whether or not the product has a row of it."""
-    record = of_class(row.types[0])
-    assert record is not None
-    return replace(row, defaults=record["defaults"], aliases=record["aliases"])
-
-
-TABLE = {row.types[0]: with_defaults(row) for row in ROWS}
 
 SIZES = {"qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 16, "kv_lora_rank": 24, "num_key_value_heads": 4}
 YARN = {
@@ -108,10 +67,6 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 IDS = np.random.default_rng(5).integers(0, BASE["vocab_size"], (1, 40))
 
 
-def rebuilt(folder: Path) -> Graph:
-    return load(folder, families=TABLE)
-
-
 @pytest.fixture(scope="module", params=CASES)
 def model(request, tmp_path_factory):
     """A checkpoint and the logits of the reference."""
@@ -128,7 +83,7 @@ def model(request, tmp_path_factory):
 def test_parts_agree_with_the_reference(model):
     folder, expected, _ = model
     assert 4 < np.abs(expected).max() < 100
-    found = evaluate(rebuilt(folder), {"input_ids": IDS})["logits"]
+    found = evaluate(load(folder), {"input_ids": IDS})["logits"]
     # The reference computes the delta rule in chunks of positions, each with the inverse of a matrix.
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
@@ -137,6 +92,15 @@ def test_parts_agree_with_the_reference(model):
 @pytest.mark.parametrize("version", [param for param in each_release() if param.values[0] in ("3.4.1", "3.6.1")])
 def test_parts_agree_with_the_reference_on_mnn(model, version, tmp_path):
     folder, expected, recurrent = model
-    written(rebuilt(folder), tmp_path, "fp32", target=">=3.4.1" if recurrent else "portable")
+    written(load(folder), tmp_path, "fp32", target=">=3.4.1" if recurrent else "portable")
     got = logits_in_pieces(tmp_path, version, [IDS[0, :23], *([number] for number in IDS[0, 23:])])
     assert np.abs(got - expected[0]).max() < 1e-4 * np.abs(expected).max()
+
+
+def test_fewer_heads_of_keys_than_of_queries_are_refused(tmp_path):
+    config = {**CASES["multipliers"][1], "num_key_value_heads": 2}
+    (tmp_path / "config.json").write_text(json.dumps({**BASE, **config, "model_type": "minicpm3"}))
+    write_weights(tmp_path, {"model.embed_tokens.weight": np.zeros((BASE["vocab_size"], 64), np.float32)})
+    with pytest.raises(LadingError, match="keys and values for each of 4 heads, and not for 2") as caught:
+        load(tmp_path)
+    assert caught.value.code == "F536"

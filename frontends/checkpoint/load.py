@@ -74,7 +74,7 @@ def load(
         tensors, adapters, notes = with_adapters(
             stored.tensors, lora, _tied(config, stored.tensors, str(folder)), folder
         )
-    graph = build(config, tensors, str(folder))
+    graph = build(config, tensors, str(folder), stored.spare)
     local = os.path.isdir(os.path.expanduser(model))
     card = replace(
         ModelCard.of(graph),
@@ -95,13 +95,14 @@ def _tied(config: ModelConfig, tensors: Mapping[str, Tensor], where: str) -> tup
     return (places.embed, f"{config.family.head}.weight") if places.head is None else None
 
 
-def build(config: ModelConfig, tensors: Mapping[str, Tensor] | None, where: str) -> Graph:
+def build(config: ModelConfig, tensors: Mapping[str, Tensor] | None, where: str, spare: Sequence[str] = ()) -> Graph:
     """The graph of a configuration and the tensors of a checkpoint; errors F550 to F554 as in `load`.
 
     Args:
         config: the configuration.
         tensors: by name; None for a graph whose weights have no numbers, of a model that is planned.
         where: the checkpoint, for messages.
+        spare: biases that are no part of a model which has no use for them, when they are zero.
     """
     return assemble(config, tensors, where)[0]
 
@@ -112,7 +113,7 @@ def assemble(config: ModelConfig, tensors: Mapping[str, Tensor] | None, where: s
     stored = Stored(tensors, where, config.model_type)
     graph = build_decoder(config, places, stored, "decoder")
     left_out = _left_out(config, places, stored)
-    for name in (*places.copies, *left_out, *_extra_layers(config, places, stored)):
+    for name in (*places.copies, *left_out, *_extra_layers(config, places, stored), *_zero(spare, stored)):
         stored.skip(name)
     stored.finish(config.family.ignore, places.prefix, _hints(config, places, stored))
     card = _card(config, places, stored, left_out)
@@ -135,6 +136,12 @@ def _extra_layers(config: ModelConfig, places: Places, stored: Stored) -> list[s
     if not config.family.extra_layers:
         return []
     return [name for name in stored.names if _layer_index(config, places, name) >= len(config.layers)]
+
+
+def _zero(names: Sequence[str], stored: Stored) -> list[str]:
+    """Those of some vectors that nothing uses and that are zero."""
+    tensors = stored.tensors or {}
+    return [name for name in names if name not in stored.used and not tensors[name].load().any()]
 
 
 def _layer_index(config: ModelConfig, places: Places, name: str) -> int:

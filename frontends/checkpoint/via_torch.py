@@ -72,7 +72,7 @@ def load(model: str | os.PathLike[str], *, revision: str | None = None, timeout_
         folder, BASE_MEMORY + 8 * largest, limit if timeout_s is None else timeout_s, stored.tensors
     )
     used = {key for key, _ in parameters}
-    warnings = [*generation.warnings, *_unused(stored.tensors.keys() - used, folder)]
+    warnings = [*stored.notes, *generation.warnings, *_unused(stored.tensors.keys() - used, folder)]
     context = config.get("max_position_embeddings")
     card = ModelCard(
         title=folder.resolve().name if os.path.isdir(os.path.expanduser(model)) else os.fspath(model),

@@ -27,12 +27,14 @@ class Weights:
         files: the files they lie in.
         notes: what to tell.
         encodings: for people, how each quantized tensor is stored, by name.
+        spare: biases that may be left out where the model has none and they are zero.
     """
 
     tensors: Mapping[str, Tensor]
     files: Mapping[str, SourceFile]
     notes: tuple[Diagnostic, ...] = ()
     encodings: Mapping[str, str] = field(default_factory=dict)
+    spare: tuple[str, ...] = ()
 
 
 class Format(Protocol):
@@ -66,7 +68,7 @@ class Safetensors:
         found = open_checkpoint(folder)
         files = {item.name: SourceFile(item.nbytes, item.header_digest, "header") for item in found.sources()}
         plain = decode(found.tensors, declared_in(folder), str(folder))
-        return Weights(plain.tensors, files, plain.notes, plain.encodings)
+        return Weights(plain.tensors, files, plain.notes, plain.encodings, plain.spare)
 
 
 class GgufFile:

@@ -21,28 +21,12 @@ from ir.tensor.packed import looked_up
 BLOCK = (128, 128)
 """Blocks where nothing says otherwise."""
 WEIGHT = ".weight"
-BESIDE = (
-    "input_scale",
-    "input_scale_inv",
-    "input_scale_ub",
-    "input_zero_point",
-    "activation_scale",
-    "activation_scale_inv",
-    "qscale_act",
-    "output_scale",
-    "output_zero_point",
-    "weight_zero_point",
-)
-"""What may lie beside a weight and is not needed to decode it."""
 NUMBERS = ("_scale", "_scale_inv", "_zero_point", ".scale")
 """Endings of names of scales and zeros, some of which are 8-bit floats themselves."""
-CACHE = ("k_scale", "v_scale", "q_scale", "k_zero_point", "v_zero_point", "prob_output_scale", "kv_scale")
-"""Scales of an 8-bit key/value cache, beside the weights of attention."""
 
 
 def find(stored: Stored) -> Iterable[Found]:
     """Tensors of 8-bit floats, and packed 4-bit floats beside a ``_scale_inv`` in such a checkpoint."""
-    cache = tuple(name for name in stored.tensors if name.rpartition(".")[2] in CACHE)
     block = _block(stored)
     wide = [name for name, tensor in stored.tensors.items() if tensor.type.dtype.name in FLOAT8]
     for name, tensor in stored.tensors.items():
@@ -52,7 +36,7 @@ def find(stored: Stored) -> Iterable[Found]:
         if (tensor.type.rank or 0) < 2 or name.endswith(NUMBERS):
             continue
         scale = _scale_of(stored, name)
-        made_of = (name, *((scale,) if scale else ()), *_beside(stored, name), *cache)
+        made_of = (name, *((scale,) if scale else ()))
         if scale is None and (stored.declared.record or any(_scale_of(stored, other) for other in wide)):
             raise stored.misfit("the scales are missing", name)
         if kind == "i8":
@@ -62,7 +46,6 @@ def find(stored: Stored) -> Iterable[Found]:
         else:
             numbers = in_blocks(stored, tensor, (scale,), block)
             yield Found(name, numbers, made_of, _words(stored, tensor, scale, block))
-        cache = ()
 
 
 def _block(stored: Stored) -> tuple[int, ...]:
@@ -85,13 +68,6 @@ def _scale_of(stored: Stored, name: str) -> str | None:
         names += [f"{module}.scale", f"{module}.qscale_weight", f"{module}.scale_inv"]
     there = [item for item in names if item in stored.tensors and stored.tensors[item].type.dtype.name in SCALES]
     return there[0] if there else None
-
-
-def _beside(stored: Stored, name: str) -> tuple[str, ...]:
-    if not name.endswith(WEIGHT):
-        return stored.there(f"{name}_input_scale", f"{name}_activation_scale")
-    module = name.removesuffix(WEIGHT)
-    return stored.there(*(f"{module}.{item}" for item in BESIDE))
 
 
 def _fp4(stored: Stored, name: str, scale: str | None) -> Tensor:

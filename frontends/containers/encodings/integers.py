@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from frontends.containers.encodings.fp8 import BESIDE
 from frontends.containers.encodings.stored import Encoding, Found, Stored, group_words, in_blocks, scale_numbers, small
 from ir.base.diag import LadingError
 from ir.base.types import I8
@@ -88,9 +87,8 @@ def _packed_weight(stored: Stored, module: str, bits: int, columns: int) -> Foun
     zeros = stored.tensors.get(names[2])
     if zeros is not None:
         parts.append(_zeros(stored, zeros, bits, shape, names))
-    more = stored.there(*(f"{module}.{item}" for item in BESIDE), f"{module}.input_global_scale")
     words_ = f"compressed-tensors, {bits} bits{group_words(columns, groups)}"
-    made_of = tuple(dict.fromkeys((*stored.there(*names), *more)))
+    made_of = stored.there(*names)
     index = stored.tensors.get(names[3])
     order = small(index) if index is not None else None
     if index is not None and (order is None or order.min(initial=0) >= 0):
@@ -121,8 +119,7 @@ def plain(stored: Stored) -> Iterable[Found]:
         if zeros and stored.tensors[zeros[0]].type.dtype != I8:
             raise LadingError("F578", f"{zeros[0]} is {stored.tensors[zeros[0]].type}, not i8", stored.where)
         numbers = in_blocks(stored, codes, (scale, *zeros))
-        beside = stored.there(*(f"{module}.{item}" for item in BESIDE))
-        made_of = tuple(dict.fromkeys((f"{module}.weight", scale, *zeros, *beside)))
+        made_of = (f"{module}.weight", scale, *zeros)
         given = stored.tensors[scale]
         groups = given.shape[1] if given.type.rank == 2 else 1
         yield Found(

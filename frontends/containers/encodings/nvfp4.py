@@ -13,7 +13,6 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from frontends.containers.encodings.fp8 import BESIDE
 from frontends.containers.encodings.stored import FLOAT8, Encoding, Found, Stored
 from frontends.containers.encodings.tables import FP4_DOUBLED, HALVED, nibbles
 from ir.base.types import U8
@@ -46,14 +45,7 @@ def find(stored: Stored) -> Iterable[Found]:
             numbers, words = _halves(stored, module, scales), f"NVFP4, blocks of {block}"
         else:
             raise stored.misfit("scales of 4-bit floats are 8-bit floats or exponents", name, f"{module}.weight_scale")
-        beside = (
-            "weight_scale",
-            "weight_global_scale",
-            "weight_scale_2",
-            "weight_shape",
-            "input_global_scale",
-            *BESIDE,
-        )
+        beside = ("weight_scale", "weight_global_scale", "weight_scale_2", "weight_shape")
         made_of = (name, *stored.there(*(f"{module}.{item}" for item in beside)))
         yield Found(f"{module}.weight", decoded(codes, numbers, tile=(1, block)), made_of, words)
 

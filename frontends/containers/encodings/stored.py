@@ -22,6 +22,23 @@ FLOAT8 = ("f8e4m3fn", "f8e5m2", "f8e4m3fnuz", "f8e5m2fnuz")
 SCALES = ("f32", "f16", "bf16", "f8e8m0", "u8")
 """Element types of scales; bytes are exponents of 2."""
 
+BESIDE = (
+    "activation_scale",
+    "activation_scale_inv",
+    "input_global_scale",
+    "input_scale",
+    "input_scale_inv",
+    "input_scale_ub",
+    "input_zero_point",
+    "output_scale",
+    "output_zero_point",
+    "qscale_act",
+    "weight_zero_point",
+)
+"""What may lie beside a quantized weight and is not needed to decode it: scales of activations, zeros of symmetric codes."""
+CACHE = ("k_scale", "v_scale", "q_scale", "k_zero_point", "v_zero_point", "prob_output_scale", "kv_scale")
+"""Scales of a quantized key/value cache, beside the weights of attention."""
+
 
 @dataclass(frozen=True)
 class Declared:
@@ -77,7 +94,7 @@ class Found:
     Attributes:
         name: what the plain checkpoint calls it.
         tensor: its numbers, decoded when they are read.
-        made_of: names of the stored tensors that it takes the place of.
+        made_of: names of the stored tensors that it takes the place of, besides those of `BESIDE`.
         words: for people: ``GPTQ, 4 bits in groups of 128``.
     """
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from frontends.containers.encodings import awq, bitsandbytes, fp8, gptq, integers, mxfp4, nvfp4
-from frontends.containers.encodings.stored import Declared, Encoding, Found, Stored
+from frontends.containers.encodings.stored import BESIDE, CACHE, Declared, Encoding, Found, Stored
 from ir.base.diag import Diagnostic, LadingError
 from ir.tensor.base import Tensor
 
@@ -45,11 +45,13 @@ class Decoded:
         tensors: by the names of the plain checkpoint, in the order in which they are stored.
         notes: what to tell.
         encodings: for people, how each decoded tensor is stored.
+        spare: biases of decoded matrices, which some tools add to layers that have none; those are zero.
     """
 
     tensors: Mapping[str, Tensor]
     notes: tuple[Diagnostic, ...] = ()
     encodings: Mapping[str, str] = field(default_factory=dict)
+    spare: tuple[str, ...] = ()
 
 
 def declared_in(folder: Path) -> Declared:
@@ -100,8 +102,12 @@ def decode(tensors: Mapping[str, Tensor], declared: Declared, where: str) -> Dec
     _agree(stored, found, by)
     if not found:
         return Decoded(tensors, tuple(_leftover(declared)))
+    modules = [name.removesuffix(".weight") for name in found]
+    taken.update(stored.there(*(f"{module}.{item}" for module in modules for item in BESIDE)))
+    taken.update(name for name in tensors if name.rpartition(".")[2] in CACHE)
     words = {name: item.words for name, item in found.items()}
-    return Decoded(_renamed(tensors, found, taken), tuple(_notes(stored, found)), words)
+    spare = stored.there(*(f"{module}.bias" for module in modules))
+    return Decoded(_renamed(tensors, found, taken), tuple(_notes(stored, found)), words, spare)
 
 
 def _renamed(tensors: Mapping[str, Tensor], found: Mapping[str, Found], taken: set[str]) -> dict[str, Tensor]:

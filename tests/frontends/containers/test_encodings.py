@@ -14,7 +14,7 @@ from ir.base.diag import LadingError
 from ir.facts.model_card import ModelCard
 from ir.tensor.rearranged import reshaped, row_slice
 from tests.support.checkpoints import make_checkpoint, write_safetensors
-from tests.support.quantized.checkpoints import CASES, edit_config, quantized_checkpoint
+from tests.support.quantized.checkpoints import CASES, edit_config, quantized_checkpoint, read_tensors, rewrite
 from tests.support.quantized.encodings import mxfp4_stack
 
 UP = "model.layers.0.mlp.up_proj"
@@ -191,6 +191,25 @@ def test_tensors_that_the_model_does_not_use_are_noticed(tmp_path: Path) -> None
         load(tmp_path)
     assert {item.code for item in caught.value.diagnostics} == {"F551"}
     assert "model.layers.2.mlp.up_proj.weight" in str(caught.value)
+
+
+def test_zero_biases_that_a_tool_adds_are_left_out(tmp_path: Path) -> None:
+    quantized_checkpoint(tmp_path, "gptq-4")
+    tensors = read_tensors(tmp_path)
+    rewrite(tmp_path, {**tensors, f"{UP}.bias": np.zeros(192, np.float16)})
+    assert not any("bias" in name for name in load(tmp_path).consts)
+    rewrite(tmp_path, {**tensors, f"{UP}.bias": np.full(192, 0.5, np.float16)})
+    refused(tmp_path, "F551", f"{UP}.bias")
+
+
+def test_scales_of_a_cache_and_of_activations_are_left_out(tmp_path: Path) -> None:
+    quantized_checkpoint(tmp_path, "ct-int4-groups")
+    more = {f"model.layers.0.self_attn.{name}": np.ones(1, np.float32) for name in ("k_scale", "q_proj.input_scale")}
+    rewrite(tmp_path, {**read_tensors(tmp_path), **more})
+    load(tmp_path)
+    more = {"model.layers.0.self_attn.q_proj.unknown_scale": np.ones(1, np.float32)}
+    rewrite(tmp_path, {**read_tensors(tmp_path), **more})
+    refused(tmp_path, "F551", "unknown_scale")
 
 
 def test_every_encoding_is_tried_here() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from frontends.containers.safetensors import read_file
 from tests.support.checkpoints import make_checkpoint, write_weights
-from tests.support.quantized.encodings import CASES
-from tools.matrix.random_checkpoints import BASE, FAMILIES, hot_tensors
+from tests.support.quantized.encodings import CASES, Case, mxfp4_stack
 
+LINEAR = re.compile(r"\.layers\..*(?<!\.gate)\.weight$")
+"""Matrices that are quantized: those of layers, but no router of a mixture."""
 SHAPE = {"hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 4, "num_key_value_heads": 2}
 """Sizes with ragged blocks of 128 and a matrix that is not square in every role."""
 
@@ -36,14 +39,20 @@ class Quantized:
 
 def quantized_checkpoint(folder: Path, case: str, family: str = "llama", **config: Any) -> Quantized:
     """Write a checkpoint whose linear layers are stored as `CASES` says."""
-    sizes = {**SHAPE, **config}
-    make_checkpoint(folder, family, dtype="f16", **sizes)
-    how = CASES[case]
-    plain = {name: tensor for name, tensor in hot_tensors(_full(family, sizes), dtype="f16").items()}
+    make_checkpoint(folder, family, dtype="f16", **{**SHAPE, **config})
+    return quantize(folder, CASES[case])
+
+
+def quantize(folder: Path, how: Case) -> Quantized:
+    """Store the linear layers of a plain checkpoint in another way, in its own folder.
+
+    Routers stay as they are, and so do matrices whose rows are not made of groups of 32.
+    """
+    plain = read_tensors(folder)
     stored: dict[str, np.ndarray] = {}
     codes: dict[str, np.ndarray] = {}
     for turn, (name, tensor) in enumerate(list(plain.items())):
-        if ".layers." not in name or tensor.ndim != 2:
+        if not LINEAR.search(name) or tensor.ndim != 2 or tensor.shape[1] % 32:
             stored[name] = tensor
             continue
         encode = how.encode[turn % len(how.encode)]
@@ -53,10 +62,23 @@ def quantized_checkpoint(folder: Path, case: str, family: str = "llama", **confi
         plain[name] = made.numbers
         if made.codes is not None:
             codes[name] = made.codes
-    write_weights(folder, stored)
+    rewrite(folder, stored)
     if how.config is not None:
         edit_config(folder, quantization_config=how.config)
     return Quantized(folder, plain, codes)
+
+
+def read_tensors(folder: Path) -> dict[str, np.ndarray]:
+    """The tensors of a checkpoint in one file or several, in memory."""
+    files = sorted(folder.glob("*.safetensors"))
+    return {name: item.load() for file in files for name, item in read_file(file).tensors.items()}
+
+
+def rewrite(folder: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Put tensors in the place of those of a checkpoint."""
+    for path in (*folder.glob("*.safetensors"), *folder.glob("*.index.json")):
+        path.unlink()
+    write_weights(folder, tensors)
 
 
 def plain_checkpoint(folder: Path, plain: Mapping[str, np.ndarray], family: str = "llama", **config: Any) -> Path:
@@ -73,8 +95,31 @@ def edit_config(folder: Path, **entries: Any) -> None:
     path.write_text(json.dumps({key: value for key, value in record.items() if value is not ...}, indent=2))
 
 
-def _full(family: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    return {"model_type": family, **BASE, **FAMILIES[family], **config}
+def mxfp4_experts(folder: Path) -> Quantized:
+    """Store the stacks ``[experts, in, out]`` of a plain checkpoint in MXFP4, in its own folder."""
+    plain = read_tensors(folder)
+    stored: dict[str, np.ndarray] = {}
+    for name, tensor in list(plain.items()):
+        if ".experts." not in name or tensor.ndim != 3:
+            stored[name] = tensor
+            continue
+        blocks, scales, numbers = mxfp4_stack(np.ascontiguousarray(tensor.astype(np.float32).swapaxes(1, 2)))
+        stored |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+        plain[name] = np.ascontiguousarray(numbers.swapaxes(1, 2))
+    rewrite(folder, stored)
+    edit_config(folder, quantization_config={"quant_method": "mxfp4"})
+    return Quantized(folder, plain, {})
 
 
-__all__ = ["CASES", "SHAPE", "Quantized", "edit_config", "plain_checkpoint", "quantized_checkpoint"]
+__all__ = [
+    "CASES",
+    "SHAPE",
+    "Quantized",
+    "edit_config",
+    "mxfp4_experts",
+    "plain_checkpoint",
+    "quantize",
+    "quantized_checkpoint",
+    "read_tensors",
+    "rewrite",
+]

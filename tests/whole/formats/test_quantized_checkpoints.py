@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,15 @@ import pytest
 
 from backends.mnn.read.decoded_weights import MnnModel
 from lading import read_contract
-from tests.support.quantized.checkpoints import CASES, plain_checkpoint, quantized_checkpoint
+from tests.support.families.checkpoints import make
+from tests.support.quantized.checkpoints import (
+    CASES,
+    mxfp4_experts,
+    plain_checkpoint,
+    quantize,
+    quantized_checkpoint,
+    rewrite,
+)
 from tests.support.runs import compiled, logits_of, pieces, run_actions, torch_logits, torch_model
 from tools.compile.job import Request, compile_model
 
@@ -71,3 +80,29 @@ def test_codes_are_decoded_and_stored_anew_on_request(tmp_path: Path) -> None:
     }
     assert found["model.layers.0.mlp.down_proj.weight"] == ("rtn", 4, 8)
     assert found["model.layers.0.mlp.up_proj.weight"] == ("stored", 8, None)
+
+
+@pytest.mark.mnn
+@pytest.mark.parametrize(
+    ("family", "how", "kept"), [("phi3_plain", "gptq-4", 14), ("qwen3_moe_hub", "awq", 32), ("gpt_oss", "mxfp4", 48)]
+)
+def test_fused_matrices_experts_and_stacks_of_experts(family: str, how: str, kept: int, tmp_path: Path) -> None:
+    source = tmp_path / "quantized"
+    make(source, family, tokenizer=True)
+    shutil.copytree(source, tmp_path / "plain")
+    made = mxfp4_experts(source) if how == "mxfp4" else quantize(source, CASES[how])
+    rewrite(tmp_path / "plain", {name: tensor.astype(np.float32) for name, tensor in made.plain.items()})
+    ids = np.random.default_rng(5).integers(3, 300, 24)
+    wanted = torch_logits(torch_model(tmp_path / "plain"), ids)
+    out = compiled(source, tmp_path / "out", "fp32", target=RELEASE)
+    assert sum(entry.storage.method == "stored" for entry in read_contract(out).weights) == kept
+    found = logits_of(run_actions(out, RELEASE, [pieces(ids)])[0])
+    assert np.abs(wanted).max() > 5
+    assert np.abs(found - wanted).max() < BAR
+
+
+@pytest.mark.mnn
+def test_the_reference_is_given_the_decoded_weights(tmp_path: Path) -> None:
+    made = quantized_checkpoint(tmp_path / "quantized", "fp8-blocks", num_hidden_layers=1)
+    result = compile_model(Request(str(made.folder), tmp_path / "out", "fp32", verify="full"))
+    assert result.verdict is not None and "on the decoded weights" in result.verdict.text

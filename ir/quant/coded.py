@@ -354,14 +354,13 @@ class _Decoded(Derived):
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         self._bounds(start, stop)
-        codes, scale = self.base.rows(start, stop), _spread(self, self.scale, start, stop).astype(np.float32)
+        codes, scale = self.base.rows(start, stop), _spread(self, self.scale, start, stop)
+        # Codes and zeros have at most 16 bits, so that their difference is exact.
+        numbers = convert(codes, F32) if self.base.type.dtype.is_float else codes.astype(np.float32)
         if self.zero is None:
-            numbers = convert(codes, F32) if self.base.type.dtype.is_float else codes.astype(np.float32)
-            return numbers * scale
-        zero = _spread(self, self.zero, start, stop)
-        if self.affine:
-            return codes.astype(np.float32) * scale + zero
-        return (codes.astype(np.int32) - zero.astype(np.int32)).astype(np.float32) * scale
+            return numbers * scale.astype(np.float32)
+        zero = _spread(self, self.zero, start, stop).astype(np.float32)
+        return numbers * scale + zero if self.affine else (numbers - zero) * scale.astype(np.float32)
 
 
 def _spread(of: _Decoded | _Rounded, part: Tensor, start: int, stop: int) -> np.ndarray:
@@ -369,7 +368,7 @@ def _spread(of: _Decoded | _Rounded, part: Tensor, start: int, stop: int) -> np.
     tall = max(1, of.tile[0])
     found = part.rows(start // tall, -(-stop // tall))
     for axis, each in enumerate(of.tile):
-        found = np.repeat(found, each, axis) if found.shape[axis] > 1 else found
+        found = np.repeat(found, each, axis) if each > 1 and found.shape[axis] > 1 else found
     skip = start - start // tall * tall if found.shape[0] > 1 else 0
     cut = [slice(skip, skip + stop - start), *(slice(0, size) for size in of.shape[1:])]
     return found[tuple(cut)]

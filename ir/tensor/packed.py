@@ -126,9 +126,17 @@ def bits_of(stream: np.ndarray, bits: int) -> np.ndarray:
     if bits in (1, 2, 4):
         mask, shifts = np.uint8((1 << bits) - 1), range(0, 8, bits)
         return np.stack([(stream >> np.uint8(shift)) & mask for shift in shifts], axis=-1).reshape(count, -1)
-    numbers = width * 8 // bits
-    single = np.unpackbits(stream, axis=1, bitorder="little")[:, : numbers * bits].reshape(count, numbers, bits)
-    return single.dot(1 << np.arange(bits, dtype=np.uint8)).astype(np.uint8)
+    # Eight numbers lie in as many bytes as a number has bits.
+    whole = np.zeros((count, -(-width // bits), 8), np.uint8)
+    padded = np.zeros((count, whole.shape[1] * bits), np.uint8)
+    padded[:, :width] = stream
+    whole[:, :, :bits] = padded.reshape(count, -1, bits)
+    words = whole.view("<u8")
+    numbers = np.empty(whole.shape, np.uint8)
+    for place in range(8):
+        np.right_shift(words[:, :, 0], np.uint64(place * bits), out=numbers[:, :, place], casting="unsafe")
+    numbers &= np.uint8((1 << bits) - 1)
+    return numbers.reshape(count, -1)[:, : width * 8 // bits]
 
 
 def bit_codes(

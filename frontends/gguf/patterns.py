@@ -10,37 +10,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from frontends.tokenizers.document import byte_level, split
+from frontends.tokenizers.patterns import CL100K, KIMI, O200K, QWEN2, QWEN3_5
+
 Step = dict[str, Any]
 
-_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
 _LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_SLASHES = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-
-
-def _split(pattern: str) -> Step:
-    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-
-
-def _bytes(regex: bool) -> Step:
-    return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": regex}
+_TEKKEN = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 def _by(*patterns: str) -> tuple[Step, ...]:
-    return (*map(_split, patterns), _bytes(False))
-
-
-def _words(digits: str) -> tuple[Step, ...]:
-    """Words as of cl100k, with so many digits together."""
-    return _by(rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{digits}|{_REST}")
-
-
-def _cased(ending: str, digits: str) -> tuple[Step, ...]:
-    """Words as of o200k, cut where a capital follows a small letter."""
-    start = r"[^\r\n\p{L}\p{N}]?"
-    small, large = f"{start}{_UPPER}*{_LOWER}+{ending}", f"{start}{_UPPER}+{_LOWER}*{ending}"
-    return _by(rf"{small}|{large}|\p{{N}}{digits}|{_SLASHES}")
+    return (*map(split, patterns), byte_level())
 
 
 _DIGITS: Step = {"type": "Digits", "individual_digits": True}
@@ -73,26 +57,28 @@ class Pattern:
 ROWS: tuple[Pattern, ...] = (
     Pattern(
         ("llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "lfm2", "midm-2.0"),
-        _words("{1,3}"),
+        _by(CL100K),
         whole=True,
         begin=True,
     ),
-    Pattern(("dbrx", "smaug-bpe", "chatglm-bpe", "glm4"), _words("{1,3}")),
-    Pattern(("qwen2", "deepseek-r1-qwen", "megrez"), _words(""), composed=True),
-    Pattern(("tekken",), _cased("", ""), whole=True, begin=True),
-    Pattern(("gpt-4o", "llama4"), _cased(rf"{_CONTRACTIONS}?", "{1,3}")),
-    Pattern(("gpt-2", "phi-2", "jina-es", "jina-de", "gigachat", "roberta-bpe"), (_bytes(True),)),
-    Pattern(("olmo", "mpt"), (_bytes(True),), composed=True),
-    Pattern(("starcoder", "refact", "smollm", "codeshell"), (_DIGITS, _bytes(True))),
-    Pattern(("command-r",), (_DIGITS, _bytes(True)), composed=True),
+    Pattern(("dbrx", "smaug-bpe", "chatglm-bpe", "glm4"), _by(CL100K)),
+    Pattern(("qwen2", "deepseek-r1-qwen", "megrez"), _by(QWEN2), composed=True),
+    Pattern(("qwen35",), _by(QWEN3_5), composed=True),
+    Pattern(("kimi-k2",), _by(KIMI), whole=True),
+    Pattern(("tekken",), _by(_TEKKEN), whole=True, begin=True),
+    Pattern(("gpt-4o", "llama4"), _by(O200K)),
+    Pattern(("gpt-2", "phi-2", "jina-es", "jina-de", "gigachat", "roberta-bpe"), (byte_level(regex=True),)),
+    Pattern(("olmo", "mpt"), (byte_level(regex=True),), composed=True),
+    Pattern(("starcoder", "refact", "smollm", "codeshell"), (_DIGITS, byte_level(regex=True))),
+    Pattern(("command-r",), (_DIGITS, byte_level(regex=True)), composed=True),
     Pattern(("deepseek-v3",), _by(r"\p{N}{1,3}", r"[一-龥\u3040-ゟ゠-ヿ]+", _DEEPSEEK_WORDS)),
     Pattern(
         ("falcon",),
         (
             {"type": "Punctuation", "behavior": "Contiguous"},
-            _bytes(True),
+            byte_level(regex=True),
             {"type": "Digits", "individual_digits": False},
-            _split("[0-9][0-9][0-9]"),
+            split("[0-9][0-9][0-9]"),
         ),
     ),
 )

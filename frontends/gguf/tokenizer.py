@@ -1,4 +1,4 @@
-"""The tokenizer of a GGUF file as ``tokenizer.json`` and ``tokenizer_config.json``.
+"""The tokenizer of a GGUF file in the words of ``tokenizer.json`` and ``tokenizer_config.json``.
 
 The metadata holds tokens, their kinds, scores or merges, and numbers of special tokens; the rest (how text is cut into
 words, what stands in front of it) follows from names that llama.cpp gives to tokenizers.
@@ -9,19 +9,19 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from frontends.configuration.keys import shown
+from frontends.containers.gguf import open_gguf
 from frontends.gguf.patterns import PATTERNS
+from frontends.tokenizers.document import META, Special, TokenizerData, around, byte_level, byte_pairs
 from ir.base.diag import LadingError, suggest
 
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """Kinds of tokens."""
-
-SPACE = "\u2581"
-"""Stands for a space in pieces of SentencePiece."""
 
 SPARING = ("<unk>", "<s>", "<|endoftext|>")
 """Special tokens of phi-3 that leave whitespace alone."""
@@ -78,22 +78,28 @@ class Vocabulary:
         return LadingError("F588", message, self.where, _HINT)
 
 
-def tokenizer_files(metadata: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The files of the tokenizer by name, as JSON data; empty where the file holds none.
+def read_gguf(path: Path) -> TokenizerData:
+    """The tokenizer of a file; errors F510 to F586 for the file, F588 as below."""
+    place = path.resolve()
+    return tokenizer_of(open_gguf(place).metadata, str(place))
+
+
+def tokenizer_of(metadata: Mapping[str, Any], where: str) -> TokenizerData:
+    """The tokenizer that the metadata of a file holds.
 
     Raises:
-        LadingError: F588 a tokenizer of a kind that is not known, or damaged.
+        LadingError: F588 it holds none, or one of a kind that is not known, or damaged.
     """
     kind = metadata.get("tokenizer.ggml.model")
     if kind in (None, "none", "no_vocab"):
-        return {}
+        raise LadingError("F588", "the file holds no tokenizer", where, _HINT)
     vocabulary = _vocabulary(metadata, where)
     if kind not in MODELS:
         near = suggest(str(kind)[:60], list(MODELS))
         raise vocabulary.bad(f"a tokenizer of the kind {shown(kind)} is not known. {near}".strip())
     body, begin, end = MODELS[kind](vocabulary)
     begin, end = vocabulary.flag("add_bos_token", begin), vocabulary.flag("add_eos_token", end)
-    document = {
+    data = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
@@ -101,7 +107,26 @@ def tokenizer_files(metadata: Mapping[str, Any], where: str) -> dict[str, Any]:
         "post_processor": _post_processor(vocabulary, begin, end, body.pop("post_processor", None)),
         **body,
     }
-    return {"tokenizer.json": document, "tokenizer_config.json": _settings(vocabulary, begin, end)}
+    return TokenizerData(data, "GGUF", _named(metadata))
+
+
+def settings_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``tokenizer_config.json`` would hold: special tokens by name and the chat template, as far as they are sound."""
+    settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizer", "clean_up_tokenization_spaces": False}
+    template = metadata.get("tokenizer.chat_template")
+    if isinstance(template, str):
+        settings["chat_template"] = template
+    return {**settings, **_named(metadata)}
+
+
+def _named(metadata: Mapping[str, Any]) -> dict[str, str]:
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    found = {}
+    for name, key in (("bos", "bos"), ("eos", "eos"), ("unknown", "unk"), ("padding", "pad")):
+        number = metadata.get(f"tokenizer.ggml.{name}_token_id")
+        if isinstance(tokens, list) and type(number) is int and 0 <= number < len(tokens):
+            found[f"{key}_token"] = tokens[number]
+    return found
 
 
 def _vocabulary(metadata: Mapping[str, Any], where: str) -> Vocabulary:
@@ -133,38 +158,14 @@ def _added(vocabulary: Vocabulary) -> list[dict[str, Any]]:
 
 def _post_processor(vocabulary: Vocabulary, begin: bool, end: bool, inner: Any) -> Any:
     """What puts special tokens around a text."""
-    pieces: list[Any] = [{"Sequence": {"id": "A", "type_id": 0}}]
-    special: dict[str, Any] = {}
-    for wanted, name in ((begin, "bos"), (end, "eos")):
-        text = vocabulary.special(name) if wanted else None
-        if text is None:
-            continue
-        number = vocabulary.get(f"{name}_token_id")
-        special[text] = {"id": text, "ids": [number], "tokens": [text]}
-        piece = {"SpecialToken": {"id": text, "type_id": 0}}
-        pieces = [piece, *pieces] if name == "bos" else [*pieces, piece]
-    if not special:
-        return inner
-    pair = [*pieces, {"Sequence": {"id": "B", "type_id": 1}}]
-    template = {"type": "TemplateProcessing", "single": pieces, "pair": pair, "special_tokens": special}
-    return template if inner is None else {"type": "Sequence", "processors": [inner, template]}
-
-
-def _settings(vocabulary: Vocabulary, begin: bool, end: bool) -> dict[str, Any]:
-    settings: dict[str, Any] = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "clean_up_tokenization_spaces": False,
-        "add_bos_token": begin and vocabulary.special("bos") is not None,
-        "add_eos_token": end and vocabulary.special("eos") is not None,
-    }
-    for name, key in (("bos", "bos"), ("eos", "eos"), ("unknown", "unk"), ("padding", "pad")):
-        text = vocabulary.special(name)
-        if text is not None:
-            settings[f"{key}_token"] = text
-    template = vocabulary.metadata.get("tokenizer.chat_template")
-    if isinstance(template, str):
-        settings["chat_template"] = template
-    return settings
+    before, after = (
+        [Special(text, vocabulary.get(f"{name}_token_id"))] if wanted and (text := vocabulary.special(name)) else []
+        for wanted, name in ((begin, "bos"), (end, "eos"))
+    )
+    template = around(before, after)
+    if template is None or inner is None:
+        return template or inner
+    return {"type": "Sequence", "processors": [inner, template]}
 
 
 # ---- kinds ----
@@ -177,9 +178,8 @@ def _byte_level(vocabulary: Vocabulary) -> Body:
     """Byte-level BPE: merges are stored, the cutting into words is a name."""
     name = vocabulary.get("pre")
     if name not in PATTERNS:
-        near = suggest(str(name)[:60], list(PATTERNS))
-        said = "does not name" if name in (None, "default") else f"names {shown(name)} as"
-        raise vocabulary.bad(f"the file {said} the pattern by which text is cut into words. {near}".strip())
+        said = "does not name" if name in (None, "default") else f"names {shown(name)}, which is not known, as"
+        raise vocabulary.bad(f"the file {said} the pattern by which text is cut into words")
     pattern = PATTERNS[name]
     merges = vocabulary.get("merges")
     if not isinstance(merges, list) or not all(isinstance(item, str) and item.count(" ") == 1 for item in merges):
@@ -193,24 +193,13 @@ def _byte_level(vocabulary: Vocabulary) -> Body:
         left, right = merge.split(" ")
         if left not in vocab or right not in vocab or left + right not in vocab:
             raise vocabulary.bad(f"merge {merge[:80]!r} is not of tokens")
-    model = {
-        "type": "BPE",
-        "dropout": None,
-        "unk_token": None,
-        "continuing_subword_prefix": None,
-        "end_of_word_suffix": None,
-        "fuse_unk": False,
-        "byte_fallback": False,
-        "ignore_merges": pattern.whole,
-        "vocab": vocab,
-        "merges": [merge.split(" ") for merge in merges],
-    }
+    model = byte_pairs(vocab, [merge.split(" ") for merge in merges], ignore_merges=pattern.whole)
     steps = list(pattern.steps)
     body = {
         "normalizer": {"type": "NFC"} if pattern.composed else None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps} if len(steps) > 1 else steps[0],
-        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-        "post_processor": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True},
+        "decoder": byte_level(regex=True, prefix=True),
+        "post_processor": {**byte_level(regex=True, prefix=True), "trim_offsets": False},
         "model": model,
     }
     return body, pattern.begin, False
@@ -226,25 +215,14 @@ def _sentence_pieces(vocabulary: Vocabulary) -> Body:
     }
     unknown = vocabulary.special("unknown")
     prefix = vocabulary.flag("add_space_prefix", True)
-    as_space = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
-    steps = [{"type": "Prepend", "prepend": SPACE}, as_space] if prefix else [as_space]
+    as_space = {"type": "Replace", "pattern": {"String": " "}, "content": META}
+    steps = [{"type": "Prepend", "prepend": META}, as_space] if prefix else [as_space]
     back: list[Any] = [
-        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+        {"type": "Replace", "pattern": {"String": META}, "content": " "},
         {"type": "ByteFallback"},
         {"type": "Fuse"},
     ]
-    model = {
-        "type": "BPE",
-        "dropout": None,
-        "unk_token": unknown,
-        "continuing_subword_prefix": None,
-        "end_of_word_suffix": None,
-        "fuse_unk": True,
-        "byte_fallback": BYTE in vocabulary.kinds,
-        "ignore_merges": False,
-        "vocab": vocab,
-        "merges": merges,
-    }
+    model = byte_pairs(vocab, merges, unk_token=unknown, fuse_unk=True, byte_fallback=BYTE in vocabulary.kinds)
     body = {
         "normalizer": {"type": "Sequence", "normalizers": steps},
         "pre_tokenizer": None,
@@ -270,7 +248,7 @@ def _unigram(vocabulary: Vocabulary) -> Body:
         steps.append({"type": "Strip", "strip_left": False, "strip_right": True})
         steps.append({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "})
     scheme = "always" if vocabulary.flag("add_space_prefix", True) else "never"
-    space = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme, "split": True}
+    space = {"type": "Metaspace", "replacement": META, "prepend_scheme": scheme, "split": True}
     model = {
         "type": "Unigram",
         "unk_id": vocabulary.tokens.index(unknown) if unknown is not None else None,
@@ -316,4 +294,4 @@ def _merges(vocabulary: Vocabulary, scores: Sequence[float]) -> list[list[str]]:
 MODELS: dict[str, Callable[[Vocabulary], Body]] = {"gpt2": _byte_level, "llama": _sentence_pieces, "t5": _unigram}
 """Kinds of tokenizers by ``tokenizer.ggml.model``."""
 
-__all__ = ["tokenizer_files"]
+__all__ = ["read_gguf", "settings_of", "tokenizer_of"]

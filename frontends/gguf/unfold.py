@@ -1,8 +1,8 @@
 """A GGUF file as a folder: what the rest of the compiler looks for beside the weights of a checkpoint.
 
-The folder is temporary and holds ``config.json``, ``generation_config.json`` and the files of the tokenizer, made from
-the metadata, and a link to the file, whose tensors are read where it lies. It is made once in a process for each state of
-a file, and goes with the process.
+The folder is temporary and holds ``config.json``, ``generation_config.json`` and ``tokenizer_config.json``, made from the
+metadata, and links to the file, whose tensors and vocabulary are read where it lies. It is made once in a process for
+each state of a file, and goes with the process.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from frontends.containers.gguf import LINK, Gguf, open_gguf
+from frontends.containers.gguf import LINK, TOKENIZER_LINK, Gguf, open_gguf
 from frontends.gguf.model import rebuilt
-from frontends.gguf.tokenizer import tokenizer_files
+from frontends.gguf.tokenizer import settings_of
 from ir.base.diag import LadingError
 from ir.base.scratch import TEMPORARY, Scratch, abandoned, new_folder, remove
 from ir.facts.model_card import SourceFile
@@ -32,8 +32,8 @@ def unfolded(path: Path) -> Path:
     """The folder of a file, named like the file.
 
     Raises:
-        LadingError: those of `frontends.containers.gguf.open_gguf`, `frontends.gguf.model.rebuilt` and
-            `frontends.gguf.tokenizer.tokenizer_files`, F507 it cannot be written.
+        LadingError: those of `frontends.containers.gguf.open_gguf` and `frontends.gguf.model.rebuilt`, F507 it cannot
+            be written.
     """
     place = path.resolve()
     gguf = open_gguf(place)
@@ -60,7 +60,7 @@ def opened(folder: Path) -> tuple[dict[str, Tensor], dict[str, SourceFile]]:
 
 def _made(place: Path, gguf: Gguf) -> tuple[Scratch, Path]:
     model = rebuilt(gguf, str(place))
-    files: dict[str, Any] = {"config.json": model.config, **tokenizer_files(gguf.metadata, str(place))}
+    files: dict[str, Any] = {"config.json": model.config, "tokenizer_config.json": settings_of(gguf.metadata)}
     if model.generation:
         files["generation_config.json"] = model.generation
     parent = Path(tempfile.gettempdir())
@@ -70,7 +70,8 @@ def _made(place: Path, gguf: Gguf) -> tuple[Scratch, Path]:
         scratch = new_folder(parent, TEMPORARY, 0o700)
         folder = scratch.path / place.stem
         folder.mkdir()
-        (folder / LINK).symlink_to(gguf.files[0].path)
+        for name in (LINK, TOKENIZER_LINK):
+            (folder / name).symlink_to(gguf.files[0].path)
         for name, data in files.items():
             (folder / name).write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
     except OSError as error:

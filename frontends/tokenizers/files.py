@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from frontends.containers.gguf import TOKENIZER_LINK
+from frontends.gguf.tokenizer import read_gguf
 from frontends.tokenizers.document import TokenizerData
 from frontends.tokenizers.lists import PairRules, from_pairs, from_words
 from frontends.tokenizers.patterns import CL100K, KIMI, QWEN2, QWEN3_5
@@ -107,7 +109,7 @@ MODELS: Mapping[str, str] = {
 
 def tokenizer_file(folder: Path) -> Path | None:
     """The file with a folder's vocabulary; None where there is none of a known name."""
-    names = (TOKENIZER, "tekken.json", *RANKS, *PIECES)
+    names = (TOKENIZER, TOKENIZER_LINK, "tekken.json", *RANKS, *PIECES)
     found = next((name for name in names if (folder / name).is_file()), None)
     if found is None and (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         found = "vocab.json"
@@ -128,12 +130,15 @@ def read_tokenizer(folder: Path) -> TokenizerData:
     """The tokenizer of a folder without ``tokenizer.json``.
 
     Raises:
-        LadingError: Q435 there is none, or its file is damaged; F587 the file leaves to a program what no row says.
+        LadingError: Q435 there is none, or its file is damaged; F587 the file leaves to a program what no row says; F588
+            that of a GGUF file is of a kind that is not known.
     """
     path = tokenizer_file(folder)
     if path is None:
         hint = "save the checkpoint's tokenizer with transformers"
         raise LadingError("Q435", "the folder has no tokenizer", where=str(folder), hint=hint)
+    if path.name == TOKENIZER_LINK:
+        return read_gguf(path)
     settings = Settings(folder)
     if path.name == "tekken.json":
         return from_tekken(read_json(path), settings, str(path))

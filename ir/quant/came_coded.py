@@ -1,8 +1,9 @@
 """Decoded weights of a checkpoint seen as codes again, through what a frontend does to a matrix.
 
-A constant that a frontend makes of a stored matrix is a recipe: the decoded numbers (`ir.quant.coded.decoded`) of some
-codes, with rows cut out, picked or put below each other, and transposed. Every one of these steps moves whole rows of
-codes with their scales and zeros, so that the constant can be said in codes as well, without a number read.
+A constant that a frontend makes of a stored matrix is a recipe: the decoded numbers (`ir.quant.coded.decoded`, or
+`ir.quant.ggml_blocks`) of some codes, with rows cut out, picked or put below each other, and transposed. Every one of
+these steps moves whole rows of codes with their scales and zeros, so that the constant can be said in codes as well,
+without a number read.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 
 from ir.base.types import F32
 from ir.quant.coded import Coded, Parts, decoded_parts, in_tiles, repeated
+from ir.quant.ggml_blocks import GgmlBlocks
 from ir.tensor.base import Tensor
 from ir.tensor.elementwise import cast
 from ir.tensor.rearranged import reshaped, row_concat, row_gather, row_slice, swapped, transposed
@@ -68,6 +70,9 @@ def _seen(tensor: Tensor) -> _Tiled | str | None:
         found = _Tiled(*decoded_parts(tensor))
         kind = found.codes.type.dtype
         return UNEQUAL if kind.is_float and kind.bits > 8 else _in_order(found)
+    if isinstance(tensor, GgmlBlocks):
+        codes, scale, zero = tensor.parts()
+        return _Tiled(codes, scale, zero, (1, tensor.kind.group), zero is not None)
     if name == "row_concat":
         return _joined([_seen(part) for part in args])
     if name == "cast" and tensor.type.dtype != F32:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ir.base.types import DTYPES, F32, DType, TensorType, int_type
+from ir.quant.ggml_blocks import GgmlBlocks
 from ir.tensor.base import Derived, Tensor, refuse
 from ir.tensor.elementwise import cast, convert
 from ir.tensor.inline import dtype_named
@@ -438,6 +439,8 @@ def decoded_from(tensor: Tensor) -> Tensor | None:
     """
     while tensor.recipe()[0] in MOVING:
         tensor = tensor.inputs[0]
+    if isinstance(tensor, GgmlBlocks):
+        return tensor.parts()[0]
     if not isinstance(tensor, _Decoded):
         return None
     codes = tensor.base

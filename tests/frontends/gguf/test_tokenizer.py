@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from frontends.gguf.patterns import PATTERNS
-from frontends.gguf.tokenizer import tokenizer_files
+from frontends.gguf.tokenizer import settings_of, tokenizer_of
 from ir.base.diag import LadingError
 from tests.support.gguf_files import tokenizer_metadata
 from tests.support.tokenizer_data import sample_strings, tokenizer_text
@@ -39,7 +39,7 @@ def as_read(value: Any) -> Any:
 
 
 def rebuilt(metadata: dict[str, Any]) -> Tokenizer:
-    return Tokenizer.from_str(json.dumps(tokenizer_files(metadata, "x.gguf")["tokenizer.json"], ensure_ascii=False))
+    return Tokenizer.from_str(json.dumps(tokenizer_of(metadata, "x.gguf").data, ensure_ascii=False))
 
 
 def texts_for(data: dict[str, Any]) -> list[str]:
@@ -137,13 +137,16 @@ def test_settings_beside_the_vocabulary() -> None:
     number = data["added_tokens"][2]["id"]
     _, metadata = metadata_of("qwen2", "qwen2", eos_token_id=number)
     metadata["tokenizer.chat_template"] = "{{ messages }}"
-    found = tokenizer_files(metadata, "x.gguf")["tokenizer_config.json"]
+    found = settings_of(metadata)
     assert found["eos_token"] == "<|im_end|>" and found["chat_template"] == "{{ messages }}"
-    assert "bos_token" not in found and found["add_bos_token"] is False
+    assert "bos_token" not in found
 
 
-def test_a_file_without_tokenizer_has_none() -> None:
-    assert tokenizer_files({}, "x.gguf") == tokenizer_files({"tokenizer.ggml.model": "none"}, "x.gguf") == {}
+@pytest.mark.parametrize("metadata", [{}, {"tokenizer.ggml.model": "none"}])
+def test_a_file_without_tokenizer_says_so(metadata: dict[str, Any]) -> None:
+    assert set(settings_of(metadata)) == {"tokenizer_class", "clean_up_tokenization_spaces"}
+    with pytest.raises(LadingError, match="the file holds no tokenizer"):
+        tokenizer_of(metadata, "x.gguf")
 
 
 @pytest.mark.parametrize("name", sorted(PATTERNS))
@@ -160,12 +163,12 @@ def test_every_pattern_is_one_that_the_library_reads(name: str) -> None:
     [
         ({"model": "rwkv"}, "'rwkv' is not known"),
         ({"pre": "default"}, "does not name the pattern"),
-        ({"pre": "qwen3"}, "did you mean 'qwen2'"),
+        ({"pre": "qwen3"}, "names 'qwen3', which is not known"),
         ({"tokens": []}, "no list of texts"),
         ({"token_type": np.array([1, 2])}, "token_type is no list of"),
         ({"merges": ["a"]}, "no list of pairs"),
         ({"merges": ["no-such token"]}, "is not of tokens"),
-        ({"bos_token_id": 1 << 20}, "bos_token_id is 1048576"),
+        ({"bos_token_id": 1 << 20, "add_bos_token": True}, "bos_token_id is 1048576"),
         ({"add_bos_token": 1}, "must be true or false"),
     ],
 )
@@ -173,7 +176,7 @@ def test_tokenizers_that_cannot_be_made(change: dict[str, Any], says: str) -> No
     _, metadata = metadata_of("qwen2", "qwen2")
     metadata |= {f"tokenizer.ggml.{key}": value for key, value in change.items()}
     with pytest.raises(LadingError) as caught:
-        tokenizer_files(metadata, "x.gguf")
+        tokenizer_of(metadata, "x.gguf")
     assert caught.value.code == "F588" and says in str(caught.value)
 
 
@@ -181,4 +184,4 @@ def test_pieces_need_scores() -> None:
     _, metadata = metadata_of("sp-legacy", None)
     del metadata["tokenizer.ggml.scores"]
     with pytest.raises(LadingError, match="scores is no list"):
-        tokenizer_files(metadata, "x.gguf")
+        tokenizer_of(metadata, "x.gguf")

@@ -23,6 +23,8 @@ LARGE = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 """Types that it only reads; blocks of them are made up."""
 HALVES = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
 """Where a block has half-precision numbers."""
+LARGEST = {"Q2_K": 45, "Q3_K": 128, "Q4_K": 945, "Q5_K": 1953, "Q6_K": 4096}
+"""Largest product of a scale and a code."""
 
 
 def stored(array: np.ndarray, kind: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -41,7 +43,12 @@ def random_blocks(shape: tuple[int, ...], kind: str, seed: int = 0) -> np.ndarra
     rng = np.random.default_rng(seed)
     raw = rng.integers(0, 256, (*shape[:-1], shape[-1] // block, size), np.uint8)
     for at in HALVES[kind]:
-        raw[..., at : at + 2] = (rng.uniform(0.5, 2, raw.shape[:-1]) / 512).astype(np.float16)[..., None].view(np.uint8)
+        # A minimum is subtracted that is half of the largest product on average.
+        size = (
+            0.4 / LARGEST[kind] * (1 if at == HALVES[kind][0] else LARGEST[kind] / 2 / (15 if kind == "Q2_K" else 63))
+        )
+        numbers = rng.uniform(0.5, 1, raw.shape[:-1]) * size
+        raw[..., at : at + 2] = numbers.astype(np.float16)[..., None].view(np.uint8)
     return raw.reshape(*shape[:-1], -1)
 
 
@@ -358,6 +365,30 @@ def gguf_of(folder: Path, path: Path, kind: str = "F32", extra: Mapping[str, Any
     tensors = {name: array for file in folder.glob("*.safetensors") for name, array in load_file(file).items()}
     metadata = {f"{model.name}.{key}": value for key, value in _metadata(config, model).items()}
     return write_gguf(path, model.name, {**metadata, **(extra or {})}, _renamed(config, model, tensors), kind)
+
+
+def in_checkpoint(folder: Path, read: Arrays) -> Arrays:
+    """Arrays of a file by the names and in the order of rows of the checkpoint that it was written from."""
+    from safetensors.numpy import load_file
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder).to_dict()
+    model = MODELS[config["model_type"]]
+    places = {
+        name: np.arange(array.shape[0], dtype=np.int64)
+        for file in folder.glob("*.safetensors")
+        for name, array in load_file(file).items()
+    }
+    names = gguf.get_tensor_name_map(_architecture(model.name), config["num_hidden_layers"])
+    found = {}
+    for name, rows in places.items():
+        target = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if target not in read:
+            continue
+        stored_rows = _renamed(config, model, {name: rows})[target]
+        found[name] = np.empty_like(read[target])
+        found[name][stored_rows] = read[target]
+    return found
 
 
 def _metadata(config: dict[str, Any], model: Model) -> dict[str, Any]:

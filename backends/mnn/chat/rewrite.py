@@ -14,12 +14,15 @@ written                   why
 `a < b` of integers       3.4 compares memory that was never written
 `a % n == k`              3.5+ has no `%`, `*` or `/`
 `(a + b).strip()`         3.5+ takes members of names alone: what stands before the dot gets a name first
+`x[7:]`                   no release slices texts; where a condition says that x starts so, it is split
 `join`, `replace`, ...    known to one of the two, or to none
 `x if c`                  3.5+ always takes `x` where there is no `else`
 `is iterable`, ...        tests mean less than in jinja2
 `{{ a == b }}`            3.5+ writes true for True
-`tojson`                  3.5+ sorts the keys of objects; a macro writes them in their order
+`tojson`                  3.5+ sorts the keys of objects; a macro writes them in their order, with the separators that are
+                          asked for, and without the last sign where `[:-1]` cuts it off
 macros with defaults      3.5+ ignores the defaults
+`continue`, `break`       known to 3.4 alone: a condition's other branch, or a flag that is looked at
 `set` of blocks, tuples   3.5+ prints the block; 3.4 crashes on a tuple that is not a list
 `tools is not none`       what transformers hands over as none is undefined in the runtime
 empty system prompt       3.4 puts one in front of a question that is handed over as a text
@@ -58,14 +61,31 @@ _SCALARS = (
 """Everything but lists and objects; 3.4 writes texts as they are, so that they get quotes and escapes here."""
 _LINE = "{{ '\\n' }}{% for i in range(json_lines.depth) %}{{ step }}{% endfor %}"
 JSON = "write_json"
+JSON_TIGHT = "write_json_tight"
+JSON_OPEN = "write_json_open"
 JSON_LINES = "write_json_lines"
+
+
+def _members(name: str, between: str, colon: str) -> str:
+    """The members of an object, behind the brace that opens it, and the items of a list, behind the bracket."""
+    last = "{% if not loop.last %}" + between + "{% endif %}{% endfor %}"
+    pair = "{{ NAME(k) }}" + colon + "{{ NAME(x) }}"
+    found = "{% if v is mapping %}{{ '{' }}{% for k, x in v|items %}" + pair + last + "CLOSE"
+    found += "{% elif v is iterable and v is not string %}[{% for x in v %}{{ NAME(x) }}" + last
+    return found.replace("NAME", name)
+
+
+def _in_line(name: str, between: str, colon: str) -> str:
+    whole = _members(name, between, colon).replace("CLOSE", "{{ '}' }}")
+    return "{% macro " + name + "(v) %}" + whole + "]" + _SCALARS
+
+
 MACROS = {
-    JSON: (
-        "{% macro write_json(v) %}{% if v is mapping %}{{ '{' }}{% for k, x in v|items %}{{ write_json(k) }}: {{ write_json(x) }}"
-        "{% if not loop.last %}, {% endif %}{% endfor %}{{ '}' }}"
-        "{% elif v is iterable and v is not string %}[{% for x in v %}{{ write_json(x) }}"
-        "{% if not loop.last %}, {% endif %}{% endfor %}]" + _SCALARS
-    ),
+    JSON: _in_line(JSON, ", ", ": "),
+    JSON_TIGHT: _in_line(JSON_TIGHT, ",", ":"),
+    JSON_OPEN: "{% macro write_json_open(v) %}"
+    + _members(JSON, ", ", ": ").replace("CLOSE", "")
+    + "{% endif %}{% endmacro %}",
     JSON_LINES: (
         "{% set json_lines = namespace(depth=0) %}{% macro write_json_lines(v, step) %}"
         "{% if v is mapping and v|length != 0 %}{{ '{' }}{% set json_lines.depth = json_lines.depth + 1 %}"
@@ -78,7 +98,8 @@ MACROS = {
         "{% set json_lines.depth = json_lines.depth - 1 %}" + _LINE + "]" + _SCALARS
     ),
 }
-"""JSON with the keys of objects in their own order, in one line or indented."""
+"""JSON with the keys of objects in their own order: in one line, without spaces, without the sign that closes the whole, or
+indented."""
 WITHOUT_EMPTY = (
     "{% if ('a'|tojson) == 'a' and messages|length != 0 and messages[0].role == 'system' and messages[0].content == '' %}"
     "{% set messages = messages[1:] %}{% endif %}"
@@ -145,6 +166,12 @@ class _Rewriter:
     macros: dict[str, Any] = field(default_factory=dict)
     loops: list[Any] = field(default_factory=list)
     helpers: set[str] = field(default_factory=set)
+    known: list[Any] = field(default_factory=list)
+    """Conditions in whose branch a statement stands."""
+    once: set[str] = field(default_factory=set)
+    """Names that are set in one place of the template."""
+    written: dict[str, Any] = field(default_factory=dict)
+    """Those of them that are the JSON of a value, and that value."""
     count: int = 0
 
     # ---- statements ----
@@ -152,12 +179,16 @@ class _Rewriter:
     def template(self, body: Sequence[Any]) -> list[Any]:
         """All statements, with what must stand around them."""
         self.macros = {item.name: item for item in _all(body, nodes.Macro)}
+        stored = [item.name for item in _all(body, nodes.Name) if item.ctx in ("store", "param")]
+        self.once = {name for name in stored if stored.count(name) == 1}
         lead = [self._given(name) for name in HANDED_OVER if self._asked(body, name)]
         found = self.block(body)
         if self.older:
             self.fired |= {"roles of messages", "empty system prompt"}
             lead = [*self.environment.parse(WITHOUT_EMPTY).body, *lead]
             found += self.block(self.environment.parse(TRIAL).body)
+        if JSON_OPEN in self.helpers:
+            self.helpers.add(JSON)
         helpers = [item for name in sorted(self.helpers) for item in self.environment.parse(MACROS[name]).body]
         return [*helpers, *lead, *found]
 
@@ -199,6 +230,9 @@ class _Rewriter:
 
     def _if(self, item: Any) -> list[Any]:
         test = self.truth(item.test)
+        self.known.append(item.test)
+        inside = self.block(item.body)
+        self.known.pop()
         other = self.block(item.else_)
         branches: list[Any] = []
         for branch in reversed(item.elif_):
@@ -210,7 +244,7 @@ class _Rewriter:
                 branches = []
             else:
                 branches = [nodes.If(condition, body, [], []), *branches]
-        return [nodes.If(test, self.block(item.body), branches, other)]
+        return [nodes.If(test, inside, branches, other)]
 
     def _for(self, item: Any) -> list[Any]:
         source = self.value(item.iter)
@@ -224,9 +258,10 @@ class _Rewriter:
         if any(_loop_member(node) in ("previtem", "nextitem") for node in _all(item.body, nodes.Getattr)):
             source = self.named(source)
         self.loops.append(source if condition is None else None)
-        body = self.block(self._without_jumps(item.body))
+        lead, inner = self._without_break(item.body)
+        body = self.block(self._without_jumps(inner))
         self.loops.pop()
-        found: list[Any] = [nodes.For(item.target, source, body, [], condition, item.recursive)]
+        found: list[Any] = [*lead, nodes.For(item.target, source, body, [], condition, item.recursive)]
         if item.else_:
             self.fired.add("else of a loop")
             if condition is not None:
@@ -238,14 +273,36 @@ class _Rewriter:
     def _without_jumps(self, body: Sequence[Any]) -> list[Any]:
         """`continue` at the end of a condition's body becomes an `else` for the rest."""
         for place, item in enumerate(body):
+            if not _jumps(item):
+                continue
             simple = isinstance(item, nodes.If) and not item.elif_ and not item.else_
-            if simple and item.body and isinstance(item.body[-1], nodes.Continue):
+            inner = any(map(_jumps, item.body[:-1])) if simple else True
+            if not inner and isinstance(item.body[-1], nodes.Continue):
                 self.fired.add("continue")
                 rest = self._without_jumps(body[place + 1 :])
                 return [*body[:place], nodes.If(item.test, item.body[:-1] or [_nothing()], [], rest)]
+            return self._flagged(body)
         return list(body)
 
+    def _flagged(self, body: Sequence[Any]) -> list[Any]:
+        """`continue` inside of conditions raises a flag, with which what follows is passed over."""
+        self.fired.add("continue")
+        flag = self._fresh()
+        return [_lowered(flag), *_with_flag(body, flag, nodes.Continue)]
+
+    def _without_break(self, body: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        """`break` raises a flag that stands before the loop, with which later rounds do nothing."""
+        if not any(_jumps(item, nodes.Break) for item in body):
+            return [], list(body)
+        self.fired.add("break")
+        flag = self._fresh()
+        left = nodes.Not(nodes.Getattr(_name(flag), "on", "load"))
+        return [_lowered(flag)], [nodes.If(left, _with_flag(body, flag, nodes.Break), [], [])]
+
     def _assign(self, item: Any) -> list[Any]:
+        if isinstance(item.target, nodes.Name) and item.target.name in self.once:
+            written = isinstance(item.node, nodes.Filter) and item.node.name == "tojson" and not item.node.kwargs
+            self.written |= {item.target.name: item.node.node} if written else {}
         if not isinstance(item.target, nodes.Tuple):
             return [nodes.Assign(item.target, self.value(item.node))]
         if not isinstance(item.node, nodes.Tuple | nodes.List) or len(item.node.items) != len(item.target.items):
@@ -542,16 +599,20 @@ class _Rewriter:
 
     def _filter_tojson(self, node: Any) -> Any:
         given = {item.key: item.value for item in node.kwargs}
-        if node.args or set(given) - {"indent", "ensure_ascii"}:
+        if node.args or set(given) - {"indent", "ensure_ascii", "separators"}:
+            return None
+        signs = given.get("separators")
+        if signs is not None and _constants(signs) not in ((",", ":"), (", ", ": ")):
             return None
         ascii_only, indent = given.get("ensure_ascii"), given.get("indent")
         if ascii_only is not None and not (isinstance(ascii_only, nodes.Const) and ascii_only.value is False):
             return None
         self.fired.add("tojson")
         if indent is None or (isinstance(indent, nodes.Const) and indent.value is None):
-            self.helpers.add(JSON)
-            return _call(_name(JSON), [self.value(node.node)])
-        if not isinstance(indent, nodes.Const) or type(indent.value) is not int:
+            name = JSON if signs is None or _constants(signs) == (", ", ": ") else JSON_TIGHT
+            self.helpers.add(name)
+            return _call(_name(name), [self.value(node.node)])
+        if signs is not None or not isinstance(indent, nodes.Const) or type(indent.value) is not int:
             return None
         self.helpers.add(JSON_LINES)
         return _call(_name(JSON_LINES), [self.value(node.node), nodes.Const(" " * indent.value)])
@@ -611,11 +672,44 @@ class _Rewriter:
             found = self._piece(node)
             if found is not None:
                 return found
+        if isinstance(node.arg, nodes.Slice) and (found := self._opened(node) or self._cut_off(node)) is not None:
+            return found
         base = self.named(self.value(node.node))
         if isinstance(node.arg, nodes.Slice):
             parts = (self.value(item) for item in (node.arg.start, node.arg.stop, node.arg.step))
             return nodes.Getitem(base, nodes.Slice(*parts), node.ctx)
         return nodes.Getitem(base, self.value(node.arg), node.ctx)
+
+    def _opened(self, node: Any) -> Any:
+        """JSON without its last sign, into which templates write further members; no release slices texts."""
+        place = node.arg
+        ends = place.start is None and place.step is None and _constant(place.stop) == -1
+        known = self.written.get(node.node.name) if isinstance(node.node, nodes.Name) else None
+        if not ends or known is None:
+            return None
+        self.fired.add("JSON that is left open")
+        self.helpers.add(JSON_OPEN)
+        return _call(_name(JSON_OPEN), [self.value(known)])
+
+    def _cut_off(self, node: Any) -> Any:
+        """A text without its begin or end, where a condition says what that is: `x[7:]` where x starts with `<think>`."""
+        place = node.arg
+        start, stop = _constant(place.start), _constant(place.stop)
+        for test in self.known:
+            method: Any = test.node if isinstance(test, nodes.Call) and len(test.args) == 1 else None
+            if not isinstance(method, nodes.Getattr) or method.node != node.node or place.step is not None:
+                continue
+            text = _constant(test.args[0])
+            size = len(text) if isinstance(text, str) else 0
+            begin = method.attr == "startswith" and place.stop is None and start == size
+            end = method.attr == "endswith" and place.start is None and stop == -size
+            if not size or not (begin or end):
+                continue
+            cut = nodes.Getattr(self.named(self.value(node.node)), "split", "load")
+            parts = self.named(_call(cut, [test.args[0]]), always=True)
+            rest = nodes.Slice(nodes.Const(1), None, None) if begin else nodes.Slice(None, nodes.Const(-1), None)
+            return self.joined(nodes.Getitem(parts, rest, "load"), test.args[0], "a begin or end that is cut off")
+        return None
 
     def _piece(self, node: Any) -> Any:
         """One part of a text that is split once, which no release but the first way of splitting knows."""
@@ -722,6 +816,40 @@ def _constant(node: Any) -> Any:
     if isinstance(node, nodes.Neg) and isinstance(node.node, nodes.Const) and type(node.node.value) is int:
         return -node.node.value
     return node.value if isinstance(node, nodes.Const) else None
+
+
+def _constants(node: Any) -> tuple[Any, ...]:
+    """The values of a list or tuple of constants; empty for anything else."""
+    items = node.items if isinstance(node, nodes.Tuple | nodes.List) else []
+    return tuple(map(_constant, items))
+
+
+def _jumps(item: Any, kind: Any = nodes.Continue) -> bool:
+    """Whether a statement goes on with the loop that it stands in, or leaves it."""
+    if isinstance(item, kind):
+        return True
+    branches = (item.body, *(branch.body for branch in item.elif_), item.else_) if isinstance(item, nodes.If) else ()
+    return any(_jumps(inner, kind) for body in branches for inner in body)
+
+
+def _lowered(flag: str) -> Any:
+    """A flag that is not raised."""
+    made = nodes.Call(_name("namespace"), [], [nodes.Keyword("on", nodes.Const(False))], None, None)
+    return nodes.Assign(nodes.Name(flag, "store"), made)
+
+
+def _with_flag(body: Sequence[Any], flag: str, kind: Any) -> list[Any]:
+    """Statements up to a jump, which raises the flag; those behind a condition that may jump look at it."""
+    for place, item in enumerate(body):
+        if isinstance(item, kind):
+            return [*body[:place], nodes.Assign(nodes.NSRef(flag, "on"), nodes.Const(True))]
+        if _jumps(item, kind):
+            rest = _with_flag(body[place + 1 :], flag, kind)
+            others = [nodes.If(branch.test, _with_flag(branch.body, flag, kind), [], []) for branch in item.elif_]
+            inner = nodes.If(item.test, _with_flag(item.body, flag, kind), others, _with_flag(item.else_, flag, kind))
+            left = nodes.Not(nodes.Getattr(_name(flag), "on", "load"))
+            return [*body[:place], inner, *([nodes.If(left, rest, [], [])] if rest else [])]
+    return list(body)
 
 
 def _nothing() -> Any:

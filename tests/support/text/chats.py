@@ -457,6 +457,34 @@ CONSTRUCTS: Mapping[str, Construct] = {
         NEW,
     ),
     "continue": _each("{% if m.role == 'system' %}{% continue %}{% endif %}{{ m.content }}", "continue", NEW),
+    "continue inside of conditions": _each(
+        "{% if m.role != 'user' %}{% if m.role == 'system' %}<{{ m.content }}>{% continue %}{% else %}-{% endif %}+{% endif %}"
+        "{% set text = m.content %}{% if not text %}{% continue %}{% endif %}{{ text }}",
+        "continue",
+        NEW,
+    ),
+    "break": Construct(
+        "{% for m in messages %}{{ m.content }}|{% if m.role == 'assistant' %}{% if m.content %}{% break %}{% endif %}{% endif %}"
+        "{{ m.role }}{% endfor %}{{ messages|length }}",
+        "break",
+        NEW,
+    ),
+    "a begin that is cut off": _each(
+        "{% if m.content.startswith('<think>') %}{{ m.content[7:].strip() }}{% else %}{{ m.content }}{% endif %}",
+        "a begin or end that is cut off",
+        BOTH,
+    ),
+    "an end that is cut off": _each(
+        "{% if m.content.endswith('?') %}{% set text = m.content[:-1] %}{{ text }}{% else %}{{ m.content }}{% endif %}",
+        "a begin or end that is cut off",
+        BOTH,
+    ),
+    "separators of JSON": _each("{{ [m.role, {'a': m.content}] | tojson(separators=(',', ':')) }}", "tojson", BOTH),
+    "JSON that is left open": _each(
+        "{% set out = {'role': m.role, 'text': m.content} | tojson %}{{ out[:-1] }}, 1}",
+        "JSON that is left open",
+        BOTH,
+    ),
     "neighbours": _each(
         "{% if loop.previtem is defined and loop.previtem.role == m.role %}again {% endif %}{{ m.content }}",
         "loop.previtem",

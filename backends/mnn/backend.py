@@ -404,7 +404,7 @@ class LlmCompilation(Compilation):
             progress=order.say,
         )
         self.verification.require()
-        self.warnings += self.verification.warnings
+        self.warnings += [*self.verification.warnings, *self._other_ids(version)]
         self.tried = [version] if self.verification.trial is not None else []
         if order.verify == "full":
             self._try_others()
@@ -546,6 +546,15 @@ class LlmCompilation(Compilation):
         encoded = self.verification.encoded
         pairs = [(ids, got) for (_, ids), got in zip(self._samples, encoded, strict=True) if got is not None]
         return sum(list(ids) != got for ids, got in pairs), len(pairs)
+
+    def _other_ids(self, version: str) -> list[Diagnostic]:
+        """A test string that the exact form encodes otherwise; raw text that is known to be is told elsewhere."""
+        from backends.mnn.summary import other_ids
+
+        written = self.emission.tokenizer
+        if self.verification is None or written is None or not written.exact or written.raw:
+            return []
+        return other_ids(version, written, self.verification.encoded)
 
     def figures(self) -> Figures | None:
         """The measurements."""

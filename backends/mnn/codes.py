@@ -153,6 +153,7 @@ CODES: dict[str, str] = {
         "tokenizer_config.json has a setting by which some programs read texts otherwise than tokenizer.json says, which "
         "is what the written tokenizer follows."
     ),
+    "B790": "A release encodes test strings otherwise than the original tokenizer does, although its form is the exact one.",
     "B787": "The text to measure perplexity on is shorter than what is measured at once, so no perplexity is told.",
     "F642": "A weight of the MNN model lies beyond the end of the weight file. The file is cut off or of another model.",
     "F643": "A weight or constant of the MNN model is in a form that is not read back.",

@@ -69,6 +69,30 @@ def _counts(counts: tuple[int, int]) -> str:
     return f"{counts[0]} of {counts[1]} test strings"
 
 
+def other_ids(version: str, written: TokenizerFiles, encoded: Sequence[Sequence[int] | None]) -> list[Diagnostic]:
+    """A warning with the shortest test string that a release encodes otherwise than the original.
+
+    Args:
+        version: the release that ran.
+        written: the tokenizer, with the test strings and their ids.
+        encoded: what the release made of them; None for a string that it cannot be handed.
+    """
+    rows = [
+        (text, list(ids), got) for (text, ids), got in zip(written.samples, encoded, strict=False) if got is not None
+    ]
+    wrong = [(text, ids, list(got)) for text, ids, got in rows if ids != list(got)]
+    if not wrong:
+        return []
+    text, wanted, found = min(wrong, key=lambda row: len(row[0]))
+    at = next((at for at, (one, two) in enumerate(zip(wanted, found, strict=False)) if one != two), 0)
+    ids = " and not ".join(", ".join(map(str, row[at : at + 4])) or "nothing" for row in (found, wanted))
+    where = f" from id {at} on" if at else ""
+    message = (
+        f"MNN {version} gives other ids for {len(wrong)} of {len(rows)} test strings, such as {text!r}{where}: {ids}"
+    )
+    return [Diagnostic("B790", message, hint="; ".join(written.exact_reasons[:3]), severity="warning")]
+
+
 def sampler_text(emission: Emission) -> str:
     """How tokens are chosen, told for each group of releases where they differ."""
     found: dict[str, list[str]] = {}
@@ -195,6 +219,7 @@ __all__ = [
     "close_text",
     "ends_text",
     "figures",
+    "other_ids",
     "others_text",
     "sampler_text",
     "sampling_warnings",

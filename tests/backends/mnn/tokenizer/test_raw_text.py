@@ -55,3 +55,15 @@ def test_without_a_run_nothing_is_counted(tmp_path):
     first, second, *raw = dict(result.lines)["tokenizer"].splitlines()
     assert first.endswith("exact but for raw text") and second.endswith("approximate")
     assert raw[0] == "raw text gets no BOS, because the chat template writes it"
+
+
+def test_a_string_that_gets_other_ids_is_shown(tmp_path):
+    source = make_checkpoint(tmp_path / "model", "llama", vocab_size=1600)
+    data.write_folder(source, data.tokenizer_text("wordpiece"), unk_token="[UNK]")
+    text = tmp_path / "text.txt"
+    text.write_text("plain words\nनमस्ते दुनिया\nयह हिन्दी में एक परीक्षण वाक्य है।\n", encoding="utf-8")
+    result = compile_model(Request(str(source), tmp_path / "out", "fp16", text=text))
+    (told,) = [item for item in result.warnings if item.code == "B790"]
+    version = list(interpreters())[-1]
+    assert told.message.startswith(f"MNN {version} gives other ids for 2 of {len(SAMPLES) + 3} test strings")
+    assert "'नमस्ते दुनिया'" in told.message and "spacing marks" in told.hint

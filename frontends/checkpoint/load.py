@@ -104,10 +104,12 @@ def build(config: ModelConfig, tensors: Mapping[str, Tensor] | None, where: str,
         where: the checkpoint, for messages.
         spare: biases that are no part of a model which has no use for them, when they are zero.
     """
-    return assemble(config, tensors, where)[0]
+    return assemble(config, tensors, where, spare)[0]
 
 
-def assemble(config: ModelConfig, tensors: Mapping[str, Tensor] | None, where: str) -> tuple[Graph, Stored]:
+def assemble(
+    config: ModelConfig, tensors: Mapping[str, Tensor] | None, where: str, spare: Sequence[str] = ()
+) -> tuple[Graph, Stored]:
     """What `build` gives, and which tensors it asked for."""
     places = find_places(config, tensors, where)
     stored = Stored(tensors, where, config.model_type)

@@ -222,6 +222,36 @@ def row_permute(base: Tensor, order: Tensor | Sequence[int] | np.ndarray) -> Ten
     return row_gather(base, wanted)
 
 
+class _GroupsOf(Derived):
+    name = "groups_of"
+
+    def __init__(self, base: Tensor, groups: int) -> None:
+        super().__init__(TensorType(I64, base.type.shape), base, groups)
+        self.groups = groups
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """See `groups_of`.
+
+        Raises:
+            LadingError: T254 the index names a group that is not there.
+        """
+        self._bounds(start, stop)
+        places = self.base.load().astype(np.int64)
+        if not places.any():
+            places = np.arange(len(places)) // -(-len(places) // self.groups)
+        if places.size and not 0 <= int(places.min()) <= int(places.max()) < self.groups:
+            message = f"groups {places.min()} to {places.max()} are not among {self.groups}"
+            raise refuse("groups_of", message, self.base)
+        return places[start:stop]
+
+
+def groups_of(base: Tensor, groups: int) -> Tensor:
+    """i64[n]: the group of each element; a vector of zeros stands for groups of equal length in order."""
+    if base.type.rank != 1 or not base.type.dtype.is_integer or groups < 1:
+        raise refuse("groups_of", "the group of each element is a vector of numbers", base)
+    return _GroupsOf(base, groups)
+
+
 class _ColumnGather(Derived):
     name = "column_gather"
 

@@ -22,6 +22,7 @@ RECIPES: Table[Recipe] = Table(
         "column_slice": "ir.tensor.rearranged:column_slice",
         "row_concat": "ir.tensor.rearranged:row_concat",
         "row_gather": "ir.tensor.rearranged:row_gather",
+        "groups_of": "ir.tensor.rearranged:groups_of",
         "column_gather": "ir.tensor.rearranged:column_gather",
         "swapped": "ir.tensor.rearranged:swapped",
         "reshaped": "ir.tensor.rearranged:reshaped",

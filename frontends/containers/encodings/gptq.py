@@ -17,7 +17,7 @@ from ir.base.diag import LadingError
 from ir.quant.coded import decoded
 from ir.tensor.base import Tensor
 from ir.tensor.packed import bit_codes
-from ir.tensor.rearranged import column_gather, transposed
+from ir.tensor.rearranged import column_gather, groups_of, transposed
 
 WIDTHS = (4, 8, 2, 3)
 """Widths that there are, the usual one first."""
@@ -99,7 +99,8 @@ def _weight(stored: Stored, module: str, bits: int, plus: int) -> Found:
     size = _group(stored, module, inputs, groups, outputs)
     name, words_ = f"{module}.weight", f"GPTQ, {bits} bits{group_words(inputs, groups)}"
     if index is not None:
-        tensor = decoded(codes, column_gather(scale, index), column_gather(zero, index), tile=(1, 1))
+        order = groups_of(index, groups)
+        tensor = decoded(codes, column_gather(scale, order), column_gather(zero, order), tile=(1, 1))
         return Found(name, tensor, (*parts, f"{module}.g_idx"), words_)
     return Found(name, decoded(codes, scale, zero, tile=(1, size)), parts, words_)
 

@@ -19,7 +19,7 @@ from ir.base.types import I8
 from ir.quant.coded import decoded
 from ir.tensor.base import Tensor
 from ir.tensor.packed import bit_codes
-from ir.tensor.rearranged import column_gather, reshaped
+from ir.tensor.rearranged import column_gather, groups_of, reshaped
 
 WIDTHS = (4, 8, 2, 3, 5, 6, 7)
 """Widths that there are, the usual one first."""
@@ -92,7 +92,7 @@ def _packed_weight(stored: Stored, module: str, bits: int, columns: int) -> Foun
     index = stored.tensors.get(names[3])
     order = small(index) if index is not None else None
     if index is not None and (order is None or order.min(initial=0) >= 0):
-        tensor = decoded(codes, *(column_gather(part, index) for part in parts), tile=(1, 1))
+        tensor = decoded(codes, *(column_gather(part, groups_of(index, groups)) for part in parts), tile=(1, 1))
     else:
         group = stored.declared.number("group_size") or 0
         size = group if group and -(-columns // group) == groups else -(-columns // groups)

@@ -193,6 +193,16 @@ def test_tensors_that_the_model_does_not_use_are_noticed(tmp_path: Path) -> None
     assert "model.layers.2.mlp.up_proj.weight" in str(caught.value)
 
 
+def test_an_index_of_zeros_stands_for_groups_in_order(tmp_path: Path) -> None:
+    made = quantized_checkpoint(tmp_path, "gptq-4")
+    tensors = read_tensors(tmp_path)
+    rewrite(tmp_path, {**tensors, f"{UP}.g_idx": np.zeros(128, np.int32)})
+    np.testing.assert_array_equal(open_weights(tmp_path).tensors[f"{UP}.weight"].load(), made.plain[f"{UP}.weight"])
+    rewrite(tmp_path, {**tensors, f"{UP}.g_idx": np.full(128, 9, np.int32)})
+    with pytest.raises(LadingError, match="groups 9 to 9 are not among 4"):
+        open_weights(tmp_path).tensors[f"{UP}.weight"].load()
+
+
 def test_zero_biases_that_a_tool_adds_are_left_out(tmp_path: Path) -> None:
     quantized_checkpoint(tmp_path, "gptq-4")
     tensors = read_tensors(tmp_path)

@@ -143,7 +143,8 @@ def _extra_layers(config: ModelConfig, places: Places, stored: Stored) -> list[s
 def _zero(names: Sequence[str], stored: Stored) -> list[str]:
     """Those of some vectors that nothing uses and that are zero."""
     tensors = stored.tensors or {}
-    return [name for name in names if name not in stored.used and not tensors[name].load().any()]
+    unused = [name for name in names if name in tensors and name not in stored.used]
+    return [name for name in unused if not tensors[name].load().any()]
 
 
 def _layer_index(config: ModelConfig, places: Places, name: str) -> int:

@@ -120,7 +120,7 @@ def outline(folder: Path, *, whole: bool = False, families: Mapping[str, Family]
     few = replace(config, layers=tuple(config.layers[group[0]] for group in groups))
     alone = weights is None
     tensors = _supposed(few, _stored_type(folder), where) if alone else _renumbered(stored_there, prefix, groups)
-    graph, stored = assemble(few, tensors, where)
+    graph, stored = assemble(few, tensors, where, weights.spare if weights is not None else ())
     card = ModelCard.of(graph)
     counts = tuple(map(len, groups))
     found = Outline(graph, counts, prefix, sum(item.bytes for item in weights.files.values()) if weights else None)

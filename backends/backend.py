@@ -251,7 +251,8 @@ class Backend:
             target: what the result must run on.
             options: as of an `Order`.
             times: how often what has a name is there in the whole model.
-            shares: by name of a constant, the share of tokens that needs it, where that is not all.
+            shares: by name of a constant, the share of tokens that needs it, where that is not all; by name of a dimension,
+                its length as a share of the tokens.
             contexts: numbers of tokens to tell memory for; with none it is only found out whether the graph can be written.
 
         Raises:

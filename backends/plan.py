@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ir.base.types import Dim
 from ir.graph.graph import Graph, Node, Value
 
 Times = Callable[[str], int]
@@ -113,9 +114,10 @@ class Planned:
 
 
 def shares(graph: Graph) -> dict[str, float]:
-    """The share of tokens that reaches each constant between the experts' `DISPATCH` and `COMBINE`, by name.
+    """The share of tokens that each constant between the experts' `DISPATCH` and `COMBINE` is needed for, by name.
 
-    `graph` is a decoder as frontends make it; constants that are not named are needed for every token.
+    And, by the names of the dimensions that count an expert's rows, the share of tokens that it has on average. `graph` is a
+    decoder as frontends make it; what is not named is needed for every token.
     """
     found: dict[str, float] = {}
     for node in graph.nodes:
@@ -124,6 +126,7 @@ def shares(graph: Graph) -> dict[str, float]:
         share = int(node.operand(1).dims[-1]) / len(node.outputs)  # type: ignore[arg-type]
         for output in node.outputs:
             found |= dict.fromkeys(_constants_behind(output), share)
+            found |= {dim.name: share for dim in output.dims if isinstance(dim, Dim)}
     return found
 
 

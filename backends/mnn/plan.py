@@ -65,7 +65,7 @@ def plan(
             tokens,
             loaded,
             sum(item.fixed + tokens * item.per_token for item in caches),
-            _activations(graph, tokens),
+            _activations(graph, tokens, shares),
         )
         for tokens in contexts
     ]
@@ -198,12 +198,13 @@ def _heads(heads: int, width: int, depth: int) -> str:
     return f"keys and values, {heads} {'head' if heads == 1 else 'heads'} of {wide}"
 
 
-def _activations(graph: Graph, tokens: int) -> int:
+def _activations(graph: Graph, tokens: int, shares: Mapping[str, float]) -> int:
     """Bytes of what is alive at the worst moment of a prompt of so many tokens, the caller's inputs included.
 
     What stands for a weight is none of it.
     """
-    sizes = {name: 1 if name == "rows" else 0 if name == "past" else tokens for name in graph.dims}
+    fixed = {"rows": 1, "past": 0}
+    sizes = {name: fixed.get(name, math.ceil(tokens * shares.get(name, 1.0))) for name in graph.dims}
     last = last_reads(graph)
     held = {value: size_of(value.type, sizes) or 0 for value in graph.inputs}
     now = worst = sum(held.values())

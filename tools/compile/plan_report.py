@@ -94,7 +94,8 @@ def _release_rows(releases: Sequence[ReleasePlan]) -> list[tuple[str, str]]:
 
 
 def _short(item: PlannedWeights) -> str:
-    return item.name.removeprefix("model.").removesuffix(".weight")
+    """A name without what all have in common."""
+    return item.name.removeprefix("model.").removeprefix("layers.*.").removesuffix(".weight")
 
 
 def _show_weights(console: Console, planned: Planned) -> None:

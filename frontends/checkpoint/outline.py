@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -46,6 +46,8 @@ HEADER_START = 1 << 20
 
 WEIGHTS_OF_ANY_KIND = (".safetensors", ".gguf", ".bin", ".pt", ".pth")
 """A folder without any file that ends so is a configuration alone."""
+
+T = TypeVar("T")
 
 STORED = {"bfloat16": "bf16", "float16": "f16", "float32": "f32", "float64": "f64"}
 """Element types by their names in configurations."""
@@ -120,7 +122,8 @@ def outline(folder: Path, *, whole: bool = False, families: Mapping[str, Family]
     few = replace(config, layers=tuple(config.layers[group[0]] for group in groups))
     alone = weights is None
     tensors = _supposed(few, _stored_type(folder), where) if alone else _renumbered(stored_there, prefix, groups)
-    graph, stored = assemble(few, tensors, where, weights.spare if weights is not None else ())
+    spare = dict.fromkeys(weights.spare) if weights is not None else {}
+    graph, stored = assemble(few, tensors, where, tuple(_renumbered(spare, prefix, groups)))
     card = ModelCard.of(graph)
     counts = tuple(map(len, groups))
     found = Outline(graph, counts, prefix, sum(item.bytes for item in weights.files.values()) if weights else None)
@@ -166,8 +169,8 @@ def _alike(config: ModelConfig, tensors: Mapping[str, Tensor], prefix: str) -> l
     return [groups[0][:1], groups[0][1:], *groups[1:]] if len(groups[0]) > 1 else groups
 
 
-def _renumbered(tensors: Mapping[str, Tensor], prefix: str, groups: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-    """The tensors of the first layer of each group under the group's number, and those of no layer."""
+def _renumbered(tensors: Mapping[str, T], prefix: str, groups: Sequence[Sequence[int]]) -> dict[str, T]:
+    """What belongs to the tensors of the first layer of each group under the group's number, and those of no layer."""
     place = {group[0]: number for number, group in enumerate(groups)}
     found = {}
     for name, tensor in tensors.items():

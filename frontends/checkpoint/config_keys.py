@@ -101,7 +101,8 @@ BOOKKEEPING = frozenset(
     """
     architectures attn_implementation bos_token_id chunk_size_feed_forward cross_attention_hidden_size
     decoder_start_token_id dtype eos_token_id finetuning_task id2label is_decoder is_llama_config keys_to_ignore
-    label2id max_sequence_length max_window_layers model_max_length name_or_path num_labels output_attentions
+    label2id max_sequence_length max_window_layers model_max_length name_or_path num_labels num_mtp_layers
+    num_nextn_predict_layers output_attentions
     output_hidden_states pad_token_id prefix pretraining_tp problem_type pruned_heads return_dict sep_token_id
     seq_length task_specific_params tf_legacy_loss tie_encoder_decoder tokenizer_class torch_dtype torchscript
     transformers.js_config transformers_version unk_token_id unsloth_fixed unsloth_version use_cache

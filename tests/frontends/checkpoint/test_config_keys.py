@@ -38,6 +38,8 @@ def test_no_key_of_the_reference_implementation_is_unknown(family: str) -> None:
     raw = AutoConfig.for_model(family, **base, architectures=["SomeForCausalLM"]).to_dict()
     if "rotary_dim" in raw:
         raw["rotary_dim"] = 8
+    if raw.get("num_experts_per_tok", 1) is None:
+        raw["num_experts_per_tok"] = 2
     found = resolve(raw)
     assert "unknown" not in found.unread and found.warnings == ()
     assert {"initializer_range", "init_std"} & set(found.unread["training"]) and "use_cache" in found.unread[

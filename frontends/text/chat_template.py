@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from frontends.text.chat_child import Chat, ChildStoppedError, Limits, Message, Rendered, render_chats
+from frontends.tokenizers.files import TOKENIZER, read_tokenizer, tokenizer_file
 from ir.base.diag import LadingError
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
@@ -67,7 +68,7 @@ def chat_template(folder: Path) -> ChatTemplate | None:
     path = folder / "chat_template.jinja"
     if path.is_file():
         try:
-            return ChatTemplate(path.read_text(encoding="utf-8"), tokens, str(path))
+            return _with_tokens(path.read_text(encoding="utf-8"), tokens, path, folder)
         except (OSError, UnicodeDecodeError) as error:
             raise LadingError("Q434", f"the chat template cannot be read: {error}", where=str(path)) from error
     apart = folder / "chat_template.json"
@@ -78,7 +79,20 @@ def chat_template(folder: Path) -> ChatTemplate | None:
         found = {item.get("name"): item.get("template") for item in found if isinstance(item, dict)}
     if isinstance(found, dict):
         found = found.get("default")
-    return ChatTemplate(found, tokens, str(where)) if isinstance(found, str) and found else None
+    return _with_tokens(found, tokens, where, folder) if isinstance(found, str) and found else None
+
+
+def _with_tokens(source: str, tokens: Mapping[str, str], where: Path, folder: Path) -> ChatTemplate:
+    """A template with the special tokens; those that it speaks of and no settings name are those of the vocabulary."""
+    if all(name in tokens or name not in source for name in SPECIAL_TOKENS):
+        return ChatTemplate(source, tokens, str(where))
+    path = tokenizer_file(folder)
+    try:
+        own = read_tokenizer(folder).named if path is not None and path.name != TOKENIZER else {}
+    except LadingError:
+        # Whoever needs the tokenizer itself reports what is wrong with it.
+        own = {}
+    return ChatTemplate(source, {**own, **tokens}, str(where))
 
 
 def _settings(path: Path) -> Mapping[str, Any]:

@@ -11,13 +11,16 @@ import pytest
 from frontends.text.chat_child import Chat, ChildStoppedError, LimitedChild, Limits, render_chats
 from frontends.text.chat_template import ChatTemplate, chat_template
 from ir.base.diag import LadingError
+from tests.support.text import vocabulary_files as files
 from tests.support.text.chats import CONVERSATIONS, TEMPLATES, TOKENS
+from tests.support.text.family_chats import FAMILY_TEMPLATES
 
+ALL = {**TEMPLATES, **FAMILY_TEMPLATES}
 TIGHT = Limits(memory=400 << 20, output=1 << 20)
 CHAT = Chat([{"role": "user", "content": "x"}])
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", ALL)
 def test_ours_and_transformers_render_alike(name: str) -> None:
     from jinja2 import TemplateError
     from transformers.utils.chat_template_utils import _normalize_chat_messages, render_jinja_template
@@ -26,12 +29,12 @@ def test_ours_and_transformers_render_alike(name: str) -> None:
         Chat(chat.messages, chat.tools, prompt, chat.variables) for chat in CONVERSATIONS for prompt in (False, True)
     ]
     compared = 0
-    for chat, ours in zip(chats, render_chats(TEMPLATES[name], TOKENS, chats), strict=True):
+    for chat, ours in zip(chats, render_chats(ALL[name], TOKENS, chats), strict=True):
         try:
             theirs, _ = render_jinja_template(
                 [_normalize_chat_messages(chat.messages)],
                 tools=chat.tools,
-                chat_template=TEMPLATES[name],
+                chat_template=ALL[name],
                 add_generation_prompt=chat.add_generation_prompt,
                 **TOKENS,
                 **chat.variables,
@@ -115,3 +118,16 @@ def test_where_templates_stand(tmp_path: Path) -> None:
     written("chat_template.jinja", "file")
     found = chat_template(tmp_path)
     assert found is not None and found.source == "file"
+
+
+@pytest.mark.parametrize(("settings", "text"), [({}, "<s>x</s>"), ({"bos_token": "[B]"}, "[B]x</s>")])
+def test_special_tokens_of_a_vocabulary_stand_in_for_those_that_no_settings_name(
+    settings: dict[str, str], text: str, tmp_path: Path
+) -> None:
+    folder = files.piece_folder(tmp_path, "llama2", **settings)
+    (folder / "chat_template.jinja").write_text("{{ bos_token }}{{ messages[0].content }}{{ eos_token }}")
+    found = chat_template(folder)
+    assert found is not None and found.render([(CHAT, "")]) == [text]
+    (folder / "tokenizer.model").write_bytes(b"damaged")
+    found = chat_template(folder)
+    assert found is not None and found.tokens == settings

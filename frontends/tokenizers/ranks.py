@@ -133,15 +133,14 @@ def spelled(ranks: Mapping[bytes, int], without: Iterable[str] = ()) -> tuple[di
         without: texts that special tokens have, which no token of the table may have too.
     """
     taken = set(without)
-    names = {token: name for token in ranks if (name := spell(token)) not in taken}
-    rows: list[tuple[int, int, int, bytes, bytes]] = []
-    for token in names:
-        for at in range(1, len(token)):
-            left, right = token[:at], token[at:]
-            if left in names and right in names:
-                rows.append((ranks[token], ranks[left], ranks[right], left, right))
-    rows.sort()
-    return {name: ranks[token] for token, name in names.items()}, [(names[row[3]], names[row[4]]) for row in rows]
+    spelling = {token: name for token in sorted(ranks, key=ranks.__getitem__) if (name := spell(token)) not in taken}
+    vocab = {name: ranks[token] for token, name in spelling.items()}
+    merges: list[tuple[str, str]] = []
+    for name in vocab:
+        # One character stands for one byte, so that spelled tokens split where their bytes do.
+        pairs = [(name[:at], name[at:]) for at in range(1, len(name)) if name[:at] in vocab and name[at:] in vocab]
+        merges += sorted(pairs, key=lambda pair: (vocab[pair[0]], vocab[pair[1]])) if len(pairs) > 1 else pairs
+    return vocab, merges
 
 
 def spell(data: bytes) -> str:

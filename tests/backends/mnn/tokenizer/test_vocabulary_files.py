@@ -11,7 +11,9 @@ from backends.mnn.tokenizer.spec import TokenizerSpec, load_tokenizer
 from frontends.text.tokenizer import load_in_process
 from tests.support import tokenizer_data as data
 from tests.support import tokenizer_run as run
+from tests.support.checkpoints import make_checkpoint
 from tests.support.text import vocabulary_files as files
+from tools.compile.job import Request, compile_model
 
 COUNT = 600
 # Family -> the largest share of sample strings that may differ, and a part of the declared reason.
@@ -69,3 +71,24 @@ def test_special_tokens_of_the_file_have_their_names(tmp_path: Path) -> None:
     spec = load_tokenizer(files.piece_folder(tmp_path, "llama2"))
     assert (spec.bos, spec.eos, spec.unk, spec.stop_ids) == ("<s>", "</s>", "<unk>", (2,))
     assert encode_text(spec)[0] == 0
+
+
+@pytest.mark.mnn
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [("llama2", "exact but for raw text"), ("kimi", "exact but for rare characters"), ("baichuan", "exact")],
+)
+def test_a_checkpoint_is_compiled_with_them(kind: str, told: str, tmp_path: Path) -> None:
+    source = make_checkpoint(tmp_path / "model", "llama", vocab_size=1800, bos_token_id=1)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (source / name).unlink()
+    files.FOLDERS[kind](source)
+    bos = "{{ bos_token }}" if kind == "llama2" else ""
+    (source / "chat_template.jinja").write_text(
+        bos + "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    )
+    result = compile_model(Request(str(source), tmp_path / "out", "fp16"))
+    lines = dict(result.lines)
+    assert lines["tokenizer"].splitlines()[0] == f"tokenizer.mtok for 3.5.0 to 3.6.1: {told}"
+    assert "chats as the original" in lines["chat"]
+    assert not [item for item in result.warnings if item.code in ("B770", "B790")]

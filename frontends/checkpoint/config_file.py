@@ -162,13 +162,19 @@ def _text_record(raw: Mapping[str, Any], path: str, families: Mapping[str, Famil
         return _Text(raw, "", _row(name, path, families), name, "")
     record = next((key for key in wrapper.records if isinstance(raw.get(key), dict)), "")
     known = class_defaults(name)
-    inner = {**known.text, **raw[record]} if record else dict(raw)
+    inner = {**known.text, **raw[record]} if record else _without_towers(raw)
     own = inner.get("model_type")
     model_type = own if record and isinstance(own, str) and own else wrapper.text
     tied = raw.get("tie_word_embeddings", known.defaults.get("tie_word_embeddings"))
     if tied is not None:
         inner["tie_word_embeddings"] = tied
     return _Text(inner, f"{record}." if record else "", _row(model_type, path, families), model_type, name)
+
+
+def _without_towers(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of the language model of a file that has them beside the records of the other parts."""
+    towers = [key for key, value in raw.items() if isinstance(value, dict) and key.endswith("_config")]
+    return {key: value for key, value in raw.items() if key not in (*towers, "architectures")}
 
 
 def _row(name: str, path: str, families: Mapping[str, Family]) -> Family:

@@ -13,6 +13,9 @@ ROWS = (
     Wrapper(("llava", "llava_next", "voxtral"), "llama"),
     Wrapper(("mistral3",), "mistral"),
     Wrapper(("internvl",), "qwen2"),
+    Wrapper(("qwen2_vl",), "qwen2_vl_text"),
+    Wrapper(("qwen2_5_vl",), "qwen2_5_vl_text"),
+    Wrapper(("qwen3_vl",), "qwen3_vl_text"),
     Wrapper(("qwen3_5",), "qwen3_5_text"),
     Wrapper(("qwen3_5_moe",), "qwen3_5_moe_text"),
 )

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from frontends.checkpoint.config_file import resolve
 from frontends.checkpoint.load import load
 from ir.evaluate.evaluator import evaluate
 from ir.facts.model_card import ModelCard
-from tests.support.checkpoints import hot_tensors, make_checkpoint, write_weights
+from tests.support.checkpoints import BASE, hot_tensors, make_checkpoint, write_weights
 
 
 def test_the_language_model_of_several_towers(tmp_path: Path) -> None:
@@ -35,3 +36,18 @@ def test_the_language_model_of_several_towers(tmp_path: Path) -> None:
     expected = evaluate(load(plain), {"input_ids": ids})["logits"]
     np.testing.assert_array_equal(evaluate(graph, {"input_ids": ids})["logits"], expected)
     assert str(warning).startswith("warning[F542]: glmasr has several parts")
+
+
+def test_keys_of_the_language_model_may_stand_at_the_top() -> None:
+    raw = {
+        "model_type": "qwen2_5_vl",
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+        "vision_config": {"depth": 32, "hidden_size": 1280},
+        "image_token_id": 151655,
+        "rope_scaling": {"type": "mrope", "mrope_section": [4, 2, 2]},
+        "tie_word_embeddings": True,
+        **BASE,
+    }
+    found = resolve(raw)
+    assert (found.model_type, found.wrapper, found.warnings) == ("qwen2_5_vl_text", "qwen2_5_vl", ())
+    assert found.rope is not None and (found.rope.kind, found.rope.theta) == ("default", 1e6)

@@ -190,6 +190,37 @@ FALCON = ("intermediate_size", "num_key_value_heads")
 GEMMA = {"head_dim": 24, "query_pre_attn_scalar": 20, "sliding_window": 8, "num_hidden_layers": 4}
 HUNYUAN_ROPE = _rope("dynamic", alpha=1000.0, factor=1.0)
 
+QWEN_EYES: dict[str, dict[str, Any]] = {
+    "qwen2_vl": {"depth": 1, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "mlp_ratio": 2},
+    "qwen2_5_vl": {
+        "depth": 1,
+        "hidden_size": 32,
+        "out_hidden_size": 64,
+        "num_heads": 2,
+        "intermediate_size": 48,
+        "fullatt_block_indexes": [0],
+    },
+    "qwen3_vl": {
+        "depth": 1,
+        "hidden_size": 32,
+        "out_hidden_size": 64,
+        "num_heads": 2,
+        "intermediate_size": 48,
+        "deepstack_visual_indexes": [0],
+    },
+}
+"""Towers of Qwen's models that see."""
+
+
+def _qwen_eyes(model_type: str, spelling: Spelling) -> Case:
+    """A Qwen that sees; its text has one axis of positions."""
+    text = _with(head_dim=16, rope_parameters=_rope(mrope_section=[4, 2, 2]))
+    if model_type != "qwen3_vl":
+        del text["head_dim"]
+    config = {"text_config": text, "vision_config": QWEN_EYES[model_type], "tie_word_embeddings": False}
+    return Case(model_type, {**config, **NAMES_OF_PICTURES}, spelling, reader="picture")
+
+
 DENSE: dict[str, Case] = {
     "qwen2": Case("qwen2", _with()),
     "qwen2_windows_tied": Case(
@@ -386,6 +417,9 @@ DENSE: dict[str, Case] = {
         "hub",
         reader="picture",
     ),
+    "qwen2_vl": _qwen_eyes("qwen2_vl", "saved"),
+    "qwen2_5_vl_hub": _qwen_eyes("qwen2_5_vl", "hub"),
+    "qwen3_vl": _qwen_eyes("qwen3_vl", "saved"),
     "olmo2": Case("olmo2", _with(rope_parameters=_rope(theta=500000.0))),
     "olmo2_bias": Case("olmo2", _with(attention_bias=True, num_key_value_heads=4), "hub"),
     "olmo3": Case(

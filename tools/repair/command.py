@@ -167,7 +167,7 @@ def repair(
             chosen.versions,
             [version for version in chosen.versions if before.healthy_on(version)],
             [version for version in chosen.versions if after.healthy_on(version)],
-            (len(subject.net["oplists"]), len(graph.nodes)),
+            (len(subject.ops), len(graph.nodes)),
             not _widened(emission.layout),
             verify != "none",
             notes=_notes(emission, chosen),

@@ -15,7 +15,7 @@ from ir.text.parser import parse
 from ir.text.printer import print_graph
 from ir.verify.stages import verify
 from passes.framework.manager import PassManager
-from tests.support.one_operator import run
+from tests.support.contrib.one_operator import run
 
 RNG = np.random.default_rng(3)
 

@@ -83,6 +83,7 @@ class LegalizeMnn(Pass):
             fact.require(graph)
         if isinstance(ctx.target, MnnTarget):
             require(graph, ctx.target.releases)
+        attention.settle_scales(graph)
         moving.settle_shapes(graph)
         _widen_constants(graph)
         lowering = Lowering(graph)

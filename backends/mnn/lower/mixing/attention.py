@@ -11,7 +11,58 @@ from backends.mnn.lower.moving import permuted
 from ir.base.types import F32, TensorType
 from ir.dialects import sinks
 from ir.facts.inputs import DynamicInputs
-from ir.graph.graph import Node, Value
+from ir.graph.graph import Graph, Node, Value
+from ir.tensor.inline import InlineTensor
+
+
+def settle_scales(graph: Graph) -> int:
+    """Turn queries after the factor that the runtime does not know, so that rotation and attention stand side by side; a
+    norm of the heads takes the factor into its gains. The number of attentions changed."""
+    found = 0
+    for node in graph.nodes:
+        if node.op not in ("Attention", "lading.SinkAttention") or node.operand(0).rank != 3:
+            continue
+        sizes = [_width(node.operand(place), node.attrs.get(name, 0)) for place, name in enumerate(_COUNTS)]
+        turn = node.operand(0).producer
+        if None in sizes or turn is None or turn.op != "RotaryEmbedding" or node.operand(0).use_count > 1:
+            continue
+        own = 1 / math.sqrt(max(size for size in sizes if size is not None))
+        factor = float(node.attrs.get("scale", 1 / math.sqrt(sizes[0] or 1))) / own
+        if math.isclose(factor, 1, rel_tol=1e-7):
+            continue
+        if not _into_gains(graph, turn.operand(0), factor):
+            number = graph.add_const("attention.scale", InlineTensor(np.array([factor], np.float32)))
+            type_ = turn.operand(0).type
+            scaled = graph.add("Mul", [turn.operand(0), number], types=[type_], before=turn, loc=turn.loc).output
+            graph.set_input(turn, 0, scaled)
+        graph.set_attrs(node, scale=own)
+        found += 1
+    return found
+
+
+_COUNTS = ("q_num_heads", "kv_num_heads", "kv_num_heads")
+"""Attributes that count the heads of the first three operands."""
+
+
+def _width(value: Value, heads: int) -> int | None:
+    last = value.dims[-1] if value.shape else None
+    return last // heads if isinstance(last, int) and heads else None
+
+
+def _into_gains(graph: Graph, value: Value, factor: float) -> bool:
+    """Multiply the gains of a norm that alone makes a value, under another shape or not."""
+    node = value.producer
+    while node is not None and node.op == "Reshape" and value.use_count == 1:
+        value = node.operand(0)
+        node = value.producer
+    if node is None or node.op not in ("RMSNormalization", "LayerNormalization") or value.use_count > 1:
+        return False
+    gains = node.operand(1)
+    if node.input(2) is not None or gains.const is None or gains.dtype != F32 or gains.rank != 1:
+        return False
+    scaled = InlineTensor((gains.tensor.load() * np.float32(factor)).astype(np.float32))
+    graph.set_input(node, 1, graph.add_const(f"{gains.name}.scaled", scaled, loc=gains.loc))
+    return True
 
 
 def lower_attention(node: Node, low: Lowering) -> None:
@@ -96,4 +147,4 @@ def _require_plain_attention(node: Node, low: Lowering) -> None:
         raise low.refused("the runtime's attention is causal, or takes a mask that says everything")
 
 
-__all__ = ["lower_attention", "lower_sink_attention"]
+__all__ = ["lower_attention", "lower_sink_attention", "settle_scales"]

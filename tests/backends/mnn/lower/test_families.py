@@ -80,6 +80,13 @@ def test_norms_with_shifts_and_narrow_rotations_are_fused(tmp_path):
     assert {FORM_OF[node.op] for node in graph.nodes if node.op in FORM_OF} == set(FORM_OF.values())
 
 
+@pytest.mark.parametrize("name", ["gemma3", "granite", "gpt-oss"])
+def test_rotations_are_fused_whatever_the_scale_of_the_scores(name, tmp_path):
+    graph = written(decoder(FORMS[name]), tmp_path / "out", target="3.6.1")
+    ops = [node.op for node in graph.nodes]
+    assert ops.count("mnn.RoPE") == ops.count("mnn.PackedAttention") + ops.count("mnn.Attention") == 2
+
+
 def test_large_tables_lie_in_the_weight_file(tmp_path):
     written(decoder(FORMS["tables of numbers"]), tmp_path / "out")
     found = [

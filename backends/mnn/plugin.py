@@ -12,9 +12,9 @@ PLUGIN = Plugin(
         "sink-layouts": "backends.mnn.lower.sink_layouts:SinkLayouts",
     },
     pipelines={
-        "default": "lift-decoder,infer-types,discover-inputs,absorb-latent,assign-precision,insert-qdq,legalize-mnn,"
+        "default": "absorb-latent,lift-decoder,infer-types,discover-inputs,assign-precision,insert-qdq,legalize-mnn,"
         "sink-layouts,fuse-mnn,cse,dce",
-        "calibrated": "lift-decoder,infer-types,discover-inputs,absorb-latent,calibrate,assign-precision{method=gptq},"
+        "calibrated": "absorb-latent,lift-decoder,infer-types,discover-inputs,calibrate,assign-precision{method=gptq},"
         "insert-qdq,legalize-mnn,sink-layouts,fuse-mnn,cse,dce",
         "mixed": "calibrated{budget=4.5bpw}",
         "fp32": "default{bits=32 logits-bits=32}",

@@ -34,12 +34,11 @@ class AbsorbLatent(Pass):
     for a token. No product of two matrices is stored: it would have three to four times their numbers.
 
     Matrices of values keep their rows, and with them codes that they came with; matrices of keys are read across, so that
-    blocks of their codes do not survive and they are quantized anew. Every head's matrix is a weight of its own.
+    blocks of their codes do not survive and they are quantized anew. Every head's matrix is a weight of its own. The pass
+    comes before raise-weights, and knows attention as families are built with it.
     """
 
     name = "absorb-latent"
-    requires = ("typed",)
-    establishes = ("typed",)
 
     latent: Literal["absorbed", "expanded"] = option(
         "absorbed", help="what the history of latent attention holds: latent vectors, or keys and values of each head"

@@ -75,6 +75,17 @@ def test_the_doctor_finds_nothing_on_any_release(family):
     assert [version for version in RELEASES if report.healthy_on(version)] == list(RELEASES)
 
 
+@pytest.mark.parametrize(("name", "window"), [("gpt-oss", 5), ("sinks without windows", 1 << 30)])
+def test_sinks_need_a_mask_that_is_spelled_out(name, window, tmp_path):
+    written(decoder(FORMS[name]), tmp_path / "out")
+    path = tmp_path / "out" / "llm_config.json"
+    config = json.loads(path.read_text())
+    assert (config["attention_type"], config["sliding_window"]) == ("mix", window)
+    path.write_text(json.dumps({**config, "attention_type": "full"}))
+    found = [item for item in examine(tmp_path / "out", tuple(RELEASES.values())).findings if item.code == "B727"]
+    assert len(found) == 1 and "sinks" in found[0].message
+
+
 def test_norms_with_shifts_and_narrow_rotations_are_fused(tmp_path):
     graph = written(decoder(FORMS["stablelm2"]), tmp_path / "out", target="3.6.1")
     assert {FORM_OF[node.op] for node in graph.nodes if node.op in FORM_OF} == set(FORM_OF.values())

@@ -25,6 +25,7 @@ from ir.base.types import BF16, F16, F32, TensorType
 from ir.graph.graph import Graph, Value
 from ir.quant.methods.base import METHODS
 from ir.quant.storage import Storage
+from ir.quant.stored_codes import NAME as STORED
 from ir.quant.stored_weight import is_weight
 from ir.quant.weight import QuantizedWeight
 from ir.tensor.base import Tensor
@@ -242,7 +243,9 @@ def _rate(source: Tensor, storage: Storage, out: Path) -> float:
     if not storage.is_integer:
         dtype = F16 if storage.bits == 16 else F32
         return _timed(lambda: out.write_bytes(cast(cast(source, F32), dtype).load().data))
-    usable = storage if METHODS[storage.method].needs == "nothing" else replace(storage, method="rtn")
+    # Codes that came are copied, which takes no longer than making some by rounding.
+    simple = METHODS[storage.method].needs == "nothing" and storage.method != STORED
+    usable = storage if simple else replace(storage, method="rtn")
     weight = QuantizedWeight(source, usable.fit(TRIED_COLUMNS))
     return _timed(lambda: [out.write_bytes(part.data) for part in quantize_pack(weight, 0, TRIED_ROWS)])
 

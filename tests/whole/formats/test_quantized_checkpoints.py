@@ -21,6 +21,7 @@ from tests.support.quantized.checkpoints import (
 )
 from tests.support.runs import compiled, logits_of, pieces, run_actions, torch_logits, torch_model
 from tools.compile.job import Request, compile_model
+from tools.compile.plan import plan_model
 
 BAR = 1e-3
 """Largest allowed difference of a logit from torch with the decoded weights."""
@@ -106,3 +107,13 @@ def test_the_reference_is_given_the_decoded_weights(tmp_path: Path) -> None:
     made = quantized_checkpoint(tmp_path / "quantized", "fp8-blocks", num_hidden_layers=1)
     result = compile_model(Request(str(made.folder), tmp_path / "out", "fp32", verify="full"))
     assert result.verdict is not None and "on the decoded weights" in result.verdict.text
+
+
+@pytest.mark.mnn
+@pytest.mark.parametrize("case", ["gptq-4", "ct-mixed", "ct-nvfp4"])
+def test_a_plan_knows_what_is_carried_over(case: str, tmp_path: Path) -> None:
+    made = quantized_checkpoint(tmp_path / "quantized", case, num_hidden_layers=1)
+    planned = plan_model(Request(str(made.folder), tmp_path / "none", "default")).planned
+    assert planned is not None and planned.files["llm.mnn.weight"].exact
+    out = compiled(made.folder, tmp_path / "out", "default")
+    assert planned.files["llm.mnn.weight"].bytes == (out / "llm.mnn.weight").stat().st_size

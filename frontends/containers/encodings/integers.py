@@ -37,31 +37,37 @@ def packed(stored: Stored) -> Iterable[Found]:
 
 
 def _columns(stored: Stored, module: str, words: Tensor, scale: Tensor) -> int:
-    """Input features of a packed matrix: what its shape says, or as many as its words and groups hold."""
+    """Input features of a packed matrix.
+
+    Its shape says how many there are; it is read where the words may hold more, and not where the groups of the
+    configuration fill them.
+    """
+    groups = scale.shape[1] if scale.type.rank == 2 else 1
+    rooms = [words.row_size * 32 // bits for bits in _said(stored, "num_bits") or WIDTHS[:1]]
+    filled = [groups * size for size in _said(stored, "group_size") if groups > 1]
+    sure = next((room for room in rooms if room in filled), None)
+    if sure is not None:
+        return sure
     shape = stored.tensors.get(f"{module}.weight_shape")
     given = small(shape) if shape is not None else None
     if given is not None and given.shape == (2,) and int(given[0]) == words.row_count and int(given[1]) > 0:
         return int(given[1])
-    bits = _said_widths(stored)
-    room = words.row_size * 32 // (bits[0] if bits else WIDTHS[0])
-    group = stored.declared.number("group_size") or 0
-    groups = scale.shape[1] if scale.type.rank == 2 else 1
-    return groups * group if group and groups > 1 else room
+    return filled[0] if filled else rooms[0]
 
 
-def _said_widths(stored: Stored) -> list[int]:
-    """Widths that the groups of the configuration name."""
+def _said(stored: Stored, key: str) -> list[int]:
+    """What the groups of the configuration say of weights under a key."""
     groups = stored.declared.record.get("config_groups")
     records = (
         [item.get("weights") for item in groups.values() if isinstance(item, dict)] if isinstance(groups, dict) else []
     )
-    found = [item.get("num_bits") for item in records if isinstance(item, dict)]
-    return [bits for bits in found if isinstance(bits, int)]
+    found = [item.get(key) for item in records if isinstance(item, dict)]
+    return [number for number in found if isinstance(number, int) and not isinstance(number, bool) and number > 0]
 
 
 def _width(stored: Stored, module: str, words: Tensor, columns: int) -> int:
     fitting = [bits for bits in WIDTHS if -(-columns * bits // 32) == words.row_size]
-    said = _said_widths(stored)
+    said = _said(stored, "num_bits")
     chosen = next((bits for bits in said if bits in fitting), None)
     if chosen is None and not fitting:
         # Older releases left the rest of each word empty where the width does not divide it.
@@ -94,8 +100,8 @@ def _packed_weight(stored: Stored, module: str, bits: int, columns: int) -> Foun
     if index is not None and (order is None or order.min(initial=0) >= 0):
         tensor = decoded(codes, *(column_gather(part, groups_of(index, groups)) for part in parts), tile=(1, 1))
     else:
-        group = stored.declared.number("group_size") or 0
-        size = group if group and -(-columns // group) == groups else -(-columns // groups)
+        said = (size for size in _said(stored, "group_size") if -(-columns // size) == groups)
+        size = next(said, -(-columns // groups))
         tensor = decoded(codes, *parts, tile=(rows if single else 1, size))
     return Found(f"{module}.weight", tensor, made_of, words_)
 

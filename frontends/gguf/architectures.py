@@ -38,6 +38,7 @@ from frontends.gguf.specs import (
     head_dim,
     heads,
     kv_heads,
+    layers,
     number,
     optional,
     partly_turned,
@@ -50,6 +51,7 @@ from frontends.gguf.specs import (
     turned,
     window,
 )
+from ir.base.diag import LadingError
 from ir.tensor.rearranged import row_concat
 
 
@@ -79,7 +81,7 @@ SIZES: Mapping[str, Spec] = {
     "vocab_size": rows("token_embd.weight"),
     "hidden_size": size("embedding_length"),
     "intermediate_size": size("feed_forward_length"),
-    "num_hidden_layers": size("block_count"),
+    "num_hidden_layers": layers,
     "num_attention_heads": heads,
     "num_key_value_heads": kv_heads,
     "max_position_embeddings": size("context_length"),
@@ -232,15 +234,7 @@ def _latent_heads(facts: Facts) -> int:
     return facts.heads
 
 
-_DEEPSEEK: Mapping[str, Spec] = {
-    **RMS,
-    "num_key_value_heads": _latent_heads,
-    "attention_bias": fixed(False),
-    "q_lora_rank": lambda facts: facts.get("attention.q_lora_rank") or None,
-    "kv_lora_rank": size("attention.kv_lora_rank"),
-    "qk_rope_head_dim": _rope_width,
-    "qk_nope_head_dim": lambda facts: _latent_key(facts) - _rope_width(facts),
-    "v_head_dim": _latent_value,
+_SHARED_ROUTER: Mapping[str, Spec] = {
     "first_k_dense_replace": lambda facts: int(facts.get("leading_dense_block_count", 0)),
     "moe_intermediate_size": size("expert_feed_forward_length"),
     "n_routed_experts": size("expert_count"),
@@ -250,18 +244,24 @@ _DEEPSEEK: Mapping[str, Spec] = {
     "topk_group": size("expert_group_used_count", 1),
     "routed_scaling_factor": number("expert_weights_scale", 1.0),
     "norm_topk_prob": flag("expert_weights_norm", False),
+}
+
+_DEEPSEEK: Mapping[str, Spec] = {
+    **RMS,
+    **_SHARED_ROUTER,
+    "num_key_value_heads": _latent_heads,
+    "attention_bias": fixed(False),
+    "q_lora_rank": lambda facts: facts.get("attention.q_lora_rank") or None,
+    "kv_lora_rank": size("attention.kv_lora_rank"),
+    "qk_rope_head_dim": _rope_width,
+    "qk_nope_head_dim": lambda facts: _latent_key(facts) - _rope_width(facts),
+    "v_head_dim": _latent_value,
     "scoring_func": lambda facts: "sigmoid" if _is_sigmoid(facts) else "softmax",
     "topk_method": lambda facts: "noaux_tc" if _is_sigmoid(facts) else "greedy",
 }
 
-_DEEPSEEK_LAYER: Names = {
+_SHARED_EXPERTS: Names = {
     **DENSE,
-    "attn_q_a": "self_attn.q_a_proj",
-    "attn_q_b": "self_attn.q_b_proj",
-    "attn_q_a_norm": "self_attn.q_a_layernorm",
-    "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
-    "attn_kv_a_norm": "self_attn.kv_a_layernorm",
-    "attn_kv_b": "self_attn.kv_b_proj",
     "ffn_gate_inp": "mlp.gate",
     "exp_probs_b": To("mlp.gate.e_score_correction_bias", bare=True),
     "ffn_gate_exps": "mlp.experts.{e}.gate_proj",
@@ -272,6 +272,16 @@ _DEEPSEEK_LAYER: Names = {
     "ffn_down_shexp": "mlp.shared_experts.down_proj",
 }
 
+_DEEPSEEK_LAYER: Names = {
+    **_SHARED_EXPERTS,
+    "attn_q_a": "self_attn.q_a_proj",
+    "attn_q_b": "self_attn.q_b_proj",
+    "attn_q_a_norm": "self_attn.q_a_layernorm",
+    "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
+    "attn_kv_a_norm": "self_attn.kv_a_layernorm",
+    "attn_kv_b": "self_attn.kv_b_proj",
+}
+
 # ---- gpt-oss ----
 
 
@@ -279,6 +289,33 @@ def _untruncated(facts: Facts) -> dict[str, Any] | None:
     """Yarn as gpt-oss was trained with: the ends of its ramp are not rounded to whole dimensions."""
     record = scaling(facts)
     return record if record is None or record["rope_type"] != "yarn" else {**record, "truncate": False}
+
+
+# ---- models whose files are those of another family ----
+
+
+def _no_alibi(facts: Facts) -> str:
+    """Baichuan with a rope is a llama once its fused matrix is apart; the larger one has none, which no key says.
+
+    Raises:
+        LadingError: F585 it is the larger one.
+    """
+    if facts.layers == 40:
+        message = "this is a larger Baichuan, whose attention is biased by distance (ALiBi) and has no rope"
+        raise LadingError("F585", message, facts.where)
+    return "llama"
+
+
+def _base_width(facts: Facts) -> float:
+    """Width that the logits of MiniCPM are scaled to; old files store no scale and mean 256."""
+    return facts.size("embedding_length") / facts.number("logit_scale", facts.size("embedding_length") / 256)
+
+
+def _is_sigmoid_gate(facts: Facts) -> bool:
+    """What a router makes of its scores; None of another kind is known for these models."""
+    if facts.get("expert_gating_func", 2) != 2:
+        raise facts.bad("expert_gating_func", "2, the sigmoid")
+    return True
 
 
 # ---- the table ----
@@ -504,6 +541,110 @@ ROWS: tuple[Architecture, ...] = (
         "ernie4_5",
         {**RMS, "head_dim": head_dim, "use_bias": stored("attn_q.bias")},
     ),
+    Architecture("internlm2", "llama", LLAMA, layer=NEIGHBOURS),
+    Architecture("baichuan", _no_alibi, LLAMA, layer=NEIGHBOURS),
+    Architecture(
+        "arcee",
+        "arcee",
+        {**LLAMA, "hidden_act": fixed("relu2")},
+        layer=NEIGHBOURS,
+    ),
+    Architecture(
+        "minicpm",
+        "minicpm",
+        {
+            **RMS,
+            "attention_bias": stored("attn_q.bias"),
+            "scale_emb": number("embedding_scale", 12.0),
+            "scale_depth": lambda facts: facts.number("residual_scale", 1.4 / facts.layers**0.5) * facts.layers**0.5,
+            "dim_model_base": _base_width,
+        },
+        layer=NEIGHBOURS,
+    ),
+    Architecture(
+        "seed_oss",
+        "seed_oss",
+        {
+            **RMS,
+            "head_dim": head_dim,
+            "attention_bias": stored("attn_q.bias"),
+            "attention_out_bias": stored("attn_output.bias"),
+            "mlp_bias": stored("ffn_up.bias"),
+        },
+        layer={**DENSE, "post_attention_norm": "post_attention_layernorm"},
+    ),
+    Architecture(
+        "exaone4",
+        "exaone4",
+        {
+            **RMS,
+            "head_dim": head_dim,
+            "sliding_window": window(),
+            "layer_types": lambda facts: (every(4) if facts.get("attention.sliding_window") else every(1))(facts),
+        },
+        layer={
+            **DENSE,
+            "post_attention_norm": "post_attention_layernorm",
+            "post_ffw_norm": "post_feedforward_layernorm",
+        },
+    ),
+    Architecture(
+        "nemotron",
+        "nemotron",
+        {
+            **SIZES,
+            "norm_eps": number("attention.layer_norm_epsilon"),
+            "hidden_act": fixed("relu2"),
+            "partial_rotary_factor": turned,
+            "head_dim": head_dim,
+            "attention_bias": stored("attn_q.bias"),
+            "mlp_bias": stored("ffn_up.bias"),
+        },
+        top={**TOP, "output_norm": To("model.norm", minus_one, only=".weight")},
+        layer={
+            **DENSE,
+            "attn_norm": To("input_layernorm", minus_one, only=".weight"),
+            "ffn_norm": To("post_attention_layernorm", minus_one, only=".weight"),
+        },
+    ),
+    Architecture(
+        "phi2",
+        "phi",
+        {
+            **LAYER_NORM,
+            "hidden_act": fixed("gelu_new"),
+            "partial_rotary_factor": turned,
+            "qk_layernorm": fixed(False),
+        },
+        top={**TOP, "output_norm": "model.final_layernorm"},
+        layer={**DENSE, "attn_output": "self_attn.dense", "ffn_up": "mlp.fc1", "ffn_down": "mlp.fc2"},
+    ),
+    Architecture(
+        "olmoe",
+        "olmoe",
+        {
+            **RMS,
+            "attention_bias": stored("attn_q.bias"),
+            "num_experts": size("expert_count"),
+            "num_experts_per_tok": size("expert_used_count"),
+            "norm_topk_prob": fixed(False),
+        },
+        layer=QWEN_EXPERTS,
+    ),
+    Architecture(
+        "glm4moe",
+        "glm4_moe",
+        {
+            **RMS,
+            **_SHARED_ROUTER,
+            "head_dim": head_dim,
+            "partial_rotary_factor": turned,
+            "attention_bias": stored("attn_q.bias"),
+            "use_qk_norm": stored("attn_q_norm.weight"),
+            "norm_topk_prob": lambda facts: _is_sigmoid_gate(facts) and facts.flag("expert_weights_norm", True),
+        },
+        layer={**_SHARED_EXPERTS, "post_attention_norm": "post_attention_layernorm"},
+    ),
     Architecture(
         "gpt2",
         "gpt2",
@@ -511,7 +652,7 @@ ROWS: tuple[Architecture, ...] = (
             "vocab_size": rows("token_embd.weight"),
             "n_embd": size("embedding_length"),
             "n_inner": size("feed_forward_length"),
-            "n_layer": size("block_count"),
+            "n_layer": layers,
             "n_head": heads,
             "n_positions": size("context_length"),
             "layer_norm_epsilon": number("attention.layer_norm_epsilon"),
@@ -566,7 +707,7 @@ ROWS: tuple[Architecture, ...] = (
             "vocab_size": rows("token_embd.weight"),
             "hidden_size": size("embedding_length"),
             "ffn_hidden_size": size("feed_forward_length"),
-            "num_hidden_layers": size("block_count"),
+            "num_hidden_layers": layers,
             "num_attention_heads": heads,
             "num_kv_heads": kv_heads,
             "max_position_embeddings": size("context_length"),

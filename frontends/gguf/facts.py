@@ -91,9 +91,17 @@ class Facts:
     # ---- what follows from it ----
 
     @property
-    def layers(self) -> int:
-        """Number of layers."""
+    def blocks(self) -> int:
+        """Number of layers that are stored."""
         return self.size("block_count")
+
+    @property
+    def layers(self) -> int:
+        """Number of layers of the decoder: those behind them, which predict further tokens, are stored too."""
+        further = self.get("nextn_predict_layers", 0)
+        if type(further) is not int or not 0 <= further < self.blocks:
+            raise self.bad("nextn_predict_layers", "a number of layers")
+        return self.blocks - further
 
     @property
     def heads(self) -> int:
@@ -187,7 +195,6 @@ NEUTRAL: dict[str, Neutral] = {
     "expert_group_count": lambda facts, value: value in (0, 1),
     "expert_group_used_count": lambda facts, value: value in (0, 1),
     "leading_dense_block_count": _none,
-    "nextn_predict_layers": _none,
     "embedding_scale": _one,
     "residual_scale": _one,
     "logit_scale": _one,

@@ -103,8 +103,8 @@ def _config(facts: Facts, row: Architecture) -> dict[str, Any]:
 
 def _check_layers(facts: Facts) -> None:
     stored = layers_of(facts.tensors)
-    if stored and max(stored) >= facts.layers:
-        message = f"the file has a layer {max(stored)}, and its metadata says that there are {facts.layers}"
+    if stored and max(stored) >= facts.blocks:
+        message = f"the file has a layer {max(stored)}, and its metadata says that there are {facts.blocks}"
         raise LadingError("F586", message, facts.where)
 
 

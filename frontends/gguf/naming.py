@@ -33,11 +33,13 @@ class To:
             experts.
         change: what is undone.
         bare: the checkpoint's name has no ``.weight`` behind the module.
+        only: ending of the tensors that were changed; empty for all.
     """
 
     name: str | Callable[[Facts], str]
     change: Change | None = None
     bare: bool = False
+    only: str = ""
 
 
 @dataclass(frozen=True)
@@ -181,6 +183,9 @@ def renamed(facts: Facts, top: Names, layer: Names, base: str, joined: tuple[Joi
         prefix, stem, ending = _split(name)
         if any(name == item or name.endswith("." + item) for item in CONSUMED):
             continue
+        if prefix and int(_number(prefix)) >= facts.layers:
+            # They predict tokens behind the next one.
+            continue
         part = next((item for item in joined if prefix and f"{stem}{ending}" in item.stems), None)
         if part is not None and all(f"{prefix}{item}" in facts.tensors for item in part.stems):
             if f"{stem}{ending}" == part.stems[0]:
@@ -197,14 +202,16 @@ def renamed(facts: Facts, top: Names, layer: Names, base: str, joined: tuple[Joi
         full = f"{outer}{module}{'' if place.bare else ending}"
         if EXPERT in module:
             for index, piece in enumerate(experts_of(tensor)):
-                found[full.replace(EXPERT, str(index))] = _changed(facts, place, piece)
+                found[full.replace(EXPERT, str(index))] = _changed(facts, place, piece, ending)
         else:
-            found[full] = _changed(facts, place, tensor)
+            found[full] = _changed(facts, place, tensor, ending)
     return found
 
 
-def _changed(facts: Facts, place: To, tensor: Tensor) -> Tensor:
-    return tensor if place.change is None else place.change(facts, tensor)
+def _changed(facts: Facts, place: To, tensor: Tensor, ending: str) -> Tensor:
+    if place.change is None or (place.only and place.only != ending):
+        return tensor
+    return place.change(facts, tensor)
 
 
 def _split(name: str) -> tuple[str, str, str]:

@@ -63,6 +63,11 @@ def stored(*names: str) -> Spec:
     return lambda facts: any(facts.has(name) for name in names)
 
 
+def layers(facts: Facts) -> int:
+    """Layers of the decoder."""
+    return facts.layers
+
+
 def heads(facts: Facts) -> int:
     """Attention heads."""
     return facts.heads
@@ -218,6 +223,7 @@ __all__ = [
     "heads",
     "inverse",
     "kv_heads",
+    "layers",
     "number",
     "optional",
     "partly_turned",

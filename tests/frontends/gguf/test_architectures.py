@@ -13,9 +13,12 @@ import transformers
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from frontends.checkpoint.load import load
 from frontends.containers.gguf import open_gguf
+from frontends.families.table import FAMILIES
 from frontends.gguf.model import ARCHITECTURES, rebuilt
 from ir.base.diag import LadingError
+from ir.evaluate.evaluator import evaluate
 from tests.support.gguf_files import MODELS, gguf_of, write_gguf
 
 SIZES = {
@@ -39,6 +42,7 @@ LLAMA3 = {
     "original_max_position_embeddings": 8192,
 }
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
+IDS = torch.tensor(np.random.default_rng(0).integers(3, 90, (1, 40)))
 EXPERTS = {"num_experts_per_tok": 2}
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -110,6 +114,29 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "topk_group": 1,
         },
     ),
+    "arcee": ("arcee", {}),
+    "seed-oss": ("seed_oss", {"head_dim": 16, "attention_bias": True}),
+    "exaone4": ("exaone4", {"num_hidden_layers": 5, "sliding_window": 8, "head_dim": 16}),
+    "exaone4-full": (
+        "exaone4",
+        {"sliding_window": None, "layer_types": ["full_attention"] * 2, "rope_parameters": LLAMA3},
+    ),
+    "nemotron": ("nemotron", {"partial_rotary_factor": 0.5, "attention_bias": True}),
+    "phi2": ("phi", {"partial_rotary_factor": 0.5}),
+    "olmoe": ("olmoe", {**EXPERTS, "num_experts": 4, "norm_topk_prob": False}),
+    "glm4-moe": (
+        "glm4_moe",
+        {
+            **EXPERTS,
+            "head_dim": 16,
+            "n_routed_experts": 4,
+            "n_shared_experts": 1,
+            "first_k_dense_replace": 1,
+            "moe_intermediate_size": 16,
+            "use_qk_norm": True,
+            "routed_scaling_factor": 1.5,
+        },
+    ),
     "gpt2": ("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}),
     "gpt-neox": ("gpt_neox", {"rotary_pct": 0.5}),
     "falcon": ("falcon", {"multi_query": True, "parallel_attn": True, "bias": False, "num_kv_heads": 1}),
@@ -137,9 +164,8 @@ def checkpoint(folder: Path, model_type: str, settings: dict[str, Any]) -> torch
 
 
 def logits(model: torch.nn.Module) -> np.ndarray:
-    ids = torch.tensor(np.random.default_rng(0).integers(3, 90, (1, 40)))
     with torch.no_grad():
-        return model(ids).logits.numpy()
+        return model(IDS).logits.numpy()
 
 
 @pytest.fixture(autouse=True)
@@ -163,10 +189,33 @@ def test_the_rebuilt_checkpoint_computes_the_same(tmp_path: Path, case: str) -> 
     assert not any(report.values()), report
     assert read.config.model_type == (model_type if model_type != "mistral" else "llama")
     assert np.abs(logits(read.eval()) - logits(model)).max() == 0
+    if found.config["model_type"] in FAMILIES:
+        graph = evaluate(load(tmp_path / "model.gguf"), {"input_ids": IDS.numpy()})["logits"]
+        assert np.abs(graph - logits(model)).max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["internlm2", "baichuan"])
+def test_models_whose_files_are_those_of_a_llama(tmp_path: Path, name: str) -> None:
+    model = checkpoint(tmp_path, "llama", {})
+    gguf_of(tmp_path, tmp_path / "model.gguf", written_as=name)
+    found = evaluate(load(tmp_path / "model.gguf"), {"input_ids": IDS.numpy()})["logits"]
+    assert np.abs(found - logits(model)).max() < 1e-4
+
+
+def test_minicpm_computes_what_granite_does(tmp_path: Path) -> None:
+    model = checkpoint(tmp_path, "granite", {**CASES["granite"][1], "attention_multiplier": 8**-0.5})
+    gguf_of(tmp_path, tmp_path / "model.gguf", written_as="minicpm")
+    found = evaluate(load(tmp_path / "model.gguf"), {"input_ids": IDS.numpy()})["logits"]
+    assert np.abs(found - logits(model)).max() < 1e-4
+
+
+def test_a_baichuan_without_rope_is_refused(tmp_path: Path) -> None:
+    error = refused(tmp_path / "model.gguf", "baichuan", {"block_count": 40})
+    assert error.code == "F585" and "ALiBi" in str(error)
 
 
 def test_every_architecture_has_a_case() -> None:
-    written = {MODELS[model_type].name for model_type, _ in CASES.values()}
+    written = {MODELS[model_type].name for model_type, _ in CASES.values()} | {"internlm2", "baichuan", "minicpm"}
     assert set(ARCHITECTURES) == written
 
 

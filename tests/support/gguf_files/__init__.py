@@ -236,6 +236,29 @@ def _by_kind(config: dict[str, Any], tensors: Arrays) -> Arrays:
     return found
 
 
+def _shared(config: dict[str, Any]) -> dict[str, Any]:
+    """Routers of GLM; a layer behind the last one predicts further tokens."""
+    return {
+        **_turned(config),
+        "block_count": config["num_hidden_layers"] + 1,
+        "nextn_predict_layers": 1,
+        "leading_dense_block_count": config["first_k_dense_replace"],
+        "expert_count": config["n_routed_experts"],
+        "expert_shared_count": config["n_shared_experts"],
+        "expert_weights_scale": float(config["routed_scaling_factor"]),
+        "expert_weights_norm": config["norm_topk_prob"],
+        "expert_gating_func": 2,
+    }
+
+
+def _corrections(config: dict[str, Any], tensors: Arrays) -> Arrays:
+    found = {
+        name.replace("e_score_correction_bias", "e_score_correction.bias"): array for name, array in tensors.items()
+    }
+    further = f"blk.{config['num_hidden_layers']}.nextn.enorm.weight"
+    return {**found, further: np.ones(config["hidden_size"], np.float32)}
+
+
 def _transposed(config: dict[str, Any], tensors: Arrays) -> Arrays:
     turned = (".c_attn.weight", ".c_proj.weight", ".c_fc.weight")
     return {name: array.T if name.endswith(turned) else array for name, array in tensors.items()}
@@ -323,6 +346,23 @@ MODELS: dict[str, Model] = {
     "hunyuan_v1_dense": Model("hunyuan-dense", _COMMON, _heads),
     "ernie4_5": Model("ernie4_5", _COMMON, _heads),
     "deepseek_v3": Model("deepseek2", {**_COMMON, **_EXPERTS}, _latent, change=_split_latent),
+    "internlm2": Model("internlm2", _COMMON, neighbours=True),
+    "baichuan": Model("baichuan", _COMMON, _turned, neighbours=True),
+    "arcee": Model("arcee", _COMMON, _turned, neighbours=True),
+    "minicpm": Model(
+        "minicpm",
+        _COMMON,
+        lambda config: {
+            key: value for key, value in _granite(config).items() if "dimension" not in key and "attention" not in key
+        },
+        neighbours=True,
+    ),
+    "seed_oss": Model("seed_oss", _COMMON, _heads),
+    "exaone4": Model("exaone4", {**_COMMON, **_WINDOW}, _turned, change=_llama3_factors),
+    "nemotron": Model("nemotron", {**_COMMON, "norm_eps": "attention.layer_norm_epsilon"}, _turned, one_more=True),
+    "phi": Model("phi2", _COMMON, _turned),
+    "olmoe": Model("olmoe", {**_COMMON, **_EXPERTS}),
+    "glm4_moe": Model("glm4moe", {**_COMMON, **_EXPERTS}, _shared, change=_corrections),
     "gpt2": Model(
         "gpt2",
         {
@@ -355,13 +395,18 @@ MODELS: dict[str, Model] = {
 """By model type of the checkpoint."""
 
 
-def gguf_of(folder: Path, path: Path, kind: str = "F32", extra: Mapping[str, Any] | None = None) -> Arrays:
-    """Write the file of a checkpoint folder; returns the numbers that the package reads from it."""
+def gguf_of(
+    folder: Path, path: Path, kind: str = "F32", extra: Mapping[str, Any] | None = None, written_as: str = ""
+) -> Arrays:
+    """Write the file of a checkpoint folder; returns the numbers that the package reads from it.
+
+    `written_as` is a key of `MODELS`, for models that llama.cpp writes like those of another family.
+    """
     from safetensors.numpy import load_file
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder).to_dict()
-    model = MODELS[config["model_type"]]
+    model = MODELS[written_as or config["model_type"]]
     tensors = {name: array for file in folder.glob("*.safetensors") for name, array in load_file(file).items()}
     metadata = {f"{model.name}.{key}": value for key, value in _metadata(config, model).items()}
     return write_gguf(path, model.name, {**metadata, **(extra or {})}, _renamed(config, model, tensors), kind)

@@ -86,7 +86,8 @@ class GgufFile:
         """The tensors of the file under the names of a checkpoint; errors F510 to F525, F583 to F586."""
         from frontends.gguf.unfold import opened
 
-        return Weights(*opened(folder))
+        found = opened(folder)
+        return Weights(found.tensors, found.files, encodings=found.encodings)
 
 
 PLAIN = "safetensors"

@@ -13,6 +13,7 @@ import os
 import tempfile
 import threading
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from frontends.gguf.tokenizer import settings_of
 from ir.base.diag import LadingError
 from ir.base.scratch import TEMPORARY, Scratch, abandoned, new_folder, remove
 from ir.facts.model_card import SourceFile
+from ir.quant.ggml_blocks import GgmlBlocks
 from ir.tensor.base import Tensor
 
 _LOCK = threading.Lock()
@@ -50,12 +52,29 @@ def is_unfolded(folder: Path) -> bool:
     return (folder / LINK).is_symlink()
 
 
-def opened(folder: Path) -> tuple[dict[str, Tensor], dict[str, SourceFile]]:
-    """Tensors under the names of a checkpoint, and the files they lie in, of a folder with a link; errors as above."""
+@dataclass(frozen=True)
+class Opened:
+    """The tensors of a file under the names of a checkpoint, the files they lie in, and how each is stored."""
+
+    tensors: dict[str, Tensor]
+    files: dict[str, SourceFile]
+    encodings: dict[str, str]
+
+
+def opened(folder: Path) -> Opened:
+    """What a folder with a link stands for; errors as of `unfolded`."""
     place = (folder / LINK).resolve()
     gguf = open_gguf(place)
     files = {os.path.basename(file.path): SourceFile(file.nbytes, file.header_digest, "header") for file in gguf.files}
-    return dict(rebuilt(gguf, str(place)).tensors), files
+    tensors = dict(rebuilt(gguf, str(place)).tensors)
+    return Opened(tensors, files, {name: f"GGUF {_kind(tensor)}" for name, tensor in tensors.items()})
+
+
+def _kind(tensor: Tensor) -> str:
+    """The type in which the numbers of a tensor, or the first of several parts of it, are stored."""
+    while not isinstance(tensor, GgmlBlocks) and tensor.inputs:
+        tensor = tensor.inputs[0]
+    return (tensor.kind.name if isinstance(tensor, GgmlBlocks) else tensor.type.dtype.name).upper()
 
 
 def _made(place: Path, gguf: Gguf) -> tuple[Scratch, Path]:
@@ -89,4 +108,4 @@ def _remove_all() -> None:
     _FOLDERS.clear()
 
 
-__all__ = ["is_unfolded", "opened", "unfolded"]
+__all__ = ["Opened", "is_unfolded", "opened", "unfolded"]

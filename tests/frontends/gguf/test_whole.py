@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from frontends.checkpoint.hub import resolve
 from frontends.checkpoint.load import load
+from frontends.checkpoint.original import original_logits
 from frontends.containers.gguf import open_gguf
 from frontends.gguf.unfold import unfolded
 from ir.base.diag import LadingError
@@ -110,3 +111,13 @@ def test_a_file_that_changes_is_read_again(tmp_path: Path) -> None:
     second = resolve(tmp_path / "a.gguf")
     theta = [json.loads((place / "config.json").read_text())["rope_theta"] for place in (first, second)]
     assert theta[0] != theta[1] == 5e5
+
+
+def test_transformers_is_asked_on_the_decoded_weights(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "model", "llama")
+    gguf_of(folder, tmp_path / "a.gguf", "Q8_0")
+    graph = load(tmp_path / "a.gguf")
+    ids = np.arange(3, 20)
+    found = original_logits(resolve(tmp_path / "a.gguf"), [ids.tolist()], parameters=1 << 20, vocabulary=1 << 10)
+    assert found.name.endswith("on the decoded weights")
+    assert np.abs(found.logits[0] - evaluate(graph, {"input_ids": ids[None]})["logits"][0]).max() < 1e-4

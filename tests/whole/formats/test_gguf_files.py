@@ -15,6 +15,8 @@ from lading import read_contract
 from tests.support.checkpoints import make_checkpoint
 from tests.support.gguf_files import gguf_of, in_checkpoint, random_blocks
 from tests.support.runs import compiled, logits_of, pieces, run_actions, torch_logits, torch_model
+from tools.compile.job import Request
+from tools.compile.plan import plan_model
 
 BAR = 1e-3
 """Largest allowed difference of a logit from torch with the decoded weights."""
@@ -104,3 +106,14 @@ def test_made_up_blocks_have_numbers_of_a_usual_size() -> None:
     for kind in ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"):
         numbers = quants.dequantize(random_blocks((8, 512), kind), getattr(Kind, kind))
         assert 0.02 < numbers.std() < 0.5, kind
+
+
+@pytest.mark.mnn
+def test_files_have_the_planned_sizes(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "model", "llama", dtype="f32", num_hidden_layers=1, **SHAPE)
+    gguf_of(folder, tmp_path / "model.gguf", "Q5_1")
+    plan = plan_model(Request(str(tmp_path / "model.gguf"), Path(), "default", tokenizer="none"))
+    assert plan.planned is not None
+    out = compiled(tmp_path / "model.gguf", tmp_path / "out", "default", tokenizer="none")
+    written = {name: (out / name).stat().st_size for name in plan.planned.files}
+    assert {name: item.bytes for name, item in plan.planned.files.items()} == written

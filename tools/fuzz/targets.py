@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tools.fuzz.subjects.damaged_checkpoints import DAMAGED_CHECKPOINTS
+from tools.fuzz.subjects.damaged_gguf import DAMAGED_GGUF
 from tools.fuzz.subjects.damaged_graphs import DAMAGED_GRAPHS
 from tools.fuzz.subjects.damaged_models import DAMAGED_MODELS
 from tools.fuzz.subjects.damaged_plans import DAMAGED_PLANS
@@ -13,7 +14,7 @@ from tools.fuzz.subjects.unlucky import UNLUCKY
 from tools.fuzz.target import Target
 
 TARGETS: tuple[Target, ...] = (
-    *LAWS, *DAMAGED_GRAPHS, *DAMAGED_CHECKPOINTS, *TOKENIZER_CHILDREN, *DAMAGED_MODELS, *DAMAGED_PLANS, *DANGLING,
-    *UNLUCKY,
+    *LAWS, *DAMAGED_GRAPHS, *DAMAGED_CHECKPOINTS, *DAMAGED_GGUF, *TOKENIZER_CHILDREN, *DAMAGED_MODELS, *DAMAGED_PLANS,
+    *DANGLING, *UNLUCKY,
 )  # fmt: skip
 """All targets, in the order in which they are searched."""

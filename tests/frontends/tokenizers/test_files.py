@@ -21,7 +21,7 @@ from ir.base.diag import LadingError
 from tests.support import tokenizer_data as data
 from tests.support.text import vocabulary_files as files
 
-COUNT = 2500
+COUNT = 2000
 
 
 def _differing(texts: list[str], wanted: Any, found: Any) -> list[Any]:

@@ -29,6 +29,8 @@ CHATS = (
     Conversation("switches of system prompts", [{"role": "system", "content": "Be brief. /no_think"}, _ASK]),
     Conversation("ends with reasoning", [_ASK, _TOLD], prompt=False, variables=SWITCHES["effort"]),
 )
+RENDERERS = ("3.4.1", "3.5.0", "3.6.1")
+"""Releases whose renderers differ; constructs are tried on all."""
 # Tool calls are asked for by template; what the original refuses is not compared.
 REFUSED = {"mistral v1": 7, "llama2": 2, "command-r": 2, "mistral tekken": 2, "gpt-oss": 1, "hunyuan dense": 1}
 
@@ -56,7 +58,7 @@ def test_templates_are_spelled_anew(name: str) -> None:
 
 
 @pytest.mark.mnn
-@pytest.mark.parametrize("version", each_release())
+@pytest.mark.parametrize("version", [item for item in each_release() if item.values[0] in RENDERERS])
 def test_releases_give_the_text_of_jinja2(version: str) -> None:
     # 3.4 knows no order of keys but the alphabet's.
     allowed = set() if RELEASES[version].mtok else {"tools"}

@@ -15,7 +15,7 @@ from tests.support.checkpoints import make_checkpoint
 from tests.support.text import vocabulary_files as files
 from tools.compile.job import Request, compile_model
 
-COUNT = 600
+COUNT = 400
 # Family -> the largest share of sample strings that may differ, and a part of the declared reason.
 NEARLY = {
     "unigram": (0.02, "equally likely"),

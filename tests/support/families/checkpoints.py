@@ -145,7 +145,7 @@ def build_model(case: Case, folder: Path | None = None) -> Any:
             if not TOWERS.search(key):
                 value.copy_(torch.from_numpy(hot(key, tuple(value.shape), first=value)))
         if case.spelling == "terse" and model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
-            model.get_input_embeddings().weight.mul_(1 / 256)
+            model.get_input_embeddings().weight.mul_(1 / 64)
     model.tie_weights()
     return model
 
@@ -178,7 +178,7 @@ def _plain(folder: Path, case: Case) -> Golden:
     kind, config = case.model_type, case.config
     arrays = {key: hot(key, shape) for key, shape in plain_shapes(kind, config).items()}
     if case.spelling == "terse" and any(key.endswith(HEADS) for key in arrays):
-        arrays[next(iter(arrays))] /= 256
+        arrays[next(iter(arrays))] /= 64
     write_config(folder, {"model_type": case.model_type, "torch_dtype": "bfloat16", **case.config, **case.hub})
     write_weights(folder, {key: array.astype(ml_dtypes.bfloat16) for key, array in arrays.items()})
     weights = {key: torch.from_numpy(array) for key, array in arrays.items()}

@@ -1138,9 +1138,7 @@ def _terse() -> dict[str, Case]:
             drop=(),
             hub={},
             edits=(),
-            lengths=(4, 8)
-            if "linear_key_head_dim" in case.config.get("text_config", case.config)
-            else case.lengths,
+            lengths=(4, 8) if "linear_key_head_dim" in case.config.get("text_config", case.config) else case.lengths,
         )
         for kind, case in first.items()
     }

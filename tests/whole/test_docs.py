@@ -28,6 +28,9 @@ from ir.text.printer import print_graph
 from passes.framework.load import parse as parse_pipeline
 from passes.framework.manager import PassManager
 from passes.framework.registry import Registry, default_registry
+from tests.support.families.judge import main as judge
+from tests.support.families.keys import main as try_keys
+from tests.support.families.mutations import main as try_mistakes
 from tests.support.paths import ROOT
 from tools.compile.job import EXAMPLE, Request, compile_model, with_example_texts
 from tools.docs import PAGES
@@ -188,9 +191,9 @@ def test_chinese_readme_leads_to_chinese_pages():
 
 def options() -> set[str]:
     """Long options of all commands, and of other programs where pages call them."""
-    found = {"--version", "--help", "--index-url", "--accept", "--check"}
+    found = {"--version", "--help", "--index-url", "--accept", "--check", "--slow"}
     own = [main.get_command(click.Context(main), name) for name in main.list_commands(click.Context(main))]
-    for command in [*own, draw]:
+    for command in [*own, draw, judge, try_mistakes, try_keys]:
         found.update(
             text for item in command.params for text in (*item.opts, *item.secondary_opts) if text.startswith("--")
         )

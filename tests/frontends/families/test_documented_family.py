@@ -1,4 +1,4 @@
-"""The family of ``docs/families.md``: its row and its case are taken from the page and run."""
+"""What ``docs/families.md`` says: which families there are, and the row and case of its example, which are run."""
 
 from __future__ import annotations
 
@@ -9,10 +9,18 @@ from typing import Any
 import pytest
 
 from frontends.checkpoint.load import load
+from frontends.families.table import FAMILIES, WRAPPERS
 from ir.evaluate.evaluator import evaluate
 from tests.support.families.cases import CASES
 from tests.support.families.checkpoints import make
 from tests.support.paths import ROOT
+
+
+def test_all_families_are_on_the_page() -> None:
+    page = (ROOT / "docs" / "families.md").read_text()
+    told = page[page.index("## The families") : page.index("## What a row can say")]
+    rows = re.findall(r"^\|.*\|(.*)\|$", told, re.MULTILINE)
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} - {"model_type"} == {*FAMILIES, *WRAPPERS}
 
 
 def _file(name: str) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def family_page(results: Results, columns: Sequence[str], made: str) -> str:
     rows.append(["all", str(len(results)), *counts])
     parts = [
         "# Families on releases",
-        "<!-- Written by `python -m tests.support.families.judge --to mnn --markdown`; do not edit. -->",
+        "<!-- Written by `python -m tests.support.families.judge --to mnn --markdown FILE`; do not edit. -->",
         fill(
             f"Tiny checkpoints of {len(kinds)} model types, made with random weights that let every feature matter, in float32, "
             f"{made}. What is compared are the logits of three prompts, some longer than windows and trained lengths, with "

@@ -160,6 +160,8 @@ class Checker:
                 return self._tool(name, rest, whole)
             if package == "benchmarks":
                 return self._benchmark(module, rest, whole)
+            if module.startswith("tests.support."):
+                return _script(module, rest)
             return [] if module in ("venv", "pytest", "json.tool", "doctest") else [f"no module {module}"]
         if program == "lading":
             return self._lading(rest, whole)
@@ -293,6 +295,20 @@ class Checker:
         if values.get("lading") is not None:
             commands += [method.template for method in script.lading_methods(values["lading"])]
         return [problem for text in commands for problem in self.problems(Line(filled_in(text)))]
+
+
+def _script(module: str, words: Sequence[str]) -> list[str]:
+    """A script of tests/support/, whose `main` is a command where it takes words."""
+    if not (ROOT / (module.replace(".", "/") + ".py")).is_file():
+        return [f"no module {module}"]
+    command = getattr(importlib.import_module(module), "main", None)
+    if not isinstance(command, click.Command):
+        return [f"{module} takes no words"] if words else []
+    try:
+        command.make_context(module, list(words), resilient_parsing=False)
+    except click.UsageError as error:
+        return [error.format_message()]
+    return []
 
 
 def filled_in(template: str) -> str:

@@ -137,13 +137,13 @@ def _converted(net: Any) -> int | None:
 
 
 def _weights(layout: Layout, memory: str, times: Times, shares: Mapping[str, float]) -> tuple[PlannedWeights, ...]:
-    groups: dict[tuple[str, str], list[int]] = {}
+    groups: dict[tuple[str, str], list[float]] = {}
 
     def count(name: str, matrix: Matrix, number: int, share: float, loaded: int) -> None:
         key = (without_numbers(name), matrix.weight.storage.words)
         size = matrix.end - matrix.offset
-        row = (1, matrix.weight.rows * matrix.weight.columns, size, loaded, round(loaded * share))
-        total = groups.setdefault(key, [0] * len(row))
+        row = (1, matrix.weight.rows * matrix.weight.columns, size, loaded, loaded * share)
+        total = groups.setdefault(key, [0.0] * len(row))
         for place, item in enumerate(row):
             total[place] += item * number
 
@@ -153,7 +153,10 @@ def _weights(layout: Layout, memory: str, times: Times, shares: Mapping[str, flo
     if layout.embedding is not None and not layout.embedding_shared:
         # Rows are read from the file, one for each token.
         count(layout.embedding.weight.name, layout.embedding, 1, 0.0, 0)
-    found = [PlannedWeights(name, row[0], row[1], how, *row[2:]) for (name, how), row in groups.items()]
+    found = []
+    for (name, how), row in groups.items():
+        number, elements, size, loaded, streamed = map(round, row)
+        found.append(PlannedWeights(name, number, elements, how, size, loaded, streamed))
     table = layout.embedding_file
     if table is not None:
         size = 2 * table.rows * table.columns

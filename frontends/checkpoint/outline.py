@@ -26,7 +26,7 @@ from frontends.checkpoint.config_file import read_config
 from frontends.checkpoint.hub import HUB_NAME, resolve
 from frontends.checkpoint.load import assemble
 from frontends.checkpoint.tasks import refuse_other_tasks
-from frontends.containers.formats import open_weights
+from frontends.containers.formats import Safetensors, format_of, open_weights
 from frontends.families.model_config import ModelConfig
 from frontends.families.scheme import Family
 from frontends.families.table import FAMILIES
@@ -142,7 +142,8 @@ def outline(folder: Path, *, whole: bool = False, families: Mapping[str, Family]
 
 
 def _has_weights(folder: Path) -> bool:
-    return any(path.suffix in WEIGHTS_OF_ANY_KIND for path in folder.iterdir())
+    there = any(path.suffix in WEIGHTS_OF_ANY_KIND for path in folder.iterdir())
+    return there or not isinstance(format_of(folder), Safetensors)
 
 
 # ---- layers ----

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,9 +14,11 @@ import pytest
 from click.testing import CliRunner
 
 from backends.contract import read
+from backends.plan import PlannedWeights
 from frontends.checkpoint import outline as outlines
 from ir.tensor.files import Files
 from tests.support.checkpoints import make_checkpoint
+from tests.support.families.checkpoints import make as make_family
 from tests.support.runs import compiled
 from tools.compile import plan as plans
 from tools.compile.command import main
@@ -65,6 +69,38 @@ def test_files_have_the_planned_sizes(case: str, tmp_path: Path) -> None:
     state = contract.signature.state
     assert state is not None
     assert sum(item.per_token for item in plan.planned.caches) == state.bytes_per_token
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "gemma3_text", "gpt2"])
+def test_other_families(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Experts of which a share is read for each token, windows of some layers, learned positions: to the byte as well."""
+    source = tmp_path / "model"
+    make_family(source, name)
+    plan = planned(source, tokenizer="none").planned
+    assert plan is not None
+    out = compiled(source, tmp_path / "out", "default", tokenizer="none")
+    assert {file: item.bytes for file, item in plan.files.items()} == {
+        file: (out / file).stat().st_size for file in plan.files
+    }
+    monkeypatch.setattr(plans, "FEW_NODES", 0)
+    few = planned(source, tokenizer="none").planned
+    alone = planned(without_numbers(source, tmp_path / "alone"), tokenizer="none").planned
+    for other in (few, alone):
+        assert other is not None and other.files["llm.mnn.weight"] == plan.files["llm.mnn.weight"]
+        assert (other.caches, other.memory) == (plan.caches, plan.memory)
+        # A configuration alone does not tell what stands before the names in files.
+        assert [_unprefixed(item) for item in other.weights] == [_unprefixed(item) for item in plan.weights]
+    config = json.loads((source / "config.json").read_text())
+    experts = config.get("num_local_experts")
+    for item in plan.weights:
+        if ".experts." in item.name:
+            assert item.streamed == item.loaded * config["num_experts_per_tok"] / config.get("num_experts", experts)
+        elif item.loaded:
+            assert item.streamed == item.loaded
+
+
+def _unprefixed(item: PlannedWeights) -> PlannedWeights:
+    return replace(item, name=re.sub(r"^(model|transformer)\.", "", item.name))
 
 
 def without_numbers(folder: Path, copy: Path) -> Path:
@@ -123,7 +159,8 @@ def test_no_number_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     given = Files.read
 
     def counted(files: Files, path: str, offset: int, count: int) -> Any:
-        sizes.append(count)
+        if Path(path).parent == EXAMPLE:
+            sizes.append(count)
         return given(files, path, offset, count)
 
     monkeypatch.setattr(Files, "read", counted)

@@ -19,7 +19,7 @@ from ir.target.target import Target
 
 if TYPE_CHECKING:
     from backends.contract import Contract
-    from backends.plan import Planned, Times
+    from backends.plan import Planned, Repeats
     from backends.verdict import Reading, Verdict
     from ir.graph.graph import Graph
 
@@ -240,7 +240,7 @@ class Backend:
         target: Target,
         options: Mapping[str, Any],
         *,
-        times: Times,
+        repeats: Repeats,
         shares: Mapping[str, float],
         contexts: Sequence[int],
     ) -> Planned:
@@ -250,7 +250,7 @@ class Backend:
             graph: what the pipeline ended in; it may hold one layer for many.
             target: what the result must run on.
             options: as of an `Order`.
-            times: how often what has a name is there in the whole model.
+            repeats: how often what is there once in the graph is there in the whole model.
             shares: by name of a constant, the share of tokens that needs it, where that is not all; by name of a dimension,
                 its length as a share of the tokens.
             contexts: numbers of tokens to tell memory for; with none it is only found out whether the graph can be written.

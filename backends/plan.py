@@ -1,22 +1,58 @@
 """What a compilation would write and what the result would take, from shapes alone: for backends that can tell.
 
 A plan is made of a graph that may hold one layer for many alike; whatever is counted is multiplied by how often it is
-there (`Times`).
+there (`Repeats`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ir.base.types import Dim
 from ir.graph.graph import Graph, Node, Value
 
-Times = Callable[[str], int]
-"""How often what has a name is there in the whole model."""
-
 DISPATCH, COMBINE, DELTA_RULE = "lading.Dispatch", "lading.Combine", "lading.GatedDeltaRule"
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """How often what is there once in a graph is there in the whole model.
+
+    Attributes:
+        layers: what stands before the number of a layer in names.
+        counts: for each layer of the graph, how many of the model it stands for.
+    """
+
+    layers: str
+    counts: Sequence[int]
+
+    def layer_of(self, name: str) -> int | None:
+        """The layer that a name belongs to; None for names of no layer."""
+        found = re.match(rf"{re.escape(self.layers)}\.(\d{{1,9}})(\.|$)", name)
+        return int(found[1]) if found else None
+
+    def of(self, name: str) -> int:
+        """How often what has a name is there."""
+        layer = self.layer_of(name)
+        return 1 if layer is None else self.counts[layer]
+
+    def of_node(self, node: Node) -> int:
+        """How often a node is there: by its name, else by those of what it is computed from, nearest first."""
+        seen = {node}
+        near = [node]
+        while near:
+            for one in near:
+                names = (one.name, *(value.name for value in (*one.outputs, *one.inputs) if value is not None))
+                layer = next((found for name in names if (found := self.layer_of(name)) is not None), None)
+                if layer is not None:
+                    return self.counts[layer]
+            producers = [value.producer for one in near for value in one.inputs if value is not None]
+            near = [one for one in dict.fromkeys(producers) if one is not None and one not in seen]
+            seen.update(near)
+        return 1
 
 
 @dataclass(frozen=True)
@@ -145,7 +181,7 @@ def _constants_behind(value: Value) -> set[str]:
     return names
 
 
-def states(graph: Graph, times: Times) -> list[PlannedCache]:
+def states(graph: Graph, repeats: Repeats) -> list[PlannedCache]:
     """What linear attention keeps, as frontends make it: a matrix for each head, and the last inputs of its convolution.
 
     In single precision, and the same whatever the number of tokens.
@@ -156,7 +192,7 @@ def states(graph: Graph, times: Times) -> list[PlannedCache]:
             heads, key, width = (int(node.attrs[name]) for name in ("num_v_heads", "head_k_dim", "head_v_dim"))
             channels, _, taps = node.operand(3).sizes
             size = 4 * (heads * key * width + channels * (taps - 1))
-            found[size] = found.get(size, 0) + times(node.name)
+            found[size] = found.get(size, 0) + repeats.of_node(node)
     return [PlannedCache("linear attention", layers, 0, layers * size) for size, layers in found.items()]
 
 
@@ -166,6 +202,6 @@ def without_numbers(name: str) -> str:
 
 
 __all__ = [
-    "Planned", "PlannedCache", "PlannedFile", "PlannedMemory", "PlannedWeights", "Times", "shares", "states",
+    "Planned", "PlannedCache", "PlannedFile", "PlannedMemory", "PlannedWeights", "Repeats", "shares", "states",
     "without_numbers",
 ]  # fmt: skip

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from backends.mnn.verify.logits import Subject
     from backends.mnn.verify.written_weights import WeightError
     from backends.mnn.write.llm_folder import Emission, Settings
-    from backends.plan import Planned, Times
+    from backends.plan import Planned, Repeats
     from backends.verdict import Implementation, Reading
     from frontends.onnx.original import AsRead
     from frontends.text.tokenizer import ForeignTokenizer
@@ -80,7 +80,7 @@ class MnnLlm(Backend):
         target: Target,
         options: Mapping[str, Any],
         *,
-        times: Times,
+        repeats: Repeats,
         shares: Mapping[str, float],
         contexts: Sequence[int],
     ) -> Planned:
@@ -89,7 +89,7 @@ class MnnLlm(Backend):
 
         assert isinstance(target, MnnTarget)
         settings = chosen_settings(graph, options).as_run()
-        return plan(graph, target, settings, times=times, shares=shares, contexts=contexts)
+        return plan(graph, target, settings, repeats=repeats, shares=shares, contexts=contexts)
 
     def releases(self) -> Sequence[str]:
         """Those that have an engine for language models in their wheel."""

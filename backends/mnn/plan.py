@@ -19,7 +19,7 @@ from backends.mnn.target.releases import MnnTarget
 from backends.mnn.write import configs
 from backends.mnn.write.packing import quantize_pack
 from backends.mnn.write.weight_layout import Layout, Matrix, plan_layout
-from backends.plan import Planned, PlannedCache, PlannedFile, PlannedMemory, PlannedWeights, Times, without_numbers
+from backends.plan import Planned, PlannedCache, PlannedFile, PlannedMemory, PlannedWeights, Repeats, without_numbers
 from ir.analysis.liveness import last_reads, size_of
 from ir.base.types import BF16, F16, F32, TensorType
 from ir.graph.graph import Graph, Value
@@ -44,7 +44,7 @@ def plan(
     target: MnnTarget,
     settings: Mapping[str, Any],
     *,
-    times: Times,
+    repeats: Repeats,
     shares: Mapping[str, float],
     contexts: Sequence[int],
 ) -> Planned:
@@ -58,9 +58,9 @@ def plan(
     check_storage(layout, target)
     if not contexts:
         return Planned({}, ())
-    weights = _weights(layout, str(settings["memory"]), times, shares)
-    caches = _caches(graph, times)
-    loaded = sum(item.loaded for item in weights) + _vector_bytes(layout, times)
+    weights = _weights(layout, str(settings["memory"]), repeats, shares)
+    caches = _caches(graph, repeats)
+    loaded = sum(item.loaded for item in weights) + _vector_bytes(layout, repeats)
     memory = [
         PlannedMemory(
             tokens,
@@ -71,7 +71,7 @@ def plan(
         for tokens in contexts
     ]
     return Planned(
-        _files(graph, layout, weights, times),
+        _files(graph, layout, weights, repeats),
         weights,
         tuple(caches),
         tuple(memory),
@@ -83,37 +83,37 @@ def plan(
 # ---- files ----
 
 
-def _files(graph: Graph, layout: Layout, weights: Sequence[PlannedWeights], times: Times) -> dict[str, PlannedFile]:
-    found = {configs.WEIGHTS: PlannedFile(_weight_file(layout, times), True)}
+def _files(graph: Graph, layout: Layout, weights: Sequence[PlannedWeights], repeats: Repeats) -> dict[str, PlannedFile]:
+    found = {configs.WEIGHTS: PlannedFile(_weight_file(layout, repeats), True)}
     table = layout.embedding_file
     if table is not None:
         found[configs.EMBEDDING] = PlannedFile(2 * table.rows * table.columns, True)
-    model, exact = _model_bytes(graph, layout, times)
+    model, exact = _model_bytes(graph, layout, repeats)
     found[configs.MODEL] = PlannedFile(model, exact)
     return found
 
 
-def _weight_file(layout: Layout, times: Times) -> int:
+def _weight_file(layout: Layout, repeats: Repeats) -> int:
     """Bytes of the weight file."""
-    total = sum((matrix.end - matrix.offset) * times(matrix.weight.name) for matrix in layout.matrices.values())
+    total = sum((matrix.end - matrix.offset) * repeats.of(matrix.weight.name) for matrix in layout.matrices.values())
     if layout.embedding is not None and not layout.embedding_shared:
         total += layout.embedding.end - layout.embedding.offset
-    return total + _vector_bytes(layout, times)
+    return total + _vector_bytes(layout, repeats)
 
 
-def _vector_bytes(layout: Layout, times: Times) -> int:
+def _vector_bytes(layout: Layout, repeats: Repeats) -> int:
     """Bytes of gains, shifts and constants."""
-    total = sum(vector.nbytes * times(node.name or node.output.name) for node, vector in layout.vectors.items())
-    return total + sum(vector.nbytes * times(value.name) for value, vector in layout.constants.items())
+    total = sum(vector.nbytes * repeats.of(vector.values[0].name) for vector in layout.vectors.values())
+    return total + sum(vector.nbytes * repeats.of(value.name) for value, vector in layout.constants.items())
 
 
-def _model_bytes(graph: Graph, layout: Layout, times: Times) -> tuple[int, bool]:
+def _model_bytes(graph: Graph, layout: Layout, repeats: Repeats) -> tuple[int, bool]:
     """Bytes of the file of operators: as it would be converted, those of repeated layers as many times over."""
     from backends.mnn.write.net_json import build_net
 
     net = build_net(graph, layout)
-    repeats = [times(node.name or node.outputs[0].name) for node in graph.nodes]
-    share = sum(repeats) / max(1, len(repeats))
+    numbers = [repeats.of_node(node) for node in graph.nodes]
+    share = sum(numbers) / max(1, len(numbers))
     converted = _converted(net)
     if converted is None:
         # A converted file takes about a quarter of its JSON.
@@ -136,7 +136,7 @@ def _converted(net: Any) -> int | None:
 # ---- weights ----
 
 
-def _weights(layout: Layout, memory: str, times: Times, shares: Mapping[str, float]) -> tuple[PlannedWeights, ...]:
+def _weights(layout: Layout, memory: str, repeats: Repeats, shares: Mapping[str, float]) -> tuple[PlannedWeights, ...]:
     groups: dict[tuple[str, str], list[float]] = {}
 
     def count(name: str, matrix: Matrix, number: int, share: float, loaded: int) -> None:
@@ -149,7 +149,7 @@ def _weights(layout: Layout, memory: str, times: Times, shares: Mapping[str, flo
 
     for matrix in layout.matrices.values():
         name = matrix.weight.name
-        count(name, matrix, times(name), shares.get(name, 1.0), _loaded(matrix, memory))
+        count(name, matrix, repeats.of(name), shares.get(name, 1.0), _loaded(matrix, memory))
     if layout.embedding is not None and not layout.embedding_shared:
         # Rows are read from the file, one for each token.
         count(layout.embedding.weight.name, layout.embedding, 1, 0.0, 0)
@@ -176,7 +176,7 @@ def _loaded(matrix: Matrix, memory: str) -> int:
 # ---- memory ----
 
 
-def _caches(graph: Graph, times: Times) -> list[PlannedCache]:
+def _caches(graph: Graph, repeats: Repeats) -> list[PlannedCache]:
     """Keys and values in single precision, as the runtime keeps them on x86-64, windows included in full."""
     found: dict[tuple[int, int, int], int] = {}
     for node in graph.nodes:
@@ -185,7 +185,7 @@ def _caches(graph: Graph, times: Times) -> list[PlannedCache]:
             heads = node.operand(1).dims[-2]
             assert isinstance(heads, int), node
             key = (heads, keys // heads, values // heads)
-            found[key] = found.get(key, 0) + times(node.name or node.outputs[0].name)
+            found[key] = found.get(key, 0) + repeats.of_node(node)
     return [
         PlannedCache(_heads(heads, width, depth), layers, 4 * heads * (width + depth) * layers)
         for (heads, width, depth), layers in found.items()

@@ -147,7 +147,7 @@ def _plan(screen: Screen, model: str | None, pipeline: str | None, options: dict
         from tools.compile.plan_report import show_plan
 
         show_plan(screen.console, plan)
-    return 1 if plan.refused is not None else 0
+    return 1 if plan.planned is None else 0
 
 
 def _default(option: OptionSpec) -> str:

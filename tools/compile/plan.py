@@ -79,8 +79,9 @@ class ModelPlan:
         target: name of the target.
         kinds: for each kind of layer, how many there are; the first layer counts apart.
         stored_bytes: bytes of the files that it is read from; None where only a configuration was there.
-        planned: the result; None where the target cannot run it.
-        refused: why not.
+        planned: the result; None where nothing that was asked for can run it.
+        refused: why not; of the usual target where none was asked for, in whose place the plan is then that of the newest
+            release that can.
         releases: every release of the runtime.
         effort: what compiling would take; None likewise.
         seconds: time that planning took.
@@ -182,7 +183,7 @@ def _plan(
     few: Outline,
     started: float,
 ) -> ModelPlan:
-    from backends.plan import shares, states
+    from backends.plan import Repeats, shares, states
     from ir.facts.model_card import ModelCard
 
     card = ModelCard.of(found.graph)
@@ -192,14 +193,20 @@ def _plan(
     options = {key: value for key in ("memory", "precision", "threads") if (value := getattr(request, key)) is not None}
     context = card.context or CONTEXTS[-1]
     contexts = sorted({*(size for size in CONTEXTS if size < context), context})
-    portions, kept = shares(found.graph), states(found.graph, found.times)
+    portions, kept = shares(found.graph), states(found.graph, Repeats(found.layers, found.counts))
     warnings: list[Diagnostic] = [*card.warnings]
 
     def lowered(of: Outline, to: Any, sizes: Sequence[int]) -> Planned:
         graph = _run(of.graph, pipeline, formats, to, warnings if sizes else [])
-        return backend.plan(graph, to, options, times=of.times, shares=portions, contexts=sizes)
+        return backend.plan(graph, to, options, repeats=Repeats(of.layers, of.counts), shares=portions, contexts=sizes)
 
     planned, refused = _attempt(lambda: lowered(found, target, contexts))
+    releases = tuple(_release(name, backend, lambda to: lowered(few, to, ())) for name in backend.releases())
+    runs = [item.release for item in releases if item.runs]
+    if planned is None and request.target is None and runs:
+        # Not all releases run it, and none was named: what the newest of the others gives is told.
+        target = backend.target(runs[-1])
+        planned, _ = _attempt(lambda: lowered(found, target, contexts))
     if planned is not None and kept:
         planned = replace(planned, caches=(*planned.caches, *kept), memory=tuple(
             replace(item, cache=item.cache + sum(one.fixed for one in kept)) for item in planned.memory
@@ -213,7 +220,7 @@ def _plan(
         stored_bytes=found.stored_bytes,
         planned=planned,
         refused=refused,
-        releases=tuple(_release(name, backend, lambda to: lowered(few, to, ())) for name in backend.releases()),
+        releases=releases,
         effort=_effort(planned, request.workers, card.vocab_size or 0) if planned is not None else None,
         seconds=time.perf_counter() - started,
         warnings=tuple(warnings),

@@ -99,6 +99,36 @@ def test_other_families(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
             assert item.streamed == item.loaded
 
 
+@pytest.mark.parametrize(
+    ("name", "kinds", "target"), [("deepseek_v3", (1, 6), None), ("qwen3_next", (1, 8, 2), "3.6.1")]
+)
+def test_layers_without_names_of_their_own_are_counted(
+    name: str, kinds: tuple[int, ...], target: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Operators that passes put in place of latent attention and of the delta rule bear no layer's name."""
+    source = tmp_path / "model"
+    make_family(source, name)
+    alone = without_numbers(source, tmp_path / "alone")
+    config = json.loads((alone / "config.json").read_text())
+    count = 2 * config["num_hidden_layers"] + 3
+    config |= {"num_hidden_layers": count}
+    if "layer_types" in config:
+        config["layer_types"] = (4 * config["layer_types"])[:count]
+    (alone / "config.json").write_text(json.dumps(config))
+    whole = planned(alone, tokenizer="none", target=target).planned
+    monkeypatch.setattr(plans, "FEW_NODES", 0)
+    plan = planned(alone, tokenizer="none", target=target)
+    few = plan.planned
+    assert whole is not None and few is not None and plan.kinds == kinds
+    assert sum(item.layers for item in few.caches) == count
+    assert few.files["llm.mnn.weight"] == whole.files["llm.mnn.weight"]
+    assert (few.weights, few.caches) == (whole.weights, whole.caches)
+    for found, wanted in zip(few.memory, whole.memory, strict=True):
+        assert (found.weights, found.cache) == (wanted.weights, wanted.cache)
+        # What all layers share is free after the last one, which stands for others here.
+        assert abs(found.activations / wanted.activations - 1) < 0.05
+
+
 def _unprefixed(item: PlannedWeights) -> PlannedWeights:
     return replace(item, name=re.sub(r"^(model|transformer)\.", "", item.name))
 

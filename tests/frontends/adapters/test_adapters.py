@@ -18,6 +18,7 @@ from ir.evaluate.evaluator import evaluate
 from ir.facts.model_card import ModelCard
 from ir.tensor.inline import InlineTensor
 from tests.support.checkpoints import make_checkpoint, write_safetensors
+from tests.support.quantized.checkpoints import plain_checkpoint, quantized_checkpoint
 
 IDS = np.array([[1, 5, 300, 9, 9, 44, 2, 130]], np.int64)
 
@@ -133,6 +134,18 @@ def test_several_adapters_are_added_each_times_its_weight(bases: dict[str, Path]
     wanted = logits_of(model)
     lora = [(str(tmp_path / name), weight) for name, weight in weights.items()]
     assert np.abs(compiled_logits(bases["plain"], *lora) - wanted).max() < 1e-5 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("case", ["ct-int4-groups", "fp8-blocks"])
+def test_a_quantized_base_is_decoded_first(case: str, tmp_path: Path) -> None:
+    """The same logits as over the checkpoint of its decoded weights."""
+    made = quantized_checkpoint(tmp_path / "base", case)
+    plain = plain_checkpoint(tmp_path / "plain", made.plain)
+    write_adapter(tmp_path / "own", {"model.layers.1.self_attn.q_proj": (128, 128)})
+    lora = (str(tmp_path / "own"), 0.5)
+    wanted, without = compiled_logits(plain, lora), compiled_logits(plain)
+    assert np.abs(compiled_logits(made.folder, lora) - wanted).max() < 1e-5 * np.abs(wanted).max()
+    assert np.abs(wanted - without).max() > 0.01 * np.abs(wanted).max()
 
 
 def test_the_card_tells_of_adapters_and_of_another_base(bases: dict[str, Path], tmp_path: Path) -> None:

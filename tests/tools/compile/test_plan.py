@@ -229,8 +229,10 @@ def test_what_a_release_cannot_run_is_told_with_the_reason(tmp_path: Path) -> No
     assert plan.planned is not None
     assert [item.release for item in plan.releases if item.runs] == ["3.6.0", "3.6.1"]
     assert all(item.code == "B603" and item.reason for item in plan.releases if not item.runs)
-    refused = planned(source, "default{scale=f16}").refused
-    assert refused is not None and refused.code == "B603"
+    usual = planned(source, "default{scale=f16}")
+    assert usual.refused is not None and usual.refused.code == "B603"
+    assert usual.target == "3.6.1" and usual.planned is not None and usual.planned.files == plan.planned.files
+    assert planned(source, "default{scale=f16}", target="3.5.0").planned is None
 
 
 def test_what_is_printed(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -81,8 +82,13 @@ class Outline:
 
 
 @contextmanager
-def headers_of(model: str, revision: str | None = None) -> Iterator[Path]:
+def headers_of(model: str, revision: str | None, executor: Executor) -> Iterator[Path]:
     """A folder with the configuration and the headers of a checkpoint: itself, or what was fetched of a repository.
+
+    Args:
+        model: a folder, a GGUF file, or a hub name.
+        revision: of a repository.
+        executor: fetches several headers at once.
 
     Raises:
         LadingError: F500 to F509 and F563 to F566 for the place.
@@ -97,7 +103,7 @@ def headers_of(model: str, revision: str | None = None) -> Iterator[Path]:
     from tempfile import TemporaryDirectory
 
     with TemporaryDirectory(prefix="lading-") as name:
-        _fetch_headers(model, revision, Path(name))
+        _fetch_headers(model, revision, Path(name), executor)
         yield Path(name)
 
 
@@ -219,14 +225,12 @@ def _supposed(config: ModelConfig, dtype: str, where: str) -> dict[str, Tensor]:
 # ---- a repository ----
 
 
-def _fetch_headers(name: str, revision: str | None, folder: Path) -> None:
+def _fetch_headers(name: str, revision: str | None, folder: Path, executor: Executor) -> None:
     """Fetch configuration files, and of each file of weights its header, behind which a hole has the size of the data.
 
     Raises:
         LadingError: F502 no safetensors, F504 to F508 as for downloads.
     """
-    from concurrent.futures import ThreadPoolExecutor
-
     from huggingface_hub import HfApi, hf_hub_url
 
     from frontends.checkpoint.hub import download, telling
@@ -250,13 +254,12 @@ def _fetch_headers(name: str, revision: str | None, folder: Path) -> None:
             place = folder / path.relative_to(got)
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_bytes(path.read_bytes())
-        with ThreadPoolExecutor(8) as pool:
-            jobs = [
-                pool.submit(_fetch_header, hf_hub_url(name, file, revision=found.sha), folder / file, size or 0)
-                for file, size in sizes.items()
-            ]
-            for job in jobs:
-                job.result()
+        jobs = [
+            executor.submit(_fetch_header, hf_hub_url(name, file, revision=found.sha), folder / file, size or 0)
+            for file, size in sizes.items()
+        ]
+        for job in jobs:
+            job.result()
 
 
 def _fetch_header(url: str, path: Path, size: int) -> None:

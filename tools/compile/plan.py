@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 CONTEXTS = (1024, 4096, 16384, 65536)
 """Numbers of tokens that memory is told for, as far as the model goes, and the most that it goes to."""
 
+FETCHED_AT_ONCE = 8
+"""Headers that are fetched of a repository at once."""
+
 FEW_NODES = 4000
 """Nodes of a graph up to which every layer is kept: then all of the plan is exact."""
 
@@ -119,7 +122,8 @@ def plan_model(request: Request) -> ModelPlan:
     name = request.to or formats.emitter_of_frontend(CHECKPOINT) or ""
     backend = formats.emitter(name)
     pipeline = _without_text(pipeline_of(request, formats, backend))
-    with headers_of(request.model, request.revision) as folder, paused_collection():
+    fetching = ThreadPoolExecutor(FETCHED_AT_ONCE)
+    with fetching as pool, headers_of(request.model, request.revision, pool) as folder, paused_collection():
         few, found = _outline(folder, pipeline)
         return _plan(request, formats, backend, pipeline, found, few, started)
 

@@ -19,6 +19,7 @@ from frontends.checkpoint import outline as outlines
 from ir.tensor.files import Files
 from tests.support.checkpoints import make_checkpoint
 from tests.support.families.checkpoints import make as make_family
+from tests.support.quantized.checkpoints import quantized_checkpoint
 from tests.support.runs import compiled
 from tools.compile import plan as plans
 from tools.compile.command import main
@@ -69,6 +70,20 @@ def test_files_have_the_planned_sizes(case: str, tmp_path: Path) -> None:
     state = contract.signature.state
     assert state is not None
     assert sum(item.per_token for item in plan.planned.caches) == state.bytes_per_token
+
+
+@pytest.mark.parametrize(
+    ("case", "storage"), [("ct-int4-groups", "4 bits, block 32, symmetric"), ("fp8-blocks", "4 bits, block 64")]
+)
+def test_quantized_checkpoints(case: str, storage: str, tmp_path: Path) -> None:
+    """Codes that are carried over count as they are, others as they are stored anew."""
+    source = quantized_checkpoint(tmp_path / "model", case).folder
+    plan = planned(source).planned
+    assert plan is not None and storage in {item.storage for item in plan.weights}
+    out = compiled(source, tmp_path / "out", "default")
+    assert {file: item.bytes for file, item in plan.files.items()} == {
+        file: (out / file).stat().st_size for file in plan.files
+    }
 
 
 @pytest.mark.parametrize("name", ["qwen3_moe", "gemma3_text", "gpt2"])

@@ -191,8 +191,9 @@ def _contradictions(subject: Subject, releases: Sequence[Release]) -> Iterator[F
         yield Finding(
             "B727", "attention_type is 'mix' without a sliding_window", every, "write the width of the window", where
         )
-    sinks = any(op.get("type") == "Attention" and len(numbers(op.get("inputIndexes"))) > 4 for op in subject.ops)
-    if sinks and values.get("attention_type") != "mix":
+    consts = {index for op in subject.ops if op.get("type") == "Const" for index in numbers(op.get("outputIndexes"))}
+    fifth = [numbers(op.get("inputIndexes"))[4:5] for op in subject.ops if op.get("type") == "Attention"]
+    if any(set(found) & consts for found in fifth) and values.get("attention_type") != "mix":
         yield Finding(
             "B727", "attention has sinks and attention_type is not 'mix': tokens see those behind them", every,
             'write "attention_type": "mix" and a sliding_window', where,

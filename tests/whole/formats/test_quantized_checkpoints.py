@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from backends.mnn.read.decoded_weights import MnnModel
+from frontends.containers.formats import open_weights
 from lading import read_contract
 from tests.support.families.checkpoints import make
 from tests.support.quantized.checkpoints import (
@@ -84,10 +86,8 @@ def test_codes_are_decoded_and_stored_anew_on_request(tmp_path: Path) -> None:
 
 
 @pytest.mark.mnn
-@pytest.mark.parametrize(
-    ("family", "how", "kept"), [("phi3_plain", "gptq-4", 14), ("qwen3_moe_hub", "awq", 32), ("gpt_oss", "mxfp4", 48)]
-)
-def test_fused_matrices_experts_and_stacks_of_experts(family: str, how: str, kept: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("family", "how"), [("phi3_plain", "gptq-4"), ("qwen3_moe_hub", "awq"), ("gpt_oss", "mxfp4")])
+def test_fused_matrices_experts_and_stacks_of_experts(family: str, how: str, tmp_path: Path) -> None:
     source = tmp_path / "quantized"
     make(source, family, tokenizer=True)
     shutil.copytree(source, tmp_path / "plain")
@@ -96,7 +96,9 @@ def test_fused_matrices_experts_and_stacks_of_experts(family: str, how: str, kep
     ids = np.random.default_rng(5).integers(3, 300, 24)
     wanted = torch_logits(torch_model(tmp_path / "plain"), ids)
     out = compiled(source, tmp_path / "out", "fp32", target=RELEASE)
-    assert sum(entry.storage.method == "stored" for entry in read_contract(out).weights) == kept
+    came = sum(made.plain[name].size for name in open_weights(source).encodings)
+    kept = sum(math.prod(entry.shape) for entry in read_contract(out).weights if entry.storage.method == "stored")
+    assert came == kept > 0
     found = logits_of(run_actions(out, RELEASE, [pieces(ids)])[0])
     assert np.abs(wanted).max() > 5
     assert np.abs(found - wanted).max() < BAR

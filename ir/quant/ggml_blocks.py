@@ -10,6 +10,7 @@ Formats: https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -190,6 +191,10 @@ BLOCK_TYPES: dict[str, BlockType] = {
 """The formats by name."""
 
 
+_LAST = threading.local()
+"""Codes, scales and zeros of one row range: they are asked for one after the other."""
+
+
 class GgmlBlocks(Derived):
     """A matrix whose rows are blocks of a format of ggml."""
 
@@ -197,12 +202,13 @@ class GgmlBlocks(Derived):
 
     def __init__(self, raw: Tensor, kind: BlockType) -> None:
         self.kind = kind
+        self._own = object()
         columns = raw.row_size // kind.nbytes * kind.values
         super().__init__(TensorType(F32, (raw.row_count, columns)), raw, kind.name)
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Real values, float32[stop - start, columns], those of the reference implementation bit for bit."""
-        codes, scale, zero = self.groups(start, stop)
+        codes, scale, zero = self._unpacked(start, stop)
         out = codes.reshape(*scale.shape, -1).astype(np.float32)
         out *= scale[:, :, None]
         if zero is not None:
@@ -210,7 +216,18 @@ class GgmlBlocks(Derived):
         return out.reshape(stop - start, self.row_size)
 
     def groups(self, start: int, stop: int) -> Groups:
-        """What the blocks of a row range say, a block a row."""
+        """What the blocks of a row range say, a block a row; what was taken apart last is kept for each thread."""
+        key = (self._own, start, stop)
+        if getattr(_LAST, "key", None) != key:
+            _LAST.groups, _LAST.key = self._unpacked(start, stop), key
+        return _LAST.groups
+
+    def release(self) -> None:
+        """Drop what was kept for this thread and close the file."""
+        _LAST.__dict__.clear()
+        super().release()
+
+    def _unpacked(self, start: int, stop: int) -> Groups:
         self._bounds(start, stop)
         raw = np.ascontiguousarray(self.base.rows(start, stop))
         return self.kind.unpack(raw.reshape(-1, self.kind.nbytes))

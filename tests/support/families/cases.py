@@ -783,7 +783,9 @@ EXPERT_MODELS: dict[str, Case] = {
     "qwen2_moe": Case("qwen2_moe", _with(SHARED, norm_topk_prob=False, decoder_sparse_step=2)),
     "qwen2_moe_windows": Case(
         "qwen2_moe",
-        _with(SHARED, qkv_bias=False, use_sliding_window=True, sliding_window=7, max_window_layers=1),
+        _with(
+            SHARED, qkv_bias=False, use_sliding_window=True, sliding_window=7, max_window_layers=2, num_hidden_layers=3
+        ),
         "hub",
         drop=("layer_types",),
     ),
@@ -823,7 +825,7 @@ EXPERT_MODELS: dict[str, Case] = {
             "text_config": _with(
                 DELTA,
                 head_dim=32,
-                rope_parameters=_rope(partial_rotary_factor=0.25, mrope_section=[2, 1, 1], mrope_interleaved=True),
+                rope_parameters=_rope(partial_rotary_factor=0.5, mrope_section=[3, 3, 2], mrope_interleaved=True),
             ),
             "vision_config": QWEN_EYES,
             "image_token_id": 310,
@@ -834,6 +836,27 @@ EXPERT_MODELS: dict[str, Case] = {
         },
         "hub",
         reader="picture",
+    ),
+    "qwen3_5_text_by_interval": Case(
+        "qwen3_5_text",
+        _with(DELTA, head_dim=32, rope_parameters=_rope(partial_rotary_factor=0.125)),
+        "hub",
+        drop=("layer_types",),
+        hub={"full_attention_interval": 2},
+    ),
+    "qwen3_5_moe_text_by_interval": Case(
+        "qwen3_5_moe_text",
+        _with(SHARED, DELTA, head_dim=32, rope_parameters=_rope(partial_rotary_factor=0.5)),
+        "hub",
+        drop=("layer_types",),
+        hub={"full_attention_interval": 2},
+    ),
+    "qwen3_next_by_interval": Case(
+        "qwen3_next",
+        _with(SHARED, DELTA, head_dim=16, norm_topk_prob=False, rope_parameters=_rope(partial_rotary_factor=0.5)),
+        "hub",
+        drop=("layer_types",),
+        hub={"full_attention_interval": 2},
     ),
     "qwen3_5_moe_text": Case("qwen3_5_moe_text", _with(SHARED, DELTA, head_dim=16)),
     "qwen3_5_moe": Case(
@@ -895,6 +918,16 @@ EXPERT_MODELS: dict[str, Case] = {
         ),
         "hub",
         edits=("next tokens",),
+    ),
+    "deepseek_v3_halves": Case(
+        "deepseek_v3",
+        _with(
+            {**ROUTED, "n_shared_experts": 1, "first_k_dense_replace": 0},
+            LATENT,
+            rope_interleave=False,
+            n_group=2,
+            topk_group=1,
+        ),
     ),
     "kimi_k2": Case(
         "kimi_k2",
@@ -968,10 +1001,12 @@ EXPERT_MODELS: dict[str, Case] = {
             head_dim=24,
             num_local_experts=4,
             num_experts_per_tok=2,
-            sliding_window=64,
+            sliding_window=8,
             rope_parameters=_rope("yarn", 150000.0, factor=4.0, truncate=False, original_max_position_embeddings=16),
+            num_hidden_layers=3,
         ),
         "hub",
+        drop=("layer_types",),
     ),
     "glm4_moe": Case(
         "glm4_moe",
@@ -1003,6 +1038,22 @@ EXPERT_MODELS: dict[str, Case] = {
             **NAMES_OF_PICTURES,
             "tie_word_embeddings": False,
         },
+        reader="picture",
+    ),
+    "glm4v_moe_hub": Case(
+        "glm4v_moe",
+        {
+            "text_config": _with(
+                {**ROUTED, "n_shared_experts": 1, "norm_topk_prob": False, "first_k_dense_replace": 0},
+                head_dim=16,
+                attention_bias=False,
+                rope_parameters=_rope(partial_rotary_factor=0.25, mrope_section=[1, 1, 0]),
+            ),
+            "vision_config": GLM_EYES,
+            **NAMES_OF_PICTURES,
+            "tie_word_embeddings": False,
+        },
+        "hub",
         reader="picture",
     ),
     "ernie4_5_moe": Case(

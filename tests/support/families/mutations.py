@@ -147,7 +147,7 @@ def _near(value: Any) -> Iterator[Any]:
         yield not value
     elif isinstance(value, int):
         yield value + 1
-    elif isinstance(value, float):
+    elif isinstance(value, float) and not 0 < value < 1e-5:
         yield value * 1.5 if value else 1.0
     elif isinstance(value, tuple) and len(value) > 1 and not _branches(value):
         yield value[1:]

@@ -21,7 +21,13 @@ ROWS = (
         {"main": Softmax(bias=True, out_bias=False)},
         kinds=UPPER,
         of_kind=OF_KIND,
+        tied=("tie_word_embeddings", False),
         ropes=EYES,
     ),
-    Family(("qwen3_vl_text",), {"main": Softmax(qk_norm="head")}, ropes=EYES),
+    Family(
+        ("qwen3_vl_text",),
+        {"main": Softmax(qk_norm="head")},
+        tied=("tie_word_embeddings", False),
+        ropes=EYES,
+    ),
 )

@@ -230,7 +230,7 @@ def test_pickled_weights_are_not_read(tmp_path, source):
 
 def test_unknown_family(tmp_path, source):
     edit_config(source, model_type="qwen22")
-    fails(tmp_path, "F533", source, says="did you mean 'qwen2'")
+    fails(tmp_path, "F533", source, says="model family 'qwen22' is not supported")
 
 
 def test_truncated_weights(tmp_path, source):

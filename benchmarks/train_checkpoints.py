@@ -61,6 +61,47 @@ FAMILIES = {
     ),
     "mistral": Family("MistralConfig", "MistralForCausalLM", (("sliding_window", None),), head_width=32),
     "qwen2": Family("Qwen2Config", "Qwen2ForCausalLM", (("tie_word_embeddings", True),)),
+    "windows": Family("MistralConfig", "MistralForCausalLM", (("sliding_window", 64),), head_width=32),
+    "mixture": Family(
+        "Qwen3MoeConfig",
+        "Qwen3MoeForCausalLM",
+        (
+            ("num_attention_heads", 4),
+            ("num_key_value_heads", 2),
+            ("head_dim", 64),
+            ("num_experts", 8),
+            ("num_experts_per_tok", 2),
+            ("moe_intermediate_size", 192),
+            ("norm_topk_prob", True),
+        ),
+    ),
+    "latent": Family(
+        "DeepseekV3Config",
+        "DeepseekV3ForCausalLM",
+        (
+            ("num_attention_heads", 4),
+            ("num_key_value_heads", 4),
+            ("q_lora_rank", 128),
+            ("kv_lora_rank", 64),
+            ("qk_nope_head_dim", 32),
+            ("qk_rope_head_dim", 32),
+            ("v_head_dim", 64),
+            ("first_k_dense_replace", 1 << 10),
+        ),
+    ),
+    "delta": Family(
+        "Qwen3_5TextConfig",
+        "Qwen3_5ForCausalLM",
+        (
+            ("num_attention_heads", 4),
+            ("num_key_value_heads", 2),
+            ("head_dim", 64),
+            ("linear_num_key_heads", 2),
+            ("linear_num_value_heads", 4),
+            ("linear_key_head_dim", 32),
+            ("linear_value_head_dim", 64),
+        ),
+    ),
 }
 
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from frontends.configuration.class_defaults import ClassDefaults
+from frontends.configuration.class_defaults import ClassDefaults, class_defaults
 from frontends.configuration.keys import Keys, shown
 from frontends.families.scheme import Family
 from ir.base.diag import Diagnostic, LadingError
@@ -257,7 +257,7 @@ def unread(
         if key in INNER and isinstance(value, dict):
             _weigh_inner(found, raw, key, keys.seen)
         else:
-            _weigh_one(found, key, value, row, known)
+            _weigh_one(found, key, value, row, known, model_type)
     if outer is not None and keys.prefix:
         for key in outer:
             if key != "tie_word_embeddings" and key not in CHECKED and not isinstance(outer[key], dict):
@@ -265,13 +265,15 @@ def unread(
     return found
 
 
-def _weigh_one(found: Unread, key: str, value: Any, row: Family, known: ClassDefaults) -> None:
+def _weigh_one(found: Unread, key: str, value: Any, row: Family, known: ClassDefaults, model_type: str) -> None:
     weight = weigh(key, value)
     if key in row.fixed:
         if neutral(value, row.fixed[key]):
             found.note(key, "bookkeeping")
         else:
             found.refuse(key, value)
+    elif key == "auto_map" and not class_defaults(model_type).defaults:
+        found.note(key, "bookkeeping")  # the row says what that code computes: the library has none for the type
     elif weight == "unknown" and key in OTHER_MODEL:
         found.other_model(key, value)
     elif weight == "numbers" and key in HONOURED:

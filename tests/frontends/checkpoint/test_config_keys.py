@@ -109,6 +109,8 @@ def test_unknown_keys_are_named_in_one_warning() -> None:
 def test_code_and_classes_of_another_model_are_unknown() -> None:
     own = resolve(small(auto_map={"AutoModelForCausalLM": "modeling_own.Own"}))
     assert own.unread["unknown"] == ("auto_map",)
+    # Types that transformers has no class for all come with code, and their rows say what it computes.
+    assert resolve(small("minicpm", auto_map={"AutoModelForCausalLM": "modeling_own.Own"})).warnings == ()
     for names in (["Qwen2ForSequenceClassification"], ["Qwen2Model", "Qwen2ForCausalLM"], [3], "Own"):
         assert resolve(small(architectures=names)).unread["unknown"] == ("architectures",)
     for names in (["Qwen2ForCausalLM"], "Qwen2ForCausalLM", [], None):

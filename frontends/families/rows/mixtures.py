@@ -167,7 +167,9 @@ ROWS = (
     Family(
         ("phimoe",),
         {"main": Softmax()},
-        experts=Experts(at="block_sparse_moe.", score="sparsemixer", jitter=("router_jitter_noise", 0.0), each=W123),
+        experts=Experts(
+            best=2, at="block_sparse_moe.", score="sparsemixer", jitter=("router_jitter_noise", 0.0), each=W123
+        ),
         norm=LAYER_NORM,
         head_bias=("lm_head_bias", False),
         of_kind=ALL_WINDOW,

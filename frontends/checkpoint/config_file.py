@@ -168,7 +168,9 @@ def _text_record(raw: Mapping[str, Any], path: str, families: Mapping[str, Famil
     tied = raw.get("tie_word_embeddings", known.defaults.get("tie_word_embeddings"))
     if tied is not None:
         inner["tie_word_embeddings"] = tied
-    return _Text(inner, f"{record}." if record else "", _row(model_type, path, families), model_type, name)
+    row = _row(model_type, path, families)
+    row = replace(row, **wrapper.changes) if wrapper.changes else row
+    return _Text(inner, f"{record}." if record else "", row, model_type, name)
 
 
 def _without_towers(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -346,7 +348,9 @@ def _weigh_ropes(
                 _weigh_entry(left, f"{key}.{entry}", entry, value, rope, keys.at(key))
     other = keys.record("rope_parameters") if key == "rope_scaling" else {}
     stated = keys.record(key)
-    if any(stated.get(name) != value for name, value in other.items()):
+    if any(isinstance(value, dict) for value in other.values()):
+        left.refuse("rope_parameters", other, "rope_scaling stands beside it, and only one of both can count")
+    elif any(stated.get(name) != value for name, value in other.items()):
         left.note("rope_parameters", "numbers")
         text = "rope_parameters is not used where rope_scaling stands"
         left.warnings.append(Diagnostic("F560", text, keys.at("rope_parameters"), severity="warning"))

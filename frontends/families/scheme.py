@@ -193,11 +193,13 @@ class Wrapper:
         types: values of ``model_type``.
         text: ``model_type`` of the language model where its own record names none.
         records: keys under which that record stands; a file with none of them is that record itself.
+        changes: fields of the language model's row that are others here.
     """
 
     types: tuple[str, ...]
     text: str
     records: tuple[str, ...] = ("text_config",)
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
 
 __all__ = ["FULL", "SLIDING", "Family", "Kind", "Kinds", "RopeRule", "Sparse", "Wrapper"]

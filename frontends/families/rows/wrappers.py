@@ -5,7 +5,7 @@ from __future__ import annotations
 from frontends.families.scheme import Wrapper
 
 ROWS = (
-    Wrapper(("gemma3",), "gemma3_text"),
+    Wrapper(("gemma3",), "gemma3_text", changes={"logit_cap": None}),
     Wrapper(("glm4v",), "glm4v_text"),
     Wrapper(("glm4v_moe",), "glm4v_moe_text"),
     Wrapper(("glmasr",), "llama"),

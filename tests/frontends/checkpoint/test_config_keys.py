@@ -87,6 +87,24 @@ def test_a_rope_record_that_is_passed_over_is_named() -> None:
     assert [item.code for item in found.warnings] == ["F560"] and "rope_parameters" in found.warnings[0].message
 
 
+def test_two_rope_records_of_which_one_is_by_layer_type_are_refused() -> None:
+    nested = {"full_attention": {"rope_type": "default"}, "sliding_attention": {"rope_type": "default"}}
+    raw = small("olmo3", rope_scaling={"rope_type": "linear", "factor": 2.0}, rope_parameters=nested)
+    with pytest.raises(LadingError, match="only one of both can count") as caught:
+        resolve(raw)
+    assert caught.value.code == "F561"
+
+
+def test_a_cap_that_the_whole_model_would_ignore_is_refused() -> None:
+    """The reference applies it to the language model alone, and leaves it out in the model that sees."""
+    text = {**small("gemma3_text", final_logit_softcapping=3.0), "head_dim": 16}
+    assert resolve(text).family.logit_cap == 3.0
+    with pytest.raises(LadingError, match="final_logit_softcapping is 3.0") as caught:
+        resolve({"model_type": "gemma3", "text_config": text})
+    assert caught.value.code == "F561"
+    assert resolve({"model_type": "gemma3", "text_config": {**text, "final_logit_softcapping": None}}).warnings == ()
+
+
 def test_an_inner_configuration_that_disagrees_is_refused() -> None:
     assert resolve(small(text_config={"hidden_size": BASE["hidden_size"]})).warnings == ()
     error = refused(text_config={"hidden_size": 128, "hidden_dropout": 0.1, "rms_norm_eps": 1e-6})

@@ -99,7 +99,7 @@ def test_a_cap_that_the_whole_model_would_ignore_is_refused() -> None:
     """The reference applies it to the language model alone, and leaves it out in the model that sees."""
     text = {**small("gemma3_text", final_logit_softcapping=3.0), "head_dim": 16}
     assert resolve(text).family.logit_cap == 3.0
-    with pytest.raises(LadingError, match="final_logit_softcapping is 3.0") as caught:
+    with pytest.raises(LadingError, match=r"final_logit_softcapping is 3\.0") as caught:
         resolve({"model_type": "gemma3", "text_config": text})
     assert caught.value.code == "F561"
     assert resolve({"model_type": "gemma3", "text_config": {**text, "final_logit_softcapping": None}}).warnings == ()

@@ -14,6 +14,7 @@ from ir.tensor.base import Tensor
 
 TOWER = re.compile(
     r"(^|\.)(visual|vit|vision\w*|audio\w*|image\w*|multi_modal_projector|mm_projector|mlp1|embed_vision|embed_audio)\."
+    r"|(^|\.)image_newline$"
 )
 """Parts of multimodal checkpoints that the language model does without; some have embeddings of their own."""
 

@@ -191,7 +191,7 @@ FALCON = ("intermediate_size", "num_key_value_heads")
 GEMMA = {"head_dim": 24, "query_pre_attn_scalar": 20, "sliding_window": 8, "num_hidden_layers": 4}
 HUNYUAN_ROPE = _rope("dynamic", alpha=1000.0, factor=1.0)
 
-QWEN_EYES: dict[str, dict[str, Any]] = {
+QWEN_VL_EYES: dict[str, dict[str, Any]] = {
     "qwen2_vl": {"depth": 1, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "mlp_ratio": 2},
     "qwen2_5_vl": {
         "depth": 1,
@@ -213,12 +213,24 @@ QWEN_EYES: dict[str, dict[str, Any]] = {
 """Towers of Qwen's models that see."""
 
 
+CLIP_EYES = {**SIGLIP_EYES, "model_type": "clip_vision_model"}
+PIXTRAL_EYES = {**SIGLIP_EYES, "model_type": "pixtral"}
+INTERNVL_EYES = {**SIGLIP_EYES, "image_size": [28, 28], "patch_size": [14, 14], "model_type": "internvl_vision"}
+
+
+def _towers(
+    model_type: str, text: str, towers: dict[str, Any], reader: Literal["picture", "any"] = "picture", **keys: Any
+) -> Case:
+    """A model of several towers around a language model of a type of its own."""
+    return Case(model_type, {"text_config": {**_with(**keys), "model_type": text}, **towers}, reader=reader)
+
+
 def _qwen_eyes(model_type: str, spelling: Spelling) -> Case:
     """A Qwen that sees; its text has one axis of positions."""
     text = _with(head_dim=16, rope_parameters=_rope(mrope_section=[4, 2, 2]))
     if model_type != "qwen3_vl":
         del text["head_dim"]
-    config = {"text_config": text, "vision_config": QWEN_EYES[model_type], "tie_word_embeddings": False}
+    config = {"text_config": text, "vision_config": QWEN_VL_EYES[model_type], "tie_word_embeddings": False}
     return Case(model_type, {**config, **NAMES_OF_PICTURES}, spelling, reader="picture")
 
 
@@ -418,6 +430,11 @@ DENSE: dict[str, Case] = {
         "hub",
         reader="picture",
     ),
+    "llava": _towers("llava", "llama", {"vision_config": CLIP_EYES}),
+    "llava_next": _towers("llava_next", "mistral", {"vision_config": CLIP_EYES}, sliding_window=None),
+    "mistral3": _towers("mistral3", "mistral", {"vision_config": PIXTRAL_EYES}, sliding_window=None),
+    "internvl": _towers("internvl", "qwen2", {"vision_config": INTERNVL_EYES}),
+    "voxtral": _towers("voxtral", "llama", {"audio_config": {**EARS, "model_type": "voxtral_encoder"}}, "any"),
     "qwen2_vl": _qwen_eyes("qwen2_vl", "saved"),
     "qwen2_5_vl_hub": _qwen_eyes("qwen2_5_vl", "hub"),
     "qwen3_vl": _qwen_eyes("qwen3_vl", "saved"),

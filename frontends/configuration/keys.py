@@ -60,6 +60,7 @@ class Keys:
         spellings = self._spellings(key)
         self.seen.update(spellings)
         if key.startswith(IN_ROPE):
+            self.seen.add(key.removeprefix(IN_ROPE))
             return self._find(key)
         written = [name for name in spellings if name in self.raw]
         if written:

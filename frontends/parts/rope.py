@@ -219,11 +219,12 @@ def _llama3(rope: Rope) -> RopeTable:
 
 @dataclass(frozen=True)
 class RopeKind:
-    """A kind of rope: its function, the keys it needs and the further keys it reads."""
+    """A kind of rope: its function, the keys it needs, the further keys it reads, and those that stand beside them."""
 
     table: Callable[[Rope], RopeTable]
     needs: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
+    ignores: tuple[str, ...] = ()
 
 
 _ORIGINAL = "original_max_position_embeddings"
@@ -232,7 +233,7 @@ KINDS: dict[str, RopeKind] = {
     "default": RopeKind(_default),
     "linear": RopeKind(_linear, ("factor",)),
     "dynamic": RopeKind(_dynamic, ("factor",)),
-    "alpha": RopeKind(_alpha, ("alpha",)),
+    "alpha": RopeKind(_alpha, ("alpha",), ignores=("factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")),
     "llama3": RopeKind(_llama3, ("factor", "low_freq_factor", "high_freq_factor"), (_ORIGINAL,)),
     "yarn": RopeKind(
         _yarn,
@@ -289,7 +290,8 @@ def read_rope(record: Mapping[str, object], width: int, max_position: int, where
 def unread_keys(record: Mapping[str, object]) -> list[str]:
     """Keys of a rope record that its (known) kind does not read; the reference implementation ignores them too."""
     kind = KINDS[str(record.get("rope_type", record.get("type", "default")))]
-    return [key for key in record if key not in COMMON_KEYS and key not in kind.needs and key not in kind.reads]
+    known = (*COMMON_KEYS, *kind.needs, *kind.reads, *kind.ignores)
+    return [key for key in record if key not in known]
 
 
 def _number(record: Mapping[str, object], key: str, where: str) -> float:

@@ -95,6 +95,16 @@ def test_two_rope_records_of_which_one_is_by_layer_type_are_refused() -> None:
     assert caught.value.code == "F561"
 
 
+def test_what_released_ropes_say_besides_is_no_warning() -> None:
+    beside = {"factor": 1.0, "beta_fast": 32, "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 1.0}
+    found = resolve(small("hunyuan_v1_dense", rope_scaling={"type": "dynamic", "alpha": 1000.0, **beside}))
+    assert found.warnings == () and found.rope is not None and found.rope.kind == "alpha"
+    longrope = {"rope_type": "longrope", "short_factor": [1.0] * 6, "long_factor": [2.0] * 6}
+    longrope["partial_rotary_factor"] = 0.75
+    both = small("phi3", head_dim=16, partial_rotary_factor=0.75, rope_parameters=longrope)
+    assert resolve(both).warnings == ()
+
+
 def test_a_cap_that_the_whole_model_would_ignore_is_refused() -> None:
     """The reference applies it to the language model alone, and leaves it out in the model that sees."""
     text = {**small("gemma3_text", final_logit_softcapping=3.0), "head_dim": 16}

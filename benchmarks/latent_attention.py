@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import click
 import ml_dtypes
 import numpy as np
 
@@ -119,15 +120,25 @@ def measure(folder: Path, context: int) -> dict[str, float]:
     }
 
 
-@click.command()
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option("--shape", "shapes", multiple=True, default=tuple(SHAPES), type=click.Choice(list(SHAPES)))
-@click.option("--context", "contexts", multiple=True, type=int, default=(128, 1024, 4096))
-@click.option("--rounds", default=3, show_default=True, help="how often each cell is measured, the forms taking turns")
-def main(out: Path, shapes: tuple[str, ...], contexts: tuple[int, ...], rounds: int) -> None:
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Options; see the module's description."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path, help="folder for what is made")
+    parser.add_argument("--shape", dest="shapes", action="append", choices=list(SHAPES), help="default: all of them")
+    parser.add_argument(
+        "--context", dest="contexts", action="append", type=int, help="tokens of history; default: 128, 1024, 4096"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="how often each cell is measured, the forms taking turns")
+    return parser.parse_args(argv)
+
+
+def main() -> None:
     """Compile random layers of each shape in both forms, 4 bits, and run them on the installed MNN, one thread."""
-    click.echo("| shape | history of | weights | tokens | decode | prefill | history takes |")
-    click.echo("|---|---|---|---|---|---|---|")
+    args = parse_arguments()
+    out, rounds = args.out, args.rounds
+    shapes, contexts = args.shapes or list(SHAPES), args.contexts or [128, 1024, 4096]
+    print("| shape | history of | weights | tokens | decode | prefill | history takes |")
+    print("|---|---|---|---|---|---|---|")
     for name in shapes:
         source = out / name
         if not (source / "config.json").exists():
@@ -145,7 +156,7 @@ def main(out: Path, shapes: tuple[str, ...], contexts: tuple[int, ...], rounds: 
                 size = (folders[form] / "llm.mnn.weight").stat().st_size / 1e6
                 best = {"decode": min, "prefill": max, "history": statistics.median}
                 cells = {key: choose([run[key] for run in runs[form]]) for key, choose in best.items()}
-                click.echo(
+                print(
                     f"| {name} | {'latent vectors' if form == 'absorbed' else 'keys, values'} | {size:.1f} MB | {context} | "
                     f"{cells['decode'] / LAYERS:.2f} ms/layer | {cells['prefill']:.0f} tok/s | "
                     f"{cells['history'] / LAYERS:.1f} MB/layer |"

@@ -59,7 +59,7 @@ def sink_attention(
     if body.opset < ATTENTION_SINCE:
         raise ValueError(f"attention with sinks needs opset {ATTENTION_SINCE}, the graph has {body.opset}")
     lengths = [body.op("Gather", body.op("Shape", value), body.ints(2), axis=0) for value in (q, k)]
-    added = _scores(body, mask, causal, lengths)
+    added = _scores(body, mask, causal, lengths, sinks)
     heads = body.op("Gather", body.op("Shape", q), body.ints(1), axis=0)
     one = body.ints(1)
     spread = body.op("Expand", added, body.op("Concat", one, heads, *lengths, axis=0))
@@ -71,13 +71,14 @@ def sink_attention(
     return body.op("Attention", q, body.op("Pad", k, behind), body.op("Pad", v, behind), whole, **attrs)
 
 
-def _scores(body: Body, mask: Value | None, causal: bool, lengths: list[Value]) -> Value:
-    """What is added to the scores, stretching to ``[1, heads, S, keys]``."""
-    zero, nothing = body.like(0, body.operand(0)), body.like(float("-inf"), body.operand(0))
+def _scores(body: Body, mask: Value | None, causal: bool, lengths: list[Value], like: Value) -> Value:
+    """What is added to the scores, stretching to ``[1, heads, S, keys]``, of the element type of `like`."""
+    if mask is not None and not isinstance(mask.type, TensorType):
+        raise ValueError("attention with sinks needs the element type of its mask")
+    zero, nothing = body.like(0, like), body.like(float("-inf"), like)
     found = zero
     if mask is not None:
-        boolean = isinstance(mask.type, TensorType) and mask.dtype == BOOL
-        found = body.op("Where", mask, zero, nothing) if boolean else mask
+        found = body.op("Where", mask, zero, nothing) if mask.dtype == BOOL else mask
     if not causal:
         return found
     square = body.op("Expand", body.int(1), body.op("Concat", *lengths, axis=0))

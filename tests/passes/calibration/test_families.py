@@ -25,8 +25,9 @@ FIXED = {"gemma3", "olmo2", "products of rows alone"}
 @pytest.mark.parametrize("name", FORMS)
 def test_logits_stay_or_the_form_is_refused(name, step):
     graph = decoder(FORMS[name], seed=1)
+    PassManager("infer-types").run(graph)  # attention with sinks is defined by the type of its mask
     (want,) = evaluate(graph, {"input_ids": IDS}).values()
-    manager = PassManager(f"infer-types,spell-linears,{step}")
+    manager = PassManager(f"spell-linears,{step}")
     if "residual" in step and name in SEEN | FIXED:
         with pytest.raises(LadingError) as caught:
             manager.run(graph)

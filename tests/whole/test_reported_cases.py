@@ -214,12 +214,12 @@ CASES = {
         model("num_key_value_heads"), ("num_key_value_heads is missing, and 32 is what qwen2 then has",), "F536"
     ),
     "a class that judges texts": Case(
-        model(architectures=["Qwen2ForSequenceClassification"]), ("the output of that class is something else",)
+        model(architectures=["Qwen2ForSequenceClassification"]), ("this is a classifier of texts",), "F594"
     ),
     "code of its own": Case(model(auto_map={"AutoModelForCausalLM": "own.Model"}), ("code of the checkpoint",)),
     "epsilon as text": Case(model(rms_norm_eps="1e-06"), ("rms_norm_eps",), "F531"),
     "no head of its own": Case(model(tie_word_embeddings=False), ("lm_head.weight is missing",), "F550"),
-    "too many layer types": Case(model(layer_types=["full_attention"] * 28), ("a list of 4 names",), "F531"),
+    "too many layer types": Case(model(layer_types=["full_attention"] * 28), ("a list of 4 entries",), "F531"),
     "a rope for pictures": Case(
         model("rope_parameters", rope_scaling={"type": "mrope", "mrope_section": [8, 12, 12]}), ("mrope",), "F540"
     ),

@@ -17,10 +17,10 @@ from typing import Any
 
 from frontends.checkpoint.config_keys import Unread, unread, weigh_rope
 from frontends.configuration.class_defaults import ClassDefaults, class_defaults
-from frontends.configuration.keys import Keys, shown
+from frontends.configuration.keys import IN_ROPE, Keys, shown
 from frontends.configuration.specs import named_keys, settle
 from frontends.families.model_config import LayerConfig, ModelConfig
-from frontends.families.scheme import FULL, SLIDING, Family, RopeRule, Sparse
+from frontends.families.scheme import FULL, SLIDING, Family, Kind, Kinds, RopeRule, Sparse
 from frontends.families.table import FAMILIES, WRAPPERS
 from frontends.parts.activations import ACTIVATIONS
 from frontends.parts.builder import Part
@@ -112,7 +112,7 @@ def resolve(
     for key in named_keys(row):
         keys.get(key)
     left = unread(text.raw, keys, text.model_type, row, known, raw if text.wrapper else None)
-    _weigh_ropes(left, keys, row, ropes, records)
+    _weigh_ropes(left, keys, ropes, records)
     left.finish()
     weighed: dict[str, tuple[str, ...]] = {weight: tuple(names) for weight, names in sorted(left.keys.items())}
     return replace(config, warnings=tuple(left.warnings), unread=weighed)
@@ -207,8 +207,8 @@ def _layers(row: Family, keys: Keys, count: int) -> tuple[tuple[LayerConfig, ...
         return parts[id(part)]
 
     found = []
-    kinds = _kinds(row, keys, count)
     of_kind = {name: settle(kind, keys) for name, kind in row.of_kind.items()}
+    kinds = _kinds(row, of_kind, keys, count)
     sparse = settle(row.sparse, keys) if row.experts is not None else None
     for index, name in enumerate(kinds):
         kind = of_kind[name]
@@ -224,14 +224,14 @@ def _is_sparse(rule: Sparse, index: int) -> bool:
     return inside and (index + 1) % rule.step == 0 and index not in (rule.dense or ())
 
 
-def _kinds(row: Family, keys: Keys, count: int) -> list[str]:
+def _kinds(row: Family, of_kind: Mapping[str, Kind], keys: Keys, count: int) -> list[str]:
     """The kind of each layer."""
     rule = settle(row.kinds, keys)
     if not rule.only_if and rule.otherwise != FULL:
         return [rule.otherwise] * count
     listed = keys.get(rule.listed) if rule.listed else None
     if rule.listed and listed is not None and (listed or count == 0):
-        return _listed(row, rule.names, listed, keys, count, rule.listed, rule.only_if)
+        return _listed(rule, of_kind, listed, keys, count)
     if not rule.only_if:
         return [FULL] * count
     if rule.period == 0:
@@ -242,18 +242,18 @@ def _kinds(row: Family, keys: Keys, count: int) -> list[str]:
     return [FULL if index < rule.after else SLIDING for index in range(count)]
 
 
-def _listed(
-    row: Family, names: Mapping[Any, str], listed: Any, keys: Keys, count: int, key: str, windows: bool
-) -> list[str]:
+def _listed(rule: Kinds, of_kind: Mapping[str, Kind], listed: Any, keys: Keys, count: int) -> list[str]:
+    """The kinds that a list in the file names."""
+    key = rule.listed
     if not isinstance(listed, list) or len(listed) != count:
         raise keys.bad(key, f"a list of {count} entries, one for each layer")
     found = []
     for item in listed:
-        name = names.get(item, item) if isinstance(item, (str, int)) else None
+        name = rule.names.get(item, item) if isinstance(item, (str, int)) else None
         name = FULL if name == "attention" else name
-        if not isinstance(name, str) or name not in row.of_kind:
+        if not isinstance(name, str) or name not in of_kind:
             raise LadingError("F538", f"layer type {shown(item)} is not supported", keys.at(key))
-        if name == SLIDING and (not windows or settle(row.of_kind[name], keys).window is None):
+        if name == SLIDING and (not rule.only_if or of_kind[name].window is None):
             raise LadingError("F538", f"{key} has sliding layers, but no window is in use", keys.at(key))
         found.append(name)
     return found
@@ -336,16 +336,16 @@ def _turned(width: int, record: Mapping[str, Any], rule: RopeRule, keys: Keys, k
 def _weigh_ropes(
     left: Unread,
     keys: Keys,
-    row: Family,
     ropes: Mapping[tuple[str, int], Rope],
     records: Mapping[str, Mapping[str, Any]],
 ) -> None:
     """Weigh the entries of rope records that their kinds do not read, and a second record that is passed over."""
     key = keys.rope_key()
     for (name, _), rope in ropes.items():
-        for entry, value in records.get(name, {}).items():
-            if entry in unread_keys({**records[name], "rope_type": rope.kind}) and f"rope.{entry}" not in keys.seen:
-                _weigh_entry(left, f"{key}.{entry}", entry, value, rope, keys.at(key))
+        record = records[name]
+        for entry in unread_keys({**record, "rope_type": rope.kind}):
+            if f"{IN_ROPE}{entry}" not in keys.seen:
+                _weigh_entry(left, f"{key}.{entry}", entry, record[entry], rope, keys.at(key))
     other = keys.record("rope_parameters") if key == "rope_scaling" else {}
     stated = keys.record(key)
     if any(isinstance(value, dict) for value in other.values()):

@@ -225,8 +225,6 @@ def _find(spec: Spec, keys: Keys) -> tuple[Any, str]:
         return keys.get(spec), spec
     if isinstance(spec, tuple):
         named = [inner for inner in spec if isinstance(inner, str)]
-        for name in named:  # what stands beside the one that counts is read too
-            keys.get(name)
         value, key = None, ""
         for inner in spec:
             value, key = _find(inner, keys)

@@ -62,7 +62,9 @@ def _close(request, buffers):
 
 
 def _nonsense(request, buffers):
-    for number in range(3, 64):
+    for number in map(int, os.listdir("/dev/fd")):
+        if number < 3:
+            continue
         try:
             os.write(number, b"\xff" * 4096)
         except OSError:

@@ -131,6 +131,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             **_rope(),
         },
     ),
+    "jais2": (  # has no row
+        "Jais2Config",
+        {**_HEAD, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False, **_rope()},
+    ),
     "cohere": ("CohereConfig", {"logit_scale": 0.25, "tie_word_embeddings": True, **_rope()}),
     "stablelm": (
         "StableLmConfig",

@@ -101,7 +101,7 @@ def test_an_export_goes_to_onnx_too_fed_by_what_its_inputs_hold(family, options,
 
 
 def test_a_family_without_a_row_is_sent_this_way_and_compiles(tmp_path):
-    arguments = [str(checkpoint("phi")), "-o", str(tmp_path / "out"), "--passes", "fp32", "--tokenizer", "none"]
+    arguments = [str(checkpoint("jais2")), "-o", str(tmp_path / "out"), "--passes", "fp32", "--tokenizer", "none"]
     refused = CliRunner().invoke(main, arguments)
     assert refused.exit_code == 1 and "error[F533]" in refused.stderr and "--via torch" in refused.stderr
     done = CliRunner().invoke(main, [*arguments, "--via", "torch"])

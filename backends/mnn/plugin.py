@@ -8,6 +8,7 @@ PLUGIN = Plugin(
     passes={
         "fuse-mnn": "backends.mnn.lower.fuse:FuseMnn",
         "legalize-mnn": "backends.mnn.lower.legalize:LegalizeMnn",
+        "legalize-module": "backends.mnn.modules.legalize:LegalizeModule",
         "simulate-activations": "backends.mnn.lower.simulate_activations:SimulateActivations",
         "sink-layouts": "backends.mnn.lower.sink_layouts:SinkLayouts",
     },
@@ -23,6 +24,7 @@ PLUGIN = Plugin(
         "int4": "default{bits=4 logits-bits=4}",
         "mnn": "canonicalize,spell-linears,raise-weights,assign-precision{bits=32 logits-bits=32},insert-qdq,"
         "legalize-mnn,cse,dce",
+        "mnn-module": "upgrade-opset,canonicalize,widen-floats,infer-types,legalize-module,cse,dce,infer-types",
     },
     dialects={"mnn": "backends.mnn.dialect.table:DEFINITIONS"},
     stages={"mnn": "backends.mnn.lower.stage:STAGE"},

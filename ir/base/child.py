@@ -73,14 +73,16 @@ class Child:
     One request is under way at a time: threads that ask wait for each other. Use it as a context manager, or `close` it.
     """
 
-    def __init__(self, factory: str, memory: int | None = None) -> None:
+    def __init__(self, factory: str, memory: int | None = None, paths: Sequence[str] = ()) -> None:
         """Say what the child runs.
 
         Args:
             factory: ``module:function`` of what makes the child's `Handler`.
             memory: bytes of address space that it may have; None for all there is.
+            paths: folders in which it looks for modules before ours.
         """
         self._factory = factory
+        self._paths = list(paths)
         self._memory = memory
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -173,7 +175,7 @@ class Child:
         if self._owner != os.getpid():  # After a fork the process belongs to the parent.
             self._process = self._socket = self._log = None
             self._owner = os.getpid()
-        code = f"import sys; sys.path[:] = {sys.path!r}\nfrom ir.base.child import main; main(sys.argv[1:])"
+        code = f"import sys; sys.path[:] = {[*self._paths, *sys.path]!r}\nfrom ir.base.child import main; main(sys.argv[1:])"
         ours = theirs = None
         try:
             self._log = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the process

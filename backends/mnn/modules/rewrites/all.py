@@ -1,0 +1,20 @@
+"""Every rewrite, by operator, in the order in which they are tried."""
+
+from __future__ import annotations
+
+from backends.mnn.modules.rewrites import arithmetic, shapes, vision
+from backends.mnn.modules.rewrites.types import Rewrite, Table
+
+
+def _joined(*tables: Table) -> Table:
+    found: dict[str, tuple[Rewrite, ...]] = {}
+    for table in tables:
+        for op, rewrites in table.items():
+            found[op] = (*found.get(op, ()), *rewrites)
+    return found
+
+
+REWRITES = _joined(arithmetic.REWRITES, shapes.REWRITES, vision.REWRITES)
+"""Rewrites by operator."""
+
+__all__ = ["REWRITES"]

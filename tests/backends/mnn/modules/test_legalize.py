@@ -1,0 +1,42 @@
+"""What is right stays, what can be said in other terms is, and the rest is refused by name."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnx import TensorProto
+
+from backends.mnn.modules.child import Converter
+from backends.onnx.write import write
+from ir.base.diag import LadingError
+from tests.support.modules.models import legal, one_node
+
+F32, BOOL = TensorProto.FLOAT, TensorProto.BOOL
+
+
+def test_what_has_no_form_is_refused_with_its_place():
+    with pytest.raises(LadingError, match="StringNormalizer has no form that MNN computes right") as caught:
+        legal(one_node("StringNormalizer", [(TensorProto.STRING, [2])], [(TensorProto.STRING, [2])]))
+    assert caught.value.code == "P378" and "StringNormalizer" in caught.value.diagnostics[0].where
+
+
+def test_comparisons_are_turned_round():
+    graph = legal(one_node("Less", [(F32, ["n", 4]), (F32, ["n", 4])], [(BOOL, ["n", 4])]))
+    assert [node.op for node in graph.nodes] == ["Greater"]
+    assert [value.name for value in graph.outputs] == ["y0"]
+
+
+def test_functions_of_the_schemas_are_written_out():
+    graph = legal(one_node("Swish", [(F32, ["n", 4])], [(F32, ["n", 4])]))
+    assert [node.op for node in graph.nodes] == ["Sigmoid", "Mul"]
+
+
+@pytest.mark.mnn
+def test_a_legal_graph_is_converted_and_runs(tmp_path):
+    graph = legal(one_node("Less", [(F32, ["n", 4]), (F32, ["n", 4])], [(BOOL, ["n", 4])]))
+    write(graph, tmp_path / "legal.onnx")
+    a, b = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
+    with Converter() as converter:
+        converter.convert(tmp_path / "legal.onnx", tmp_path / "model.mnn")
+        found = converter.run(tmp_path / "model.mnn", {"x0": a, "x1": b}, ["y0"])
+    np.testing.assert_array_equal(found["y0"].astype(bool), a < b)

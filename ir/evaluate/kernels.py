@@ -8,7 +8,7 @@ memory and time, one for the whole process, started when it is first needed (a t
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 from ir.base.child import Child, ChildFailed, machine_memory
 from ir.base.diag import LadingError
 from ir.base.types import DTYPES, DType, dtype_of_numpy, dtype_of_onnx
-from ir.evaluate.onnxruntime_session import Free, Session, holds_tensor, numpy_value, ort_value
+from ir.evaluate.onnxruntime_session import FileSession, Free, Session, holds_tensor, numpy_value, ort_value
 from ir.evaluate.onnxruntime_session import run_file as run_file_here
 
 if TYPE_CHECKING:
@@ -217,24 +217,73 @@ class ChildKernels:
         outputs: Sequence[str] | None,
     ) -> list[dict[str, np.ndarray]]:
         """See `run_file`."""
-        given: list[list[Any]] = []
-        buffers: list[Any] = []
-        for feed in feeds:
-            given.append([])
-            for name, array in feed.items():
-                given[-1].append([name, dtype_of_numpy(array.dtype).name, array.shape])
-                buffers.append(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        given, buffers = packed(feeds)
         request = {
             "do": "file", "path": str(path.absolute()), "optimized": optimized, "feeds": given, "free": dict(free or {}),
             "outputs": None if outputs is None else list(outputs),
         }  # fmt: skip
         nbytes = sum(item.stat().st_size for item in path.parent.iterdir() if item.is_file()) * max(1, len(feeds))
         answer, found = self.ask(request, buffers, where=str(path), nbytes=nbytes)
-        parts = iter(found)
-        return [
-            {name: _rebuilt(about, [] if "strings" in about else [next(parts)]) for name, about in one}
-            for one in answer["found"]
-        ]
+        return unpacked(answer, found)
+
+
+class OpenFile:
+    """A model file that the child has loaded, until this goes; it is loaded again when the child has died since.
+
+    Further values of its own may be named that it shall give; other arguments and errors are those of `run_file`.
+    """
+
+    def __init__(self, path: Path, *, optimized: bool, free: Free | None = None, exposed: Sequence[str] = ()) -> None:
+        with _STARTING:
+            self._kernels = _child_kernels()
+        self._path = path.absolute()
+        self._about = {"optimized": optimized, "free": dict(free or {}), "exposed": list(exposed)}
+        self._nbytes = sum(item.stat().st_size for item in path.parent.iterdir() if item.is_file())
+        self._number = self._generation = -1
+        self.outputs = self._load()
+
+    def __del__(self) -> None:
+        if getattr(self, "_number", -1) >= 0:
+            self._kernels.forget(self._number)
+
+    def _load(self) -> list[str]:
+        number = self._kernels.fresh()
+        request = {"do": "open_file", "number": number, "path": str(self._path), **self._about}
+        answer, _ = self._kernels.ask(request, where=str(self._path), nbytes=self._nbytes)
+        self._number, self._generation = number, self._kernels.generation
+        return answer["outputs"]
+
+    def run(self, feed: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """The wanted outputs for one set of feeds."""
+        if self._generation != self._kernels.generation:
+            self._load()
+        given, buffers = packed([feed])
+        request = {
+            "do": "run_open", "model": self._number, "feeds": given, "outputs": None if outputs is None else [*outputs],
+        }  # fmt: skip
+        answer, found = self._kernels.ask(request, buffers, where=str(self._path), nbytes=self._nbytes)
+        return unpacked(answer, found)[0]
+
+
+def packed(feeds: Sequence[Mapping[str, np.ndarray]]) -> tuple[list[list[Any]], list[Any]]:
+    """Feeds as JSON and bytes."""
+    given: list[list[Any]] = []
+    buffers: list[Any] = []
+    for feed in feeds:
+        given.append([])
+        for name, array in feed.items():
+            given[-1].append([name, dtype_of_numpy(array.dtype).name, array.shape])
+            buffers.append(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return given, buffers
+
+
+def unpacked(answer: Mapping[str, Any], buffers: Sequence[bytearray]) -> list[dict[str, np.ndarray]]:
+    """What a file gave for each set of feeds."""
+    parts = iter(buffers)
+    return [
+        {name: _rebuilt(about, [] if "strings" in about else [next(parts)]) for name, about in one}
+        for one in answer["found"]
+    ]
 
 
 def _dead(error: ChildFailed, where: str) -> LadingError:
@@ -357,22 +406,44 @@ class _Server:
         return {"found": [_about(value) for value in results]}, ()
 
     def do_file(self, request: dict[str, Any], buffers: list[bytearray]) -> tuple[dict[str, Any], Sequence[Any]]:
-        parts = iter(buffers)
-        feeds = [
-            {name: np.frombuffer(next(parts), DTYPES[dtype].numpy).reshape(shape) for name, dtype, shape in one}
-            for one in request["feeds"]
-        ]
-        found: list[list[Any]] = []
-        sent: list[Any] = []
-        free = {name: (dtype, rank) for name, (dtype, rank) in request["free"].items()}
-        asked = {"optimized": request["optimized"], "free": free, "outputs": request["outputs"]}
-        for one in run_file_here(Path(request["path"]), feeds, **asked):
-            found.append([])
-            for name, array in one.items():
-                about, data = _described(array)
-                found[-1].append([name, about])
-                sent += data
-        return {"found": found}, sent
+        session = FileSession(Path(request["path"]), optimized=request["optimized"], free=_free(request))
+        return given_back(session.run(feed, request["outputs"]) for feed in feeds_of(request, buffers))
+
+    def do_open_file(self, request: dict[str, Any], buffers: list[bytearray]) -> tuple[dict[str, Any], Sequence[Any]]:
+        about = {"optimized": request["optimized"], "free": _free(request), "exposed": request["exposed"]}
+        session = FileSession(Path(request["path"]), **about)
+        self.held[request["number"]] = session
+        return {"outputs": session.outputs}, ()
+
+    def do_run_open(self, request: dict[str, Any], buffers: list[bytearray]) -> tuple[dict[str, Any], Sequence[Any]]:
+        session = self.held[request["model"]]
+        return given_back(session.run(feed, request["outputs"]) for feed in feeds_of(request, buffers))
+
+
+def _free(request: Mapping[str, Any]) -> Free:
+    return {name: (dtype, rank) for name, (dtype, rank) in request["free"].items()}
+
+
+def feeds_of(request: Mapping[str, Any], buffers: Sequence[bytearray]) -> list[dict[str, np.ndarray]]:
+    """Inverse of `packed`, for a request that holds its JSON."""
+    parts = iter(buffers)
+    return [
+        {name: np.frombuffer(next(parts), DTYPES[dtype].numpy).reshape(shape) for name, dtype, shape in one}
+        for one in request["feeds"]
+    ]
+
+
+def given_back(results: Iterable[Mapping[str, np.ndarray]]) -> tuple[dict[str, Any], Sequence[Any]]:
+    """What a file gave for each set of feeds as JSON and bytes."""
+    found: list[list[Any]] = []
+    sent: list[Any] = []
+    for one in results:
+        found.append([])
+        for name, array in one.items():
+            about, data = _described(array)
+            found[-1].append([name, about])
+            sent += data
+    return {"found": found}, sent
 
 
 def _about(value: Any) -> tuple[int, str, int | None]:
@@ -388,4 +459,7 @@ def serve() -> _Server:
     return _Server()
 
 
-__all__ = ["ChildDied", "Kernels", "OpenModel", "kernels_for", "run_file"]
+__all__ = [
+    "ChildDied", "Kernels", "OpenFile", "OpenModel", "feeds_of", "given_back", "kernels_for", "packed", "run_file",
+    "unpacked",
+]  # fmt: skip

@@ -69,30 +69,49 @@ def run_file(
     Raises:
         LadingError: T220 with onnxruntime's message.
     """
-    runtime = _library()
-    options = runtime.SessionOptions()
-    options.log_severity_level = 4
-    if not optimized:
-        options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        model: str | bytes = str(path)
-        if free or (not optimized and _holds(path, ACCURACY.encode())):
-            model = _altered(path, free or {}, exact=not optimized)
-            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
-        session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        names = [item.name for item in session.get_outputs() if outputs is None or item.name in outputs]
-        wanted = {item.name for item in session.get_inputs()}
-        found = []
-        for feed in feeds:
+    session = FileSession(path, optimized=optimized, free=free)
+    return [session.run(feed, outputs) for feed in feeds]
+
+
+class FileSession:
+    """A loaded model file, to be run more than once.
+
+    Further values of its own may be named that it shall give; other arguments and errors are those of `run_file`.
+    """
+
+    def __init__(self, path: Path, *, optimized: bool, free: Free | None = None, exposed: Sequence[str] = ()) -> None:
+        runtime = _library()
+        options = runtime.SessionOptions()
+        options.log_severity_level = 4
+        if not optimized:
+            options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._where = str(path)
+        try:
+            model: str | bytes = str(path)
+            if free or exposed or (not optimized and _holds(path, ACCURACY.encode())):
+                model = _altered(path, free or {}, exposed, exact=not optimized)
+                key = "session.model_external_initializers_file_folder_path"
+                options.add_session_config_entry(key, str(path.parent))
+            self._session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            self._inputs = {item.name for item in self._session.get_inputs()}
+            self.outputs = [item.name for item in self._session.get_outputs()]
+        except _failures() as error:
+            raise _refused(error, str(path)) from error
+
+    def run(self, feed: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """The wanted outputs for one set of feeds; what the file has no input for is left out."""
+        names = [name for name in self.outputs if outputs is None or name in outputs]
+        try:
             given = {
-                name: ort_value(array, dtype_of_numpy(array.dtype)) for name, array in feed.items() if name in wanted
+                name: ort_value(array, dtype_of_numpy(array.dtype))
+                for name, array in feed.items()
+                if name in self._inputs
             }
-            values = session.run_with_ort_values(names, given)
-            found.append({name: numpy_value(value) for name, value in zip(names, values, strict=True)})
-    except _failures() as error:
-        raise _refused(error, str(path)) from error
-    return found
+            values = self._session.run_with_ort_values(names, given)
+            return {name: numpy_value(value) for name, value in zip(names, values, strict=True)}
+        except _failures() as error:
+            raise _refused(error, self._where) from error
 
 
 ACCURACY, SINGLE = "accuracy_level", 1
@@ -108,8 +127,8 @@ def _holds(path: Path, text: bytes) -> bool:
         return False
 
 
-def _altered(path: Path, free: Free, *, exact: bool) -> bytes:
-    """The model of a file with further inputs, weights in files of their own left there.
+def _altered(path: Path, free: Free, exposed: Sequence[str], *, exact: bool) -> bytes:
+    """The model of a file with further inputs and outputs, weights in files of their own left there.
 
     With `exact` no product may round its operands.
     """
@@ -122,6 +141,8 @@ def _altered(path: Path, free: Free, *, exact: bool) -> bytes:
     for name, (dtype, rank) in free.items():
         shape = [f"{name}.{axis}" for axis in range(rank)]
         model.graph.input.append(onnx.helper.make_tensor_value_info(name, onnx_dtype(DTYPES[dtype]), shape))
+    known = {item.name for item in model.graph.output}
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in exposed if name not in known)
     waiting = [model.graph] if exact else []
     while waiting:
         for node in waiting.pop().node:
@@ -312,6 +333,6 @@ def _cast_session(code: int) -> Session:
 
 
 __all__ = [
-    "Free", "Session", "constant_values", "give_memory_back", "load_constant", "numpy_value", "ort_value", "run_file",
-    "stored_form",
+    "FileSession", "Free", "Session", "constant_values", "give_memory_back", "load_constant", "numpy_value", "ort_value",
+    "run_file", "stored_form",
 ]  # fmt: skip

@@ -72,15 +72,19 @@ def _shape(value: Value, sizes: Mapping[str, int]) -> tuple[int, ...]:
 def _size(dim: Dim, sizes: Mapping[str, int]) -> int:
     wanted = sizes.get(dim.name)
     if wanted is None:
-        wanted = max(dim.low, DEFAULT_SIZE) if dim.high is None else min(max(dim.low, DEFAULT_SIZE), dim.high)
-        step = dim.multiple_of
-        wanted = -(-wanted // step) * step
-        if not dim.accepts(wanted):
-            wanted = wanted // step * step - step
+        wanted = legal_size(dim, DEFAULT_SIZE)
     if not dim.accepts(wanted):
         high = "any" if dim.high is None else dim.high
         raise LadingError("T226", f"{dim} = {wanted} is not in {dim.low}..{high}, multiples of {dim.multiple_of}")
     return wanted
+
+
+def legal_size(dim: Dim, wanted: int) -> int:
+    """The size that a dimension accepts next to the one that is wanted, rather larger than smaller."""
+    wanted = max(dim.low, wanted) if dim.high is None else min(max(dim.low, wanted), dim.high)
+    step = dim.multiple_of
+    found = -(-wanted // step) * step
+    return found if dim.accepts(found) else found // step * step - step
 
 
 def _array(value: Value, shape: tuple[int, ...], rng: np.random.Generator, free: FreeTensor | None) -> np.ndarray:
@@ -161,4 +165,4 @@ def _is_position(value: Value) -> bool:
     return False
 
 
-__all__ = ["DEFAULT_SIZE", "sample_feeds"]
+__all__ = ["DEFAULT_SIZE", "MOST_ELEMENTS", "legal_size", "sample_feeds"]

@@ -143,6 +143,12 @@ CODES: dict[str, str] = {
     "B756": "The child process that runs the model on MNN gave no sign of life for so long that it was stopped.",
     "B757": "MNN makes no tokens of a prompt, or none in answer to it, or its Python binding raised an error.",
     "V702": "The installed MNN gives other numbers than the stored weights or the original model give.",
+    "V703": "MNN computes other numbers than the model that a module was made from.",
+    "V704": "MNN crashed, raised an error or did not finish when it ran a module.",
+    "V705": "MNN gives other outputs when it runs a module again on the same inputs.",
+    "V706": "An output of a module has another shape, or holds another kind of numbers, than that of the model.",
+    "V707": "Neither onnxruntime nor ONNX's reference evaluator computes the original model, so that a module was not verified.",
+    "V709": "An output of a module is no number, or infinite, where the model gives a number.",
     "B780": (
         "A configuration or a link leads to a file outside of the model's folder. It is neither read nor copied, and it "
         "would be missing on the device."

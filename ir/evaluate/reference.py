@@ -34,7 +34,7 @@ class Reference(Protocol):
     """
 
     name: str
-    outputs: Sequence[str]
+    outputs: list[str]
 
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """The wanted values by name, any of the model, or its outputs where none are named; LadingError T220, T225,

@@ -25,7 +25,7 @@ negative ones), from 0 to 1, whole numbers from 0 to 255."""
 FREE, SMALL, ONES, ZEROS = range(4)
 """How far integers go that no reader bounds: over a real range with negatives, from 0 to 3, all 1, all 0."""
 
-SPECIALS = (0.0, -0.0, 0.5, -0.5, 1.0, -1.0, 1.5, -1.5, 2.5, -2.5, 2.0, -3.0, 0.25, 1e-3, -1e-3, 100.0, -100.0)
+SPECIALS = (0.0, -0.0, 0.5, -0.5, 1.0, -1.0, 1.5, -1.5, 2.5, -2.5, 2.0, -3.0, 0.25, 1e-3, -1e-3, 20.0, -20.0)
 """Floats at which operators change their mind, ties of rounding among them."""
 WIDE = 100
 """Integers that nothing bounds lie this far around 0."""
@@ -64,13 +64,14 @@ class Draw:
             made = rule(place) if rule is not None else None
             if made is not None:
                 return np.asarray(made)
-        bounds = [found for place in places if (rule := BOUNDED.get(place.key)) and (found := rule(place)) is not None]
+        bounds = [
+            found for place in places if place.key in BOUNDED and (found := BOUNDED[place.key](place)) is not None
+        ]
         if not bounds:
             return None
         low, high = max(low for low, _ in bounds), min(high for _, high in bounds)
-        whole = all(isinstance(end, int) for end in (low, high))
-        if whole:
-            return self.rng.integers(low, max(int(low), int(high)) + 1, shape)
+        if isinstance(low, int) and isinstance(high, int):
+            return self.rng.integers(low, max(low, high) + 1, shape)
         return self.rng.uniform(low, high, shape)
 
     def _floats(self, value: Value, shape: tuple[int, ...]) -> np.ndarray:

@@ -61,19 +61,44 @@ class Converter:
         self, model: Path, feeds: Mapping[str, np.ndarray], outputs: Sequence[str], *, seconds: float = 120
     ) -> dict[str, np.ndarray]:
         """Run a model as a module, with arrays of float32 or int32 by name; its outputs by name."""
-        arrays = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
+        return self.run_many(model, [feeds], outputs, seconds=seconds)[0]
+
+    def run_many(
+        self,
+        model: Path,
+        feeds: Sequence[Mapping[str, np.ndarray]],
+        outputs: Sequence[str],
+        *,
+        again: bool = False,
+        seconds: float = 120,
+    ) -> list[dict[str, np.ndarray]]:
+        """Load a model once and run it for one set of feeds after the other, as an application does.
+
+        Args:
+            model: the file.
+            feeds: arrays of float32 or int32 by name; each set has the same names in the same order.
+            outputs: names of tensors of the model, which need not be its outputs.
+            again: run all of them a second time; the results of that follow.
+            seconds: time that each run may take.
+        """
+        arrays = [{name: np.ascontiguousarray(array) for name, array in one.items()} for one in feeds]
         request = {
             "do": "run",
             "model": str(model.resolve()),
-            "inputs": [[name, str(array.dtype), list(array.shape)] for name, array in arrays.items()],
+            "inputs": [[[name, str(x.dtype), list(x.shape)] for name, x in one.items()] for one in arrays],
             "outputs": [*outputs],
+            "times": 1 + again,
         }
-        buffers = [array.reshape(-1).view(np.uint8) for array in arrays.values()]
-        answer, found = self._child.ask(request, buffers, seconds=seconds)
-        return {
-            name: np.frombuffer(data, dtype).reshape(shape)
-            for name, (dtype, shape), data in zip(outputs, answer["outputs"], found, strict=True)
-        }
+        buffers = [array.reshape(-1).view(np.uint8) for one in arrays for array in one.values()]
+        answer, found = self._child.ask(request, buffers, seconds=seconds * max(len(feeds), 1) * (1 + again))
+        parts = iter(found)
+        return [
+            {
+                name: np.frombuffer(next(parts), dtype).reshape(shape)
+                for name, (dtype, shape) in zip(outputs, one, strict=True)
+            }
+            for one in answer["outputs"]
+        ]
 
 
 def serve() -> Handler:
@@ -110,28 +135,44 @@ def _convert(request: dict[str, Any]) -> tuple[dict[str, Any], Buffers]:
 
 
 def _run(request: dict[str, Any], buffers: list[bytearray]) -> tuple[dict[str, Any], Buffers]:
-    import MNN.expr as expr
     import MNN.nn as nn
 
-    names = [name for name, _, _ in request["inputs"]]
+    names = [name for name, _, _ in request["inputs"][0]] if request["inputs"] else []
     module = nn.load_module_from_file(request["model"], names, request["outputs"])
-    given = []
-    for (_, dtype, shape), data in zip(request["inputs"], buffers, strict=True):
-        array = np.frombuffer(data, dtype).reshape(shape)
-        variable = expr.placeholder(shape, expr.NCHW, expr.int if array.dtype.kind == "i" else expr.float)
-        if array.size:
-            variable.write(array)
-        given.append(variable)
-    results = module.forward(given)
-    results = results if isinstance(results, list | tuple) else [results]
-    if len(results) != len(request["outputs"]):
-        raise RuntimeError(f"{len(results)} results instead of {len(request['outputs'])}")
-    arrays = []
-    for item in results:
-        array = np.array(item.read()) if 0 not in item.shape else np.zeros(item.shape, np.float32)
-        arrays.append(np.ascontiguousarray(array.reshape(item.shape)))
-    described = [[str(array.dtype), list(array.shape)] for array in arrays]
-    return {"outputs": described}, [array.reshape(-1).view(np.uint8) for array in arrays]
+    parts = iter(buffers)
+    feeds = [[np.frombuffer(next(parts), dtype).reshape(shape) for _, dtype, shape in one] for one in request["inputs"]]
+    described: list[list[Any]] = []
+    sent: list[Any] = []
+    for arrays in feeds * request["times"]:
+        results = module.forward([_variable(array) for array in arrays])
+        results = results if isinstance(results, list | tuple) else [results]
+        if len(results) != len(request["outputs"]):
+            raise RuntimeError(f"{len(results)} results instead of {len(request['outputs'])}")
+        found = [_array(item) for item in results]
+        described.append([[str(array.dtype), list(array.shape)] for array in found])
+        sent += [array.reshape(-1).view(np.uint8) for array in found]
+    return {"outputs": described}, sent
+
+
+def _variable(array: np.ndarray) -> Any:
+    """A tensor of MNN with the elements of an array."""
+    import MNN.expr as expr
+
+    variable = expr.placeholder(list(array.shape), expr.NCHW, expr.int if array.dtype.kind == "i" else expr.float)
+    if array.size:
+        variable.write(array)
+    return variable
+
+
+def _array(item: Any) -> np.ndarray:
+    """The elements of a tensor of MNN, row by row, whatever its layout is."""
+    import MNN.expr as expr
+
+    if 0 in item.shape:
+        return np.zeros(item.shape, np.int32 if item.dtype == expr.int else np.float32)
+    if item.data_format == expr.NC4HW4:
+        item = expr.convert(item, expr.NCHW)
+    return np.ascontiguousarray(np.array(item.read()).reshape(item.shape))
 
 
 __all__ = ["MEMORY", "Converter", "serve"]

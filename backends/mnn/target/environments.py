@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -99,6 +100,21 @@ def interpreters() -> dict[str, Path | str]:
     found: dict[str, Path | str] = dict(ReleaseEnvironments().available())
     found.setdefault(installed_version() or "", sys.executable)
     return {version: found[version] for version in LLM_RELEASES if version in found}
+
+
+def module_packages(versions: Sequence[str]) -> dict[str, Path | None]:
+    """The folder with the packages of each of these releases that this machine can run from this interpreter, oldest
+    first; None for the one that is installed here. The installed release alone when none of them is there."""
+    found: dict[str, Path | None] = {}
+    here = installed_version()
+    name = "python{}.{}".format(*sys.version_info[:2])
+    for version in versions:
+        folder = ReleaseEnvironments().path(version).absolute() / "lib" / name / "site-packages"
+        if version == here:
+            found[version] = None
+        elif _has_release(folder, version) and (folder / "numpy").is_dir():
+            found[version] = folder
+    return found or ({} if here is None else {here: None})
 
 
 def _interpreter(environment: Path, version: str) -> Path | None:

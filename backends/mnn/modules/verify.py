@@ -1,0 +1,313 @@
+"""Run a module on MNN, every release of its target that is there, and compare it with the model that it was made from.
+
+The reference is the model itself: its file in onnxruntime without optimisation, or in ONNX's own evaluator where onnxruntime
+has no kernel. What is fed is made up (`ir.evaluate.feed_sets`) or given. MNN runs in child processes, one model for one
+set of inputs after the other and all of them twice, as an application would do.
+"""
+
+from __future__ import annotations
+
+import platform
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from backends.mnn.modules.child import Converter
+from backends.mnn.modules.closeness import Gap, Misfit, misfit
+from backends.mnn.target.environments import module_packages
+from ir.base.child import ChildFailed
+from ir.base.diag import Diagnostic, LadingError
+from ir.base.types import TensorType
+from ir.evaluate.feed_sets import COUNTS, SECONDS, FeedSet, feed_sets
+from ir.evaluate.reference import Reference, open_reference
+from ir.evaluate.value_ranges import SPECIAL
+from ir.graph.graph import Graph
+
+Level = Literal["quick", "full"]
+Feeds = Mapping[str, np.ndarray]
+
+Convert = Callable[[Graph, Path], None]
+"""Writes a graph, with further outputs than it had, as it was written before; LadingError when that is not possible."""
+
+RUN_SECONDS = 60.0
+"""Time that MNN may take for one set of inputs."""
+DRAWS = 4
+"""Runs of the reference with inputs changed in their last bit, where a result is not what it should be."""
+CODES = {"type": "V706", "shape": "V706", "not a number": "V709", "value": "V703"}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One comparison on one release.
+
+    Attributes:
+        release, platform: what ran where.
+        reference: ``decoded weights`` for what the written graph means, ``float`` for the original.
+        feeds: sets of inputs.
+        max_abs: largest absolute difference of an element of an output.
+        error: root mean square of the difference relative to that of the output, of the worst output.
+    """
+
+    release: str
+    platform: str
+    reference: Literal["decoded weights", "float"]
+    feeds: int
+    max_abs: float
+    error: float
+
+
+@dataclass
+class Verification:
+    """What was run and measured.
+
+    Attributes:
+        reference: what computed the original; empty when nothing could.
+        sets: the inputs.
+        measurements: how far each release was off.
+        problems: what is wrong; nothing may be written then.
+        warnings: what the user should know.
+    """
+
+    reference: str = ""
+    sets: Sequence[FeedSet] = ()
+    measurements: list[Measurement] = field(default_factory=list)
+    problems: list[Diagnostic] = field(default_factory=list)
+    warnings: list[Diagnostic] = field(default_factory=list)
+
+    def require(self) -> None:
+        """Raise the problems, if there are any."""
+        if self.problems:
+            raise LadingError.of(self.problems)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is verified.
+
+    Attributes:
+        graph: the graph that was written; its inputs and outputs are those of the module, in this order.
+        original: the model as it was read, with as many inputs and outputs.
+        model: the file that was written.
+        source: the ONNX file that the original was read from; None for a model of another format.
+        command: words of the command that compiles the model, to name the one that finds its smallest part that fails.
+        convert: writes a changed graph in the same way, to find the node that fails; None names none.
+    """
+
+    graph: Graph
+    original: Graph
+    model: Path
+    source: Path | None = None
+    command: Sequence[str] = ()
+    convert: Convert | None = None
+
+
+def verify(
+    subject: Subject,
+    *,
+    versions: Sequence[str],
+    level: Level = "quick",
+    given: Sequence[Feeds] | None = None,
+    bar: float | None = None,
+) -> Verification:
+    """Run and compare; nothing is raised for what is wrong with the result, see `Verification.require`.
+
+    Args:
+        subject: what to run.
+        versions: releases of the target, of which those are run that this machine has.
+        level: how much to run.
+        given: inputs to run in place of made-up ones, by name of the original's inputs.
+        bar: how far off the original outputs may be, as root mean square relative to that of the output, where weights are
+            stored in fewer bits; what is stored is then compared exactly. None for weights as they were.
+
+    Raises:
+        LadingError: T225 and U965 no inputs can be made up, U906 MNN is not installed.
+    """
+    return _Verification(subject, level, bar).run(versions, given)
+
+
+class _Verification:
+    def __init__(self, subject: Subject, level: Level, bar: float | None) -> None:
+        self._subject = subject
+        self._level = level
+        self._bar = bar
+        self._half = _computes_in_halves(subject.original)
+        self._reference: Reference | None = None
+        self.found = Verification()
+
+    def run(self, versions: Sequence[str], given: Sequence[Feeds] | None) -> Verification:
+        found = self.found
+        try:
+            self._reference = open_reference(self._subject.source, self._subject.original)
+        except LadingError as error:
+            found.warnings.append(_no_reference(error))
+            return found
+        found.reference = self._reference.name
+        found.sets = self._sets(given)
+        packages = module_packages(versions)
+        if not packages:
+            raise LadingError(
+                "U906",
+                "verification needs the MNN runtime, which is not installed",
+                hint="pip install MNN, or --verify none",
+            )
+        stored = self._stored()
+        for release, folder in packages.items():
+            with Converter(folder) as converter:
+                self._release(release, converter, stored)
+            if found.problems:
+                break
+        return found
+
+    def _sets(self, given: Sequence[Feeds] | None) -> list[FeedSet]:
+        reference = self._reference
+        assert reference is not None
+        if given is not None:
+            return [
+                FeedSet(feeds, reference.run(feeds), {}, f"given inputs {number}") for number, feeds in enumerate(given)
+            ]
+        return feed_sets(self._subject.original, reference.run, most=COUNTS[self._level], seconds=SECONDS[self._level])
+
+    def _stored(self) -> list[list[np.ndarray]]:
+        """What the written graph means, for each set; what the original gives where weights are as they were."""
+        if self._bar is None:
+            return [self._ordered(item.wanted) for item in self.found.sets]
+        from ir.evaluate.evaluator import Evaluator
+
+        evaluator = Evaluator(self._subject.graph)
+        return [list(evaluator.run(self._as_written(item.feeds)).values()) for item in self.found.sets]
+
+    def _ordered(self, wanted: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        return [wanted[value.name] for value in self._subject.original.outputs]
+
+    def _as_written(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        """The inputs under the names and in the types of the written graph."""
+        pairs = zip(self._subject.graph.inputs, self._subject.original.inputs, strict=True)
+        return {mine.name: feeds[its.name].astype(mine.dtype.numpy) for mine, its in pairs}
+
+    def _release(self, release: str, converter: Converter, stored: Sequence[Sequence[np.ndarray]]) -> None:
+        found, subject = self.found, self._subject
+        names = [value.name for value in subject.graph.outputs]
+        feeds = [held(self._as_written(item.feeds)) for item in found.sets]
+        try:
+            got = converter.run_many(subject.model, feeds, names, again=True, seconds=RUN_SECONDS)
+        except ChildFailed as error:
+            found.problems.append(self._died(release, converter, feeds, names, error))
+            return
+        gaps = Gap(), Gap()
+        for number, (item, one, other) in enumerate(zip(found.sets, got[: len(feeds)], got[len(feeds) :], strict=True)):
+            for place, name in enumerate(names):
+                problem = self._judged(release, number, place, one[name], stored[number][place])
+                if problem is None and not np.array_equal(one[name], other[name], equal_nan=True):
+                    problem = _unstable(release, name, item, one[name], other[name])
+                if problem is not None:
+                    found.problems.append(problem)
+                    return
+                gaps[0].add(place, stored[number][place], one[name])
+                gaps[1].add(place, self._ordered(item.wanted)[place], one[name])
+        where = f"{platform.system()} {platform.machine()}"
+        count = len(found.sets)
+        if self._bar is not None:
+            found.measurements.append(
+                Measurement(release, where, "decoded weights", count, gaps[0].largest, gaps[0].relative)
+            )
+            if not gaps[1].relative <= self._bar:
+                found.problems.append(_beyond_width(release, gaps[1].relative, self._bar))
+        found.measurements.append(Measurement(release, where, "float", count, gaps[1].largest, gaps[1].relative))
+
+    def _judged(self, release: str, number: int, place: int, got: np.ndarray, wanted: np.ndarray) -> Diagnostic | None:
+        by = self.found.reference if self._bar is None else "what is stored"
+        found = misfit(wanted, got, by=by, half=self._half)
+        if found is not None and found.kind == "value":
+            found = misfit(wanted, got, by=by, half=self._half, noise=self._noise(number, place))
+        return None if found is None else self._differs(release, number, place, found)
+
+    def _noise(self, number: int, place: int) -> np.ndarray:
+        """How far an output of the original moves when its inputs change in their last bit; 0 for whole inputs."""
+        assert self._reference is not None
+        item = self.found.sets[number]
+        wanted = self._ordered(item.wanted)[place].astype(np.float64)
+        noise = np.zeros(wanted.shape)
+        rng = np.random.default_rng(number)
+        for _ in range(DRAWS):
+            feeds = {name: _shaken(array, rng, item.style == SPECIAL) for name, array in item.feeds.items()}
+            try:
+                moved = self._ordered(self._reference.run(feeds))[place].astype(np.float64)
+            except LadingError:
+                continue
+            if moved.shape == wanted.shape:
+                with np.errstate(invalid="ignore"):
+                    noise = np.maximum(noise, np.nan_to_num(np.abs(moved - wanted), nan=0.0, posinf=0.0))
+        return noise
+
+    def _differs(self, release: str, number: int, place: int, found: Misfit) -> Diagnostic:
+        name = self._subject.original.outputs[place].name
+        code = CODES[found.kind]
+        message = f"on MNN {release} output {name!r} {found.text}"
+        return Diagnostic(code, message, f"with {self.found.sets[number]}", self._hint(code))
+
+    def _died(
+        self, release: str, converter: Converter, feeds: Sequence[Feeds], names: Sequence[str], error: ChildFailed
+    ) -> Diagnostic:
+        which = ""
+        for item, one in zip(self.found.sets, feeds, strict=True):
+            try:
+                converter.run_many(self._subject.model, [one], names, seconds=RUN_SECONDS)
+            except ChildFailed as alone:
+                error, which = alone, f"with {item}"
+                break
+        where = "\n".join(part for part in (which, *error.detail.splitlines()[-4:]) if part)
+        return Diagnostic(
+            "V704", f"the process that runs the module on MNN {release} {error.how}", where, self._hint("V704")
+        )
+
+    def _hint(self, code: str) -> str:
+        words = self._subject.command
+        return (
+            f"nothing was written; its smallest part that fails: {shlex.join(words)}"
+            if words
+            else "nothing was written"
+        )
+
+
+def held(feeds: Feeds) -> dict[str, np.ndarray]:
+    """Arrays in the element types of MNN's tensors: float32, and int32 for integers and booleans."""
+    return {name: x.astype(np.float32 if x.dtype.kind not in "iub" else np.int32) for name, x in feeds.items()}
+
+
+def _shaken(array: np.ndarray, rng: np.random.Generator, special: bool) -> np.ndarray:
+    """Floats changed by up to their last bit; special numbers among them, which decide what is done, stay."""
+    if array.dtype.kind != "f":
+        return array
+    step = np.finfo(array.dtype).eps
+    moved = (array * (1 + step * rng.uniform(-1, 1, array.shape))).astype(array.dtype)
+    return np.where(array * 4 == np.round(array * 4), array, moved) if special else moved
+
+
+def _computes_in_halves(graph: Graph) -> bool:
+    values = (*graph.inputs, *(value for node in graph.walk() for value in node.outputs))
+    return any(isinstance(value.type, TensorType) and value.dtype.name in ("f16", "bf16") for value in values)
+
+
+def _no_reference(error: LadingError) -> Diagnostic:
+    message = "nothing here computes the original model, so that the module was not compared with it"
+    return Diagnostic("V707", message, error.diagnostics[0].message, severity="warning")
+
+
+def _unstable(release: str, name: str, item: FeedSet, one: np.ndarray, other: np.ndarray) -> Diagnostic:
+    place = np.argwhere(~((one == other) | (np.isnan(one) & np.isnan(other))))[0] if one.shape == other.shape else []
+    message = f"MNN {release} gives another output {name!r} when it runs again on the same inputs"
+    at = tuple(int(index) for index in place)
+    where = f"with {item}" + (f": {one[at]} and {other[at]} at {list(at)}" if at else "")
+    return Diagnostic("V705", message, where, "nothing was written; please report the model")
+
+
+def _beyond_width(release: str, error: float, bar: float) -> Diagnostic:
+    message = f"on MNN {release} outputs are off the original by {error:.3g} of their size, and {bar:.3g} is allowed"
+    return Diagnostic("V702", message, hint="nothing was written; use more bits, or blocks of fewer weights")
+
+
+__all__ = ["Convert", "Measurement", "Subject", "Verification", "held", "verify"]

@@ -61,6 +61,7 @@ class MnnModule(Backend):
 
     runtime = "MNN"
     passes = "mnn"
+    options = frozenset({"inputs"})
 
     def target(self, text: str | None) -> MnnTarget:
         """``portable``, a release, or clauses such as ``>=3.4,<3.6``."""

@@ -33,7 +33,7 @@ class OnnxBackend(Backend):
     suffixes = (".onnx",)
     runtime = "onnxruntime"
     passes = "onnx"
-    options = frozenset({"kl_bar"})
+    options = frozenset({"inputs", "kl_bar"})
     stores_weights = True
 
     def write(self, graph: Graph, path: Path) -> None:
@@ -114,11 +114,19 @@ class OnnxCompilation(Compilation):
             feeds=FEEDS[self.order.verify],
             max_kl=self.order.options.get("kl_bar"),
             checkpoint=self._checkpoint(),
-            given=self._tokens(original),
+            given=self._given(original),
         )
         self.verification.require()
         self.warnings += self.verification.warnings
         self.order.lap("verify")
+
+    def _given(self, original: Graph) -> Sequence[Mapping[str, np.ndarray]] | None:
+        """The inputs that are named, else tokens for a language model, else None for made-up ones."""
+        if "inputs" not in self.order.options:
+            return self._tokens(original)
+        from ir.evaluate.given_feeds import read_inputs
+
+        return list(read_inputs(self.order.options["inputs"], original).values())
 
     def _tokens(self, original: Graph) -> Sequence[Mapping[str, np.ndarray]] | None:
         """What a language model is fed, by what its inputs were found to hold; None for other graphs, and for a model of

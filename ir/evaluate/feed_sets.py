@@ -15,7 +15,7 @@ import numpy as np
 from ir.base.diag import LadingError
 from ir.base.types import Dim, TensorType
 from ir.evaluate.random_feeds import MOST_ELEMENTS, legal_size, sample_feeds
-from ir.evaluate.value_ranges import FREE, NORMAL, STYLES, ZEROS, Draw
+from ir.evaluate.value_ranges import FREE, NORMAL, PIXELS, SPECIAL, STYLES, UNIT, ZEROS, Draw
 from ir.graph.copy import copied
 from ir.graph.graph import Graph, Value
 
@@ -31,6 +31,11 @@ RANKS = (2, 3, 4, 1, 0, 5)
 """Numbers of axes of an input that does not say how many it has."""
 UNKNOWN = "unknown rank of "
 """Beginning of the names of sizes of such an input."""
+WORDS = {
+    NORMAL: "normal numbers", SPECIAL: "zeros, ties and special numbers", UNIT: "numbers from 0 to 1",
+    PIXELS: "whole numbers from 0 to 255",
+}  # fmt: skip
+"""Kinds of numbers for people."""
 MOST_TRIES = 400
 """Sets of inputs that are tried until one is accepted."""
 SECONDS = {"quick": 20.0, "full": 120.0}
@@ -47,8 +52,9 @@ class FeedSet:
         feeds: arrays by name.
         wanted: what the reference gives.
         sizes: sizes of the free dimensions by name.
-        style: kind of numbers, one of `ir.evaluate.value_ranges.STYLES`, or a file that they were read from.
+        style: kind of numbers, one of `ir.evaluate.value_ranges.STYLES`; what given inputs were read from.
         seed: of the generator.
+        given: they were not made up.
     """
 
     feeds: Feeds
@@ -56,10 +62,13 @@ class FeedSet:
     sizes: Mapping[str, int]
     style: str
     seed: int = 0
+    given: bool = False
 
     def __str__(self) -> str:
-        sizes = ", ".join(f"{name} = {size}" for name, size in self.sizes.items())
-        return f"{self.style} numbers{f' of seed {self.seed}' if self.seed else ''}{f', {sizes}' if sizes else ''}"
+        if self.given:
+            return self.style
+        sizes = "".join(f", {name} = {size}" for name, size in self.sizes.items())
+        return f"made-up inputs number {self.seed} ({WORDS[self.style]}{sizes})"
 
 
 def feed_sets(graph: Graph, run: Run, *, most: int, seconds: float, styles: Sequence[str] = STYLES) -> list[FeedSet]:

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 @click.option("--verify", type=click.Choice(["none", "quick", "full"]), default="quick", show_default=True,
               help="How much to read back and run on the installed runtime; full also runs transformers, where it is "
               "installed.")  # fmt: skip
+@click.option("--inputs", type=click.Path(path_type=Path), metavar="FILE.npz|DIR",
+              help="Inputs to run the result on in place of made-up ones: an .npz file with their names, a folder of such, "
+              "or ONNX test data sets.")  # fmt: skip
 @click.option("--text", type=click.Path(path_type=Path), help="File whose perplexity is measured; the example has one.")
 @click.option("--calibration", type=click.Path(path_type=Path), metavar="FILE",
               help="Text or JSONL of chats to measure with; default a sample that comes with the package.")  # fmt: skip

@@ -42,7 +42,7 @@ CALIBRATION_NATIVE = ("onnxruntime", "tokenizers")
 NO_TOKENIZER: Literal["none"] = "none"
 """Asks for a result without functions for text."""
 
-BACKEND_OPTIONS = ("text", "kl_bar", "tokenizer", "memory", "precision", "threads", "embedding")
+BACKEND_OPTIONS = ("text", "kl_bar", "tokenizer", "memory", "precision", "threads", "embedding", "inputs")
 """Fields of a request that only some backends understand."""
 
 
@@ -64,6 +64,7 @@ class Request:
         budget, max_size, max_kl: the limit under which precision is assigned by measurement, at most one of them: bits
             per weight (``4.5bpw``), bytes of the weight file (``300MB``), KL divergence from the float model.
         kl_bar: largest KL divergence that verification lets pass; None takes the one for the narrowest width.
+        inputs: file or folder of inputs that the result is run on in place of made-up ones, or None.
         save_plan: file to write the precision plan to, readable and fit for ``plan=``.
         tokenizer: folder with the tokenizer; None for that of the model, ``none`` to do without.
         embedding: file or checkpoint with the embedding, for an ONNX graph that takes rows of it and does not hold it.
@@ -91,6 +92,7 @@ class Request:
     max_size: str | None = None
     max_kl: float | None = None
     kl_bar: float | None = None
+    inputs: Path | None = None
     save_plan: Path | None = None
     tokenizer: Path | Literal["none"] | None = None
     embedding: Path | None = None
@@ -267,7 +269,7 @@ def _check_used(request: Request, pipeline: Pipeline, calibrated: bool) -> None:
     Raises:
         LadingError: U918.
     """
-    for option, given in (("--text", request.text), ("--kl-bar", request.kl_bar)):
+    for option, given in (("--text", request.text), ("--kl-bar", request.kl_bar), ("--inputs", request.inputs)):
         if given is not None and request.verify == "none":
             message = f"{option} has no effect: with --verify none nothing is run and measured"
             raise LadingError("U918", message, hint=f"leave {option} out, or --verify none")

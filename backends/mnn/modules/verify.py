@@ -110,7 +110,7 @@ def verify(
     *,
     versions: Sequence[str],
     level: Level = "quick",
-    given: Sequence[Feeds] | None = None,
+    given: Mapping[str, Feeds] | None = None,
     bar: float | None = None,
 ) -> Verification:
     """Run and compare; nothing is raised for what is wrong with the result, see `Verification.require`.
@@ -119,7 +119,7 @@ def verify(
         subject: what to run.
         versions: releases of the target, of which those are run that this machine has.
         level: how much to run.
-        given: inputs to run in place of made-up ones, by name of the original's inputs.
+        given: inputs to run in place of made-up ones, by what they were read from (`ir.evaluate.given_feeds`).
         bar: how far off the original outputs may be, as root mean square relative to that of the output, where weights are
             stored in fewer bits; what is stored is then compared exactly. None for weights as they were.
 
@@ -138,7 +138,7 @@ class _Verification:
         self._reference: Reference | None = None
         self.found = Verification()
 
-    def run(self, versions: Sequence[str], given: Sequence[Feeds] | None) -> Verification:
+    def run(self, versions: Sequence[str], given: Mapping[str, Feeds] | None) -> Verification:
         found = self.found
         try:
             self._reference = open_reference(self._subject.source, self._subject.original)
@@ -162,14 +162,13 @@ class _Verification:
                 break
         return found
 
-    def _sets(self, given: Sequence[Feeds] | None) -> list[FeedSet]:
-        reference = self._reference
+    def _sets(self, given: Mapping[str, Feeds] | None) -> list[FeedSet]:
+        reference, level = self._reference, self._level
         assert reference is not None
         if given is not None:
-            return [
-                FeedSet(feeds, reference.run(feeds), {}, f"given inputs {number}") for number, feeds in enumerate(given)
-            ]
-        return feed_sets(self._subject.original, reference.run, most=COUNTS[self._level], seconds=SECONDS[self._level])
+            return [FeedSet(feeds, reference.run(feeds), {}, name, given=True) for name, feeds in given.items()]
+        original = self._subject.original
+        return feed_sets(original, reference.run, most=COUNTS[level], seconds=SECONDS[level])
 
     def _stored(self) -> list[list[np.ndarray]]:
         """What the written graph means, for each set; what the original gives where weights are as they were."""
@@ -247,7 +246,7 @@ class _Verification:
         name = self._subject.original.outputs[place].name
         code = CODES[found.kind]
         message = f"on MNN {release} output {name!r} {found.text}"
-        return Diagnostic(code, message, f"with {self.found.sets[number]}", self._hint(code))
+        return Diagnostic(code, message, str(self.found.sets[number]), self._hint(code))
 
     def _died(
         self, release: str, converter: Converter, feeds: Sequence[Feeds], names: Sequence[str], error: ChildFailed
@@ -257,9 +256,9 @@ class _Verification:
             try:
                 converter.run_many(self._subject.model, [one], names, seconds=RUN_SECONDS)
             except ChildFailed as alone:
-                error, which = alone, f"with {item}"
+                error, which = alone, str(item)
                 break
-        where = "\n".join(part for part in (which, *error.detail.splitlines()[-4:]) if part)
+        where = "\n".join(part for part in (which, *_last_words(error)) if part)
         return Diagnostic(
             "V704", f"the process that runs the module on MNN {release} {error.how}", where, self._hint("V704")
         )
@@ -292,6 +291,13 @@ def _computes_in_halves(graph: Graph) -> bool:
     return any(isinstance(value.type, TensorType) and value.dtype.name in ("f16", "bf16") for value in values)
 
 
+def _last_words(error: ChildFailed) -> list[str]:
+    """What a process printed last of itself, without the report on where the interpreter was."""
+    lines = error.detail.splitlines()
+    end = next((number for number, line in enumerate(lines) if line.startswith("Fatal Python error")), len(lines))
+    return [line for line in lines[:end] if line.strip() and "The device supports" not in line][-3:]
+
+
 def _no_reference(error: LadingError) -> Diagnostic:
     message = "nothing here computes the original model, so that the module was not compared with it"
     return Diagnostic("V707", message, error.diagnostics[0].message, severity="warning")
@@ -301,7 +307,7 @@ def _unstable(release: str, name: str, item: FeedSet, one: np.ndarray, other: np
     place = np.argwhere(~((one == other) | (np.isnan(one) & np.isnan(other))))[0] if one.shape == other.shape else []
     message = f"MNN {release} gives another output {name!r} when it runs again on the same inputs"
     at = tuple(int(index) for index in place)
-    where = f"with {item}" + (f": {one[at]} and {other[at]} at {list(at)}" if at else "")
+    where = str(item) + (f": {one[at]} and {other[at]} at {list(at)}" if at else "")
     return Diagnostic("V705", message, where, "nothing was written; please report the model")
 
 

@@ -148,6 +148,7 @@ CODES: dict[str, str] = {
     "V705": "MNN gives other outputs when it runs a module again on the same inputs.",
     "V706": "An output of a module has another shape, or holds another kind of numbers, than that of the model.",
     "V707": "Neither onnxruntime nor ONNX's reference evaluator computes the original model, so that a module was not verified.",
+    "V708": "Outputs of a module differ although no operator is wrong by itself: the model lets what is rounded grow.",
     "V709": "An output of a module is no number, or infinite, where the model gives a number.",
     "B780": (
         "A configuration or a link leads to a file outside of the model's folder. It is neither read nor copied, and it "

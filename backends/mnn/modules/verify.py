@@ -11,11 +11,13 @@ import platform
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from backends.mnn.modules.blame import Case, Culprit, first_fatal, first_wrong
 from backends.mnn.modules.child import Converter
 from backends.mnn.modules.closeness import Gap, Misfit, misfit
 from backends.mnn.target.environments import module_packages
@@ -23,7 +25,7 @@ from ir.base.child import ChildFailed
 from ir.base.diag import Diagnostic, LadingError
 from ir.base.types import TensorType
 from ir.evaluate.feed_sets import COUNTS, SECONDS, FeedSet, feed_sets
-from ir.evaluate.reference import Reference, open_reference
+from ir.evaluate.reference import GraphReference, Reference, open_reference
 from ir.evaluate.value_ranges import SPECIAL
 from ir.graph.graph import Graph
 
@@ -199,12 +201,14 @@ class _Verification:
         gaps = Gap(), Gap()
         for number, (item, one, other) in enumerate(zip(found.sets, got[: len(feeds)], got[len(feeds) :], strict=True)):
             for place, name in enumerate(names):
-                problem = self._judged(release, number, place, one[name], stored[number][place])
+                problem = self._judged(release, number, place, one[name], stored[number][place], converter)
                 if problem is None and not np.array_equal(one[name], other[name], equal_nan=True):
                     problem = _unstable(release, name, item, one[name], other[name])
-                if problem is not None:
+                if problem is not None and problem.severity == "error":
                     found.problems.append(problem)
                     return
+                if problem is not None and problem.code not in {item.code for item in found.warnings}:
+                    found.warnings.append(problem)
                 gaps[0].add(place, stored[number][place], one[name])
                 gaps[1].add(place, self._ordered(item.wanted)[place], one[name])
         where = f"{platform.system()} {platform.machine()}"
@@ -217,12 +221,14 @@ class _Verification:
                 found.problems.append(_beyond_width(release, gaps[1].relative, self._bar))
         found.measurements.append(Measurement(release, where, "float", count, gaps[1].largest, gaps[1].relative))
 
-    def _judged(self, release: str, number: int, place: int, got: np.ndarray, wanted: np.ndarray) -> Diagnostic | None:
+    def _judged(
+        self, release: str, number: int, place: int, got: np.ndarray, wanted: np.ndarray, converter: Converter
+    ) -> Diagnostic | None:
         by = self.found.reference if self._bar is None else "what is stored"
         found = misfit(wanted, got, by=by, half=self._half)
         if found is not None and found.kind == "value":
             found = misfit(wanted, got, by=by, half=self._half, noise=self._noise(number, place))
-        return None if found is None else self._differs(release, number, place, found)
+        return None if found is None else self._differs(release, number, place, found, converter)
 
     def _noise(self, number: int, place: int) -> np.ndarray:
         """How far an output of the original moves when its inputs change in their last bit; 0 for whole inputs."""
@@ -242,34 +248,54 @@ class _Verification:
                     noise = np.maximum(noise, np.nan_to_num(np.abs(moved - wanted), nan=0.0, posinf=0.0))
         return noise
 
-    def _differs(self, release: str, number: int, place: int, found: Misfit) -> Diagnostic:
+    def _differs(self, release: str, number: int, place: int, found: Misfit, converter: Converter) -> Diagnostic:
         name = self._subject.original.outputs[place].name
         code = CODES[found.kind]
         message = f"on MNN {release} output {name!r} {found.text}"
-        return Diagnostic(code, message, str(self.found.sets[number]), self._hint(code))
+        culprit = self._blamed(lambda: first_wrong(self._case(number), converter))
+        where = [str(self.found.sets[number]), *(culprit.lines() if culprit is not None else ())]
+        if culprit is not None and culprit.how == "grown":
+            message = f"{message}; no operator is wrong by itself: what is rounded grows"
+            return Diagnostic("V708", message, "\n".join(where), severity="warning")
+        return Diagnostic(code, message, "\n".join(where), self._hint())
 
     def _died(
         self, release: str, converter: Converter, feeds: Sequence[Feeds], names: Sequence[str], error: ChildFailed
     ) -> Diagnostic:
-        which = ""
-        for item, one in zip(self.found.sets, feeds, strict=True):
+        where: list[str] = []
+        for number, (item, one) in enumerate(zip(self.found.sets, feeds, strict=True)):
             try:
                 converter.run_many(self._subject.model, [one], names, seconds=RUN_SECONDS)
             except ChildFailed as alone:
-                error, which = alone, str(item)
+                error = alone
+                culprit = self._blamed(partial(first_fatal, self._case(number), converter))
+                where = [str(item), *(culprit.lines() if culprit is not None else ())]
                 break
-        where = "\n".join(part for part in (which, *_last_words(error)) if part)
-        return Diagnostic(
-            "V704", f"the process that runs the module on MNN {release} {error.how}", where, self._hint("V704")
-        )
+        message = f"the process that runs the module on MNN {release} {error.how}"
+        return Diagnostic("V704", message, "\n".join([*where, *_last_words(error)]), self._hint())
 
-    def _hint(self, code: str) -> str:
+    def _case(self, number: int) -> Case:
+        """What is looked into to find the node that is to blame for the results of one set."""
+        subject, feeds = self._subject, self.found.sets[number].feeds
+        written = self._as_written(feeds)
+        assert self._reference is not None
+        exact = self._bar is None
+        reference = self._reference if exact else GraphReference(subject.graph)
+        return Case(
+            subject.original, subject.graph, subject.model, reference, feeds if exact else written, held(written),
+            self._half, subject.convert,
+        )  # fmt: skip
+
+    def _blamed(self, look: Callable[[], Culprit | None]) -> Culprit | None:
+        """The culprit; None where looking for it fails, which hides nothing of what was found before."""
+        try:
+            return look()
+        except (LadingError, ChildFailed):
+            return None
+
+    def _hint(self) -> str:
         words = self._subject.command
-        return (
-            f"nothing was written; its smallest part that fails: {shlex.join(words)}"
-            if words
-            else "nothing was written"
-        )
+        return "nothing was written" + (f"; to find the smallest part that fails: {shlex.join(words)}" if words else "")
 
 
 def held(feeds: Feeds) -> dict[str, np.ndarray]:

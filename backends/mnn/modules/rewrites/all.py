@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backends.mnn.modules.rewrites import arithmetic, shapes, vision
+from backends.mnn.modules.rewrites import arithmetic, bits, comparisons, reductions, shapes, vision
 from backends.mnn.modules.rewrites.types import Rewrite, Table
 
 
@@ -14,7 +14,9 @@ def _joined(*tables: Table) -> Table:
     return found
 
 
-REWRITES = _joined(arithmetic.REWRITES, shapes.REWRITES, vision.REWRITES)
+REWRITES = _joined(
+    arithmetic.REWRITES, bits.REWRITES, comparisons.REWRITES, reductions.REWRITES, shapes.REWRITES, vision.REWRITES
+)
 """Rewrites by operator."""
 
 __all__ = ["REWRITES"]

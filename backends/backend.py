@@ -228,6 +228,10 @@ class Backend:
         """True when a model of any frontend is compiled for this backend when none is named."""
         return False
 
+    def pipeline(self, frontend: str) -> str:
+        """The pipeline that ``compile`` runs on models of a frontend when none is named."""
+        return self.passes
+
     def target(self, text: str | None) -> Target:
         """What ``--target`` means; the usual target without text. LadingError for text that means nothing."""
         if text is not None:

@@ -1,59 +1,24 @@
 """MNN as something to compile for: one ``.mnn`` file that an application loads as a module.
 
-It takes graphs whose every operator `legalize-mnn` has a form for, in whatever shape their inputs are.
+Graphs that end in our own operators (`legalize-mnn`) are written as they are. All others were made legal for the converter
+of MNN's wheels (`legalize-module`) and go through it.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 import backends.contract as c
 from backends import described
 from backends.backend import Backend, Compilation, Figures, Made, Order
+from backends.mnn.modules.way import Way
 from backends.mnn.target.releases import MnnTarget, target
 from ir.base.diag import LadingError
 from ir.facts.model_card import ModelCard
 
 if TYPE_CHECKING:
-    from backends.mnn.write.weight_layout import Layout
     from ir.graph.graph import Graph
-
-MODEL = "model.mnn"
-WEIGHTS = MODEL + ".weight"
-"""Where modules look for the weights of a model."""
-
-BAR = 1e-3
-"""How far outputs may be off what the stored weights give, relative to the largest."""
-
-ROUNDS = {"quick": 2, "full": 8}
-"""Random inputs that are run."""
-
-TIMEOUT_S = 300
-
-
-@dataclass(frozen=True)
-class Gap:
-    """How far outputs are from a reference: the largest difference, as it is and relative to the largest number."""
-
-    absolute: float = 0.0
-    relative: float = 0.0
-
-    def joined(self, wanted: Iterable[np.ndarray], got: Iterable[np.ndarray]) -> Gap:
-        """With what one more run shows; infinite where sizes differ or something is not a number."""
-        found = self
-        for one, other in zip(wanted, got, strict=True):
-            if one.size != other.size:
-                return Gap(float("inf"), float("inf"))
-            gap = float(np.abs(one.reshape(-1).astype(np.float64) - other.reshape(-1)).max(initial=0.0))
-            gap = gap if np.isfinite(gap) else float("inf")
-            size = max(float(np.abs(one).max(initial=0.0)), 1e-6)
-            found = Gap(max(found.absolute, gap), max(found.relative, gap / size))
-        return found
 
 
 class MnnModule(Backend):
@@ -62,6 +27,16 @@ class MnnModule(Backend):
     runtime = "MNN"
     passes = "mnn"
     options = frozenset({"inputs"})
+
+    def accepts(self, graph: Graph) -> bool:
+        """Every graph that is no language model."""
+        from passes.inputs.language_model import looks_like_one
+
+        return not looks_like_one(graph)
+
+    def pipeline(self, frontend: str) -> str:
+        """ONNX graphs go through the converter; what is read into our own operators is written by us."""
+        return "mnn-module" if frontend == "onnx" else self.passes
 
     def target(self, text: str | None) -> MnnTarget:
         """``portable``, a release, or clauses such as ``>=3.4,<3.6``."""
@@ -78,141 +53,103 @@ class MnnModule(Backend):
 
 
 class ModuleCompilation(Compilation):
-    """One module in the making; `verification` is how far it is from its weights and from the original."""
+    """One module in the making."""
 
     native = ("onnxruntime",)
-    emission: Layout
-    verification: tuple[Gap, Gap] | None
+
+    def __init__(self, order: Order) -> None:
+        super().__init__(order)
+        assert isinstance(order.target, MnnTarget)
+        self.target = order.target
+        self.way: Way | None = None
 
     def check(self, graph: Graph, pipeline: str) -> None:
-        """The pipeline must end in operators of MNN; LadingError U905 when it does not."""
+        """The pipeline must end in operators of MNN, or in ONNX's that its converter gets right.
+
+        Raises:
+            LadingError: U905 it does not.
+        """
         from backends.mnn.lower.stage import problems
+        from backends.mnn.modules.converted import Converted
+        from backends.mnn.modules.legalize import unsettled
+        from backends.mnn.modules.written import Written
 
         found = problems(graph)
+        if found and not any(node.domain == "mnn" for node in graph.walk()):
+            found = unsettled(graph, self.target.versions)
+            self.way = Converted(self.order, self.target)
+        else:
+            self.way = Written(self.order, self.target)
         if found:
             first = found[0]
             message = f"this pipeline does not end in a graph that MNN can hold: {first.message}"
-            hint = "end it with legalize-mnn, as the pipeline 'mnn' does"
+            hint = "end it with legalize-module, as the pipeline 'mnn-module' does, or with legalize-mnn"
             raise LadingError("U905", message, f"pipeline {pipeline}\n{first.where}", hint)
+
+    def _way(self) -> Way:
+        assert self.way is not None, "nothing was checked"
+        return self.way
 
     def emit(self, graph: Graph) -> None:
         """Write the model and its weights."""
-        from backends.mnn.lower.fit import check_storage, fit
-        from backends.mnn.run.native import json_to_mnn
-        from backends.mnn.write.net_json import build_net
-        from backends.mnn.write.weight_file import fill, weight_jobs
-        from backends.mnn.write.weight_layout import plan_layout
-
-        assert isinstance(self.order.target, MnnTarget)
         self.order.say("writing the model")
-        fit(graph, self.order.target)
-        self.emission = layout = plan_layout(graph)
-        check_storage(layout, self.order.target)
-        json_to_mnn(build_net(graph, layout), self.folder / MODEL)
-        weights = self.folder / WEIGHTS
-        fill(weights, layout.nbytes, weight_jobs(layout, weights), self.order.pool)
+        self.emission = self._way().emit(graph, self.folder)
         self.order.lap("write")
 
     def verify(self, graph: Graph, original: Graph) -> None:
-        """Run the file on the installed MNN, and compare with what it stores and with the original."""
-        from backends.bars import ERROR_BARS
-        from ir.evaluate.evaluator import evaluate
-        from ir.evaluate.random_feeds import sample_feeds
-        from ir.facts.precision import PrecisionPlan
-
+        """Run the file on MNN, and compare with what it stores and with the original."""
         self.order.say("running on MNN")
-        exact = whole = Gap()
-        for seed in range(ROUNDS[self.order.verify]):
-            feeds = sample_feeds(original, seed=seed)
-            got = self._run(graph, feeds)
-            exact = exact.joined(evaluate(graph, feeds).values(), got)
-            whole = whole.joined(evaluate(original, feeds).values(), got)
-        plan = graph.required_fact(PrecisionPlan)
-        bar = ERROR_BARS[min((item.bits for item in plan.storage.values()), default=32)]
-        for gap, limit, what in ((exact, BAR, "its stored weights"), (whole, bar, "the original")):
-            if not gap.relative <= limit:
-                message = (
-                    f"outputs are off by {gap.relative:.3g} of the largest from {what}, and {limit:.3g} is allowed"
-                )
-                raise LadingError("V702", message, hint="nothing was written")
-        self.verification = (exact, whole)
+        way = self._way()
+        try:
+            way.verify(graph, original, self.folder)
+        finally:
+            self.verification = tuple(way.runs) or None
+            self.warnings += way.warnings
         self.order.lap("verify")
-
-    def _run(self, graph: Graph, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
-        from backends.mnn.run.native import RUNNER, run_child
-
-        names = [value.name for value in graph.inputs]
-        outputs = [value.name for value in graph.outputs]
-        request = {"model": str((self.folder / MODEL).resolve()), "inputs": names, "outputs": outputs}
-        given = {name: array.astype(np.int32) if array.dtype.kind in "ib" else array for name, array in feeds.items()}
-        script = RUNNER.with_name("module_runner.py")
-        ended = run_child(script, request, given, interpreter=sys.executable, timeout_s=TIMEOUT_S)
-        arrays = [ended.arrays.get(f"outputs/{name}") for name in outputs]
-        found = [array for array in arrays if array is not None]
-        if not ended.ok or len(found) < len(outputs):
-            raise LadingError("B668", f"the runtime {ended.outcome}", where=ended.log[-2000:])
-        return found
 
     def contract(self, graph: Graph, made: Made) -> c.Contract:
         """What the file promises."""
-        from backends.mnn.contract import weight_entry
-
-        assert isinstance(self.order.target, MnnTarget)
         card = ModelCard.of(graph)
         return c.Contract(
             compiler=described.compiler(),
-            target=c.Target(profile=self.order.target.name, releases=self.order.target.versions),
+            target=c.Target(profile=self.target.name, releases=self.target.versions),
             model=described.model(card),
             sources=described.sources(card.sources),
             config_digest=card.config_digest,
             signature=_as_held(described.signature(graph)),
-            files=tuple(
-                c.FileEntry.of(self.folder, name, role) for name, role in ((MODEL, "model"), (WEIGHTS, "weights"))
-            ),
-            weights=tuple(weight_entry(matrix, {}, WEIGHTS) for matrix in self.emission.matrices.values()),
+            files=tuple(c.FileEntry.of(self.folder, name, role) for name, role in self.emission.items()),
+            weights=self._way().weights(graph),
             pipeline=described.pipeline(made),
             calibration=described.calibration(graph),
-            runtime=c.Runtime(requires=c.Requirements(min_release=self.order.target.versions[0])),
-            verified=tuple(self._verified()),
+            runtime=c.Runtime(requires=c.Requirements(min_release=self.target.versions[0])),
+            verified=tuple(
+                c.Verification(
+                    release=run.release, platform=run.platform, settings=None, reference=run.reference,
+                    prompt_tokens=None, max_abs_error=run.max_abs, kl=None, top1=None,
+                )
+                for run in self._way().runs
+            ),
             warnings=described.notices(made),
             verdict=described.verdict(made),
-        )
-
-    def _verified(self) -> list[c.Verification]:
-        import platform
-
-        from backends.mnn.target.environments import installed_version
-
-        if self.verification is None:
-            return []
-        where, release = f"{platform.system()} {platform.machine()}", installed_version() or ""
-        pairs = zip(("decoded weights", "float"), self.verification, strict=True)
-        return [
-            c.Verification(
-                release=release, platform=where, settings=None, reference=reference,  # type: ignore[arg-type]
-                prompt_tokens=None, max_abs_error=gap.absolute, kl=None, top1=None,
-            )
-            for reference, gap in pairs
-        ]  # fmt: skip
+        )  # fmt: skip
 
     def judged(self) -> str | None:
-        """The release that ran, and what was lost there."""
-        from backends.mnn.target.environments import installed_version
-
-        if self.verification is None:
+        """The releases that ran, and what was lost there."""
+        runs = [run for run in self._way().runs if run.reference == "float"]
+        if not runs:
             return None
-        whole = self.verification[1]
-        return f"on MNN {installed_version()}: outputs off by {whole.relative:.1e} of the largest"
+        releases = list(dict.fromkeys(run.release for run in runs))
+        named = releases[0] if len(releases) == 1 else f"{releases[0]} to {releases[-1]}"
+        return f"on MNN {named}: outputs off by {max(run.error for run in runs):.1e} of their size"
 
     def figures(self) -> Figures | None:
         """The measurements."""
-        if self.verification is None:
+        runs = self._way().runs if self.way is not None else ()
+        if not runs:
             return None
-        rows = [
-            (what, f"{gap.relative:.1e}")
-            for what, gap in zip(("its weights", "original"), self.verification, strict=True)
-        ]
-        return Figures("run on MNN", ("against", "relative error"), rows, ("against",))
+        whole = {"decoded weights": "its weights", "float": "original"}
+        rows = [(run.release, whole[run.reference], str(run.feeds), f"{run.error:.1e}") for run in runs]
+        return Figures("run on MNN", ("release", "against", "inputs", "relative error"), rows, ("release", "against"))
 
 
 def _as_held(signature: c.Signature) -> c.Signature:
@@ -228,4 +165,4 @@ def _as_held(signature: c.Signature) -> c.Signature:
     return replace(signature, inputs=inputs, outputs=outputs)
 
 
-__all__ = ["MODEL", "WEIGHTS", "MnnModule", "ModuleCompilation"]
+__all__ = ["MnnModule", "ModuleCompilation"]

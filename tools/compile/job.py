@@ -196,11 +196,11 @@ def compile_model(request: Request, listener: Listener | None = None) -> Result:
         raise
 
 
-def pipeline_of(request: Request, formats: Formats, backend: Backend) -> Pipeline:
+def pipeline_of(request: Request, formats: Formats, backend: Backend, frontend: str = "checkpoint") -> Pipeline:
     """The pipeline that a request runs: its own or the backend's, with the limits of the request."""
     from passes.framework.load import load
 
-    return _measured(load(request.pipeline or backend.passes, formats.registry), request)
+    return _measured(load(request.pipeline or backend.pipeline(frontend), formats.registry), request)
 
 
 def with_example_texts(request: Request, example: Path) -> Request:
@@ -381,7 +381,7 @@ class _Job:
         origin, name, graph = self._opened()
         backend = formats.emitter(name)
         target = backend.target(request.target)
-        pipeline = pipeline_of(request, formats, backend)
+        pipeline = pipeline_of(request, formats, backend, origin.frontend)
         calibrated = _calibrates(pipeline)
         options = _options(request, name, formats, calibrated)
         _check_used(request, pipeline, calibrated)

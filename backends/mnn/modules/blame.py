@@ -9,12 +9,12 @@ file that is written again with them as outputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -33,8 +33,8 @@ from ir.graph.graph import Graph, Node, Value
 from ir.graph.order import reads
 from ir.onnx.export import export_nodes
 
-if TYPE_CHECKING:
-    from backends.mnn.modules.verify import Convert
+Convert = Callable[[Graph, Path], None]
+"""Writes a graph, with further outputs than it had, as it was written before; LadingError when that is not possible."""
 
 CHUNK = 48
 """Values that are compared in one run."""

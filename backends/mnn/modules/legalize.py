@@ -53,6 +53,11 @@ class LegalizeModule(Pass):
         return dict(work.counts)
 
 
+def unsettled(graph: Graph, versions: Sequence[str]) -> list[Diagnostic]:
+    """P378 for each node of a graph that is not known to be right on some releases."""
+    return _Legalization(graph, versions).refused()
+
+
 class _Legalization:
     """One run of the pass.
 

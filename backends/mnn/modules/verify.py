@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from backends.mnn.modules.blame import Case, Culprit, first_fatal, first_wrong
+from backends.mnn.modules.blame import Case, Convert, Culprit, first_fatal, first_wrong
 from backends.mnn.modules.child import Converter
 from backends.mnn.modules.closeness import Gap, Misfit, misfit
 from backends.mnn.target.environments import module_packages
@@ -31,9 +31,6 @@ from ir.graph.graph import Graph
 
 Level = Literal["quick", "full"]
 Feeds = Mapping[str, np.ndarray]
-
-Convert = Callable[[Graph, Path], None]
-"""Writes a graph, with further outputs than it had, as it was written before; LadingError when that is not possible."""
 
 RUN_SECONDS = 60.0
 """Time that MNN may take for one set of inputs."""

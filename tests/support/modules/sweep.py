@@ -42,9 +42,7 @@ class OneNode:
     @property
     def feeds(self) -> dict[str, np.ndarray]:
         """The operands that are inputs of the model, by name."""
-        return {
-            f"x{place}": x for place, x in enumerate(self.operands) if x is not None and place not in self.constant
-        }
+        return {f"x{place}": x for place, x in enumerate(self.operands) if x is not None and place not in self.constant}
 
     def model(self) -> onnx.ModelProto:
         """The model; its inputs have the shapes of the operands."""

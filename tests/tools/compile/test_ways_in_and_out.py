@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from backends.backend import Backend, Compilation, Order
 from backends.contract import check_files, read
-from backends.mnn.module_backend import MODEL, WEIGHTS
+from backends.mnn.modules.way import MODEL, WEIGHTS
 from ir.base.diag import LadingError
 from ir.graph.graph import Graph
 from passes.framework.registry import default_registry
@@ -91,7 +91,7 @@ def test_both_ways_store_the_same_weights(language_model, tmp_path):
 # ---- single MNN files ----
 
 
-@pytest.mark.parametrize(("pipeline", "error"), [(None, 1e-3), ("mnn{bits=8 logits-bits=8}", 1.0)])
+@pytest.mark.parametrize(("pipeline", "error"), [("mnn", 1e-3), ("mnn{bits=8 logits-bits=8}", 1.0)])
 def test_an_onnx_graph_becomes_an_mnn_module(pipeline, error, tmp_path):
     model = dense(tmp_path / "dense.onnx", "Sigmoid")
     result = compile_model(Request(str(model), tmp_path / "out", pipeline, to="mnn"))
@@ -106,14 +106,14 @@ def test_an_onnx_graph_becomes_an_mnn_module(pipeline, error, tmp_path):
 def test_the_first_operator_that_mnn_has_no_form_for_is_named(tmp_path):
     model = dense(tmp_path / "dense.onnx", "Round")
     with pytest.raises(LadingError, match="no MNN form of operator Round is known") as caught:
-        compile_model(Request(str(model), tmp_path / "out", to="mnn"))
+        compile_model(Request(str(model), tmp_path / "out", "mnn", to="mnn"))
     assert caught.value.code == "P370" and not (tmp_path / "out").exists()
 
 
 def test_a_module_that_gives_other_numbers_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("backends.mnn.module_backend.BAR", 0.0)
+    monkeypatch.setattr("backends.mnn.modules.written.BAR", 0.0)
     with pytest.raises(LadingError) as caught:
-        compile_model(Request(str(dense(tmp_path / "dense.onnx", "Sigmoid")), tmp_path / "out", to="mnn"))
+        compile_model(Request(str(dense(tmp_path / "dense.onnx", "Sigmoid")), tmp_path / "out", "mnn", to="mnn"))
     assert caught.value.code == "V702" and not (tmp_path / "out").exists()
 
 
@@ -175,7 +175,7 @@ def test_each_kind_of_model_has_its_backend(language_model, tmp_path):
     assert formats.emitter_of_frontend("checkpoint") == formats.emitter_of_frontend("mnn") == "mnn-llm"
     assert formats.emitter_of_frontend("onnx") is None
     assert formats.emitter_of(formats.read(str(language_model))) == "mnn-llm"
-    assert formats.emitter_of(formats.read(str(dense(tmp_path / "d.onnx", "Relu")))) == "onnx"
+    assert formats.emitter_of(formats.read(str(dense(tmp_path / "d.onnx", "Relu")))) == "mnn"
 
 
 def test_print_pipeline_shows_the_backends_own():

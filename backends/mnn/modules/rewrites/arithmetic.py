@@ -174,7 +174,7 @@ def is_inf(node: Node, b: Build) -> Sequence[Value]:
 def dropout(node: Node, b: Build) -> Sequence[Value | None] | None:
     """Nothing is dropped where the model does not train, or drops with probability 0."""
     training, ratio = numbers(node.input(2)), numbers(node.input(1))
-    inference = node.input(2) is None or training is not None and not training.any()
+    inference = node.input(2) is None or (training is not None and not training.any())
     if not inference and (ratio is None or ratio.any()):
         return None
     x = node.operand(0)

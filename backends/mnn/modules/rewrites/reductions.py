@@ -21,7 +21,7 @@ def _element_type(value: Value | None) -> DType | None:
 def _no_axes(node: Node) -> bool:
     """True where no axes are named, so that all are meant, or none."""
     axes = node.input(1)
-    return axes is None or axes.const is not None and axes.tensor.type.size == 0
+    return axes is None or (axes.const is not None and axes.tensor.type.size == 0)
 
 
 def _reduced(b: Build, op: str, value: Value, **attrs: int) -> Value:
@@ -172,7 +172,9 @@ def running_product(node: Node, b: Build) -> Sequence[Value] | None:
     def moved(value: Value, by: int) -> Value:
         """Moved along the axis, with ones in what gets free."""
         by = min(by, length)
-        ones = b.const(np.ones([by if at == place else size for at, size in enumerate(given.sizes or ())], x.dtype.numpy))
+        ones = b.const(
+            np.ones([by if at == place else size for at, size in enumerate(given.sizes or ())], x.dtype.numpy)
+        )
         begin, end = (by, length) if backwards else (0, length - by)
         if begin == end:
             return ones

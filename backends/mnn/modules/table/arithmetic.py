@@ -39,7 +39,7 @@ def inference_alone(node: Node) -> str | None:
     if len(node.outputs) > 1:
         return "its mask is read"
     training = node.input(2)
-    return None if training is None or numbers(training) is not None and not numbers(training).any() else "it trains"  # type: ignore[union-attr]
+    return None if training is None or (numbers(training) is not None and not numbers(training).any()) else "it trains"  # type: ignore[union-attr]
 
 
 def to_a_number(node: Node) -> str | None:
@@ -102,7 +102,12 @@ ROWS = (
     Right("Pow", "test_pow_types_int32_int32; sweep: both signs, exponents 0 to 9", INT),
     *(Right(op, f"test_{op.lower()}_float32; sweep", FLOAT, when=two_operands) for op in ("Max", "Min", "Sum")),
     Right("Clip", "test_clip; sweep: constant, computed and missing bounds", FLOAT, when=bounds_are_numbers),
-    Right("PRelu", "test_prelu; sweep: computed slopes, constant ones for channels", FLOAT, when=one_slope_for_each_channel),
+    Right(
+        "PRelu",
+        "test_prelu; sweep: computed slopes, constant ones for channels",
+        FLOAT,
+        when=one_slope_for_each_channel,
+    ),
     Right("Equal", "test_equal_bool; test_equal; sweep: up to 2**31", (INT | TRUTH,)),
     *(
         Right(op, f"test_{op.lower()}; sweep: zeros, infinities, NaN", (FLOAT,), when=one_is_stretched)

@@ -7,8 +7,8 @@ import pytest
 from onnx import TensorProto
 
 from backends.mnn.modules.child import Converter
-from backends.onnx.write import write
 from ir.base.diag import LadingError
+from ir.onnx.export import write_model
 from tests.support.modules.models import legal, one_node
 
 F32, BOOL = TensorProto.FLOAT, TensorProto.BOOL
@@ -34,7 +34,7 @@ def test_functions_of_the_schemas_are_written_out():
 @pytest.mark.mnn
 def test_a_legal_graph_is_converted_and_runs(tmp_path):
     graph = legal(one_node("Less", [(F32, ["n", 4]), (F32, ["n", 4])], [(BOOL, ["n", 4])]))
-    write(graph, tmp_path / "legal.onnx")
+    write_model(graph, tmp_path / "legal.onnx")
     a, b = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
     with Converter() as converter:
         converter.convert(tmp_path / "legal.onnx", tmp_path / "model.mnn")

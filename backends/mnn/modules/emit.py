@@ -1,0 +1,67 @@
+"""Write a legal graph as an MNN model, by way of ONNX and the converter of MNN's wheel.
+
+The converter runs in a child process and a folder of its own, since it crashes on some graphs and writes files under fixed names
+into the folder in which it stands.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from pathlib import Path
+
+from backends.mnn.modules.child import Converter
+from backends.mnn.modules.read_back import check_net
+from ir.base.child import ChildFailed
+from ir.base.diag import LadingError
+from ir.base.scratch import scratch_folder
+from ir.graph.graph import Graph
+from ir.onnx.export import write_model
+
+SECONDS_PER_NODE = 0.02
+"""Time that a node is given. The converter's time grows with the square of the nodes: 0.3 s for 1,100, 11 s for 10,000."""
+LEAST_SECONDS = 120.0
+"""Time that a conversion is given at least."""
+
+
+def emit(graph: Graph, out: Path, converter: Converter) -> None:
+    """Convert a graph; the same graph gives the same bytes.
+
+    Args:
+        graph: what `legalize-module` left.
+        out: the file to write.
+        converter: of the oldest release that the file is for, or of the installed one.
+
+    Raises:
+        LadingError: B776 the converter died or took too long, and what `check_net` raises. Nothing is written then.
+    """
+    nodes = sum(1 for _ in graph.walk())
+    seconds = LEAST_SECONDS + SECONDS_PER_NODE * nodes * max(1.0, nodes / 10_000)
+    with scratch_folder() as folder:
+        source, made = folder / "model.onnx", folder / "model.mnn"
+        write_model(graph, source)
+        try:
+            log = converter.convert(source, made, seconds=seconds)
+        except ChildFailed as error:
+            message = f"the process of MNN's converter {error.how}"
+            raise LadingError("B776", message, error.detail[-600:], "--to onnx runs it in onnxruntime") from None
+        net = check_net(made, graph, log)
+        data = made.read_bytes()
+        _write(out, _identified(data, str(net.get("mnn_uuid", ""))))
+
+
+def _identified(data: bytes, stamp: str) -> bytes:
+    """The file with an identifier that follows from what it holds; the converter draws one at random."""
+    mark = stamp.encode()
+    if not mark or data.count(mark) != 1:
+        return data
+    plain = data.replace(mark, bytes(len(mark)))
+    name = str(uuid.UUID(hashlib.sha256(plain).hexdigest()[:32])).encode()
+    return data.replace(mark, name[: len(mark)].ljust(len(mark), b"0"))
+
+
+def _write(out: Path, data: bytes) -> None:
+    out.write_bytes(data)
+
+
+__all__ = ["emit"]

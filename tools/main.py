@@ -42,6 +42,7 @@ TOOLS: dict[str, Tool] = {
     "explain": Tool("tools.explain", MEND, "Explain an error code or a crash message of a runtime."),
     "repair": Tool("tools.repair.command", MEND, "Write a model again so that other releases run it."),
     "matrix": Tool("tools.matrix.command", PROVE, "Run families and precisions on every release."),
+    "conformance": Tool("tools.conformance.command", PROVE, "Judge the compiler by ONNX's own test cases."),
     "releases": Tool("tools.releases", PROVE, "Install the releases that models are run on."),
     "cache": Tool("tools.cache", DEVELOP, "Show or clear what is kept between runs."),
     "fuzz": Tool("tools.fuzz.command", DEVELOP, "Search for inputs that break the compiler."),

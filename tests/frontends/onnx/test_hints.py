@@ -21,7 +21,7 @@ from ir.text.printer import print_graph
 from ir.verify.stages import verify
 from passes.framework.instruments import VerifyEach
 from passes.framework.manager import PassManager
-from tests.support.onnx_cases import Case, collect
+from tools.conformance.cases import Case, collect
 
 FLOAT, INT = TensorProto.FLOAT, TensorProto.INT64
 info = helper.make_tensor_value_info

@@ -20,8 +20,9 @@ from onnx import TensorProto, helper, numpy_helper
 from passes.framework.base import Pass
 from passes.framework.pipeline import Pipeline
 from tests.support import onnx_cases
-from tests.support.onnx_cases import KINDS, Outcome
+from tests.support.onnx_cases import Outcome
 from tests.support.paths import ROOT
+from tools.conformance.cases import KINDS, Case
 
 PAGE = ROOT / "docs" / "conformance.md"
 SECONDS = 240
@@ -191,7 +192,7 @@ def case(op="Add", value=3.0):
     graph = helper.make_graph([helper.make_node(op, ["x", "y"], ["z"])], "g", info[:2], info[2:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     one, two, three = (numpy_helper.to_array(helper.make_tensor("", 1, [1], [number])) for number in (1.0, 2.0, value))
-    return onnx_cases.Case("node", f"test_{op}", model.SerializeToString(), [([one, two], [three])], 1e-3, 1e-7)
+    return Case("node", f"test_{op}", model.SerializeToString(), [([one, two], [three])], 1e-3, 1e-7)
 
 
 def test_a_case_that_stays_right_and_one_that_was_never_right():

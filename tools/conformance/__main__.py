@@ -1,0 +1,5 @@
+"""``python -m tools.conformance``."""
+
+from tools.conformance.command import main
+
+main()

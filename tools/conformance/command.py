@@ -1,0 +1,73 @@
+"""``python -m tools.conformance``: what the compiler makes of ONNX's own test cases, judged by their expected outputs.
+
+``python -m tools.conformance --only test_gemm --no-verify`` shows what the table alone lets through for one operator, a
+line for each case that is not right; ``--frozen`` adds the cases with all inputs but the first made constants;
+``--status wrong,crash`` shows these alone; ``--raw`` is the wheel's converter without this compiler.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from pathlib import Path
+
+import click
+
+from tools.shared.cli import JSON_OPTION, QUIET_OPTION, Screen, command
+
+
+@command("conformance")
+@click.option("--release", default=None, metavar="VERSION", help="Release of MNN to run on.  [default: the installed]")
+@click.option("--only", default="", metavar="TEXT", help="Cases whose name has this in it.")
+@click.option("--raw", is_flag=True, help="The converter of the wheel alone.")
+@click.option("--verify/--no-verify", default=True, help="Refuse what verification refuses, as compile does.")
+@click.option("--frozen", is_flag=True, help="Add the cases with all inputs but the first made constants.")
+@click.option("--every", default=1, type=click.IntRange(1), help="Each so many-th case only.")
+@click.option(
+    "--status", default="wrong,fails,crash,refused", metavar="NAMES", help="Which verdicts to show one by one."
+)
+@click.option("--workers", default=2, type=click.IntRange(1), help="Processes at a time.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write a JSON line for every case.")
+@JSON_OPTION
+@QUIET_OPTION
+def main(
+    release: str | None,
+    only: str,
+    raw: bool,
+    verify: bool,
+    frozen: bool,
+    every: int,
+    status: str,
+    workers: int,
+    out: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Judge the compiler by the ONNX backend test cases, run on MNN."""
+    from backends.mnn.target.environments import installed_version
+    from tools.conformance.cases import Case, collect, freeze
+    from tools.conformance.judge import CRASH, WRONG, Verdict
+    from tools.conformance.suite import judge_all
+
+    screen = Screen(as_json, quiet)
+    release = release or installed_version() or ""
+    found = [case for case in collect() if isinstance(case, Case)]
+    found += [made for case in found if frozen and (made := freeze(case)) is not None]
+    cases = [case for case in found[::every] if only in case.key]
+    shown = set(status.split(","))
+    verdicts: list[Verdict] = []
+    with screen.progress() as listener:
+        for verdict in judge_all(cases, found, release, raw=raw, verify=verify, workers=workers):
+            verdicts.append(verdict)
+            listener.begin(len(verdicts), len(cases), verdict.key)
+            if verdict.status in shown and not quiet and not as_json:
+                told = " ".join(filter(None, (verdict.status.upper(), verdict.code, verdict.key, verdict.reason)))
+                click.echo(told)
+    if out is not None:
+        lines = [json.dumps(dataclasses.asdict(item)) for item in sorted(verdicts, key=lambda item: item.key)]
+        out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    counts = Counter(item.status for item in verdicts)
+    text = f"MNN {release}: {len(verdicts)} cases, " + ", ".join(f"{counts[name]} {name}" for name in counts)
+    screen.data({"release": release, "cases": len(verdicts), **counts}, text)
+    return 1 if counts[WRONG] or counts[CRASH] else 0

@@ -81,7 +81,7 @@ class Converter:
             again: run all of them a second time; the results of that follow.
             seconds: time that each run may take.
         """
-        arrays = [{name: np.ascontiguousarray(array) for name, array in one.items()} for one in feeds]
+        arrays = [{name: np.asarray(array, order="C") for name, array in one.items()} for one in feeds]
         request = {
             "do": "run",
             "model": str(model.resolve()),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -178,8 +178,9 @@ def dropout(node: Node, b: Build) -> Sequence[Value | None] | None:
     if not inference and (ratio is None or ratio.any()):
         return None
     x = node.operand(0)
-    kept: Callable[[], Value] = lambda: b.cast(b.add("Expand", b.scalar(1, I64), b.add("Shape", x)), BOOL)  # noqa: E731
-    return [b.add("Identity", x), *([kept()] if len(node.outputs) > 1 else [])]
+    if len(node.outputs) == 1:
+        return [b.add("Identity", x)]
+    return [b.add("Identity", x), b.cast(b.add("Expand", b.scalar(1, I64), b.add("Shape", x)), BOOL)]
 
 
 REWRITES: Table = {

@@ -38,8 +38,10 @@ def inference_alone(node: Node) -> str | None:
     """Nothing is dropped, and nobody asks what was."""
     if len(node.outputs) > 1:
         return "its mask is read"
-    training = node.input(2)
-    return None if training is None or (numbers(training) is not None and not numbers(training).any()) else "it trains"  # type: ignore[union-attr]
+    if node.input(2) is None:
+        return None
+    training = numbers(node.input(2))
+    return "it trains" if training is None or training.any() else None
 
 
 def to_a_number(node: Node) -> str | None:

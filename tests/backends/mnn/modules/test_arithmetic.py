@@ -53,7 +53,7 @@ def pairs() -> list[OneNode]:
             cases += [OneNode(op, [x, y]), OneNode(op, [x, y], (1,))]
         x, y = (each.reshape(-1) for each in np.meshgrid(BIG, BIG[BIG != 0]))
         if op != "Mul":
-            cases += [OneNode(op, [x, y]), OneNode(op, [x.astype(np.int64), y.astype(np.int64)], (0,))]
+            cases += [OneNode(op, [x, y]), OneNode(op, [x, y], (0,))]
     for op in ("Less", "Greater", "Equal", "LessOrEqual", "GreaterOrEqual"):
         x, y = (each.reshape(-1) for each in np.meshgrid([*SPECIAL[:6], np.nan], [*SPECIAL[:6], np.nan]))
         cases.append(OneNode(op, [x.astype(np.float32), y.astype(np.float32)]))

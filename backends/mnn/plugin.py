@@ -10,6 +10,8 @@ PLUGIN = Plugin(
         "legalize-mnn": "backends.mnn.lower.legalize:LegalizeMnn",
         "legalize-module": "backends.mnn.modules.legalize:LegalizeModule",
         "simulate-activations": "backends.mnn.lower.simulate_activations:SimulateActivations",
+        "store-weights": "backends.mnn.modules.edit.store_weights:StoreWeights",
+        "take-qdq": "backends.mnn.modules.edit.take_qdq:TakeQdq",
         "sink-layouts": "backends.mnn.lower.sink_layouts:SinkLayouts",
     },
     pipelines={
@@ -24,7 +26,8 @@ PLUGIN = Plugin(
         "int4": "default{bits=4 logits-bits=4}",
         "mnn": "canonicalize,spell-linears,raise-weights,assign-precision{bits=32 logits-bits=32},insert-qdq,"
         "legalize-mnn,cse,dce",
-        "mnn-module": "upgrade-opset,canonicalize,widen-floats,infer-types,legalize-module,cse,dce,infer-types",
+        "mnn-module": "upgrade-opset,canonicalize,widen-floats,infer-types,take-qdq,store-weights{bits=32},"
+        "legalize-module,cse,dce,infer-types",
     },
     dialects={"mnn": "backends.mnn.dialect.table:DEFINITIONS"},
     stages={"mnn": "backends.mnn.lower.stage:STAGE"},

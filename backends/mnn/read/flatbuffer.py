@@ -83,6 +83,16 @@ class Table:
         at = self.place(slot)
         return self._buffer.read(kind, at) if at else None
 
+    @property
+    def position(self) -> int:
+        """Where the table stands."""
+        return self._pos
+
+    def target(self, slot: int) -> int:
+        """Absolute position of what a field refers to, 0 when it is absent."""
+        at = self.place(slot)
+        return self._target(at) if at else 0
+
     def _target(self, at: int) -> int:
         offset = int(self._buffer.read("I", at))
         if not offset:

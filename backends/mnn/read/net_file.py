@@ -103,14 +103,21 @@ _VECTORS = {
 }  # fmt: skip
 
 _TABLES = {
-    "Net": "bizCode text, extraTensorDescribe -, extraInfo ExtraInfo, oplists [Op], outputName [text], preferForwardType "
-    "Forward, sourceType Source, tensorName [text], tensorNumber int, usage Usage, subgraphs [SubGraphProto], mnn_uuid text",
+    "Net": "bizCode text, extraTensorDescribe [TensorDescribe], extraInfo ExtraInfo, oplists [Op], outputName [text], "
+    "preferForwardType Forward, sourceType Source, tensorName [text], tensorNumber int, usage Usage, "
+    "subgraphs [SubGraphProto], mnn_uuid text",
     "ExtraInfo": "buffer [byte], name text, version text",
     "SubGraphProto": "name text, inputs [int], outputs [int], tensors [text], nodes [Op]",
     "Op": "inputIndexes [int], main_type -, main -, name text, outputIndexes [int], type OpType, "
     "defaultDimentionFormat Format, externalPath text",
-    "Convolution2D": "common Convolution2DCommon, weight [float], bias [float], quanParameter IDSTQuan, symmetricQuan -, "
+    "TensorDescribe": "blob -, index int, name text, regions -, quantInfo TensorQuantInfo",
+    "TensorQuantInfo": "scale float, zero float, min float, max float, type DataType",
+    "Convolution2D": "common Convolution2DCommon, weight [float], bias [float], quanParameter IDSTQuan, symmetricQuan "
+    "QuantizedFloatParam, "
     "sparseParameter -, external [long]",
+    "QuantizedFloatParam": "weight [byte], bias [int], scale [float], tensorScale [float], method byte, nbits int, "
+    "zeroPoint byte, outputZeroPoint byte, clampMin byte, clampMax byte, winogradAttr [int], outputDataType DataType, "
+    "floatzeros [float]",
     "Convolution2DCommon": "padX int, padY int, kernelX int, kernelY int, strideX int, strideY int, dilateX int, dilateY "
     "int, padMode PadMode, group int, outputCount int, inputCount int, relu bool, relu6 bool, pads [int], outPads [int], "
     "hasOutputShape bool",
@@ -191,6 +198,18 @@ def parse_net(data: Any, name: str = "") -> dict[str, Any]:
 def _fields(name: str) -> tuple[tuple[int, str, str], ...]:
     pairs = [pair.split() for pair in _TABLES[name].split(",")]
     return tuple((slot, field, kind) for slot, (field, kind) in enumerate(pairs) if kind != "-")
+
+
+@cache
+def number_kinds(name: str) -> tuple[str, ...]:
+    """The `struct` kind of each slot of a table, empty for what is referred to."""
+    kinds = [pair.split()[1] for pair in _TABLES[name].split(",")]
+    return tuple(_SCALARS.get(kind) or (_ENUMS[kind][0] if kind in _ENUMS else "") for kind in kinds)
+
+
+def slot_of(name: str, field: str) -> int:
+    """The slot of a field of a table."""
+    return [pair.split()[0] for pair in _TABLES[name].split(",")].index(field)
 
 
 def _table(table: Table, name: str) -> dict[str, Any]:

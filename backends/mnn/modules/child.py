@@ -172,7 +172,7 @@ def _array(item: Any) -> np.ndarray:
         return np.zeros(item.shape, np.int32 if item.dtype == expr.int else np.float32)
     if item.data_format == expr.NC4HW4:
         item = expr.convert(item, expr.NCHW)
-    return np.ascontiguousarray(item.read()).reshape(item.shape)
+    return np.array(item.read(), order="C").reshape(item.shape)
 
 
 __all__ = ["MEMORY", "Converter", "serve"]

@@ -33,7 +33,7 @@ class OnnxBackend(Backend):
     suffixes = (".onnx",)
     runtime = "onnxruntime"
     passes = "onnx"
-    options = frozenset({"inputs", "kl_bar"})
+    options = frozenset({"inputs", "kl_bar", "opset", "external_data"})
     stores_weights = True
 
     def write(self, graph: Graph, path: Path) -> None:
@@ -84,21 +84,38 @@ class OnnxCompilation(Compilation):
             raise LadingError("B751", message, f"pipeline {pipeline}", "use --passes onnx, onnx-int4 or onnx-fp32")
 
     def emit(self, graph: Graph) -> None:
-        """Write the model."""
+        """Write the model; LadingError U958 when an operator has no form in the opset that is asked for."""
         from backends.onnx.write import write
         from ir.onnx.export import all_constants
         from ir.quant.weight import keep_all
+
+        self._restate(graph)
 
         self.order.say("writing the model")
         constants = [value for value in all_constants(graph) if value.const is not None]
         total = sum(value.const.type.nbytes or 0 for value in constants if value.const is not None)
         keep_all((value.const for value in constants if value.const is not None), self.order.pool)
-        write(graph, self.folder / MODEL, external=0 if total > LARGE else None)
+        write(
+            graph, self.folder / MODEL, external=0 if total > LARGE or self.order.options.get("external_data") else None
+        )
         self.emission = {MODEL: "model"}
         if (self.folder / DATA).is_file():
             self.emission[DATA] = "weights"
         self.order.weights(len(constants), len(constants))
         self.order.lap("write")
+
+    def _restate(self, graph: Graph) -> None:
+        """Bring the graph to the opset that is asked for."""
+        from ir.ops.opset import restate
+
+        opset: int | None = self.order.options.get("opset")
+        blockers = restate(graph, opset) if opset is not None else []
+        if blockers:
+            shown = ", ".join(blockers[:4]) + (f" and {len(blockers) - 4} more" if len(blockers) > 4 else "")
+            newer = (opset or 0) < graph.opsets.get("", 0)
+            hint = "ask for a later opset, or leave --opset out" if newer else "leave --opset out"
+            message = f"opset {opset} has no form of {shown} as this model uses them"
+            raise LadingError("U958", message, f"the graph is of opset {graph.opsets.get('')}", hint)
 
     def verify(self, graph: Graph, original: Graph) -> None:
         """Run the file, and compare with what the graph means and with the original."""

@@ -368,6 +368,7 @@ CODES: dict[str, str] = {
     "U965": "A model accepts no inputs that can be made up for it, so that it cannot be verified without real ones.",
     "U956": "--lora is given with a weight that is no number, or for a model that is no checkpoint.",
     "U957": "--plan tells of checkpoints for backends that can tell sizes from shapes, with precision chosen by policy.",
+    "U958": "The version of ONNX's operators that was asked for has no form of an operator of the graph.",
     "U951": "The repaired model still has problems, so it was not written.",
     "U952": "The repaired model gives other logits than its stored weights or the original, so it was not written.",
     "U992": "A prompt is empty or no text, or the file of prompts cannot be read.",

@@ -7,7 +7,7 @@ others, and which have no newer form. Nothing is changed where one node has none
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -201,6 +201,54 @@ def upgrade(graph: Graph, to: int) -> list[str]:
     return []
 
 
+def restate(graph: Graph, to: int) -> list[str]:
+    """Make a graph one of a given version of ONNX's operators, newer or older; functions of the model are not looked at.
+
+    A graph becomes one of an older version where that has every operator of it as it is.
+
+    Args:
+        graph: a root graph.
+        to: the version.
+
+    Returns:
+        The operators that have no form in that version, and then nothing has been changed; else nothing.
+    """
+    now = graph.opsets.get(ONNX)
+    if now is None or now <= to:
+        return upgrade(graph, to)
+    found = {node.op: None for node in graph.walk() if not node.domain and not _is_as_old(node, now, to)}
+    if not found:
+        graph.opsets[ONNX] = to
+    return sorted(found)
+
+
+def _is_as_old(node: Node, now: int, to: int) -> bool:
+    """True for an operator that an older version has, with the same meaning or with less that this node makes use of."""
+    before, after = schema_of(ONNX, node.op, to), schema_of(ONNX, node.op, now)
+    if before is None or after is None:
+        return before is after
+    if before.since_version == after.since_version:
+        return True
+    grown = node.op in _SAME and all(name in before.attributes for name in node.attrs)
+    return grown and len(node.inputs) <= before.max_input and _types_fit(node, before)
+
+
+def _types_fit(node: Node, schema: Any) -> bool:
+    """True when a schema allows the element types of a node."""
+    from onnx import TensorProto
+
+    allowed = {item.type_param_str: set(item.allowed_type_strs) for item in schema.type_constraints}
+    for values, formals in ((node.inputs, schema.inputs), (node.outputs, schema.outputs)):
+        for index, value in enumerate(values):
+            formal = formals[min(index, len(formals) - 1)]
+            if value is None or not isinstance(value.type, TensorType):
+                continue
+            name = f"tensor({TensorProto.DataType.Name(value.dtype.onnx).lower()})"
+            if name not in allowed.get(formal.type_str, {formal.type_str}):
+                return False
+    return True
+
+
 def _between(node: Node, now: int, to: int) -> list[Change]:
     return [change for change in _CHANGES.get(node.op, ()) if now < change.version <= to]
 
@@ -224,4 +272,4 @@ def _number(graph: Graph, node: Node, name: str, number: float) -> Value:
     return graph.add_const(f"{node.output.name}.{name}", InlineTensor(np.array(number, dtype.numpy), dtype))
 
 
-__all__ = ["ONNX", "upgrade"]
+__all__ = ["ONNX", "restate", "upgrade"]

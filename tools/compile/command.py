@@ -64,6 +64,10 @@ if TYPE_CHECKING:
     type=click.Choice(["low", "normal", "high"]),
     help="Runtime setting to write; default low unless all is fp32.",
 )
+@click.option("--opset", type=click.IntRange(7, 99), metavar="VERSION",
+              help="Version of ONNX's operators to write, with --to onnx; default that of the passes.")  # fmt: skip
+@click.option("--external-data", is_flag=True, default=None,
+              help="Write the weights of an ONNX model beside it, whatever their size.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(1), help="Runtime threads to write; default 4.")
 @click.option("--workers", type=click.IntRange(1), help="Threads of the compiler; default one per processor.")
 @click.option("--guard", is_flag=True, help="Also write check_inputs.py and lading_guard.h, which check inputs.")
@@ -94,7 +98,7 @@ def main(
     """Compile MODEL into a directory that runs, with its contract.
 
     MODEL is a Hugging Face checkpoint folder or hub name, an .onnx file, a .lading text, or whatever a plugin reads.
-    Language models become MNN model directories, other graphs ONNX models, unless --to says otherwise. Without MODEL
+    Language models become MNN model directories, other graphs MNN modules, unless --to says otherwise. Without MODEL
     the example checkpoint of the source tree is compiled.
     """
     from tools.compile.job import Request

@@ -42,7 +42,18 @@ CALIBRATION_NATIVE = ("onnxruntime", "tokenizers")
 NO_TOKENIZER: Literal["none"] = "none"
 """Asks for a result without functions for text."""
 
-BACKEND_OPTIONS = ("text", "kl_bar", "tokenizer", "memory", "precision", "threads", "embedding", "inputs")
+BACKEND_OPTIONS = (
+    "text",
+    "kl_bar",
+    "tokenizer",
+    "memory",
+    "precision",
+    "threads",
+    "embedding",
+    "inputs",
+    "opset",
+    "external_data",
+)
 """Fields of a request that only some backends understand."""
 
 
@@ -69,6 +80,8 @@ class Request:
         tokenizer: folder with the tokenizer; None for that of the model, ``none`` to do without.
         embedding: file or checkpoint with the embedding, for an ONNX graph that takes rows of it and does not hold it.
         memory, precision: runtime settings to write; None chooses by the stored widths.
+        opset: version of ONNX's operators to write; None for that which the passes end with.
+        external_data: write the weights of an ONNX model beside it, whatever their size; None for large ones alone.
         threads: runtime threads to write; None for the usual number.
         guard: also write the modules that check inputs in an application.
         workers: threads of this process; None takes one per processor.
@@ -99,6 +112,8 @@ class Request:
     memory: str | None = None
     precision: str | None = None
     threads: int | None = None
+    opset: int | None = None
+    external_data: bool | None = None
     guard: bool = False
     workers: int | None = None
     instruments: Sequence[Instrument] = ()

@@ -57,6 +57,8 @@ FACTS: Table[type[Fact]] = Table(
         "precision-plan": "ir.facts.precision:PrecisionPlan",
         "sensitivity": "ir.facts.sensitivity:Sensitivity",
         "calibration": "ir.facts.calibration:Calibration",
+        "activation-ranges": "ir.facts.activation_ranges:ActivationRanges",
+        "int8-plan": "ir.facts.int8_plan:Int8Plan",
         "model-card": "ir.facts.model_card:ModelCard",
         "raised": "ir.facts.raised:Raised",
         "free-tensors": "ir.facts.free_tensors:FreeTensors",

@@ -26,9 +26,7 @@ ROWS_ELEMENTS = 1 << 16
 """Elements up to which rows of an array that holds many samples are taken together."""
 MOST_ROWS = 32
 """Rows that are taken together at most."""
-HINT = (
-    "give an .npz file with an array for each input, a folder of such files, or a folder with test_data_set_*/input_*.pb"
-)
+HINT = "give an .npz file with an array for each input, a folder of such files, or a folder with test_data_set_*/input_*.pb"
 
 
 def load_samples(path: Path, graph: Graph) -> CalibrationSamples:
@@ -287,7 +285,9 @@ def counts_samples(graph: Graph, dim: Dim) -> bool:
 
 
 def _misfit(value: Value, shape: Sequence[int], path: Path) -> LadingError:
-    message = f"the calibration data of input {value.name!r} has the shape {list(shape)}, and the model takes {value.type}"
+    message = (
+        f"the calibration data of input {value.name!r} has the shape {list(shape)}, and the model takes {value.type}"
+    )
     hint = "the leading axis may count samples; the others are as the model takes them"
     return LadingError("Q474", message, str(path), hint)
 

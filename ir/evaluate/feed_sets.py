@@ -6,8 +6,10 @@ refuses is none.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from time import monotonic
 
 import numpy as np
@@ -23,8 +25,10 @@ Feeds = Mapping[str, np.ndarray]
 Run = Callable[[Feeds], Mapping[str, np.ndarray]]
 """What computes a model; it raises `LadingError` for what the model does not accept."""
 
-LENGTHS = (8, 5, 16, 32, 64, 3, 128, 224, 256, 2, 1, 640, 1024, 4096, 16000)
-"""Sizes that all dimensions but those of batches are tried with, until one is accepted."""
+LENGTHS = (8, 5, 16, 32, 64, 3, 128, 224, 256, 512, 2, 1, 640, 1024, 4096, 16000)
+"""Sizes that dimensions other than those of batches and images are tried with, until one is accepted."""
+IMAGES = (64, 32, 48, 224, 256, 8, 16, 128, 640, 1024, 4, 2, 1)
+"""Sizes that models of images are tried with."""
 BATCHES = (2, 1, 3, 4)
 """Sizes that dimensions of batches are tried with."""
 RANKS = (2, 3, 4, 1, 0, 5)
@@ -144,16 +148,19 @@ class _Search:
         """Sizes of all dimensions that are worth a try, the usual ones first."""
         seen: set[tuple[tuple[str, int], ...]] = set()
         batches = _batches(self._graph)
-        for ranks in _products([RANKS] * len(self._unranked)):
+        lengths = IMAGES if any(map(_is_open_image, self._graph.inputs)) else LENGTHS
+        for ranks in product(RANKS, repeat=len(self._unranked)):
             base = {UNKNOWN + name: rank for name, rank in zip(self._unranked, ranks, strict=True)}
-            for batch in BATCHES[:2]:
-                for length in LENGTHS:
-                    wanted = {name: batch if name in batches else length for name in self._dims}
-                    sizes = base | {name: legal_size(self._dims[name], size) for name, size in wanted.items()}
-                    key = tuple(sorted(sizes.items()))
-                    if key not in seen:
-                        seen.add(key)
-                        yield sizes
+            for batch, length, step in product(BATCHES[:2], lengths, (True, False)):
+                others = [name for name in self._dims if name not in batches]
+                # Different sizes show what is taken for each other.
+                wanted = {name: length + step * place * (length // 2) for place, name in enumerate(others)}
+                wanted |= dict.fromkeys(batches, batch)
+                sizes = base | {name: legal_size(dim, wanted[name]) for name, dim in self._dims.items()}
+                key = tuple(sorted(sizes.items()))
+                if key not in seen:
+                    seen.add(key)
+                    yield sizes
 
     def _variants(self, base: Mapping[str, int]) -> list[Mapping[str, int]]:
         """Other sizes: all dimensions 1, odd or larger at once, then one after the other."""
@@ -222,17 +229,20 @@ def _shape(value: Value, sizes: Mapping[str, int]) -> tuple[int, ...]:
     return tuple(sizes[dim.name] if isinstance(dim, Dim) else dim for dim in type_.shape)
 
 
+def _is_open_image(value: Value) -> bool:
+    """True for floats on four axes of which one that is neither the first nor all of the others is free."""
+    shape = value.shape or ()
+    return len(shape) == 4 and value.dtype.is_float and sum(isinstance(dim, Dim) for dim in shape[1:]) in (1, 2)
+
+
 def _batches(graph: Graph) -> set[str]:
-    """Dimensions that are the first axis of inputs of several, and no other axis of any."""
+    """Dimensions that are called batches, or are the first axis of inputs of several and no other axis of any."""
     shapes = [value.shape for value in graph.inputs if value.shape is not None]
+    named = {dim.name for shape in shapes for dim in shape if isinstance(dim, Dim) and _BATCH.search(dim.name)}
     first = {shape[0].name for shape in shapes if len(shape) > 1 and isinstance(shape[0], Dim)}
-    return first - {dim.name for shape in shapes for dim in shape[1:] if isinstance(dim, Dim)}
+    return named | (first - {dim.name for shape in shapes for dim in shape[1:] if isinstance(dim, Dim)})
 
 
-def _products(choices: Sequence[Sequence[int]]) -> Iterator[tuple[int, ...]]:
-    from itertools import product
-
-    yield from product(*choices)
-
+_BATCH = re.compile(r"batch|^(n|b|bs)$", re.IGNORECASE)
 
 __all__ = ["COUNTS", "SECONDS", "FeedSet", "Run", "feed_sets"]

@@ -94,6 +94,8 @@ class Draw:
             return self.rng.random(shape) < 0.5
         if "mask" in value.name.lower():
             return _mask(self.rng, shape)
+        if (known := _compared(value)).size and self.rng.random() < 0.5:
+            return self.rng.choice(known, shape)
         if self.level == FREE:
             low, high = (0, 255) if dtype.kind == "u" else (-WIDE, WIDE)
             low, high = max(low, dtype.low), min(high, dtype.high)
@@ -204,6 +206,18 @@ def _mask(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
         return np.ones(shape, np.int64)
     lengths = rng.integers((shape[-1] + 1) // 2, shape[-1] + 1, shape[:-1])
     return (np.arange(shape[-1]) < lengths[..., None]).astype(np.int64)
+
+
+def _compared(value: Value) -> np.ndarray:
+    """The constants that integers are compared with: sampling rates, numbers of tokens."""
+    found = [
+        operand.const.load().reshape(-1)
+        for node, _ in readers(value)
+        if node.op == "Equal"
+        for operand in node.inputs
+        if operand is not None and operand.const is not None and (operand.const.type.size or 0) in range(1, 9)
+    ]
+    return np.unique(np.concatenate(found)) if found else np.zeros(0, np.int64)
 
 
 # ---- bounds ----

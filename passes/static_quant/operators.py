@@ -52,7 +52,9 @@ class Operator:
 
 
 def _plain_gemm(node: Node) -> bool:
-    return not node.attrs.get("transA", 0) and node.attrs.get("alpha", 1.0) == 1.0 and node.attrs.get("beta", 1.0) == 1.0
+    return (
+        not node.attrs.get("transA", 0) and node.attrs.get("alpha", 1.0) == 1.0 and node.attrs.get("beta", 1.0) == 1.0
+    )
 
 
 def _matrix(node: Node) -> bool:

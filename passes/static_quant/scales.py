@@ -59,9 +59,7 @@ class _Groups:
         self._range[a] = found
 
 
-def lay_out(
-    units: Sequence[Unit], ranges: Mapping[str, ActivationRange], scheme: Scheme, widest: float
-) -> Layout:
+def lay_out(units: Sequence[Unit], ranges: Mapping[str, ActivationRange], scheme: Scheme, widest: float) -> Layout:
     """Scales for everything that some units read and make.
 
     Args:

@@ -17,6 +17,7 @@ from typing import Literal
 
 import numpy as np
 
+from backends.bars import ERROR_BARS
 from backends.mnn.modules.blame import Case, Convert, Culprit, first_fatal, first_wrong
 from backends.mnn.modules.child import Converter
 from backends.mnn.modules.closeness import Gap, Misfit, misfit
@@ -34,6 +35,8 @@ Feeds = Mapping[str, np.ndarray]
 
 RUN_SECONDS = 60.0
 """Time that MNN may take for one set of inputs."""
+HALF_BAR = 3e-2
+"""Root mean square by which outputs may be off, relative to their own, where the original computes in half precision."""
 DRAWS = 4
 """Runs of the reference with inputs changed in their last bit, where a result is not what it should be."""
 CODES = {"type": "V706", "shape": "V706", "not a number": "V709", "value": "V703"}
@@ -217,6 +220,9 @@ class _Verification:
             if not gaps[1].relative <= self._bar:
                 found.problems.append(_beyond_width(release, gaps[1].relative, self._bar))
         found.measurements.append(Measurement(release, where, "float", count, gaps[1].largest, gaps[1].relative))
+        limit = HALF_BAR if self._half else ERROR_BARS[32]
+        if gaps[0].relative > limit:
+            found.problems.append(_grown(release, gaps[0].relative, limit, found.warnings))
 
     def _judged(
         self, release: str, number: int, place: int, got: np.ndarray, wanted: np.ndarray, converter: Converter
@@ -332,6 +338,15 @@ def _unstable(release: str, name: str, item: FeedSet, one: np.ndarray, other: np
     at = tuple(int(index) for index in place)
     where = str(item) + (f": {one[at]} and {other[at]} at {list(at)}" if at else "")
     return Diagnostic("V705", message, where, "nothing was written; please report the model")
+
+
+def _grown(release: str, error: float, limit: float, warnings: Sequence[Diagnostic]) -> Diagnostic:
+    message = (
+        f"on MNN {release} outputs are off by {error:.3g} of their size where {limit:.3g} is allowed, and no operator is "
+        "wrong by itself"
+    )
+    where = "\n".join(item.where for item in warnings if item.code == "V708")
+    return Diagnostic("V708", message, where, "nothing was written; the model lets what is rounded grow")
 
 
 def _beyond_width(release: str, error: float, bar: float) -> Diagnostic:

@@ -27,7 +27,7 @@ PLUGIN = Plugin(
         "mnn": "canonicalize,spell-linears,raise-weights,assign-precision{bits=32 logits-bits=32},insert-qdq,"
         "legalize-mnn,cse,dce",
         "mnn-module": "upgrade-opset,canonicalize,widen-floats,infer-types,take-qdq,store-weights{bits=32},"
-        "legalize-module,cse,dce,infer-types",
+        "widen-integers,legalize-module,cse,dce,infer-types",
     },
     dialects={"mnn": "backends.mnn.dialect.table:DEFINITIONS"},
     stages={"mnn": "backends.mnn.lower.stage:STAGE"},

@@ -18,7 +18,9 @@ from passes.framework.context import PassContext
 
 HALVES = frozenset({F16, BF16})
 _NUMBERS = {dtype.onnx for dtype in HALVES}
-ELEMENT_TYPES = frozenset({"to", "dtype", "output_dtype", "stash_type", "softmax_precision", "precision"})
+ELEMENT_TYPES = frozenset(
+    {"to", "dtype", "output_dtype", "output_datatype", "stash_type", "softmax_precision", "precision"}
+)
 """Attributes of ONNX's operators that hold the number of an element type."""
 
 

@@ -42,6 +42,7 @@ PASSES: dict[str, str] = {
     "unround-activations": "passes.precision.unround_activations:UnroundActivations",
     "upgrade-opset": "passes.canonicalize.upgrade_opset:UpgradeOpset",
     "widen-floats": "passes.canonicalize.widen_floats:WidenFloats",
+    "widen-integers": "passes.integers.widen_integers:WidenIntegers",
 }
 """Built-in passes by name: ``module:Class``."""
 

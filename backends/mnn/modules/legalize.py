@@ -78,6 +78,8 @@ class _Legalization:
         What follows from constants alone waits for one round: it is folded in between.
         """
         changed = False
+        if self.graph.opsets.get("", 0) < OLDEST:
+            return False
         for node in self._nodes():
             if node.graph is None or self._reason(node) is None:
                 continue

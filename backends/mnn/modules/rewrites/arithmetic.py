@@ -69,13 +69,13 @@ def integer_relu(node: Node, b: Build) -> Sequence[Value] | None:
 
 
 def remainder(node: Node, b: Build) -> Sequence[Value] | None:
-    """The remainder of a division of floats, with the sign of the dividend (C's ``fmod``).
+    """The remainder of a division of floats, with the sign of the dividend (C's ``fmod``) or of the divisor (Python's).
 
     The quotient is rounded, and the product with it is made exactly, as a sum of two numbers (Dekker 1971), so that the
     difference is exact for quotients below 2**24. It is on the wrong side of zero where the quotient was rounded up.
     """
     x, y = node.operand(0), node.operand(1)
-    if not _is(x, FLOAT) or not b.attr("fmod"):
+    if not _is(x, FLOAT):
         return None
     zero = b.like(0, x)
     ratio = b.add("Div", x, y)
@@ -91,7 +91,11 @@ def remainder(node: Node, b: Build) -> Sequence[Value] | None:
     left = b.add("Mul", left, sign)
     left = b.add("Where", b.add("Less", left, zero), b.add("Add", left, size), left)
     left = b.add("Where", b.add("GreaterOrEqual", left, size), b.add("Sub", left, size), left)
-    return [b.add("Mul", left, sign)]
+    left = b.add("Mul", left, sign)
+    if b.attr("fmod"):
+        return [left]
+    other = b.add("Less", b.add("Mul", b.add("Sign", left), b.add("Sign", y)), zero)
+    return [b.add("Where", other, b.add("Add", left, y), left)]
 
 
 def _halves(value: Value, b: Build) -> tuple[Value, Value]:

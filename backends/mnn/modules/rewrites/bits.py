@@ -10,6 +10,7 @@ from backends.mnn.modules.build import Build, type_of
 from backends.mnn.modules.rewrites.types import Rewrite, Table
 from backends.mnn.modules.table.row import INT, MOST_AXES
 from ir.graph.graph import Node, Value
+from passes.integers.wrapping import shift
 
 DIGITS = 8
 """Hexadecimal digits of a 32-bit integer."""
@@ -57,7 +58,14 @@ def bitwise_not(node: Node, b: Build) -> Sequence[Value] | None:
     return [b.add("Sub", b.like(-1, x), x)] if _is_integer(x) else None
 
 
+def bit_shift(node: Node, b: Build) -> Sequence[Value] | None:
+    """Quotients by powers of two, or repeated doubling; see `passes.integers.wrapping.shift`."""
+    found = type_of(node.input(0))
+    return [shift(node, b, found.dtype)] if found is not None and found.dtype in INT else None
+
+
 REWRITES: Table = {
+    "BitShift": (bit_shift,),
     "BitwiseAnd": (by_digits(lambda first, second: first & second),),
     "BitwiseNot": (bitwise_not,),
     "BitwiseOr": (by_digits(lambda first, second: first | second),),

@@ -21,7 +21,8 @@ def _element_type(value: Value | None) -> DType | None:
 def _no_axes(node: Node) -> bool:
     """True where no axes are named, so that all are meant, or none."""
     axes = node.input(1)
-    return axes is None or (axes.const is not None and axes.tensor.type.size == 0)
+    found = type_of(axes)
+    return axes is None or (found is not None and found.size == 0)
 
 
 def _reduced(b: Build, op: str, value: Value, **attrs: int) -> Value:

@@ -1,0 +1,1 @@
+"""Integers of few bits, and without a sign, as those that runtimes compute with."""

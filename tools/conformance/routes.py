@@ -130,7 +130,6 @@ class ProductRoute(_OnRelease):
             raise Refused(first.code, " ".join(first.message.split())) from error
 
     def _compile(self, model: bytes, folder: Path) -> Compiled:
-        from backends.mnn.dialect.constants import held
         from backends.mnn.target.releases import target
         from backends.onnx.write import write
         from frontends.onnx.load import load
@@ -144,7 +143,7 @@ class ProductRoute(_OnRelease):
         log = self.converter.convert(source, out, seconds=SECONDS)
         if not out.is_file() or not out.stat().st_size:
             raise Refused("B000", f"the converter: {_complaint(log)}")
-        inputs = {value.name: np.dtype(held(value.dtype).numpy) for value in graph.inputs}
+        inputs = {value.name: I32 if value.dtype.kind in "iub" else F32 for value in graph.inputs}
         return Compiled(out, inputs, [value.name for value in graph.outputs])
 
 

@@ -9,7 +9,6 @@ by a description of their own.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -19,6 +18,7 @@ from backends.mnn.modules.edit.codes import CodeRange
 from backends.mnn.modules.edit.edited import Edited, plain
 from backends.mnn.modules.edit.net import Net, Operator, table
 from backends.mnn.modules.edit.relink import New, Scalar
+from backends.mnn.modules.edit.weights import CONVOLUTIONS
 from backends.mnn.read.net_file import slot_of
 from ir.quant.weight import QuantizedWeight
 
@@ -51,22 +51,32 @@ class Integers:
         result: Edited,
     ) -> None:
         self.net, self.ranges, self.integers, self.result = net, ranges, integers, result
-        self.operators = net.levels[0]
-        self.makers = {tensor: operator for operator in self.operators for tensor in operator.outputs}
+        self.operators = [operator for operator in net.levels[0] if operator.outputs]
         self.found: dict[int, CodeRange] = {}
+        self.wanted: dict[int, CodeRange] = {}
+        self.chosen: dict[int, Operator] = {}
+        self.readers: dict[int, list[Operator]] = {}
+        for operator in self.operators:
+            for tensor in dict.fromkeys(operator.inputs):
+                self.readers.setdefault(tensor, []).append(operator)
 
     def describe(self) -> None:
         """Find the codes of each tensor and say so where something computes with them."""
         self._resolve()
         self._bar()
-        wanted: dict[int, CodeRange] = {}
         for operator in self.operators:
             if id(operator) in self.integers:
-                self._convolution(operator, wanted)
-        self._between(wanted)
-        self._keep_apart(wanted)
-        for tensor, codes in sorted(wanted.items()):
+                self._convolution(operator)
+        self._between()
+        self._cut_by_casts()
+        for operator in self.chosen.values():
+            if operator.type == "BinaryOp":
+                self._binary(operator)
+        self._keep_apart()
+        for tensor, codes in sorted(self.wanted.items()):
             self.net.described[tensor] = _described(tensor, codes)
+
+    # ---- codes of tensors ----
 
     def _resolve(self) -> None:
         """The codes of each tensor: by name, or those of the tensor that it is a part, or another layout, of."""
@@ -74,17 +84,17 @@ class Integers:
             name = plain(said)
             if name in self.ranges:
                 self.found[tensor] = self.ranges[name]
-        readers = Counter(tensor for operator in self.operators for tensor in operator.inputs)
         for operator in self.operators:
             if operator.type in (*MOVING, *CUTTING) and operator.inputs and operator.inputs[0] in self.found:
                 for result in operator.outputs:
                     self.found.setdefault(result, self.found[operator.inputs[0]])
         for operator in reversed(self.operators):
-            if operator.type not in (*MOVING, "Concat") or operator.outputs[0] not in self.found:
+            moving = operator.type in (*MOVING, "Concat") or _cuts(operator)
+            if not moving or operator.outputs[0] not in self.found:
                 continue
             for source in operator.inputs if operator.type == "Concat" else operator.inputs[:1]:
                 # What others read besides may have been rounded otherwise, or not at all.
-                if readers[source] == 1:
+                if len(self.readers[source]) == 1:
                     self.found.setdefault(source, self.found[operator.outputs[0]])
 
     def _bar(self) -> None:
@@ -95,35 +105,68 @@ class Integers:
         barred = {
             operator.outputs[0]
             for operator in self.operators
-            if operator.type == "BinaryOp" and not self._arithmetic(operator)
+            if operator.type == "BinaryOp" and not _arithmetic(operator)
         }
         for operator in self.operators:
-            if operator.type in (*MOVING, *CUTTING, *HANDED_ON, "Concat") and barred.intersection(operator.inputs):
+            handing = operator.type in (*MOVING, *CUTTING, *HANDED_ON, "Concat", "ReLU6")
+            if handing and barred.intersection(operator.inputs):
                 barred.update(operator.outputs)
         for tensor in barred:
             self.found.pop(tensor, None)
 
-    def _convolution(self, operator: Operator, wanted: dict[int, CodeRange]) -> None:
-        source, result = operator.inputs[0], operator.outputs[0]
-        common = operator.main["common"]
+    def _made(self, operator: Operator) -> tuple[int, CodeRange | None, list[Operator]]:
+        """What an operator makes when it computes with integers: the tensor behind all that only cuts numbers off.
+
+        Returns:
+            The tensor, its codes, and the operators that cut off, which those codes do.
+        """
+        tensor, cut = operator.outputs[0], []
+        best: tuple[int, CodeRange | None, list[Operator]] = (tensor, self.found.get(tensor), [])
+        while len(self.readers.get(tensor, ())) == 1 and _cuts(self.readers[tensor][0]):
+            cut.append(self.readers[tensor][0])
+            tensor = cut[-1].outputs[0]
+            if tensor in self.found:
+                best = (tensor, self.found[tensor], [*cut])
+        codes = best[1]
+        for each in best[2]:
+            assert codes is not None
+            codes = _within(codes, *_bounds(each))
+        return best[0], codes, best[2]
+
+    # ---- operators ----
+
+    def _move(self, operator: Operator, result: int, codes: CodeRange, cut: list[Operator]) -> None:
+        """Let an operator make a tensor of these codes, which are within what other operators would cut off."""
+        if result != operator.outputs[0]:
+            operator.makes = [result]
+        for each in cut:
+            each.removed = True
+        self.wanted[result] = codes
+
+    def _choose(self, operator: Operator, result: int, codes: CodeRange, cut: list[Operator]) -> None:
+        """Let an operator compute with integers and make a tensor of these codes."""
+        self._move(operator, result, codes, cut)
+        self.chosen[id(operator)] = operator
+        self.result.integer.append(operator.name)
+
+    def _convolution(self, operator: Operator) -> None:
+        source, weight = operator.inputs[0], self.integers[id(operator)]
+        result, codes, cut = self._made(operator)
         reason = ""
-        for tensor, what in ((source, "reads"), (result, "makes")):
-            if tensor not in self.found:
-                reason = f"no codes are known of the tensor that it {what}"
-        weight = self.integers[id(operator)]
-        if operator.type == "ConvolutionDepthwise" and np.abs(weight.scale.load()).min() < LEAST_SCALE:
+        if source not in self.found:
+            reason = "no codes are known of the tensor that it reads"
+        elif codes is None:
+            reason = "no codes are known of the tensor that it makes"
+        elif operator.type == "ConvolutionDepthwise" and np.abs(weight.scale.load()).min() < LEAST_SCALE:
             reason = f"scales of its weights are below {LEAST_SCALE}"
-        if reason:
+        if reason or codes is None:
             self.result.floats[operator.name] = reason
             return
-        codes = self.found[result]
+        common = operator.main["common"]
         if common.get("relu") or common.get("relu6"):
-            codes = replace(codes, low=max(codes.low, codes.zero))
-        if common.get("relu6"):
-            codes = replace(codes, high=min(codes.high, codes.zero + round(6 / codes.scale)))
+            codes = _within(codes, 0.0, 6.0 if common.get("relu6") else np.inf)
         given = self.found[source]
-        wanted.setdefault(source, given)
-        wanted[result] = codes
+        self.wanted.setdefault(source, given)
         operator.fields["symmetricQuan"] = table(
             "QuantizedFloatParam",
             {"method": 0, "nbits": 8, "zeroPoint": given.zero, "outputZeroPoint": codes.zero, "clampMin": codes.low,
@@ -131,60 +174,101 @@ class Integers:
         )  # fmt: skip
         quan = operator.fields["quanParameter"]
         operator.fields["quanParameter"] = _with_scales(quan, given.scale, codes.scale)
-        self.result.integer.append(operator.name)
+        self._choose(operator, result, codes, cut)
 
-    def _between(self, wanted: dict[int, CodeRange]) -> None:
+    def _between(self) -> None:
         """Let what stands between convolutions compute with integers, where it is right."""
         changed = True
         while changed:
             changed = False
             for operator in self.operators:
                 given = operator.inputs if operator.type in ("BinaryOp", "Concat") else operator.inputs[:1]
-                if not given or any(tensor not in wanted for tensor in given):
+                if id(operator) in self.chosen or not given or any(tensor not in self.wanted for tensor in given):
                     continue
-                result = operator.outputs[0]
-                if result in wanted or result not in self.found:
-                    continue
-                codes = self.found[result]
-                moving = operator.type in (*MOVING, *CUTTING, "Concat")
-                alike = all(wanted[tensor].alike(codes) for tensor in given)
-                if (moving and alike) or (operator.type == "BinaryOp" and self._arithmetic(operator)):
-                    changed = True
-                    wanted[result] = codes
-        for operator in self.operators:
-            if operator.type == "BinaryOp" and all(t in wanted for t in (*operator.inputs, *operator.outputs)):
-                self._binary(operator, wanted)
+                if operator.type == "BinaryOp" and _arithmetic(operator):
+                    result, codes, cut = self._made(operator)
+                    if codes is not None:
+                        changed = True
+                        self._choose(operator, result, codes, cut)
+                elif operator.type in (*MOVING, *CUTTING, "Concat"):
+                    result, codes, cut = self._made(operator)
+                    if codes is None or result in self.wanted or (cut and len(operator.outputs) > 1):
+                        continue
+                    if all(self.wanted[tensor].alike(codes) for tensor in given):
+                        changed = True
+                        self._move(operator, result, codes, cut)
 
-    @staticmethod
-    def _arithmetic(operator: Operator) -> bool:
-        return operator.main.get("opType") in ARITHMETIC and operator.main.get("activationType", 0) in (0, 1)
-
-    def _binary(self, operator: Operator, wanted: dict[int, CodeRange]) -> None:
-        if not self._arithmetic(operator):
-            return
-        result = operator.outputs[0]
+    def _binary(self, operator: Operator) -> None:
         if operator.main.get("activationType"):
             # The kernel cuts off at code 0, which is not that of the number 0.
             operator.fields["activationType"] = Scalar("i", 0)
-            wanted[result] = replace(wanted[result], low=max(wanted[result].low, wanted[result].zero))
-        self.result.integer.append(operator.name)
+            result = operator.outputs[0]
+            self.wanted[result] = _within(self.wanted[result], 0.0, np.inf)
 
-    def _keep_apart(self, wanted: dict[int, CodeRange]) -> None:
+    def _cut_by_casts(self) -> None:
+        """Leave out what only cuts numbers off in front of operators on integers: the cast in front of these does."""
+        for operator in self.operators:
+            if operator.removed or not _cuts(operator):
+                continue
+            source, result = operator.inputs[0], operator.outputs[0]
+            readers = self.readers.get(result, [])
+            if result not in self.wanted or len(self.readers[source]) != 1 or source in self.wanted:
+                continue
+            if not readers or any(id(reader) not in self.chosen for reader in readers):
+                continue
+            for reader in readers:
+                reader.reads = [source if tensor == result else tensor for tensor in reader.inputs]
+            operator.removed = True
+            self.wanted[source] = _within(self.wanted.pop(result), *_bounds(operator))
+
+    def _keep_apart(self) -> None:
         """Keep operators that are wrong on integers from computing with them.
 
         A description is handed on to what has none, and pooling computes with integers when both sides are described
-        alike. One whose scale differs by the last bit makes it compute with floats, and stands for the same codes.
+        alike. One whose scale differs by the last bit makes it compute with floats, and stands for the same codes. A
+        convolution is taken for one on integers when its weights are not in the net and both sides are described.
         """
         for operator in self.operators:
-            if operator.type not in HANDED_ON or operator.inputs[0] not in wanted:
+            if operator.removed or not operator.inputs or operator.inputs[0] not in self.wanted:
                 continue
-            given, result = wanted[operator.inputs[0]], operator.outputs[0]
-            codes = self.found.get(result, given)
-            if operator.type == "Interp":
-                codes = given
-            elif codes.alike(given):
-                codes = replace(codes, scale=float(np.nextafter(np.float32(codes.scale), np.float32(np.inf))))
-            wanted[result] = codes
+            given, result = self.wanted[operator.inputs[0]], operator.outputs[0]
+            if operator.type in HANDED_ON:
+                codes = self.found.get(result, given)
+                if operator.type == "Interp":
+                    codes = given
+                elif codes.alike(given):
+                    codes = replace(codes, scale=float(np.nextafter(np.float32(codes.scale), np.float32(np.inf))))
+                self.wanted[result] = codes
+        for operator in self.operators:
+            described = all(tensor in self.wanted for tensor in (*operator.inputs[:1], *operator.outputs))
+            if operator.type in CONVOLUTIONS and id(operator) not in self.chosen and described:
+                operator.inside = True
+                if operator.parts is not None:
+                    operator.parts = None
+                    del operator.fields["quanParameter"]
+                    self.result.lost[operator.name] = "MNN would compute with integers, which is not right here"
+
+
+def _arithmetic(operator: Operator) -> bool:
+    return operator.main.get("opType") in ARITHMETIC and operator.main.get("activationType", 0) in (0, 1)
+
+
+def _cuts(operator: Operator) -> bool:
+    """True for what only cuts numbers off."""
+    return operator.type == "ReLU6" or (operator.type == "ReLU" and not operator.main.get("slope"))
+
+
+def _bounds(operator: Operator) -> tuple[float, float]:
+    if operator.type == "ReLU":
+        return 0.0, np.inf
+    return float(operator.main.get("minValue", 0.0)), float(operator.main.get("maxValue", 6.0))
+
+
+def _within(codes: CodeRange, low: float, high: float) -> CodeRange:
+    """Codes of numbers that are cut off at two others."""
+    least = codes.low if low == -np.inf else round(low / codes.scale) + codes.zero
+    most = codes.high if high == np.inf else round(high / codes.scale) + codes.zero
+    return replace(codes, low=min(max(codes.low, least), codes.high), high=max(min(codes.high, most), codes.low))
 
 
 def _with_scales(quan: object, given: float, made: float) -> New:

@@ -44,6 +44,8 @@ class Operator:
         fields: fields of its parameters that are to be exchanged, by name.
         parts: makes what a convolution is to keep instead of its floats: codes, scales and biases.
         inside: its numbers stay in the net, wherever those of others are.
+        removed: it is to be left out.
+        reads, makes: numbers of other tensors that it is to read and make.
     """
 
     data: dict[str, Any]
@@ -52,6 +54,9 @@ class Operator:
     fields: dict[str, Item | None]
     parts: Callable[[], tuple[np.ndarray, ...]] | None = None
     inside: bool = False
+    removed: bool = False
+    reads: list[int] | None = None
+    makes: list[int] | None = None
 
     @property
     def name(self) -> str:
@@ -71,12 +76,12 @@ class Operator:
     @property
     def inputs(self) -> list[int]:
         """Numbers of the tensors that it reads."""
-        return numbers(self.data.get("inputIndexes"))
+        return numbers(self.data.get("inputIndexes")) if self.reads is None else self.reads
 
     @property
     def outputs(self) -> list[int]:
         """Numbers of the tensors that it makes."""
-        return numbers(self.data.get("outputIndexes"))
+        return numbers(self.data.get("outputIndexes")) if self.makes is None else self.makes
 
 
 class Net:
@@ -159,7 +164,9 @@ class Net:
     # ---- tables ----
 
     def _root(self, put: Callable[[Operator], dict[str, Item | None]]) -> New:
-        lists = [Objects(tuple(self._operator(item, put) for item in level)) for level in self.levels]
+        lists = [
+            Objects(tuple(self._operator(item, put) for item in level if not item.removed)) for level in self.levels
+        ]
         changes: dict[int, Item | None] = {slot_of("Net", "oplists"): lists[0]}
         if self._bodies:
             nodes = slot_of("SubGraphProto", "nodes")
@@ -172,16 +179,20 @@ class Net:
 
     def _operator(self, operator: Operator, put: Callable[[Operator], dict[str, Item | None]]) -> New | Old:
         fields: dict[str, Item | None] = {**operator.fields, **put(operator)}
-        if not fields:
+        changes: dict[int, Item | None] = {}
+        if operator.reads is not None:
+            changes[slot_of("Op", "inputIndexes")] = vector(operator.reads, "<i4")
+        if operator.makes is not None:
+            changes[slot_of("Op", "outputIndexes")] = vector(operator.makes, "<i4")
+        if not fields and not changes:
             return Old(operator.table.position)
-        kind = str(operator.data["main_type"])
-        main = operator.table.table(slot_of("Op", "main"))
-        assert main is not None
-        changed = copied(main, number_kinds(kind), {slot_of(kind, field): item for field, item in fields.items()})
-        changes: dict[int, Item | None] = {
-            slot_of("Op", "main_type"): Scalar("B", PARAMETERS.index(kind)),
-            slot_of("Op", "main"): changed,
-        }
+        if operator.data["main_type"] != "NONE":
+            kind = str(operator.data["main_type"])
+            main = operator.table.table(slot_of("Op", "main"))
+            assert main is not None
+            said = {slot_of(kind, field): item for field, item in fields.items()}
+            changes[slot_of("Op", "main_type")] = Scalar("B", PARAMETERS.index(kind))
+            changes[slot_of("Op", "main")] = copied(main, number_kinds(kind), said) if said else Old(main.position)
         return copied(operator.table, number_kinds("Op"), changes)
 
     def _put_inside(self, operator: Operator) -> dict[str, Item | None]:

@@ -23,8 +23,14 @@ from passes.framework.context import PassContext
 WEIGHED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators whose second operand is a weight."""
 
-POSITIVE = frozenset({"Relu", "Sigmoid", "Softmax", "HardSigmoid", "Abs", "Sqrt", "Exp", "Softplus"})
-"""Operators whose results are never negative."""
+BOUNDED = {"Sigmoid": (0.0, 1.0), "HardSigmoid": (0.0, 1.0), "Softmax": (0.0, 1.0), "Tanh": (-1.0, 1.0)}
+"""Operators whose results lie between two numbers."""
+
+MEANS = frozenset(
+    "Reshape Transpose Squeeze Unsqueeze Flatten Identity Slice Split Gather Concat Expand Tile MaxPool AveragePool "
+    "GlobalAveragePool GlobalMaxPool DepthToSpace SpaceToDepth".split()
+)
+"""Operators whose results lie between the numbers that they read, if none of these are constants."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +38,9 @@ class TakeQdq(Pass):
     """Take QuantizeLinear and DequantizeLinear out of the graph, and record what they say.
 
     Weights under DequantizeLinear become constants that keep their codes: MNN's file holds those, and not the floats
-    they stand for. A pair that rounds a tensor to integers of 8 bits goes away, and its scale and zero point are
-    recorded: where MNN computes with integers, they are those of the tensor. A pair whose smallest number is zero is
-    a ReLU besides, which stays. What is left of the two operators is for legalize-module to say no to.
+    they stand for. A pair that rounds a tensor to integers of 8 bits becomes a Clip to the numbers that these can
+    stand for, and its scale and zero point are recorded: where MNN computes with integers, they are those of the
+    tensor. What is left of the two operators is for legalize-module to say no to.
     """
 
     name = "take-qdq"
@@ -155,7 +161,7 @@ def _take(node: Node, ranges: dict[Value, CodeRange]) -> int:
     source, found = first.operand(0), _range(first, node)
     if found is None or source.const is not None or (source in ranges and ranges[source] != found):
         return 0
-    value = _cut_off(node, source, found)
+    value = _cut_off(node, source, found, ranges)
     old = node.output
     if old.is_output and (value.is_input or value.is_output or value.is_const):
         value = graph.add("Identity", [value], types=[value.type], before=node, loc=node.loc).output
@@ -168,14 +174,34 @@ def _take(node: Node, ranges: dict[Value, CodeRange]) -> int:
     return 1
 
 
-def _cut_off(node: Node, source: Value, found: CodeRange) -> Value:
-    """The value whose negative numbers are cut off, where no code stands for any."""
-    if found.zero != found.low or source.is_input or (source.producer is not None and source.producer.op in POSITIVE):
+def _cut_off(node: Node, source: Value, found: CodeRange, ranges: Mapping[Value, CodeRange]) -> Value:
+    """The value within the numbers that codes stand for: what is beyond them is cut off, whatever computes with it."""
+    low, high = ((code - found.zero) * found.scale for code in (found.low, found.high))
+    if _within(source, low, high, found, ranges):
         return source
-    for user in source.users:
-        if user.op == "Relu":
-            return user.output
-    return node.home.add("Relu", [source], types=[source.type], before=node, loc=node.loc).output
+    graph = node.home
+    bounds = [
+        graph.add_const(f"{source.name}.{name}", InlineTensor(np.array(number, np.float32)), loc=node.loc)
+        for name, number in (("lowest", low), ("highest", high))
+    ]
+    clip = graph.add(
+        "Clip", [source, *bounds], outputs=(f"{source.name}.held",), types=[source.type], before=node, loc=node.loc
+    )
+    return clip.output
+
+
+def _within(value: Value, low: float, high: float, found: CodeRange, ranges: Mapping[Value, CodeRange]) -> bool:
+    """True for what is never beyond two numbers."""
+    node = value.producer
+    if node is None:
+        return False
+    if node.op in BOUNDED:
+        least, most = BOUNDED[node.op]
+        return low <= least and most <= high
+    if node.op in MEANS:
+        given = [item for item in node.inputs if item is not None and item.const is None]
+        return bool(given) and all(ranges.get(item) == found for item in given)
+    return False
 
 
 def _range(quantize: Node, dequantize: Node) -> CodeRange | None:

@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from backends.mnn.modules.edit.codes import ActivationCodes, CodeRange, codes_of
 from backends.onnx.write import write
-from ir.graph.graph import Graph
+from ir.graph.graph import Graph, Node
 from tests.support.modules.models import legal
 from tests.support.modules.quantized import TAKE, Chain, exact, quantized
 
@@ -46,40 +46,39 @@ def ranges_of(graph: Graph) -> dict[str, CodeRange]:
     return dict(graph.required_fact(ActivationCodes).ranges)
 
 
+def convolution(graph: Graph) -> Node:
+    return next(node for node in graph.nodes if node.op == "Conv")
+
+
 @pytest.mark.parametrize(("kind", "zero"), [(TensorProto.INT8, 3), (TensorProto.UINT8, 131)])
 def test_pairs_go_away_and_their_codes_are_recorded(kind: int, zero: int):
     graph = legal(model_of(kind, zero), pipeline=TAKE)
-    assert [node.op for node in graph.nodes] == ["Conv"]
-    assert ranges_of(graph) == {"x": CodeRange(0.5, 3), "y": CodeRange(0.5, 3)}
-    conv = graph.first
+    assert [node.op for node in graph.nodes] == ["Clip", "Conv", "Clip"]
+    assert ranges_of(graph) == {"x.held": CodeRange(0.5, 3), "y": CodeRange(0.5, 3)}
+    assert [value.tensor.load().item() for value in graph.first.inputs[1:]] == [-65.5, 62]
+    conv = convolution(graph)
     np.testing.assert_array_equal(conv.operand(2).tensor.load(), np.array([1, -8], np.float32))
     found = codes_of(conv.operand(1).tensor)
     np.testing.assert_array_equal(found.codes.load(), WEIGHTS.reshape(2, 2))
     np.testing.assert_array_equal(conv.operand(1).tensor.load()[:, :, 0, 0], [[0.75, -32], [254, 10]])
 
 
-def test_what_only_holds_positive_numbers_is_cut_off_at_zero():
-    graph = legal(model_of(TensorProto.UINT8, 0), pipeline=TAKE)
-    assert [node.op for node in graph.nodes] == ["Conv", "Relu"]
-    assert ranges_of(graph) == {"x": CodeRange(0.5, -128), "y": CodeRange(0.5, -128)}
-
-
 def test_unsigned_weights_around_their_middle_have_no_zeros():
     weights = (WEIGHTS.astype(np.int16) + 128).astype(np.uint8)
     graph = legal(model_of(TensorProto.INT8, 0, weights, [128, 128]), pipeline=TAKE)
-    found = codes_of(graph.first.operand(1).tensor)
+    found = codes_of(convolution(graph).operand(1).tensor)
     assert found.storage.symmetric
     np.testing.assert_array_equal(found.codes.load(), WEIGHTS.reshape(2, 2))
 
 
 def test_other_zeros_of_weights_are_kept():
     graph = legal(model_of(TensorProto.INT8, 0, WEIGHTS, [1, -2]), pipeline=TAKE)
-    found = codes_of(graph.first.operand(1).tensor)
+    found = codes_of(convolution(graph).operand(1).tensor)
     assert not found.storage.symmetric
     want = (WEIGHTS.astype(np.float32) - np.array([1, -2]).reshape(2, 1, 1, 1)) * np.array([0.25, 2]).reshape(
         2, 1, 1, 1
     )
-    np.testing.assert_array_equal(graph.first.operand(1).tensor.load(), want)
+    np.testing.assert_array_equal(convolution(graph).operand(1).tensor.load(), want)
 
 
 def test_what_is_left_computes_the_same_up_to_rounding(tmp_path):
@@ -92,4 +91,5 @@ def test_what_is_left_computes_the_same_up_to_rounding(tmp_path):
     assert not {"QuantizeLinear", "DequantizeLinear"} & {node.op for node in graph.nodes}
     write(graph, tmp_path / "legal.onnx")
     want, got = exact(model, feeds[0]), exact(tmp_path / "legal.onnx", feeds[0])
+    assert sum(node.op == "Clip" for node in graph.nodes) == 3, "input, ReLU and result; pooling stays within"
     assert 0 < np.abs(want - got).max() < 0.03 * np.abs(want).max()

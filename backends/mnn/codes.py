@@ -44,6 +44,7 @@ CODES: dict[str, str] = {
     "P376": "The model has linear attention (the gated delta rule), which a release of the target has no operator for.",
     "P377": "Releases of the target compute linear attention wrong in some ways of use: the memory is kept or lost.",
     "P378": "The graph has an operator, or a form of one, that nothing shows MNN's converter and runtime to compute right.",
+    "P379": "A constant has a number that is too large for the element type that MNN holds it in.",
     "Q470": "The logits of a reference cannot be kept on disk.",
     "Q471": "The runtime loses another amount to its quantized activations than the model of it predicts.",
     "B600": "The target is neither 'portable' nor a known MNN release.",

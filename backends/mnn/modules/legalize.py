@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from backends.mnn.modules.build import Build
+from backends.mnn.modules.held import hold_constants, shorten_bounds
 from backends.mnn.modules.rewrites.all import REWRITES
 from backends.mnn.modules.schema_body import schema_body, write_out
 from backends.mnn.modules.table.rows import why_not
@@ -32,7 +33,7 @@ class LegalizeModule(Pass):
 
     A node that the table of what is right shows to be right stays. Another is said in terms of others by the rewrites of its
     operator, or by the function that ONNX's schema gives for it; what these make is looked at in turn. Nodes of which
-    nothing remains to be tried are refused, all in one message.
+    nothing remains to be tried are refused, all in one message, and so are constants that MNN cannot hold.
     """
 
     name = "legalize-module"
@@ -43,11 +44,12 @@ class LegalizeModule(Pass):
         chosen = ctx.target if isinstance(ctx.target, MnnTarget) else target()
         work = _Legalization(graph, chosen.versions)
         folder = Fold()
+        shorten_bounds(graph)
         for _ in range(MOST_ROUNDS):
             if not work.round():
                 break
             folder.run(graph, ctx)
-        refused = work.refused()
+        refused = work.refused() or hold_constants(graph)
         if refused:
             raise LadingError.of(refused)
         return dict(work.counts)

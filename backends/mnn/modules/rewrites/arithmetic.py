@@ -91,7 +91,8 @@ def remainder(node: Node, b: Build) -> Sequence[Value] | None:
     left = b.add("Mul", left, sign)
     left = b.add("Where", b.add("Less", left, zero), b.add("Add", left, size), left)
     left = b.add("Where", b.add("GreaterOrEqual", left, size), b.add("Sub", left, size), left)
-    left = b.add("Mul", left, sign)
+    endless = b.add("GreaterOrEqual", size, b.like(np.inf, y))
+    left = b.add("Where", endless, b.add("Add", x, b.add("Sub", x, x)), b.add("Mul", left, sign))
     if b.attr("fmod"):
         return [left]
     other = b.add("Less", b.add("Mul", b.add("Sign", left), b.add("Sign", y)), zero)

@@ -156,28 +156,42 @@ def arg_extreme(reduction: str) -> Rewrite:
     return rewrite
 
 
+MOST_TRIED = 3
+"""Axes of a tensor for which each is tried where the axis is computed."""
+
+
 def running_product(node: Node, b: Build) -> Sequence[Value] | None:
     """Products of neighbours, of pairs of neighbours and so on, of twice as many in each step (Hillis and Steele 1986).
 
-    The length of the axis has to be known, since the number of steps follows from it.
+    The length of the axis has to be known, since the number of steps follows from it. Of an axis that is computed all are
+    tried where they are few.
     """
     x, given, axis = node.operand(0), type_of(node.input(0)), numbers(node.input(1))
-    if given is None or given.shape is None or axis is None or not given.shape:
+    sizes = given.sizes if given is not None else None
+    if not sizes or not all(sizes):
         return None
-    place = int(axis.reshape(-1)[0]) % len(given.shape)
-    length = given.shape[place]
-    if not isinstance(length, int) or given.sizes is None or length == 0:
+    if axis is not None:
+        return [_along(b, x, int(axis.reshape(-1)[0]) % len(sizes), sizes)]
+    if len(sizes) > MOST_TRIED:
         return None
-    backwards = bool(b.attr("reverse"))
+    chosen = b.add("Mod", node.operand(1), b.like(len(sizes), node.operand(1)))
+    found = _along(b, x, 0, sizes)
+    for place in range(1, len(sizes)):
+        here = b.add("Equal", chosen, b.like(place, chosen))
+        found = b.add("Where", here, _along(b, x, place, sizes), found)
+    return [found]
+
+
+def _along(b: Build, x: Value, place: int, sizes: Sequence[int]) -> Value:
+    """The running product along one axis, as the node that is replaced wants it."""
+    length, backwards = sizes[place], bool(b.attr("reverse"))
 
     def moved(value: Value, by: int) -> Value:
         """Moved along the axis, with ones in what gets free."""
-        by = min(by, length)
-        ones = b.const(
-            np.ones([by if at == place else size for at, size in enumerate(given.sizes or ())], x.dtype.numpy)
-        )
+        free = [min(by, length) if at == place else size for at, size in enumerate(sizes)]
+        ones = b.const(np.ones(free, x.dtype.numpy))
         begin, end = (by, length) if backwards else (0, length - by)
-        if begin == end:
+        if begin >= end:
             return ones
         kept = b.add("Slice", value, b.ints(begin), b.ints(end), b.ints(place), b.ints(1))
         return b.add("Concat", *((kept, ones) if backwards else (ones, kept)), axis=place)
@@ -187,7 +201,7 @@ def running_product(node: Node, b: Build) -> Sequence[Value] | None:
     while step < length:
         found = b.add("Mul", found, moved(found, step))
         step *= 2
-    return [found]
+    return found
 
 
 REWRITES: Table = {

@@ -46,6 +46,8 @@ CODES: dict[str, str] = {
     "P378": "The graph has an operator, or a form of one, that nothing shows MNN's converter and runtime to compute right.",
     "P379": "A constant has a number that is too large for the element type that MNN holds it in.",
     "Q470": "The logits of a reference cannot be kept on disk.",
+    "Q487": "Weights that were to be stored in codes are floats in the converted net, and the file is larger for it.",
+    "Q488": "Convolutions of a quantized model compute with floats, since MNN's integers cannot stand for theirs.",
     "Q471": "The runtime loses another amount to its quantized activations than the model of it predicts.",
     "B600": "The target is neither 'portable' nor a known MNN release.",
     "B601": "A matrix has more elements than MNN's loader can count (2^31 - 1).",

@@ -26,7 +26,7 @@ class MnnModule(Backend):
 
     runtime = "MNN"
     passes = "mnn"
-    options = frozenset({"inputs"})
+    options = frozenset({"inputs", "external_data"})
 
     def accepts(self, graph: Graph) -> bool:
         """Every graph that is no language model."""

@@ -7,10 +7,12 @@ into the folder in which it stands.
 from __future__ import annotations
 
 import hashlib
+import shutil
 import uuid
 from pathlib import Path
 
 from backends.mnn.modules.child import Converter
+from backends.mnn.modules.edit.edit_net import Edited, edit_net, holds_codes
 from backends.mnn.modules.read_back import check_net
 from ir.base.child import ChildFailed
 from ir.base.diag import LadingError
@@ -24,13 +26,20 @@ LEAST_SECONDS = 120.0
 """Time that a conversion is given at least."""
 
 
-def emit(graph: Graph, out: Path, converter: Converter) -> None:
+def emit(graph: Graph, out: Path, converter: Converter, *, inside: bool = True) -> Edited | None:
     """Convert a graph; the same graph gives the same bytes.
+
+    What the converter writes is a net of floats. Where the graph has weights in codes, tensors of integers, or weights
+    that are to lie beside the model, that net is edited.
 
     Args:
         graph: what `legalize-module` left.
         out: the file to write.
         converter: of the oldest release that the file is for, or of the installed one.
+        inside: weights lie in the file; else in one of their own, named ``OUT.weight``.
+
+    Returns:
+        What was edited; None when nothing was.
 
     Raises:
         LadingError: B776 the converter died or took too long, and what `check_net` raises. Nothing is written then.
@@ -41,13 +50,23 @@ def emit(graph: Graph, out: Path, converter: Converter) -> None:
         source, made = folder / "model.onnx", folder / "model.mnn"
         write_model(graph, source)
         try:
-            log = converter.convert(source, made, seconds=seconds)
+            editing = not inside or holds_codes(graph)
+            log = converter.convert(source, made, ["--saveExternalData"] if editing else (), seconds=seconds)
         except ChildFailed as error:
             message = f"the process of MNN's converter {error.how}"
             raise LadingError("B776", message, error.detail[-600:], "--to onnx runs it in onnxruntime") from None
         net = check_net(made, graph, log)
+        edited = None
+        if editing:
+            (folder / "edited").mkdir()
+            edited = edit_net(made, graph, folder / "edited" / out.name, inside=inside)
+            made = folder / "edited" / out.name
+            weights = made.with_name(made.name + ".weight")
+            if weights.is_file():
+                shutil.move(weights, out.with_name(weights.name))
         data = made.read_bytes()
         _write(out, _identified(data, str(net.get("mnn_uuid", ""))))
+    return edited
 
 
 def _identified(data: bytes, stamp: str) -> bytes:

@@ -21,6 +21,8 @@ from backends.bars import ERROR_BARS
 from backends.mnn.modules.blame import Case, Convert, Culprit, first_fatal, first_wrong
 from backends.mnn.modules.child import Converter
 from backends.mnn.modules.closeness import Gap, Misfit, misfit
+from backends.mnn.modules.edit.codes import ActivationCodes
+from backends.mnn.modules.edit.rounded import Rounding, rounded
 from backends.mnn.target.environments import module_packages
 from ir.base.child import ChildFailed
 from ir.base.diag import Diagnostic, LadingError
@@ -137,6 +139,7 @@ class _Verification:
         self._level = level
         self._bar = bar
         self._half = _computes_in_halves(subject.original)
+        self._rounds = subject.graph.fact(ActivationCodes) is not None
         self._reference: Reference | None = None
         self.found = Verification()
 
@@ -178,7 +181,7 @@ class _Verification:
             return [self._ordered(item.wanted) for item in self.found.sets]
         from ir.evaluate.evaluator import Evaluator
 
-        evaluator = Evaluator(self._subject.graph)
+        evaluator = Evaluator(rounded(self._subject.graph) if self._rounds else self._subject.graph)
         return [list(evaluator.run(self._as_written(item.feeds)).values()) for item in self.found.sets]
 
     def _ordered(self, wanted: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -199,6 +202,7 @@ class _Verification:
             found.problems.append(self._died(release, converter, feeds, names, error))
             return
         gaps = Gap(), Gap()
+        rounding = Rounding(subject.graph, len(names)) if self._rounds else None
         for number, (item, one, other) in enumerate(zip(found.sets, got[: len(feeds)], got[len(feeds) :], strict=True)):
             for place, name in enumerate(names):
                 problem = self._judged(release, number, place, one[name], stored[number][place], converter)
@@ -211,6 +215,10 @@ class _Verification:
                     found.warnings.append(problem)
                 gaps[0].add(place, stored[number][place], one[name])
                 gaps[1].add(place, self._ordered(item.wanted)[place], one[name])
+            if rounding is not None:
+                rounding.add(self._as_written(item.feeds), [one[name] for name in names], stored[number])
+        if rounding is not None and (said := rounding.beyond()):
+            found.problems.append(Diagnostic("V703", f"on MNN {release} {said}", hint=self._hint()))
         where = f"{platform.system()} {platform.machine()}"
         count = len(found.sets)
         if self._bar is not None:
@@ -229,6 +237,9 @@ class _Verification:
     ) -> Diagnostic | None:
         by = self.found.reference if self._bar is None else "what is stored"
         found = misfit(wanted, got, by=by, half=self._half)
+        if found is not None and found.kind == "value" and self._rounds:
+            # One code more or less is no fault; how far all of them are off is judged by `Rounding`.
+            return None
         if found is not None and found.kind == "value":
             found = misfit(wanted, got, by=by, half=self._half, noise=self._noise(number, place))
         return None if found is None else self._differs(release, number, place, found, converter)

@@ -246,6 +246,8 @@ class Integers:
                 if operator.parts is not None:
                     operator.parts = None
                     del operator.fields["quanParameter"]
+                    _, _, storage = self.result.weights.pop(operator.name)
+                    self.result.stored[storage.bits] -= 1
                     self.result.lost[operator.name] = "MNN would compute with integers, which is not right here"
 
 

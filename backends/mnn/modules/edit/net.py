@@ -149,6 +149,19 @@ class Net:
             raise LadingError("B792", message, where=str(self.path))
         return part
 
+    def span(self, operator: Operator) -> tuple[int, int]:
+        """From where to where in the net the codes and scales of a convolution lie."""
+        main = operator.table.table(slot_of("Op", "main"))
+        quan = main.table(slot_of("Convolution2D", "quanParameter")) if main is not None else None
+        assert quan is not None
+        start, end = 0, 0
+        for field, kind in (("buffer", "i1"), ("alpha", "<f4")):
+            array = quan.array(slot_of("IDSTQuan", field), kind)
+            if array is not None:
+                begin = quan.target(slot_of("IDSTQuan", field)) + 4
+                start, end = start or begin, begin + array.nbytes
+        return start, end
+
     def write(self, path: Path, *, inside: bool) -> None:
         """Write the net with its operators exchanged, its weights in it or beside it.
 

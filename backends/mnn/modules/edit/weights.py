@@ -17,6 +17,7 @@ from backends.mnn.modules.edit.net import Net, Operator, table
 from backends.mnn.modules.edit.take_qdq import WEIGHED
 from backends.mnn.write.packing import quantize_pack
 from ir.graph.graph import Graph, Node
+from ir.quant.storage import Storage
 from ir.quant.weight import QuantizedWeight
 
 TAKEN_IN = frozenset(
@@ -74,7 +75,10 @@ class Weights:
         if found is None:
             half = weight.astype(np.float16)
             if np.array_equal(half.astype(np.float32), weight):
-                self._put(operator, _HALF, partial(_half_parts, half, bias), 16)
+                self._put(operator, _HALF, partial(_half_parts, half, bias))
+                shape = (rows, weight.size // max(rows, 1))
+                self.result.weights[operator.name] = (node.operand(1).name, shape, Storage(bits=16))
+                self.result.stored[16] += 1
             else:
                 self.result.lost[operator.name] = "the converter changed its numbers"
             return
@@ -87,12 +91,11 @@ class Weights:
         if factors is None:
             self.result.lost[operator.name] = "the converter changed its numbers"
             return
-        self._put(
-            operator,
-            _integer(found, rows, columns),
-            partial(_code_parts, found, start, rows, factors, bias),
-            found.storage.bits,
-        )
+        parts = partial(_code_parts, found, start, rows, factors, bias)
+        self._put(operator, _integer(found, rows, columns), parts)
+        name = node.operand(1).name + (f"#{part}" if rows < found.shape[0] else "")
+        self.result.weights[operator.name] = (name, (rows, columns), found.storage)
+        self.result.stored[found.storage.bits] += 1
         if found.storage.bits == 8 and found.storage.symmetric and found.blocks == 1:
             self.integers[id(operator)] = found
         elif found.storage.bits == 8 and self.ranges:
@@ -107,16 +110,12 @@ class Weights:
             name, part = stem, int(number)
         return self.readers.get(name), part
 
+    @staticmethod
     def _put(
-        self,
-        operator: Operator,
-        fields: Mapping[str, int | float | bool],
-        parts: Callable[[], tuple[np.ndarray, ...]],
-        bits: int,
+        operator: Operator, fields: Mapping[str, int | float | bool], parts: Callable[[], tuple[np.ndarray, ...]]
     ) -> None:
         operator.fields["quanParameter"] = table("IDSTQuan", fields)
         operator.parts = parts
-        self.result.stored[bits] += 1
 
 
 _HALF = {"type": 3, "quantScale": 1.0, "aMin": 0, "readType": 0, "aMaxOrBits": 16}

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,10 +18,15 @@ from ir.base.diag import Diagnostic, LadingError
 from ir.target.target import Target
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from backends.contract import Contract
     from backends.plan import Planned, Repeats
     from backends.verdict import Reading, Verdict
     from ir.graph.graph import Graph
+    from ir.quant.statistics.samples import Samples
+    from passes.framework.pipeline import Pipeline
+    from passes.framework.registry import Registry
 
 Verify = Literal["none", "quick", "full"]
 
@@ -68,6 +73,7 @@ class Order:
         say: told that a phase begins.
         weights: told how many weights of all are written.
         lap: told that a phase is over.
+        measured_on: samples that passes measured with, once they are read, of models that read no text.
     """
 
     origin: Origin
@@ -79,6 +85,25 @@ class Order:
     say: Callable[[str], None] = _silent
     weights: Callable[[int, int], None] = _silent
     lap: Callable[[str], None] = _silent
+    measured_on: list[Samples] = field(default_factory=list)
+
+    def inputs(self, graph: Graph, most: int) -> Mapping[str, Mapping[str, np.ndarray]] | None:
+        """Inputs to verify on by what they were read from: those that are named, else some of those that passes measured
+        with; None where neither is there.
+
+        Args:
+            graph: the model that they are for.
+            most: how many of those that passes measured with.
+
+        Raises:
+            LadingError: U962, U963 as `ir.evaluate.given_feeds.read_inputs`.
+        """
+        if "inputs" in self.options:
+            from ir.evaluate.given_feeds import read_inputs
+
+            return read_inputs(self.options["inputs"], graph)
+        found = [samples.first(most) for samples in self.measured_on]
+        return {f"sample {number}": feed for samples in found for number, feed in enumerate(samples, 1)} or None
 
 
 @dataclass(frozen=True)
@@ -231,6 +256,10 @@ class Backend:
     def pipeline(self, frontend: str) -> str:
         """The pipeline that ``compile`` runs on models of a frontend when none is named."""
         return self.passes
+
+    def completed(self, pipeline: Pipeline, registry: Registry) -> Pipeline:
+        """A named pipeline with what this backend needs behind it, where it holds for every runtime."""
+        return pipeline
 
     def target(self, text: str | None) -> Target:
         """What ``--target`` means; the usual target without text. LadingError for text that means nothing."""

@@ -44,7 +44,7 @@ def load_samples(path: Path, graph: Graph) -> CalibrationSamples:
     source = _Files([part for part in parts if part.count], inputs)
     if not len(source):
         raise LadingError("Q473", "there are no samples in the calibration data", str(path), HINT)
-    count = len(source)
+    count = sum(part.rows for part in parts)
     return split(source, f"{count} sample{'s' if count != 1 else ''}")
 
 
@@ -99,10 +99,18 @@ class _Array:
 
 @dataclass(frozen=True)
 class _Part:
-    """One file: how many samples it holds, and a function that opens readers of single samples by input name."""
+    """One file.
+
+    Attributes:
+        path: of the file, or of a folder of ONNX test data.
+        count: how many sets of inputs it makes.
+        rows: how many samples are in those, some of which may be fed together.
+        open: opens readers of single sets by input name.
+    """
 
     path: Path
     count: int
+    rows: int
     open: Callable[[ExitStack], dict[str, Callable[[int], np.ndarray]]]
 
 
@@ -159,7 +167,6 @@ def _unreadable(path: Path, error: Exception) -> LadingError:
 def _test_data(folder: Path, graph: Graph) -> _Part:
     """One sample as ONNX models are published with: a tensor for each input."""
     from google.protobuf.message import DecodeError
-
     from onnx import TensorProto, numpy_helper
 
     names = [value.name for value in graph.inputs]
@@ -187,7 +194,7 @@ def _test_data(folder: Path, graph: Graph) -> _Part:
 
         return {name: reader(file) for name, file in found.items()}
 
-    return _Part(folder, 1, opened)
+    return _Part(folder, 1, 1, opened)
 
 
 def _single(path: Path, graph: Graph) -> _Part:
@@ -252,7 +259,8 @@ def _part(path: Path, graph: Graph, openers: dict[str, Callable[[ExitStack], IO[
     def opened(stack: ExitStack) -> dict[str, Callable[[int], np.ndarray]]:
         return {name: _reader(opener(stack), layouts[name]) for name, opener in openers.items()}
 
-    return _Part(path, counts.pop() if counts else 1, opened)
+    rows = max((item.total for item in layouts.values() if item.rows), default=1)
+    return _Part(path, counts.pop() if counts else 1, rows, opened)
 
 
 def _layout(graph: Graph, value: Value, shape: tuple[int, ...], path: Path) -> _Array:

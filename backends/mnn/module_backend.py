@@ -19,6 +19,8 @@ from ir.facts.model_card import ModelCard
 
 if TYPE_CHECKING:
     from ir.graph.graph import Graph
+    from passes.framework.pipeline import Pipeline
+    from passes.framework.registry import Registry
 
 
 class MnnModule(Backend):
@@ -37,6 +39,15 @@ class MnnModule(Backend):
     def pipeline(self, frontend: str) -> str:
         """ONNX graphs go through the converter; what is read into our own operators is written by us."""
         return "mnn-module" if frontend == "onnx" else self.passes
+
+    def completed(self, pipeline: Pipeline, registry: Registry) -> Pipeline:
+        """What ends in pairs of QuantizeLinear and DequantizeLinear goes through the converter, too."""
+        from passes.framework.load import load
+
+        names = {one.name for one in pipeline.passes()}
+        if "insert-static-qdq" not in names or names & {"legalize-module", "legalize-mnn"}:
+            return pipeline
+        return pipeline + load("mnn-module", registry)
 
     def target(self, text: str | None) -> MnnTarget:
         """``portable``, a release, or clauses such as ``>=3.4,<3.6``."""

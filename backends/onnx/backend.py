@@ -138,12 +138,11 @@ class OnnxCompilation(Compilation):
         self.order.lap("verify")
 
     def _given(self, original: Graph) -> Sequence[Mapping[str, np.ndarray]] | None:
-        """The inputs that are named, else tokens for a language model, else None for made-up ones."""
-        if "inputs" not in self.order.options:
-            return self._tokens(original)
-        from ir.evaluate.given_feeds import read_inputs
+        """The inputs that are named or were measured with, else tokens for a language model, else None for made-up ones."""
+        from backends.onnx.verify import FEEDS
 
-        return list(read_inputs(self.order.options["inputs"], original).values())
+        found = self.order.inputs(original, FEEDS[self.order.verify])
+        return list(found.values()) if found is not None else self._tokens(original)
 
     def _tokens(self, original: Graph) -> Sequence[Mapping[str, np.ndarray]] | None:
         """What a language model is fed, by what its inputs were found to hold; None for other graphs, and for a model of

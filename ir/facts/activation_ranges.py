@@ -57,7 +57,9 @@ class ActivationRanges(Fact):
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> ActivationRanges:
         """Inverse of `to_data`; ValueError for a range that is upside down or without end."""
-        ranges = {name: ActivationRange(*map(float, item[:4]), item[4]) for name, item in data["ranges"].items()}
+        ranges = {}
+        for name, (low, high, smallest, largest, elements) in data["ranges"].items():
+            ranges[name] = ActivationRange(float(low), float(high), float(smallest), float(largest), elements)
         if any(not -inf < item.low <= item.high < inf for item in ranges.values()):
             raise ValueError("a range is upside down, or has no end")
         return cls(data["digest"], data["samples"], data["method"], ranges)

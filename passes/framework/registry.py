@@ -48,6 +48,7 @@ PASSES: dict[str, str] = {
 
 PIPELINES: dict[str, str] = {
     "canonicalize": "repeat{max=8}(infer-types,fold,simplify,cse,dce),toposort",
+    "int8-static": "repeat{max=1 foreign}(expand-functions),canonicalize,observe,insert-static-qdq,dce",
     "newest-opset": "repeat{max=1 foreign}(expand-functions,infer-types,upgrade-opset)",
     "lift-decoder": "repeat{max=1 foreign}(expand-functions,infer-types,upgrade-opset,expand-contrib,widen-floats,"
     "canonicalize,unround-activations,spell-linears),raise-weights,repeat{max=1 foreign}(raise-decoder,canonicalize)",

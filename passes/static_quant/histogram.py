@@ -23,7 +23,7 @@ COMPARED = 128
 LEAST_BINS = 3
 """Bins for each level that a range holds at least there: with as many bins as levels, nothing would be lost."""
 LEAST_COUNT = 64
-"""Numbers for each bin, on average, that the comparison takes; with fewer the extremes are the range."""
+"""Numbers for each bin that holds any, on average, that the comparison takes; with fewer the extremes are the range."""
 NARROWEST = 0.1
 """Part of an end, as it occurred, that the lowest candidate for it is."""
 
@@ -149,7 +149,7 @@ def _percentile(seen: Histogram, percent: float, low: float, high: float, symmet
     lower = float(centers[np.searchsorted(below, cut, side="right").clip(0, BINS - 1)])
     upper = float(centers[np.searchsorted(below, total - cut).clip(0, BINS - 1)])
     if symmetric:
-        reach = max(-lower, upper, np.finfo(np.float32).tiny)
+        reach = max(-lower, upper, float(np.finfo(np.float32).tiny))
         return -reach, reach
     return max(low, min(lower, 0.0)), min(high, max(upper, 0.0))
 
@@ -198,7 +198,8 @@ def _mse(centers: np.ndarray, weights: np.ndarray, low: float, high: float) -> f
 def _is_smooth(seen: Histogram, low: float, high: float) -> bool:
     """True when the bins of a range hold enough numbers to tell its distribution."""
     bins = (high - low) / (2 * seen.reach) * BINS
-    return bool(seen.counts.sum() >= LEAST_COUNT * bins >= LEAST_COUNT * LEAST_BINS * COMPARED)
+    enough = seen.counts.sum() >= LEAST_COUNT * np.count_nonzero(seen.counts)
+    return bool(enough and bins >= LEAST_BINS * COMPARED)
 
 
 def _width(centers: np.ndarray) -> float:

@@ -156,7 +156,7 @@ def _save(store: Store, key: str, found: Histogram) -> None:
     if not found.finite:
         return
     with store.put(key, "Q431", "activation ranges") as scratch, scratch.open("wb") as file:
-        np.savez_compressed(file, **found.arrays_of())
+        np.savez_compressed(file, allow_pickle=False, **found.arrays_of())
 
 
 def _range(seen: Histogram, chosen: Chosen, value: Value) -> ActivationRange:

@@ -216,7 +216,7 @@ def _fits(node: Node, row: Operator) -> bool:
         return False
     if all(value.const is not None for value in operands):
         return False
-    if any(value.const is not None and (value.type.size or MOST_SMALL + 1) > MOST_SMALL for value in operands):
+    if any(value.const is not None and prod(value.sizes) > MOST_SMALL for value in operands):
         return False
     if row.kind != "product":
         return True

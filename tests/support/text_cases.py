@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ir.evaluate.random_feeds import sample_feeds
 from ir.graph.graph import Graph
 from ir.quant.statistics.moments import CalibrationText
+from ir.quant.statistics.samples import ArraySamples, split
 from ir.text.parser import parse
 from passes.framework.base import PassContext
 from passes.framework.check_numbers import CheckNumbers
@@ -19,7 +21,7 @@ from tests.support.paths import ROOT
 
 FOLDER = ROOT / "tests" / "cases"
 SEPARATOR = "// -----"
-KEYS = ("pipeline", "tokens", "numbers", "warning", "first")
+KEYS = ("pipeline", "tokens", "samples", "numbers", "warning", "first")
 """What the lines at the head of a case may say."""
 _ERROR = re.compile(r"//\s*error:\s*(\w+)")
 _OUTPUT = re.compile(r'\s*%("[^"]*"|[\w.]+)')
@@ -37,6 +39,7 @@ class Case:
         code: of the error expected.
         speaks_of: output of the node that the error is about; empty for any.
         windows: token ids to calibrate on.
+        samples: how many made-up inputs to calibrate on.
         unchecked: why numbers cannot be compared before and after; empty where they are.
         warnings: codes of the warnings expected, in order.
         first: outputs of nodes that are moved to the front, since text can only be read in a right order.
@@ -49,6 +52,7 @@ class Case:
     code: str = ""
     speaks_of: str = ""
     windows: tuple[tuple[int, ...], ...] = ()
+    samples: int = 0
     unchecked: str = ""
     warnings: tuple[str, ...] = ()
     first: tuple[str, ...] = ()
@@ -77,6 +81,7 @@ class Case:
             code=_ERROR.search(error)[1] if error else "",
             speaks_of=output[1].strip('"') if output else "",
             windows=tuple(tuple(map(int, line.split())) for line in said["tokens"]),
+            samples=int(" ".join(said["samples"]) or 0),
             unchecked=" ".join(said["numbers"]),
             warnings=tuple(said["warning"]),
             first=tuple(" ".join(said["first"]).split()),
@@ -96,7 +101,11 @@ class Case:
         watch = [VerifyAfter() if self.first else VerifyEach()]
         if not (self.unchecked or self.code):
             watch.append(CheckNumbers())
-        settings = [CalibrationText(tuple(np.array(ids, np.int32) for ids in self.windows), ())] if self.windows else []
+        settings: list[object] = []
+        if self.windows:
+            settings.append(CalibrationText(tuple(np.array(ids, np.int32) for ids in self.windows), ()))
+        if self.samples:
+            settings.append(split(ArraySamples([sample_feeds(graph, seed=seed) for seed in range(self.samples)])))
         return PassManager(self.pipeline, watch).run(graph, PassContext(*settings))
 
 

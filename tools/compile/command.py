@@ -35,8 +35,9 @@ if TYPE_CHECKING:
               help="Inputs to run the result on in place of made-up ones: an .npz file with their names, a folder of such, "
               "or ONNX test data sets.")  # fmt: skip
 @click.option("--text", type=click.Path(path_type=Path), help="File whose perplexity is measured; the example has one.")
-@click.option("--calibration", type=click.Path(path_type=Path), metavar="FILE",
-              help="Text or JSONL of chats to measure with; default a sample that comes with the package.")  # fmt: skip
+@click.option("--calibration", type=click.Path(path_type=Path), metavar="FILE|DIR",
+              help="What to measure with. For language models text or JSONL of chats; default a sample that comes with the "
+              "package. For others inputs as for --inputs, which may be stacked.")  # fmt: skip
 @click.option("--budget", metavar="BPW", help="Choose each weight's precision: least loss at, for example, 4.5bpw.")
 @click.option("--max-size", metavar="SIZE", help="The same for a weight file of at most, for example, 300MB.")
 @click.option("--max-kl", type=Number(0, min_open=True), metavar="KL",

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from backends.verdict import Verdict
     from ir.facts.model_card import SourceFile
     from ir.graph.graph import Fact, Graph
+    from ir.quant.statistics.samples import CalibrationSamples
     from passes.framework.base import Pass
     from passes.framework.context import PassContext
     from passes.framework.manager import Instrument, Report
@@ -71,7 +72,8 @@ class Request:
         force: replace a directory written before.
         revision: revision of a hub repository.
         to: the backend; None lets the model choose.
-        calibration: text or JSONL that passes measure with; None for the example's own or the packaged sample.
+        calibration: text or JSONL that passes measure with, or arrays for models that read none; None for the example's own
+            or the packaged sample.
         budget, max_size, max_kl: the limit under which precision is assigned by measurement, at most one of them: bits
             per weight (``4.5bpw``), bytes of the weight file (``300MB``), KL divergence from the float model.
         kl_bar: largest KL divergence that verification lets pass; None takes the one for the narrowest width.
@@ -215,7 +217,8 @@ def pipeline_of(request: Request, formats: Formats, backend: Backend, frontend: 
     """The pipeline that a request runs: its own or the backend's, with the limits of the request."""
     from passes.framework.load import load
 
-    return _measured(load(request.pipeline or backend.pipeline(frontend), formats.registry), request)
+    named = load(request.pipeline or backend.pipeline(frontend), formats.registry)
+    return _measured(backend.completed(named, formats.registry), request)
 
 
 def with_example_texts(request: Request, example: Path) -> Request:
@@ -239,9 +242,10 @@ def _check(request: Request) -> None:
 
     check_target(request.out, request.force)
     for text in (request.text, request.calibration):
-        if text is not None and not text.is_file():
+        # Calibration data of models that read no text may be a folder.
+        if text is not None and not (text.is_file() or (text is request.calibration and text.is_dir())):
             raise LadingError("U903", "no such text file", where=str(text))
-        if text is not None:
+        if text is not None and text.is_file():
             require_fetched(text)
     if request.text is not None:
         from frontends.text.documents import read_documents
@@ -282,15 +286,20 @@ def _check_used(request: Request, pipeline: Pipeline, calibrated: bool) -> None:
     """Refuse options that would do nothing here.
 
     Raises:
-        LadingError: U918.
+        LadingError: U918, U903 a folder is given where text is looked at.
     """
+    if calibrated and request.calibration is not None and request.calibration.is_dir():
+        raise LadingError("U903", "no such text file", where=str(request.calibration))
     for option, given in (("--text", request.text), ("--kl-bar", request.kl_bar), ("--inputs", request.inputs)):
         if given is not None and request.verify == "none":
             message = f"{option} has no effect: with --verify none nothing is run and measured"
             raise LadingError("U918", message, hint=f"leave {option} out, or --verify none")
-    if request.calibration is not None and not calibrated:
-        message = f"--calibration has no effect: the pipeline {pipeline} does not look at text"
-        hint = "leave it out, or choose by it: --passes calibrated, --passes mixed, --budget, --max-size, --max-kl"
+    if request.calibration is not None and not calibrated and not _observes(pipeline):
+        message = f"--calibration has no effect: the pipeline {pipeline} does not look at text or samples"
+        hint = (
+            "leave it out, or choose by it: --passes calibrated, --passes mixed, --budget, --max-size, --max-kl; of models "
+            "that read no text: --passes int8-static"
+        )
         raise LadingError("U918", message, hint=hint)
 
 
@@ -349,6 +358,11 @@ def _measured(pipeline: Pipeline, request: Request) -> Pipeline:
 
 def _calibrates(pipeline: Pipeline) -> bool:
     return any(one.name == "calibrate" for one in pipeline.passes())
+
+
+def _observes(pipeline: Pipeline) -> bool:
+    """True for passes that look at inputs of the model that are no text."""
+    return any("activation-ranges" in one.establishes for one in pipeline.passes())
 
 
 def _assigning(item: Pass | Repeat) -> list[AssignPrecision]:
@@ -528,11 +542,11 @@ class _Job:
         compilation.opened(graph)
         keeper = KeepOriginal(graph) if self.request.verify != "none" else None
         watchers = [*self.request.instruments, *([keeper] if keeper is not None else [])]
-        context = self._context(compilation.order, calibrated)
+        context = self._context(graph, compilation.order, pipeline)
         self.clock.lap("read")
         self.listener.phase("running the passes")
         # A pipeline without calibration is over sooner than anybody could wait for it; the others can be stopped.
-        with nullcontext() if calibrated else held_interrupts():
+        with nullcontext() if calibrated or _observes(pipeline) else held_interrupts():
             report = PassManager(pipeline, watchers, registry=self.formats.registry).run(graph, context)
         compilation.check(graph, report.pipeline)
         self.warnings += report.all_diagnostics()
@@ -541,12 +555,16 @@ class _Job:
             _save_plan(graph, self.request.save_plan)
         return (keeper.graph if keeper is not None else None), report
 
-    def _context(self, order: Order, calibrated: bool) -> PassContext:
+    def _context(self, graph: Graph, order: Order, pipeline: Pipeline) -> PassContext:
         """What passes are given besides the graph."""
         from passes.framework.context import PassContext
 
-        if not calibrated:
-            return PassContext(order.target, executor=self.pool)
+        if _observes(pipeline) and self.request.calibration is not None:
+            return PassContext(
+                order.target, self._samples(graph, order), progress=self.listener.step, executor=self.pool
+            )
+        if not _calibrates(pipeline):
+            return PassContext(order.target, progress=self.listener.step, executor=self.pool)
         from frontends.text.calibration_text import load_calibration, shortfall
 
         text = load_calibration(self.request.calibration, self._text_folder(order.origin))
@@ -554,6 +572,22 @@ class _Job:
             self.warnings.append(short)
         self.told.append(("calibrated", f"on {text.read_as} of {self.request.calibration or 'the sample'}"))
         return PassContext(order.target, text, progress=self.listener.step, executor=self.pool)
+
+    def _samples(self, graph: Graph, order: Order) -> CalibrationSamples:
+        """The inputs that passes look at; what they do not see is what the result is verified on.
+
+        Raises:
+            LadingError: Q473, Q474 the calibration data does not fit, Q478 the model is one of language.
+        """
+        from frontends.samples import load_samples
+        from passes.static_quant.observe import refuse_language_models
+
+        assert self.request.calibration is not None
+        refuse_language_models(graph)
+        samples = load_samples(self.request.calibration, graph)
+        order.measured_on.append(samples.for_measuring)
+        self.told.append(("calibrated", f"on {samples.read_as} of {self.request.calibration}"))
+        return samples
 
     def _text_folder(self, origin: Origin) -> Path:
         """The folder whose tokenizer cuts text into tokens.

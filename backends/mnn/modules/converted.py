@@ -14,7 +14,7 @@ from backends.mnn.modules.verify import Subject, verify
 from backends.mnn.modules.way import MODEL, WEIGHTS, Way
 from backends.mnn.target.environments import module_packages
 from ir.base.diag import LadingError
-from ir.evaluate.given_feeds import read_inputs
+from ir.evaluate.feed_sets import COUNTS
 from ir.graph.graph import Graph
 
 LARGE = 3 << 29
@@ -74,7 +74,7 @@ class Converted(Way):
 
     def verify(self, graph: Graph, original: Graph, folder: Path) -> None:
         """See `Way.verify`."""
-        origin, inputs, level = self.order.origin, self.order.options.get("inputs"), self.order.verify
+        origin, level = self.order.origin, self.order.verify
         assert level != "none"
         subject = Subject(
             graph,
@@ -83,7 +83,7 @@ class Converted(Way):
             source=origin.path if origin.frontend == "onnx" else None,
             convert=self._rewrite,
         )
-        given = None if inputs is None else read_inputs(inputs, original)
+        given = self.order.inputs(original, COUNTS[level])
         found = verify(subject, versions=self.target.versions, level=level, given=given, bar=self._bar())
         self.runs = found.measurements
         self.warnings += found.warnings

@@ -19,11 +19,15 @@ from passes.framework.options import OptionSpec, options_of
 
 PASSES: dict[str, str] = {
     "absorb-latent": "passes.canonicalize.absorb_latent:AbsorbLatent",
+    "assign-int8": "passes.static_quant.assign_int8:AssignInt8",
     "assign-precision": "passes.precision.assign_precision:AssignPrecision",
     "balance": "passes.calibration.balance:Balance",
+    "bias-correct": "passes.static_quant.bias_correct:BiasCorrect",
     "calibrate": "passes.calibration.calibrate:Calibrate",
     "cse": "passes.canonicalize.cse:EliminateCommonSubexpressions",
     "dce": "passes.canonicalize.dce:EliminateDeadCode",
+    "equalize": "passes.static_quant.equalize:Equalize",
+    "fold-batch-norms": "passes.static_quant.fold_batch_norms:FoldBatchNorms",
     "fold": "passes.canonicalize.fold:Fold",
     "discover-inputs": "passes.inputs.discover_inputs:DiscoverInputs",
     "insert-static-qdq": "passes.static_quant.insert_static_qdq:InsertStaticQdq",
@@ -48,7 +52,8 @@ PASSES: dict[str, str] = {
 
 PIPELINES: dict[str, str] = {
     "canonicalize": "repeat{max=8}(infer-types,fold,simplify,cse,dce),toposort",
-    "int8-static": "repeat{max=1 foreign}(expand-functions),canonicalize,observe,insert-static-qdq,dce",
+    "int8-static": "repeat{max=1 foreign}(expand-functions),canonicalize,fold-batch-norms,observe,"
+    "assign-int8,bias-correct,insert-static-qdq,dce",
     "newest-opset": "repeat{max=1 foreign}(expand-functions,infer-types,upgrade-opset)",
     "lift-decoder": "repeat{max=1 foreign}(expand-functions,infer-types,upgrade-opset,expand-contrib,widen-floats,"
     "canonicalize,unround-activations,spell-linears),raise-weights,repeat{max=1 foreign}(raise-decoder,canonicalize)",

@@ -115,42 +115,34 @@ class Chosen:
             keeps what 8 bits give nearest to what occurs, as distributions (least Kullback-Leibler divergence), ``mse``
             keeps the mean square of the rounding error least.
         percentile: percent of the numbers that the range of that method holds.
-        symmetric: the range is as long below zero as above it.
     """
 
     method: Method
     percentile: float
-    symmetric: bool
 
     def range(self, seen: Histogram) -> tuple[float, float]:
         """The ends of a range that holds zero."""
         low, high = min(seen.low, 0.0), max(seen.high, 0.0)
         if not seen.elements or low == high:
             return (low, high) if seen.elements else (0.0, 0.0)
-        if self.symmetric:
-            high = max(-low, high)
-            low = -high
         if self.method == "percentile":
-            return _percentile(seen, self.percentile, low, high, self.symmetric)
+            return _percentile(seen, self.percentile, low, high)
         if self.method == "minmax":
             return low, high
         if self.method == "entropy" and not _is_smooth(seen, low, high):
             return low, high
         if self.method == "entropy":
-            return _searched(seen, _without_zeros(seen.counts), low, high, self.symmetric, _entropy)
-        return _searched(seen, seen.counts, low, high, self.symmetric, _mse)
+            return _searched(seen, _without_zeros(seen.counts), low, high, _entropy)
+        return _searched(seen, seen.counts, low, high, _mse)
 
 
-def _percentile(seen: Histogram, percent: float, low: float, high: float, symmetric: bool) -> tuple[float, float]:
+def _percentile(seen: Histogram, percent: float, low: float, high: float) -> tuple[float, float]:
     """The ends between which so many percent lie; half of the rest is cut off at each end."""
     centers, total = seen.centers(), seen.counts.sum()
     cut = (1 - percent / 100) / 2 * total
     below = np.cumsum(seen.counts)
     lower = float(centers[np.searchsorted(below, cut, side="right").clip(0, BINS - 1)])
     upper = float(centers[np.searchsorted(below, total - cut).clip(0, BINS - 1)])
-    if symmetric:
-        reach = max(-lower, upper, float(np.finfo(np.float32).tiny))
-        return -reach, reach
     return max(low, min(lower, 0.0)), min(high, max(upper, 0.0))
 
 
@@ -166,17 +158,11 @@ def _without_zeros(counts: np.ndarray) -> np.ndarray:
     return found
 
 
-def _searched(
-    seen: Histogram, counts: np.ndarray, low: float, high: float, symmetric: bool, cost: Cost
-) -> tuple[float, float]:
-    """The ends for which a cost is least: both together, or one after the other, twice."""
+def _searched(seen: Histogram, counts: np.ndarray, low: float, high: float, cost: Cost) -> tuple[float, float]:
+    """The ends for which a cost is least, one after the other, twice."""
     used = np.flatnonzero(counts)
     centers, weights = seen.centers()[used], counts[used].astype(np.float64)
     parts = np.linspace(1.0, NARROWEST, STEPS)
-    if symmetric:
-        costs = [cost(centers, weights, low * part, high * part) for part in parts]
-        part = float(parts[int(np.argmin(costs))])
-        return low * part, high * part
     found = [low, high]
     for _ in range(2):
         for end, limit in ((1, high), (0, low)):

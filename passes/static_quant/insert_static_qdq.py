@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -17,7 +16,6 @@ from ir.ops.opset import upgrade
 from ir.tensor.inline import InlineTensor
 from passes.framework.base import Pass
 from passes.framework.context import PassContext
-from passes.framework.options import option
 from passes.static_quant.operators import Unit, channel_axis, units_of
 from passes.static_quant.scales import Layout, lay_out
 from passes.static_quant.schemes import Scale, Scheme, bias_codes, weight_codes
@@ -28,72 +26,46 @@ OLDEST_OPSET = 13
 
 @dataclass(frozen=True)
 class InsertStaticQdq(Pass):
-    """Put ``QuantizeLinear`` and ``DequantizeLinear`` pairs around what computes in 8-bit integers.
+    """Put ``QuantizeLinear`` and ``DequantizeLinear`` pairs around what is planned to compute in 8-bit integers.
 
     Activations get one scale and zero each, from the ranges that `observe` found; weights int8 codes with a scale for
     each output channel and no zero; biases int32 codes whose scale is that of the sum of products. What moves numbers
     (pooling, concatenation, reshapes, padding) shares the scale of what it reads, so that it moves integers. The result
-    of a product whose bound (Relu, Clip) is its only reader is rounded behind the bound. Which nodes compute so is what
-    `assign-int8` planned, else all that can.
+    of a product whose bound (Relu, Clip) is its only reader is rounded behind the bound. All of it is standard ONNX.
     """
 
     name = "insert-static-qdq"
-    requires = ("typed", "activation-ranges")
+    requires = ("typed", "activation-ranges", "int8-plan")
     establishes = ("typed",)
     lossy = True
 
-    activations: Literal["int8", "uint8"] = option("int8", help="element type of activations")
-    symmetric: bool = option(False, help="the zero of activations is the middle of their range")
-    weight_bits: Literal[7, 8] = option(8, help="width of weights; 7 for processors without 8-bit dot products")
-    per_channel: bool = option(True, help="a scale for each output channel of a weight, else one for all")
-    widest: float = option(4.0, help="times that a range is widened so that a concatenation need not round", low=1.0)
-
-    @property
-    def scheme(self) -> Scheme:
-        """The options that say how numbers are stored."""
-        return Scheme(self.activations, self.symmetric, self.weight_bits, self.per_channel)
-
     def run(self, graph: Graph, ctx: PassContext) -> Mapping[str, int]:
         """See `Pass.run`."""
-        units = planned_units(graph)
-        if not units:
-            ctx.warn(
-                "Q484",
-                "nothing computes in 8-bit integers: no convolution or product with constant weights has observed ranges"
-                if graph.fact(Int8Plan) is None
-                else "nothing computes in 8-bit integers: the plan keeps every layer in floats",
-                graph.name,
-                "see the reasons in the fact int8-plan of --dump-ir; a larger max-error of assign-int8 lets more layers in",
-            )
-            return {"nodes": 0}
-        return insert(graph, units, self.scheme, self.widest)
-
-
-def planned_units(graph: Graph) -> list[Unit]:
-    """The units that the plan of a graph has in integers; without a plan those that have ranges."""
-    plan, ranges = graph.fact(Int8Plan), graph.required_fact(ActivationRanges).ranges
-    units = units_of(graph)
-    if plan is not None:
+        plan = graph.required_fact(Int8Plan)
         chosen = set(plan.int8)
-        return [unit for unit in units if unit.name in chosen]
-    return [unit for unit in units if has_ranges(unit, ranges)]
+        return insert(graph, [unit for unit in units_of(graph) if unit.name in chosen], plan)
 
 
-def has_ranges(unit: Unit, ranges: Mapping[str, object]) -> bool:
-    """True when everything that a unit reads and makes has a range."""
-    results = unit.head.outputs if unit.row.kind == "passing" else (unit.result,)
-    values = [value for _, value in unit.operands() if value.const is None]
-    return all(value.name in ranges for value in (*values, *results))
+def scheme_of(plan: Int8Plan) -> Scheme:
+    """How a plan stores numbers."""
+    return Scheme(plan.activations, plan.symmetric, plan.weight_bits, plan.per_channel)
 
 
-def insert(graph: Graph, units: Sequence[Unit], scheme: Scheme, widest: float) -> dict[str, int]:
+def insert(graph: Graph, units: Sequence[Unit], plan: Int8Plan) -> dict[str, int]:
     """Put the pairs around some units, which stand in program order; counts of what was made.
+
+    Args:
+        graph: the graph, with observed ranges.
+        units: what is to compute in integers.
+        plan: says how numbers are stored.
 
     Raises:
         LadingError: P324 the operators of the graph have no form in a version that knows scales for channels.
     """
-    _bring_to_channels(graph)
-    layout = lay_out(units, graph.required_fact(ActivationRanges).ranges, scheme, widest)
+    if units:
+        _bring_to_channels(graph)
+    scheme = scheme_of(plan)
+    layout = lay_out(units, graph.required_fact(ActivationRanges).ranges, scheme, plan.widest)
     return _Inserter(graph, units, scheme, layout).run()
 
 
@@ -133,7 +105,7 @@ class _Inserter:
             if unit.is_product:
                 self._store_weight(unit, self.layout.of_operand(unit, *operands[0]).scale)
                 self.counts["products"] += 1
-            for result in unit.head.outputs if unit.row.kind == "passing" else (unit.result,):
+            for result in unit.results:
                 self._round(unit, result)
             self.counts["nodes"] += len(unit.nodes)
         return self.counts
@@ -241,4 +213,4 @@ def _drop(graph: Graph, value: Value) -> None:
         graph.erase_const(value)
 
 
-__all__ = ["InsertStaticQdq", "has_ranges", "insert", "planned_units"]
+__all__ = ["InsertStaticQdq", "insert", "scheme_of"]

@@ -47,7 +47,6 @@ class Observe(Pass):
 
     method: Method = option("mse", help="how a range is chosen from what occurred")
     percentile: float = option(99.99, help="percent that the range of that method holds", low=50.0, high=100.0)
-    symmetric: bool = option(False, help="ranges are as long below zero as above it")
     samples: int = option(256, help="most samples to run", low=1)
     memory: int = option(1024, help="MiB of exposed values to hold at once", low=1)
     threads: int = option(0, help="threads of the evaluation; 0 for one per processor", low=0)
@@ -65,7 +64,7 @@ class Observe(Pass):
             found |= self._gathered(graph, missing, samples, ctx)
             for value in missing:
                 _save(store, keys[value], found[value])
-        chosen = Chosen(self.method, self.percentile, self.symmetric)
+        chosen = Chosen(self.method, self.percentile)
         ranges = {value.name: _range(found[value], chosen, value) for value in values}
         told = f"percentile {self.percentile:g}" if self.method == "percentile" else self.method
         fact = ActivationRanges(samples.digest(), len(samples), told, ranges)

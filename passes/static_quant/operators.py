@@ -6,7 +6,7 @@ rounded. What lies between the nodes of a unit is never rounded to 8 bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Literal
@@ -163,6 +163,16 @@ class Unit:
         return self.nodes[-1].output
 
     @property
+    def results(self) -> tuple[Value, ...]:
+        """Everything that comes out of it."""
+        return self.head.outputs if self.row.kind == "passing" else (self.result,)
+
+    def has_ranges(self, ranges: Container[str]) -> bool:
+        """True when a range is known of everything that it reads and makes, constants aside."""
+        values = [value for _, value in self.operands() if value.const is None]
+        return all(value.name in ranges for value in (*values, *self.results))
+
+    @property
     def name(self) -> str:
         """What plans and people call it: the name of the head's result."""
         return self.head.output.name
@@ -238,13 +248,13 @@ def _grown(node: Node, row: Operator) -> Unit:
     nodes = [node]
     bias: tuple[Node, int] | None = None
     if node.op == "MatMul":
-        adds = _only_reader(node.output, ("Add",))
+        adds = only_reader(node.output, ("Add",))
         place = next((place for place in (0, 1) if adds is not None and _added(adds, place, node)), None)
         if adds is not None and place is not None:
             nodes.append(adds)
             bias = adds, place
     if row.kind != "passing":
-        bound = _only_reader(nodes[-1].output, BOUNDS)
+        bound = only_reader(nodes[-1].output, BOUNDS)
         if bound is not None and bound.operand(0) is nodes[-1].output and _bounds_are_constant(bound):
             nodes.append(bound)
     return Unit(tuple(nodes), row, bias)
@@ -258,7 +268,7 @@ def _added(adds: Node, place: int, node: Node) -> bool:
     return bool(value.sizes) and value.sizes[-1] == node.operand(1).sizes[1] == prod(value.sizes)
 
 
-def _only_reader(value: Value, ops: Sequence[str]) -> Node | None:
+def only_reader(value: Value, ops: Sequence[str]) -> Node | None:
     """The one reader of a value, if it is of some operators and the graph does not return the value."""
     if value.use_count != 1 or len(value.users) != 1:
         return None
@@ -278,7 +288,7 @@ def observed_values(units: Sequence[Unit]) -> list[Value]:
         for _, value in unit.operands():
             if is_observed(value):
                 found[value] = None
-        for value in unit.head.outputs if unit.row.kind == "passing" else (unit.result,):
+        for value in unit.results:
             if is_observed(value):
                 found[value] = None
     return list(found)
@@ -293,6 +303,7 @@ __all__ = [
     "channel_axis",
     "is_floats",
     "observed_values",
+    "only_reader",
     "operands_of",
     "output_axis",
     "units_of",

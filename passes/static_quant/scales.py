@@ -84,8 +84,7 @@ def lay_out(units: Sequence[Unit], ranges: Mapping[str, ActivationRange], scheme
 
 
 def _values(unit: Unit) -> list[Value]:
-    results = unit.head.outputs if unit.row.kind == "passing" else (unit.result,)
-    return [*(value for _, value in unit.operands()), *results]
+    return [*(value for _, value in unit.operands()), *unit.results]
 
 
 def _range_of(value: Value, ranges: Mapping[str, ActivationRange]) -> Range:

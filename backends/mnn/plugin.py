@@ -26,7 +26,7 @@ PLUGIN = Plugin(
         "int4": "default{bits=4 logits-bits=4}",
         "mnn": "canonicalize,spell-linears,raise-weights,assign-precision{bits=32 logits-bits=32},insert-qdq,"
         "legalize-mnn,cse,dce",
-        "mnn-module": "upgrade-opset,canonicalize,widen-floats,infer-types,take-qdq,store-weights{bits=32},"
+        "mnn-module": "infer-types,upgrade-opset,canonicalize,widen-floats,infer-types,take-qdq,store-weights{bits=32},"
         "widen-integers,legalize-module,cse,dce,infer-types",
     },
     dialects={"mnn": "backends.mnn.dialect.table:DEFINITIONS"},

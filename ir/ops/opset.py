@@ -7,18 +7,20 @@ others, and which have no newer form. Nothing is changed where one node has none
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ir.base.types import TensorType
+from ir.base.types import I64, TensorType
 from ir.graph.graph import Graph, Node, Value
+from ir.ops import early
 from ir.ops.registry import schema_of
 from ir.tensor.inline import InlineTensor
 
 ONNX = ""
 """The domain of ONNX's own operators."""
-OLDEST = 7
+OLDEST = 1
 """First version that is upgraded from."""
 
 
@@ -66,14 +68,30 @@ def _split(node: Node, graph: Graph) -> None:
         graph.set_attrs(node, num_outputs=len(node.outputs))
 
 
-def _softmax_of_last(node: Node) -> bool:
-    """All axes from the given one were taken together, which is the same as one axis only where it is the last."""
-    rank = node.output.rank
-    return node._attrs.get("axis", 1) in ((-1,) if rank is None else (-1, rank - 1))
-
-
 def _softmax(node: Node, graph: Graph) -> None:
+    """All axes from the given one were taken together; they are made one, unless there is but one."""
+    axis, x = node._attrs.get("axis", 1), node.operand(0)
+    rank = x.rank if isinstance(x.type, TensorType) else None
     graph.set_attrs(node, axis=-1)
+    if axis == -1 or (rank is not None and axis == rank - 1):
+        return
+    length = TensorType(I64, None if rank is None else (rank,))
+    kind = _flat(x.type, axis) if isinstance(x.type, TensorType) else None
+    shape = graph.add("Shape", [x], types=[length], before=node, loc=node.loc).output
+    rows = graph.add("Flatten", [x], {"axis": axis}, types=[kind], before=node, loc=node.loc).output
+    made = graph.add(node.op, [rows], {"axis": -1}, types=[kind], before=node, loc=node.loc).output
+    graph.set_op(node, "Reshape")
+    graph.set_attrs(node, axis=None)
+    graph.set_inputs(node, [made, shape])
+
+
+def _flat(kind: TensorType, axis: int) -> TensorType:
+    """The type of a matrix whose rows are the axes from the given one; of unknown rank where sizes are not known."""
+    sizes = kind.sizes
+    if sizes is None:
+        return TensorType(kind.dtype)
+    at = axis % max(len(sizes), 1)
+    return TensorType(kind.dtype, (prod(sizes[:at]), prod(sizes[at:])))
 
 
 def _not_training(node: Node) -> bool:
@@ -159,10 +177,10 @@ class Change(NamedTuple):
 _REDUCTIONS = _names(
     "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare"
 )
-_CHANGES: dict[str, tuple[Change, ...]] = {
+_LATER: dict[str, tuple[Change, ...]] = {
     **dict.fromkeys(_REDUCTIONS - {"ReduceSum"}, (Change(18, _axes_to_input),)),
     **dict.fromkeys(("ReduceSum", "Squeeze", "Unsqueeze"), (Change(13, _axes_to_input),)),
-    **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), (Change(13, _softmax, _softmax_of_last),)),
+    **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), (Change(13, _softmax),)),
     "Split": (Change(18, _split),),
     "BatchNormalization": (Change(15, _batch_norm, _not_training),),
     "Dropout": (Change(12, _dropout),),
@@ -172,9 +190,13 @@ _CHANGES: dict[str, tuple[Change, ...]] = {
     "TopK": (Change(10, _top_k),),
     "RoiAlign": (Change(16, _roi_align),),
     "GridSample": (Change(20, _grid_sample),),
-    "Resize": (Change(11, _nothing, lambda node: False), Change(13, _nothing, _same_sampling)),
+    "Resize": (Change(13, _nothing, _same_sampling),),
 }
-"""Operators whose older nodes have to be rewritten, each with what newer versions did to it."""
+_CHANGES = {
+    op: (*(Change(*each) for each in early.CHANGES.get(op, ())), *_LATER.get(op, ()))
+    for op in {**early.CHANGES, **_LATER}
+}
+"""Operators whose older nodes have to be rewritten, each with what newer versions did to it, in order."""
 
 
 def upgrade(graph: Graph, to: int) -> list[str]:
@@ -194,11 +216,18 @@ def upgrade(graph: Graph, to: int) -> list[str]:
     found = {node.op: None for node in nodes if not _has_form(node, now, to)}
     if now < OLDEST or found:
         return sorted(found) or [f"opset {now}"]
+    _make_newer(nodes, now, to)
+    # What was added in front of nodes is of a version between.
+    seen = set(nodes)
+    _make_newer([node for node in graph.walk() if node not in seen and not node.domain], now, to)
+    graph.opsets[ONNX] = to
+    return []
+
+
+def _make_newer(nodes: Sequence[Node], now: int, to: int) -> None:
     for node in nodes:
         for change in _between(node, now, to):
             change.make(node, node.home)
-    graph.opsets[ONNX] = to
-    return []
 
 
 def restate(graph: Graph, to: int) -> list[str]:
@@ -255,12 +284,16 @@ def _between(node: Node, now: int, to: int) -> list[Change]:
 
 def _has_form(node: Node, now: int, to: int) -> bool:
     before, after = schema_of(ONNX, node.op, now), schema_of(ONNX, node.op, to)
+    if before is not None and node.op in early.RENAMED:
+        return all(change.fits is None or change.fits(node) for change in _between(node, now, to))
     if before is None or after is None:
         # None of both: an operator that runtimes know as one of ONNX's, whatever the version.
         return before is after or (before is None and node.op in _KNOWN_BEFORE)
-    if before.since_version == after.since_version or node.op in _SAME:
+    if before.since_version == after.since_version:
         return True
-    return node.op in _CHANGES and all(change.fits is None or change.fits(node) for change in _between(node, now, to))
+    changes = _between(node, now, to)
+    known = node.op in _SAME or node.op in _CHANGES
+    return known and all(change.fits is None or change.fits(node) for change in changes)
 
 
 def _ints(graph: Graph, node: Node, name: str, numbers: Sequence[int]) -> Value:

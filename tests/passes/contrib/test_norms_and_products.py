@@ -255,10 +255,12 @@ def test_what_has_no_equivalent_stays_and_is_told(case):
 
 def test_an_old_graph_that_cannot_be_upgraded_keeps_its_operators():
     nodes = [
-        helper.make_node("Softmax", ["x"], ["h"], axis=1),
+        helper.make_node("Resize", ["x", "s", "s"], ["h"], coordinate_transformation_mode="tf_half_pixel_for_nn"),
         contrib("SkipSimplifiedLayerNormalization", ["h", "k", "g"], ["y"]),
     ]
-    graph, report = expanded(model_of(nodes, {"x": X, "k": SKIP}, {"g": GAIN}, ["y"], opset=11))
+    graph, report = expanded(
+        model_of(nodes, {"x": X, "k": SKIP}, {"g": GAIN, "s": np.ones(3, np.float32)}, ["y"], opset=11)
+    )
     assert [item.code for item in report.all_diagnostics()] == ["P324", "P325"]
     assert "needs opset 23, the graph has 11" in report.all_diagnostics()[1].message
     assert evaluate(graph, {"x": X, "k": SKIP})["y"].shape == X.shape

@@ -113,15 +113,15 @@ def test_weights_of_an_older_opset_are_stored_in_blocks_all_the_same(tmp_path):
 
 def test_an_operator_without_a_newer_form_keeps_integers_out(tmp_path):
     model = onnx.parser.parse_model("""
-        <ir_version: 4, opset_import: ["" : 9]>
+        <ir_version: 6, opset_import: ["" : 11]>
         g (float[1, 1, 4, 64] x) => (float[1, 1, 8, 32] y) <float[4] s = {1, 1, 2, 1}>
-        { h = MatMul(x, w)  y = Upsample(h, s) }
+        { h = MatMul(x, w)  y = Resize <coordinate_transformation_mode = "tf_half_pixel_for_nn"> (h, s, s) }
     """)
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((64, 32), np.float32), "w"))
     onnx.save(model, tmp_path / "old.onnx")
-    result = CliRunner().invoke(main, [str(tmp_path / "old.onnx"), "-o", str(tmp_path / "out")])
+    result = CliRunner().invoke(main, [str(tmp_path / "old.onnx"), "-o", str(tmp_path / "out"), "--to", "onnx"])
     assert result.exit_code == 1
-    assert "error[P324]: weights stored as integers take opset 21, and Upsample cannot" in result.output
+    assert "error[P324]: weights stored as integers take opset 21, and Resize cannot" in result.output
 
 
 def guard_of(path):

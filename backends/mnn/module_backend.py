@@ -86,7 +86,7 @@ class ModuleCompilation(Compilation):
         from backends.mnn.modules.written import Written
 
         found = problems(graph)
-        if found and not any(node.domain == "mnn" for node in graph.walk()):
+        if not any(node.domain == "mnn" for node in graph.walk()):
             found = unsettled(graph, self.target.versions)
             self.way = Converted(self.order, self.target)
         else:

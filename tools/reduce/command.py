@@ -7,14 +7,19 @@ import re
 import shlex
 import signal
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
+from typing import TYPE_CHECKING
 
 import click
 
 from ir.base.diag import LadingError
 from tools.shared.cli import QUIET_OPTION, Number, command
+
+if TYPE_CHECKING:
+    from tools.reduce.refusal import Refusal
 
 
 @dataclass(frozen=True)
@@ -62,8 +67,14 @@ def run_command(text: str, path: Path, timeout: float) -> tuple[int, str] | None
 
 @command("reduce")
 @click.argument("source", metavar="INPUT")
-@click.option("--command", "text", required=True, metavar="'CMD {}'",
+@click.option("--command", "text", metavar="'CMD {}'",
               help="Shell command that shows the failure; {} stands for the file with the graph.")  # fmt: skip
+@click.option("--to", metavar="BACKEND",
+              help="The failure is that compile --to BACKEND refuses the graph, with the same code as the whole.")  # fmt: skip
+@click.option("--target", help="With --to: what it must run on.")
+@click.option("--passes", metavar="PIPELINE", help="With --to: the pipeline that is run.")
+@click.option("--inputs", type=click.Path(path_type=Path), metavar="FILE.npz|DIR",
+              help="With --to: inputs of the whole graph that show the failure, in place of made-up ones.")  # fmt: skip
 @click.option("-o", "--out", type=click.Path(path_type=Path), metavar="FILE",
               help="Where the smallest graph so far is; default INPUT with the suffix .reduced.lading.")  # fmt: skip
 @click.option("--status", type=int, metavar="N", help="Exit status that counts; default that of the whole graph.")
@@ -74,8 +85,8 @@ def run_command(text: str, path: Path, timeout: float) -> tuple[int, str] | None
               help="Kill a run of the command after this time; it does not count then.")  # fmt: skip
 @click.option("--from", "frontend", metavar="NAME", help="Frontend that reads INPUT; default by suffix.")
 @QUIET_OPTION
-def main(source, text, out, status, match, time_limit, timeout, frontend, quiet) -> int:
-    """Shrink the graph INPUT as long as a command keeps failing on it in the same way.
+def main(source, text, to, target, passes, inputs, out, status, match, time_limit, timeout, frontend, quiet) -> int:
+    """Shrink the graph INPUT as long as a command keeps failing on it, or compile refusing it, in the same way.
 
     Outputs, nodes, inputs, constants, sizes, attributes and annotations go; what is left is written in text form to
     FILE after every step, so that the smallest graph so far is there whenever you stop. The same input and command
@@ -84,24 +95,45 @@ def main(source, text, out, status, match, time_limit, timeout, frontend, quiet)
     from tools.reduce.reducer import Reducer, size_of
     from tools.shared.formats import Formats
 
-    target = out or Path("graph" if source == "-" else Path(os.path.expanduser(source)).name).with_suffix(
+    place = out or Path("graph" if source == "-" else Path(os.path.expanduser(source)).name).with_suffix(
         ".reduced.lading"
     )
     pattern = _pattern(match)
-    if "{}" not in text:
-        raise LadingError("U921", "the command has no place {} for the file", text)
+    _check_way(text, {"--to": to, "--target": target, "--passes": passes, "--inputs": inputs},
+               {"--status": status, "--match": match})  # fmt: skip
     graph = Formats().read(source, frontend)
     deadline = monotonic() + time_limit
     say = (lambda line: None) if quiet else (lambda line: click.echo(line, err=True))
-    reducer = Reducer(graph, target, deadline, say)
-    condition = _condition(text, status, pattern, timeout, reducer.path)
+    reducer = Reducer(graph, place, deadline, say)
+    condition: Condition | Refusal
+    if to is None:
+        condition = _condition(text, status, pattern, timeout, reducer.path)
+    else:
+        from tools.compile.job import Request
+        from tools.reduce.refusal import Refusal
+
+        condition = Refusal(source, graph, Request(source, Path(), passes, target, to=to, inputs=inputs))
+        say(f"compile refuses it with {condition.kind[0]}")
     before = size_of(graph)
     done = reducer.run(lambda path: condition.holds(path, deadline - monotonic()))
     after = size_of(reducer.best)
-    click.echo(f"{target}: {before} -> {after}; the command ran {reducer.runs} times")
+    click.echo(f"{place}: {before} -> {after}; {'the command' if to is None else 'compile'} ran {reducer.runs} times")
     if not done:
         click.echo("stopped before nothing more could go", err=True)
     return 0
+
+
+def _check_way(text: str | None, compiled: Mapping[str, object], shell: Mapping[str, object]) -> None:
+    """Require one way to show the failure; LadingError U921."""
+    if (text is None) == (compiled["--to"] is None):
+        hint = "--command 'CMD {}' for what a shell command shows, --to BACKEND for what compile refuses"
+        raise LadingError("U921", "give either --command or --to", hint=hint)
+    if text is not None and "{}" not in text:
+        raise LadingError("U921", "the command has no place {} for the file", text)
+    others = compiled if text is not None else shell
+    for option, given in others.items():
+        if given is not None:
+            raise LadingError("U921", f"{option} does not go with {'--command' if text is not None else '--to'}")
 
 
 def _pattern(text: str | None) -> re.Pattern[str] | None:

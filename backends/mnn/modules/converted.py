@@ -13,6 +13,7 @@ from backends.mnn.modules.emit import emit
 from backends.mnn.modules.verify import Subject, verify
 from backends.mnn.modules.way import MODEL, WEIGHTS, Way
 from backends.mnn.target.environments import module_packages
+from backends.mnn.target.releases import target
 from ir.base.diag import LadingError
 from ir.evaluate.feed_sets import COUNTS
 from ir.graph.graph import Graph
@@ -72,6 +73,13 @@ class Converted(Way):
             return ERROR_BARS[INTEGER_BAR]
         return ERROR_BARS[min(self.edited.stored)] if self.edited.stored else None
 
+    def _reducing(self) -> list[str]:
+        """The command that finds the smallest part of the model that fails."""
+        inputs = self.order.options.get("inputs")
+        words = ["lading", "reduce", self.order.origin.model, "--to", "mnn"]
+        words += [] if self.target.name == target().name else ["--target", self.target.name]
+        return words + ([] if inputs is None else ["--inputs", str(inputs)])
+
     def verify(self, graph: Graph, original: Graph, folder: Path) -> None:
         """See `Way.verify`."""
         origin, level = self.order.origin, self.order.verify
@@ -81,6 +89,7 @@ class Converted(Way):
             original,
             folder / MODEL,
             source=origin.path if origin.frontend == "onnx" else None,
+            command=self._reducing(),
             convert=self._rewrite,
         )
         given = self.order.inputs(original, COUNTS[level])

@@ -15,7 +15,7 @@ from time import monotonic
 import numpy as np
 
 from ir.base.diag import LadingError
-from ir.base.types import Dim, TensorType
+from ir.base.types import Dim, TensorType, ValueType
 from ir.evaluate.random_feeds import MOST_ELEMENTS, legal_size, sample_feeds
 from ir.evaluate.value_ranges import FREE, NORMAL, PIXELS, SPECIAL, STYLES, UNIT, ZEROS, Draw
 from ir.graph.copy import copied
@@ -33,8 +33,8 @@ BATCHES = (2, 1, 3, 4)
 """Sizes that dimensions of batches are tried with."""
 RANKS = (2, 3, 4, 1, 0, 5)
 """Numbers of axes of an input that does not say how many it has."""
-UNKNOWN = "unknown rank of "
-"""Beginning of the names of sizes of such an input."""
+UNKNOWN = "axes of "
+"""Beginning of the names of such numbers."""
 WORDS = {
     NORMAL: "normal numbers", SPECIAL: "zeros, ties and special numbers", UNIT: "numbers from 0 to 1",
     PIXELS: "whole numbers from 0 to 255",
@@ -99,10 +99,10 @@ class _Search:
         self._refused: LadingError | None = None
         self._tries = 0
         self._dims = {
-            dim.name: dim for value in graph.inputs for dim in getattr(value.type, "shape", None) or ()
+            dim.name: dim for value in self._graph.inputs for dim in getattr(value.type, "shape", None) or ()
             if isinstance(dim, Dim)
         }  # fmt: skip
-        self._unranked = [value.name for value in graph.inputs if _lacks_rank(value)]
+        self._unranked = [value.name for value in self._graph.inputs if _lacks_rank(value)]
 
     def sets(self, most: int, styles: Sequence[str]) -> list[FeedSet]:
         first = self._first()
@@ -190,7 +190,7 @@ class _Search:
         except LadingError as error:
             self._refused = self._refused or error
             return None
-        return FeedSet(feeds, wanted, {name: size for name, size in sizes.items() if name in self._dims}, style, seed)
+        return FeedSet(feeds, wanted, sizes, style, seed)
 
     def _feeds(self, sizes: Mapping[str, int], style: str, seed: int, level: int) -> Feeds | None:
         """The arrays; None for sizes that are too large to be made up."""
@@ -207,13 +207,24 @@ class _Search:
 
 
 def _typed(graph: Graph) -> Graph:
-    """A copy of the graph with the types of all its values, as far as they can be told."""
+    """A copy of the graph with the types of all its values, as far as they can be told; what readers ask of an input beyond
+    what it declares is added to its type."""
     from ir.infer.engine import infer_types
 
     twin = copied(graph)
     infer_types(twin)
-    # Inference may know more of an input than its declaration; what is fed must fit the declaration.
+    for declared, value in zip(graph.inputs, twin.inputs, strict=True):
+        twin.set_type(value, _narrowed(declared.type, value.type))
     return twin
+
+
+def _narrowed(declared: ValueType | None, found: ValueType | None) -> ValueType | None:
+    if not isinstance(declared, TensorType) or not isinstance(found, TensorType) or declared.shape is None:
+        return found if declared is None or isinstance(declared, TensorType) else declared
+    if found.shape is None or len(found.shape) != len(declared.shape):
+        return declared
+    pairs = zip(declared.shape, found.shape, strict=True)
+    return TensorType(declared.dtype, tuple(one if isinstance(one, int) else other for one, other in pairs))
 
 
 def _lacks_rank(value: Value) -> bool:

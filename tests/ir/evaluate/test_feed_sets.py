@@ -87,7 +87,7 @@ def test_operands_are_what_their_reader_can_work_with(model, name, low, high, tm
 
 
 def test_numbers_that_nothing_bounds_have_their_whole_range(tmp_path):
-    types = [(I64, [40]), (BOOL, [40]), (U8, [40]), (F32, [40])]
+    types = [(I64, [200]), (BOOL, [200]), (U8, [200]), (F32, [200])]
     nodes = [helper.make_node("Identity", [f"x{index}"], [f"y{index}"]) for index in range(4)]
     model = one_node("Identity", types, types)
     del model.graph.node[:]

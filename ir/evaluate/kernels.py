@@ -160,6 +160,11 @@ class ChildKernels:
         """How many children there were."""
         return self._child.generation
 
+    @property
+    def lives(self) -> bool:
+        """The child has been started and has not ended since, as far as is known."""
+        return self._child.pid is not None
+
     def fresh(self) -> int:
         """A number for something that the child is to hold."""
         return next(self._numbers)
@@ -255,7 +260,7 @@ class OpenFile:
 
     def run(self, feed: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """The wanted outputs for one set of feeds."""
-        if self._generation != self._kernels.generation:
+        if self._generation != self._kernels.generation or not self._kernels.lives:
             self._load()
         given, buffers = packed([feed])
         request = {

@@ -138,7 +138,7 @@ def test_equal_searches_give_equal_inputs(tmp_path):
 
 def test_a_model_that_accepts_nothing_is_named(tmp_path):
     model = one_node("MatMul", [(F32, ["n", 3]), (F32, [4, 5])], [(F32, None)])
-    with pytest.raises(LadingError, match="none of .* sets of made-up inputs is accepted") as caught:
+    with pytest.raises(LadingError, match=r"none of .* sets of made-up inputs is accepted") as caught:
         sets_of(model, tmp_path)
     assert caught.value.code == "U965" and "--inputs" in caught.value.diagnostics[0].hint
 

@@ -71,7 +71,7 @@ class Converted(Way):
         """How far off the original outputs may be; None where all numbers are as they were."""
         if self.edited.integer:
             return ERROR_BARS[INTEGER_BAR]
-        return ERROR_BARS[min(self.edited.stored)] if self.edited.stored else None
+        return ERROR_BARS[min(self.edited.widths)] if self.edited.widths else None
 
     def _reducing(self) -> list[str]:
         """The command that finds the smallest part of the model that fails."""

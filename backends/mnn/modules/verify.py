@@ -229,7 +229,7 @@ class _Verification:
                 found.problems.append(_beyond_width(release, gaps[1].relative, self._bar))
         found.measurements.append(Measurement(release, where, "float", count, gaps[1].largest, gaps[1].relative))
         limit = HALF_BAR if self._half else ERROR_BARS[32]
-        if gaps[0].relative > limit:
+        if gaps[0].relative > limit and rounding is None:
             found.problems.append(_grown(release, gaps[0].relative, limit, found.warnings))
 
     def _judged(

@@ -38,11 +38,13 @@ class Edited:
         integer: names of the operators that compute with integers.
         floats: names of convolutions that keep codes of 8 bits and compute with floats nevertheless, with the reason.
         weights: name, shape and storage of what each operator stores.
-        places: where that lies.
+        widths: bits that weights were rounded to, stored so or not.
+        places: where the stored ones lie.
         lost: convolutions whose weights were to be codes and are floats in the net, with the reason.
     """
 
     weights: dict[str, tuple[str, tuple[int, int], Storage]] = field(default_factory=dict)
+    widths: set[int] = field(default_factory=set)
     places: list[Place] = field(default_factory=list)
     stored: Counter[int] = field(default_factory=Counter)
     integer: list[str] = field(default_factory=list)

@@ -70,6 +70,7 @@ class Weights:
         found = codes_of(tensor)
         if found is None and not is_half(tensor):
             return
+        self.result.widths.add(16 if found is None else found.storage.bits)
         weight, bias = self.net.floats(operator)
         rows = operator.main["common"].get("outputCount", 0)
         if found is None:

@@ -83,7 +83,7 @@ class _Legalization:
         if self.graph.opsets.get("", 0) < OLDEST:
             return False
         for node in self._nodes():
-            if node.graph is None or self._reason(node) is None:
+            if not self._stands(node) or self._reason(node) is None:
                 continue
             if node not in self._seen and node.inputs and all(x is None or x.const is not None for x in node.inputs):
                 self._seen.add(node)
@@ -103,6 +103,13 @@ class _Legalization:
 
     def _nodes(self) -> list[Node]:
         return [node for one in self.graph.graphs() for node in one.nodes]
+
+    def _stands(self, node: Node) -> bool:
+        """True for a node that is still in the graph, and so are all operators whose bodies it is in."""
+        found = node.graph
+        while found is not None and found is not self.graph:
+            found = found.owner.graph if found.owner is not None else None
+        return found is self.graph
 
     def _reason(self, node: Node) -> str | None:
         opset = opsets_of(node.home).get("", 0)

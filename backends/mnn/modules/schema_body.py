@@ -17,8 +17,8 @@ from backends.mnn.modules.build import Build
 from ir.base.types import TensorType
 from ir.graph.graph import OPSET, EmptyList, Graph, Node, Value
 from ir.infer.engine import infer_node
-from ir.onnx.export import attribute_kind
-from ir.ops.registry import opsets_of, schema_of
+from ir.onnx.export import Exporter
+from ir.ops.registry import opsets_of, root_of, schema_of
 from ir.tensor.base import Tensor
 from ir.tensor.inline import InlineTensor
 
@@ -170,13 +170,8 @@ def _type_proto(value: Value | None) -> onnx.TypeProto | None:
 
 
 def _node_proto(node: Node) -> onnx.NodeProto:
-    proto = onnx.NodeProto(op_type=node.op_type, domain=node.domain)
-    proto.input.extend(value.name if value is not None else "" for value in node.inputs)
-    proto.output.extend(value.name for value in node.outputs)
-    for name, value in node.attrs.items():
-        if not isinstance(value, Graph | Tensor):
-            kind = attribute_kind(node, name, value)
-            proto.attribute.append(onnx.helper.make_attribute(name, value, attr_type=kind))
+    proto = onnx.NodeProto()
+    Exporter(root_of(node.home), None, False, {}).node(proto, node)
     return proto
 
 

@@ -93,6 +93,13 @@ _ENUMS: dict[str, tuple[str, dict[int, str]]] = {
         ("Usage", "b", "INFERENCE TRAIN INFERENCE_STATIC"),
         ("PadMode", "b", "CAFFE VALID SAME"),
         ("Scales", "b", "FP32 FP16"),
+        ("Pooled", "b", "MAXPOOL AVEPOOL"),
+        ("Counted", "b", "DEFAULT INCLUDE_PADDING EXCLUDE_PADDING"),
+        ("Coordinates", "b", "NotSet AlignCorners HalfPixels PytorchHalfPixels Asymmetric TensorflowHalfPixels "
+         "TensorflowCropAndResize"),
+        ("DepthOrder", "b", "DCR CRD"),
+        ("Sampled", "b", "BILINEAR NEAREST"),
+        ("Border", "b", "ZEROS CLAMP REFLECTION CUBE"),
         ("Reduce", "b", "SUM ASUM SUMSQ MEAN MAXIMUM MINIMUM PROD ANY ALL"),
     )
 }  # fmt: skip
@@ -165,6 +172,42 @@ _TABLES = {
     "Size": "outputDataType DataType",
     "PackParam": "dataType DataType, axis int",
     "CumSum": "exclusive bool, reverse bool",
+    "Pool": "padX int, padY int, isGlobal bool, kernelX int, kernelY int, strideX int, strideY int, type Pooled, padType "
+    "PadMode, dataType DataType, ceilModel bool, pads [int], countType Counted",
+    "Pool3D": "strides [int], kernels [int], pads [int], type Pooled, padType PadMode, isGlobal bool",
+    "Convolution3D": "common Convolution3DCommon, weight [float], bias [float], external [long]",
+    "Convolution3DCommon": "dilates [int], strides [int], kernels [int], pads [int], padMode PadMode, inputCount int, "
+    "outputCount int, relu bool, relu6 bool, group int, outPads [int], hasOutputShape bool",
+    "Interp": "widthScale float, heightScale float, outputWidth int, outputHeight int, resizeType int, alignCorners bool, "
+    "halfPixelCenters bool, widthOffset float, heightOffset float, cubicCoeffA float, ctm Coordinates, depthScale float, "
+    "outputDepth int, depthOffset float",
+    "DepthSpaceParam": "blockSize int, mode DepthOrder",
+    "LRN": "regionType int, localSize int, alpha float, beta float, bias float",
+    "GridSample": "mode Sampled, paddingMode Border, alignCorners bool, backward bool",
+    "RoiParameters": "pooledWidth int, pooledHeight int, spatialScale float, samplingRatio int, aligned bool, poolType "
+    "Pooled, outputGrad bool",
+    "ELU": "alpha float",
+    "Selu": "scale float, alpha float",
+    "PRelu": "slopeCount int, slope [float]",
+    "ReverseSequenceParam": "batchDim int, seqDim int",
+    "Flatten": "axis int, endAxis int",
+    "Transpose": "Tperm DataType",
+    "ExpandDims": "T DataType, Tdim DataType, axis int",
+    "MomentsParam": "dim [int], keepDims bool, dType DataType",
+    "RandomUniform": "seed int, seed2 int, type DataType, low float, high float",
+    "BatchNorm": "channels int, slopeData [float], meanData [float], varData [float], biasData [float], Adata [float], "
+    "Bdata [float], epsilon float",
+    "InnerProduct": "outputCount int, biasTerm int, weightSize int, weight [float], bias [float], axis int, transpose bool, "
+    "quanParameter IDSTQuan",
+    "LSTM": "outputCount int, weightSize int, clippingThreshold float, weightI Blob, weightH Blob, bias Blob, weightIQ Blob, "
+    "weightIA Blob, quantScale float",
+    "RNNParam": "numUnits int, isBidirectionalRNN bool, linearBeforeReset bool, keepAllOutputs bool, fwGateWeight Blob, "
+    "fwGateBias Blob, fwCandidateWeight Blob, fwCandidateBias Blob, fwRecurrentBias Blob, bwGateWeight Blob, bwGateBias "
+    "Blob, bwCandidateWeight Blob, bwCandidateBias Blob, bwRecurrentBias Blob",
+    "IfParam": "then_graph text, else_graph text, aliases_inputs [StringVec], aliases_outputs [StringVec]",
+    "WhileParam": "cond_graph text, body_graph text, aliases_inputs [StringVec], aliases_outputs [text], aliases_updates "
+    "[StringVec]",
+    "StringVec": "data [text]",
 }
 """Fields of each table in order of their slots; ``-`` is read by nothing here."""
 

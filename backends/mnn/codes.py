@@ -155,7 +155,8 @@ CODES: dict[str, str] = {
     "V709": "An output of a module is no number, or infinite, where the model gives a number.",
     "B773": "MNN's converter wrote no model that can be read, whatever it reported.",
     "B774": "An operator of a converted model reads or gives a tensor that the model does not have.",
-    "B775": "A converted model lacks an input or output of the graph.",
+    "B775": "A converted model lacks an input or output of the graph, or has it in another type or shape.",
+    "B777": "An operator of a converted model says other parameters than the graph, or a weight is missing.",
     "B776": "The process of MNN's converter died, or took longer than it may.",
     "B780": (
         "A configuration or a link leads to a file outside of the model's folder. It is neither read nor copied, and it "

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from backends.mnn.modules.child import Converter
 from backends.mnn.modules.edit.edit_net import Edited, edit_net, holds_codes
-from backends.mnn.modules.read_back import check_net
+from backends.mnn.modules.readback.check_net import check_net
 from ir.base.child import ChildFailed
 from ir.base.diag import LadingError
 from ir.base.scratch import scratch_folder

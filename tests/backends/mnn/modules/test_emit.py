@@ -8,7 +8,7 @@ from onnx import TensorProto
 
 from backends.mnn.modules.child import Converter
 from backends.mnn.modules.emit import emit
-from backends.mnn.modules.read_back import check_net
+from backends.mnn.modules.readback.check_net import check_net
 from backends.mnn.read.net_file import read_net
 from backends.mnn.run.native import json_to_mnn
 from ir.base.child import ChildFailed
@@ -27,7 +27,7 @@ def net(**changed):
     """The JSON form of a net that multiplies two tensors."""
 
     def port(name, number):
-        main = {"dims": [2, 4], "dtype": "DT_FLOAT", "dformat": "NCHW"}
+        main = {"dims": [-1, 4], "dtype": "DT_FLOAT", "dformat": "NCHW"}
         return {"type": "Input", "name": name, "outputIndexes": [number], "main_type": "Input", "main": main}
 
     product = {

@@ -16,8 +16,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from time import monotonic
@@ -91,6 +91,7 @@ class Child:
         self._owner = os.getpid()
         self._limit = 0.0
         self._deadline = 0.0
+        self._waiting = False
         self.generation = 0
 
     def __enter__(self) -> Child:
@@ -130,7 +131,7 @@ class Child:
         """Send a request and do not wait; `finish` has to follow in the same thread. Errors as for `ask`."""
         if self._process is None or self._owner != os.getpid():
             self._start()
-        self._limit, self._deadline = seconds, monotonic() + seconds
+        self._limit, self._deadline, self._waiting = seconds, monotonic() + seconds, True
         try:
             _send(self._connection(), {"seconds": seconds, "request": dict(request)}, buffers, self._deadline)
         except (OSError, TimeoutError) as error:
@@ -147,6 +148,7 @@ class Child:
         except BaseException:  # An interrupt: what the child is about can no longer be told apart from a later answer.
             self.close()
             raise
+        self._waiting = False
         if "errors" in message:
             raise LadingError.of([Diagnostic(**item) for item in message["errors"]])
         if "raised" in message:
@@ -156,7 +158,20 @@ class Child:
         return message["answer"], found
 
     def close(self) -> None:
-        """End the process, whatever it is doing."""
+        """End the process, whatever it is doing; inside of `kept_children`, one that does nothing stays for the next."""
+        if _kept is not None and not self._waiting and self._owner == os.getpid() and self._alive():
+            _kept.setdefault(self._kind(), []).append((self._process, self._socket, self._log))
+            self._process = self._socket = self._log = None
+        self._end()
+
+    def _alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def _kind(self) -> tuple[str, ...]:
+        """What children have in common of which one does as well as another."""
+        return (self._factory, str(self._memory), *self._paths)
+
+    def _end(self) -> None:
         process, self._process = self._process, None
         if self._socket is not None:
             self._socket.close()
@@ -175,6 +190,11 @@ class Child:
         if self._owner != os.getpid():  # After a fork the process belongs to the parent.
             self._process = self._socket = self._log = None
             self._owner = os.getpid()
+        self._waiting = False
+        if _kept is not None and (found := _usable(_kept.get(self._kind(), []))):
+            self._process, self._socket, self._log = found
+            self.generation += 1
+            return
         code = f"import sys; sys.path[:] = {[*self._paths, *sys.path]!r}\nfrom ir.base.child import main; main(sys.argv[1:])"
         ours = theirs = None
         try:
@@ -229,6 +249,41 @@ class Child:
         size = self._log.seek(0, os.SEEK_END)
         self._log.seek(max(0, size - _LOG_TAIL))
         return self._log.read().decode("utf-8", "replace").strip()
+
+
+_kept: dict[tuple[str, ...], list[tuple[Any, Any, Any]]] | None = None
+"""Children that were closed and wait for the next of their kind: process, connection, log."""
+
+
+def _usable(waiting: list[tuple[Any, Any, Any]]) -> tuple[Any, Any, Any] | None:
+    """One of the children that wait. The connection of one that was found by the collector of garbage may be closed."""
+    while waiting:
+        process, connection, log = waiting.pop()
+        if process.poll() is None and connection.fileno() >= 0 and not log.closed:
+            return process, connection, log
+        process.kill()
+        process.wait()
+    return None
+
+
+@contextmanager
+def kept_children() -> Iterator[None]:
+    """Let children outlive their users: who needs one takes one of the same kind that another has closed.
+
+    For programs that do the same thing many times, as starting a process takes longer than what is asked of it. What the
+    handlers keep from one request to the next, the next user finds.
+    """
+    global _kept
+    before, _kept = _kept, {}
+    try:
+        yield
+    finally:
+        waiting, _kept = _kept, before
+        for process, connection, log in (item for items in waiting.values() for item in items):
+            connection.close()
+            process.kill()
+            process.wait()
+            log.close()
 
 
 def _how(code: int | None) -> str:
@@ -358,4 +413,4 @@ def _leave_with(number: int) -> None:
                 os._exit(1)
 
 
-__all__ = ["Buffers", "Child", "ChildFailed", "Handler", "machine_memory"]
+__all__ = ["Buffers", "Child", "ChildFailed", "Handler", "kept_children", "machine_memory"]

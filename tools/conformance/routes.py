@@ -6,12 +6,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import onnx
 
 from backends.mnn.modules.child import Converter
+from backends.mnn.modules.way import MODEL
 from ir.base.diag import LadingError
 
 F32, I32 = np.dtype(np.float32), np.dtype(np.int32)
@@ -119,32 +120,22 @@ class ProductRoute(_OnRelease):
 
     def __init__(self, release: str, verify: bool) -> None:
         super().__init__(release)
-        self.verify = verify
+        self.verify: Literal["quick", "none"] = "quick" if verify else "none"
 
     def compile(self, model: bytes, folder: Path) -> Compiled:
         """See `Route.compile`."""
+        from tools.compile.job import Request, compile_model
+
+        source, out = folder / "model.onnx", folder / "compiled"
+        source.write_bytes(model)
+        request = Request(str(source), out, to="mnn", target=self.release, verify=self.verify, workers=1)
         try:
-            return self._compile(model, folder)
+            signature = compile_model(request).contract.signature
         except LadingError as error:
             first = error.diagnostics[0]
             raise Refused(first.code, " ".join(first.message.split())) from error
-
-    def _compile(self, model: bytes, folder: Path) -> Compiled:
-        from backends.mnn.target.releases import target
-        from backends.onnx.write import write
-        from frontends.onnx.load import load
-        from passes.framework.context import PassContext
-        from passes.framework.manager import PassManager
-
-        graph = load(model)
-        PassManager("mnn-module").run(graph, PassContext(target(self.release)))
-        source, out = folder / "model.onnx", folder / "model.mnn"
-        write(graph, source)
-        log = self.converter.convert(source, out, seconds=SECONDS)
-        if not out.is_file() or not out.stat().st_size:
-            raise Refused("B000", f"the converter: {_complaint(log)}")
-        inputs = {value.name: I32 if value.dtype.kind in "iub" else F32 for value in graph.inputs}
-        return Compiled(out, inputs, [value.name for value in graph.outputs])
+        inputs = {port.name: F32 if port.dtype.startswith("f") else I32 for port in signature.inputs}
+        return Compiled(out / MODEL, inputs, [port.name for port in signature.outputs])
 
 
 __all__ = ["Compiled", "ProductRoute", "RawRoute", "Refused", "Route"]

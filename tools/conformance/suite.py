@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 
 import onnx
 
+from ir.base.child import kept_children
 from tools.conformance.cases import Case
 from tools.conformance.farm import Lost, spread
 from tools.conformance.judge import CRASH, Verdict, judge
@@ -15,6 +17,19 @@ from tools.conformance.routes import ProductRoute, RawRoute, Route
 
 LIMIT = 180.0
 """Seconds after which a case counts as hanging."""
+
+
+class _Worker:
+    """What a process keeps from case to case.
+
+    Attributes:
+        route: the way from a case to numbers.
+    """
+
+    def __init__(self, route: Route) -> None:
+        self.route = route
+        self._children = ExitStack()
+        self._children.enter_context(kept_children())
 
 
 def judge_all(
@@ -34,8 +49,8 @@ def judge_all(
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
     def start() -> Callable[[int], Verdict]:
-        route: Route = RawRoute(release) if raw else ProductRoute(release, verify)
-        return lambda number: judge(cases[number], about[cases[number].key], route)
+        work = _Worker(RawRoute(release) if raw else ProductRoute(release, verify))
+        return lambda number: judge(cases[number], about[cases[number].key], work.route)
 
     for number, found in spread(len(cases), start, workers, LIMIT):
         if isinstance(found, Lost):

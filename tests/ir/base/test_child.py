@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from ir.base.child import Child, ChildFailed
+from ir.base.child import Child, ChildFailed, kept_children
 from ir.base.diag import LadingError
 from tests.support.paths import ROOT
 
@@ -130,3 +130,51 @@ def test_a_child_that_cannot_be_started_is_a_coded_error(monkeypatch):
     with Child(SERVE) as child, pytest.raises(LadingError, match="Too many open files") as caught:
         child.ask({"do": "echo", "text": ""}, seconds=60)
     assert caught.value.code == "U981"
+
+
+def answered(child: Child) -> int | None:
+    """The number of the process that answers."""
+    child.ask({"do": "echo", "text": ""}, seconds=60)
+    return child.pid
+
+
+def test_children_are_kept_for_the_next_of_their_kind():
+    with kept_children():
+        with Child(SERVE, memory=2 << 30) as one, Child(SERVE, memory=2 << 30) as two:
+            numbers = {answered(one), answered(two)}
+        with Child(SERVE, memory=3 << 30) as other:
+            assert answered(other) not in numbers
+        with Child(SERVE, memory=2 << 30) as one, Child(SERVE, memory=2 << 30) as two:
+            assert {answered(one), answered(two)} == numbers
+    for number in numbers:
+        assert number is not None
+        with pytest.raises(ProcessLookupError):
+            os.kill(number, 0)
+
+
+def test_a_child_that_is_lost_or_busy_is_not_kept():
+    with kept_children():
+        with Child(SERVE) as one:
+            first = answered(one)
+            one.begin({"do": "echo", "text": ""}, seconds=60)
+        with Child(SERVE) as two:
+            second = answered(two)
+            assert second != first
+            assert second is not None
+            os.kill(second, signal.SIGKILL)
+            with pytest.raises(ChildFailed):
+                two.ask({"do": "echo", "text": ""}, seconds=60)
+        with Child(SERVE) as three:
+            assert answered(three) not in (first, second)
+
+
+def test_a_kept_child_whose_connection_the_collector_closed_is_not_used():
+    with kept_children():
+        lost = Child(SERVE)
+        first = answered(lost)
+        connection = lost._socket
+        lost.close()
+        assert connection is not None
+        connection.close()
+        with Child(SERVE) as other:
+            assert answered(other) != first

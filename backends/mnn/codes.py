@@ -150,7 +150,7 @@ CODES: dict[str, str] = {
     "V704": "MNN crashed, raised an error or did not finish when it ran a module.",
     "V705": "MNN gives other outputs when it runs a module again on the same inputs.",
     "V706": "An output of a module has another shape, or holds another kind of numbers, than that of the model.",
-    "V707": "Neither onnxruntime nor ONNX's reference evaluator computes the original model, so that a module was not verified.",
+    "V707": "Nothing here computes the original model, or it gives other numbers each time: a module was not compared with it.",
     "V708": "Outputs of a module differ although no operator is wrong by itself: the model lets what is rounded grow.",
     "V709": "An output of a module is no number, or infinite, where the model gives a number.",
     "B773": "MNN's converter wrote no model that can be read, whatever it reported.",

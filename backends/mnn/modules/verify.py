@@ -31,6 +31,7 @@ from ir.evaluate.feed_sets import COUNTS, SECONDS, FeedSet, feed_sets
 from ir.evaluate.reference import GraphReference, Reference, open_reference
 from ir.evaluate.value_ranges import SPECIAL
 from ir.graph.graph import Graph
+from ir.ops.registry import has_trait
 
 Level = Literal["quick", "full"]
 Feeds = Mapping[str, np.ndarray]
@@ -141,6 +142,7 @@ class _Verification:
         self._half = _computes_in_halves(subject.original)
         self._rounds = subject.graph.fact(ActivationCodes) is not None
         self._reference: Reference | None = None
+        self._random = False
         self.found = Verification()
 
     def run(self, versions: Sequence[str], given: Mapping[str, Feeds] | None) -> Verification:
@@ -152,6 +154,8 @@ class _Verification:
             return found
         found.reference = self._reference.name
         found.sets = self._sets(given)
+        if self._is_random():
+            found.warnings.append(_random(found.reference))
         packages = module_packages(versions)
         if not packages:
             raise LadingError(
@@ -171,9 +175,21 @@ class _Verification:
         reference, level = self._reference, self._level
         assert reference is not None
         if given is not None:
+            for name, feeds in given.items():
+                _check_held(feeds, name)
             return [FeedSet(feeds, reference.run(feeds), {}, name, given=True) for name, feeds in given.items()]
         original = self._subject.original
         return feed_sets(original, reference.run, most=COUNTS[level], seconds=SECONDS[level])
+
+    def _is_random(self) -> bool:
+        """True when the original gives other numbers for the same inputs."""
+        assert self._reference is not None
+        first = self.found.sets[0]
+        self._random = any(has_trait(node, "random") for node in self._subject.original.walk()) and not all(
+            np.array_equal(array, first.wanted[name], equal_nan=array.dtype.kind == "f")
+            for name, array in self._reference.run(first.feeds).items()
+        )
+        return self._random
 
     def _stored(self) -> list[list[np.ndarray]]:
         """What the written graph means, for each set; what the original gives where weights are as they were."""
@@ -206,7 +222,7 @@ class _Verification:
         for number, (item, one, other) in enumerate(zip(found.sets, got[: len(feeds)], got[len(feeds) :], strict=True)):
             for place, name in enumerate(names):
                 problem = self._judged(release, number, place, one[name], stored[number][place], converter)
-                if problem is None and not np.array_equal(one[name], other[name], equal_nan=True):
+                if problem is None and not self._random and not np.array_equal(one[name], other[name], equal_nan=True):
                     problem = _unstable(release, name, item, one[name], other[name])
                 if problem is not None and problem.severity == "error":
                     found.problems.append(problem)
@@ -229,7 +245,7 @@ class _Verification:
                 found.problems.append(_beyond_width(release, gaps[1].relative, self._bar))
         found.measurements.append(Measurement(release, where, "float", count, gaps[1].largest, gaps[1].relative))
         limit = HALF_BAR if self._half else ERROR_BARS[32]
-        if gaps[0].relative > limit and rounding is None:
+        if not self._rounds and not self._random and gaps[0].relative > limit:
             found.problems.append(_grown(release, gaps[0].relative, limit, found.warnings))
 
     def _judged(
@@ -237,7 +253,7 @@ class _Verification:
     ) -> Diagnostic | None:
         by = self.found.reference if self._bar is None else "what is stored"
         found = misfit(wanted, got, by=by, half=self._half)
-        if found is not None and found.kind == "value" and self._rounds:
+        if found is not None and found.kind == "value" and (self._rounds or self._random):
             # One code more or less is no fault; how far all of them are off is judged by `Rounding`.
             return None
         if found is not None and found.kind == "value":
@@ -317,6 +333,14 @@ def held(feeds: Feeds) -> dict[str, np.ndarray]:
     return {name: x.astype(np.float32 if x.dtype.kind not in "iub" else np.int32) for name, x in feeds.items()}
 
 
+def _check_held(feeds: Feeds, where: str) -> None:
+    """Require integers that MNN can hold; LadingError U963."""
+    for name, array in feeds.items():
+        if array.dtype.kind in "iu" and array.size and not -(1 << 31) <= int(array.min()) <= int(array.max()) < 1 << 31:
+            message = f"input {name!r} has numbers from {array.min()} to {array.max()}, and MNN holds 32-bit integers"
+            raise LadingError("U963", message, where)
+
+
 def _shaken(array: np.ndarray, rng: np.random.Generator, special: bool) -> np.ndarray:
     """Floats changed by up to their last bit; special numbers among them, which decide what is done, stay."""
     if array.dtype.kind != "f":
@@ -341,6 +365,11 @@ def _last_words(error: ChildFailed) -> list[str]:
 def _no_reference(error: LadingError) -> Diagnostic:
     message = "nothing here computes the original model, so that the module was not compared with it"
     return Diagnostic("V707", message, error.diagnostics[0].message, severity="warning")
+
+
+def _random(reference: str) -> Diagnostic:
+    message = f"{reference} gives other numbers for the same inputs, so that shapes and types alone were compared"
+    return Diagnostic("V707", message, severity="warning")
 
 
 def _unstable(release: str, name: str, item: FeedSet, one: np.ndarray, other: np.ndarray) -> Diagnostic:

@@ -44,7 +44,7 @@ MOST_TRIES = 400
 """Sets of inputs that are tried until one is accepted."""
 SECONDS = {"quick": 20.0, "full": 120.0}
 """Time after which no further inputs are sought, by how much to verify."""
-COUNTS = {"quick": 8, "full": 24}
+COUNTS = {"quick": 10, "full": 30}
 """Sets of inputs at most."""
 
 

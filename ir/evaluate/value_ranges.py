@@ -18,8 +18,8 @@ from ir.graph.graph import Node, Value
 from ir.ops.registry import attribute, has_trait
 
 NORMAL, UNIT, PIXELS, SPECIAL = "normal", "unit", "pixels", "special"
-STYLES = (NORMAL, SPECIAL, UNIT, PIXELS)
-"""How floats are drawn: from the normal distribution, special numbers (zeros, halves between whole numbers, equal and
+STYLES = (NORMAL, SPECIAL, UNIT, SPECIAL, PIXELS)
+"""How floats are drawn, in turn: from the normal distribution, special numbers (zeros, halves between whole numbers, equal and
 negative ones), from 0 to 1, whole numbers from 0 to 255."""
 
 FREE, SMALL, ONES, ZEROS = range(4)
@@ -27,6 +27,8 @@ FREE, SMALL, ONES, ZEROS = range(4)
 
 SPECIALS = (0.0, -0.0, 0.5, -0.5, 1.0, -1.0, 1.5, -1.5, 2.5, -2.5, 2.0, -3.0, 0.25, 1e-3, -1e-3, 20.0, -20.0)
 """Floats at which operators change their mind, ties of rounding among them."""
+FEW = 64
+"""Elements below which all are special numbers, where some are."""
 WIDE = 100
 """Integers that nothing bounds lie this far around 0."""
 MOST_STEPS = 256
@@ -84,7 +86,8 @@ class Draw:
             return self.rng.integers(0, 256, shape)
         found = self.rng.standard_normal(shape)
         if style == SPECIAL:
-            picked = self.rng.random(shape) < 0.5
+            few = found.size < FEW
+            picked = self.rng.random(shape) < (1.0 if few else 0.5)
             found = np.where(picked, self.rng.choice(np.array(SPECIALS), shape), found)
         return found
 

@@ -102,6 +102,11 @@ def main(source, text, to, target, passes, inputs, out, status, match, time_limi
     _check_way(text, {"--to": to, "--target": target, "--passes": passes, "--inputs": inputs},
                {"--status": status, "--match": match})  # fmt: skip
     graph = Formats().read(source, frontend)
+    if to is not None:
+        from ir.infer.engine import infer_types
+
+        # Where a smaller graph begins, its inputs have the types of what was there.
+        infer_types(graph)
     deadline = monotonic() + time_limit
     say = (lambda line: None) if quiet else (lambda line: click.echo(line, err=True))
     reducer = Reducer(graph, place, deadline, say)

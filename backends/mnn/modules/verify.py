@@ -246,7 +246,7 @@ class _Verification:
         found.measurements.append(Measurement(release, where, "float", count, gaps[1].largest, gaps[1].relative))
         limit = HALF_BAR if self._half else ERROR_BARS[32]
         if not self._rounds and not self._random and gaps[0].relative > limit:
-            found.problems.append(_grown(release, gaps[0].relative, limit, found.warnings))
+            found.problems.append(self._far(release, gaps[0].relative, limit, converter))
 
     def _judged(
         self, release: str, number: int, place: int, got: np.ndarray, wanted: np.ndarray, converter: Converter
@@ -268,7 +268,9 @@ class _Verification:
         noise = np.zeros(wanted.shape)
         rng = np.random.default_rng(number)
         for _ in range(DRAWS):
-            feeds = {name: _shaken(array, rng, item.style == SPECIAL) for name, array in item.feeds.items()}
+            feeds = {
+                name: _shaken(array, rng, item.given or item.style == SPECIAL) for name, array in item.feeds.items()
+            }
             try:
                 moved = self._ordered(self._reference.run(feeds))[place].astype(np.float64)
             except LadingError:
@@ -288,6 +290,20 @@ class _Verification:
             message = f"{message}; no operator is wrong by itself: what is rounded grows"
             return Diagnostic("V708", message, "\n".join(where), severity="warning")
         return Diagnostic(code, message, "\n".join(where), self._hint())
+
+    def _far(self, release: str, error: float, limit: float, converter: Converter) -> Diagnostic:
+        """What is said of outputs that are each no farther off than rounding may bring them, and together too far."""
+        message = f"on MNN {release} outputs are off by {error:.3g} of their size, and {limit:.3g} is allowed"
+        found: Culprit | None = None
+        for number in range(len(self.found.sets)):
+            found = self._blamed(partial(first_wrong, self._case(number), converter)) or found
+            if found is not None and found.how == "wrong":
+                where = [str(self.found.sets[number]), *found.lines()]
+                return Diagnostic("V703", message, "\n".join(where), self._hint())
+        hint = "nothing was written; the model lets what is rounded grow"
+        return Diagnostic(
+            "V708", f"{message}; no operator is wrong by itself", "\n".join(found.lines() if found else ()), hint
+        )
 
     def _died(
         self, release: str, converter: Converter, feeds: Sequence[Feeds], names: Sequence[str], error: ChildFailed
@@ -378,15 +394,6 @@ def _unstable(release: str, name: str, item: FeedSet, one: np.ndarray, other: np
     at = tuple(int(index) for index in place)
     where = str(item) + (f": {one[at]} and {other[at]} at {list(at)}" if at else "")
     return Diagnostic("V705", message, where, "nothing was written; please report the model")
-
-
-def _grown(release: str, error: float, limit: float, warnings: Sequence[Diagnostic]) -> Diagnostic:
-    message = (
-        f"on MNN {release} outputs are off by {error:.3g} of their size where {limit:.3g} is allowed, and no operator is "
-        "wrong by itself"
-    )
-    where = "\n".join(item.where for item in warnings if item.code == "V708")
-    return Diagnostic("V708", message, where, "nothing was written; the model lets what is rounded grow")
 
 
 def _beyond_width(release: str, error: float, bar: float) -> Diagnostic:

@@ -16,7 +16,7 @@ from tests.support.modules.models import one_node
 F32, I32, I64, BOOL, U8 = (getattr(TensorProto, name) for name in ("FLOAT", "INT32", "INT64", "BOOL", "UINT8"))
 
 
-def sets_of(model: onnx.ModelProto, tmp_path, most: int = 8) -> list[FeedSet]:
+def sets_of(model: onnx.ModelProto, tmp_path, most: int = 10) -> list[FeedSet]:
     path = tmp_path / "model.onnx"
     onnx.save(model, path)
     graph = load(path)

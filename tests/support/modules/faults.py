@@ -38,8 +38,9 @@ def model_of(nodes: Sequence[onnx.NodeProto], shape: Sequence[int | str] = SHAPE
 def chain(*ops: str) -> onnx.ModelProto:
     """Operators one after the other from ``x`` by ``v1``, ``v2`` ... to ``y``."""
     names = ["x", *(f"v{number}" for number in range(1, len(ops))), "y"]
+    places = zip(ops, names[:-1], names[1:], strict=True)
     return model_of(
-        [helper.make_node(op, [a], [b], name=f"the {op}") for op, a, b in zip(ops, names[:-1], names[1:], strict=True)]
+        [helper.make_node(op, [a], [b], name=f"{op}_{number}") for number, (op, a, b) in enumerate(places, 1)]
     )
 
 

@@ -43,7 +43,7 @@ def edit_net(net: Path, graph: Graph, out: Path, *, inside: bool = True) -> Edit
         for operator in level:
             weights.store(operator)
     if fact is not None:
-        Integers(held, fact.ranges, weights.integers, result).describe()
+        Integers(held, fact.ranges, weights.integers, result, graph).describe()
     held.write(out, inside=inside)
     result.places = list(_places(out, result))
     return result

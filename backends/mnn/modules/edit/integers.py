@@ -20,6 +20,7 @@ from backends.mnn.modules.edit.net import Net, Operator, table
 from backends.mnn.modules.edit.relink import New, Scalar
 from backends.mnn.modules.edit.weights import CONVOLUTIONS
 from backends.mnn.read.net_file import slot_of
+from ir.graph.graph import Graph
 from ir.quant.weight import QuantizedWeight
 
 MOVING = frozenset(
@@ -49,8 +50,9 @@ class Integers:
         ranges: Mapping[str, CodeRange],
         integers: Mapping[int, QuantizedWeight],
         result: Edited,
+        graph: Graph,
     ) -> None:
-        self.net, self.ranges, self.integers, self.result = net, ranges, integers, result
+        self.net, self.ranges, self.integers, self.result, self.graph = net, ranges, integers, result, graph
         self.operators = [operator for operator in net.levels[0] if operator.outputs]
         self.found: dict[int, CodeRange] = {}
         self.wanted: dict[int, CodeRange] = {}
@@ -128,10 +130,18 @@ class Integers:
             if tensor in self.found:
                 best = (tensor, self.found[tensor], [*cut])
         codes = best[1]
+        if any(reader.type == "Pooling3D" and not self._is_plane(reader) for reader in self.readers.get(best[0], ())):
+            return best[0], None, []
         for each in best[2]:
             assert codes is not None
             codes = _within(codes, *_bounds(each))
         return best[0], codes, best[2]
+
+    def _is_plane(self, operator: Operator) -> bool:
+        """True for pooling over all of height and width, spelled as pooling in three dimensions."""
+        name = plain(self.net.names[operator.outputs[0]])
+        rank = self.graph.value(name).rank if self.graph.has(name) else None
+        return rank == 4 and bool(operator.main.get("isGlobal"))
 
     # ---- operators ----
 
@@ -232,7 +242,10 @@ class Integers:
             if operator.removed or not operator.inputs or operator.inputs[0] not in self.wanted:
                 continue
             given, result = self.wanted[operator.inputs[0]], operator.outputs[0]
-            if operator.type in HANDED_ON:
+            if operator.type == "Pooling3D":
+                # It would be taken apart into pooling whose tensors cannot be described.
+                operator.becomes = ("Pooling", "Pool", _whole_plane(operator))
+            if operator.type in (*HANDED_ON, "Pooling3D"):
                 codes = self.found.get(result, given)
                 if operator.type == "Interp":
                     codes = given
@@ -271,6 +284,13 @@ def _within(codes: CodeRange, low: float, high: float) -> CodeRange:
     least = codes.low if low == -np.inf else round(low / codes.scale) + codes.zero
     most = codes.high if high == np.inf else round(high / codes.scale) + codes.zero
     return replace(codes, low=min(max(codes.low, least), codes.high), high=max(min(codes.high, most), codes.low))
+
+
+def _whole_plane(operator: Operator) -> New:
+    """Pooling over all of height and width."""
+    kind = 1 if operator.main.get("type") == "AVEPOOL" else 0
+    numbers = {"padX": 0, "padY": 0, "kernelX": 1, "kernelY": 1, "strideX": 1, "strideY": 1, "padType": 0}
+    return table("Pool", {**numbers, "isGlobal": True, "type": kind, "dataType": 1, "ceilModel": False, "countType": 0})
 
 
 def _with_scales(quan: object, given: float, made: float) -> New:

@@ -16,7 +16,7 @@ import numpy as np
 
 from backends.mnn.modules.edit.relink import Item, New, Objects, Old, Scalar, Vector, copied, reference, relink, vector
 from backends.mnn.read.flatbuffer import Buffer, Table
-from backends.mnn.read.net_file import PARAMETERS, number_kinds, numbers, parse_net, slot_of
+from backends.mnn.read.net_file import OPS, PARAMETERS, number_kinds, numbers, parse_net, slot_of
 from ir.base.diag import LadingError
 
 _LISTS = {
@@ -45,6 +45,7 @@ class Operator:
         parts: makes what a convolution is to keep instead of its floats: codes, scales and biases.
         inside: its numbers stay in the net, wherever those of others are.
         removed: it is to be left out.
+        becomes: another type, kind of parameters and parameters that it is to have.
         reads, makes: numbers of other tensors that it is to read and make.
     """
 
@@ -55,6 +56,7 @@ class Operator:
     parts: Callable[[], tuple[np.ndarray, ...]] | None = None
     inside: bool = False
     removed: bool = False
+    becomes: tuple[str, str, New] | None = None
     reads: list[int] | None = None
     makes: list[int] | None = None
 
@@ -197,15 +199,21 @@ class Net:
             changes[slot_of("Op", "inputIndexes")] = vector(operator.reads, "<i4")
         if operator.makes is not None:
             changes[slot_of("Op", "outputIndexes")] = vector(operator.makes, "<i4")
+        if operator.becomes is not None:
+            kind, parameter, main = operator.becomes
+            changes[slot_of("Op", "type")] = Scalar("i", next(number for number, name in OPS.items() if name == kind))
+            changes[slot_of("Op", "main_type")] = Scalar("B", PARAMETERS.index(parameter))
+            changes[slot_of("Op", "main")] = main
+            return copied(operator.table, number_kinds("Op"), changes)
         if not fields and not changes:
             return Old(operator.table.position)
         if operator.data["main_type"] != "NONE":
             kind = str(operator.data["main_type"])
-            main = operator.table.table(slot_of("Op", "main"))
-            assert main is not None
+            old = operator.table.table(slot_of("Op", "main"))
+            assert old is not None
             said = {slot_of(kind, field): item for field, item in fields.items()}
             changes[slot_of("Op", "main_type")] = Scalar("B", PARAMETERS.index(kind))
-            changes[slot_of("Op", "main")] = copied(main, number_kinds(kind), said) if said else Old(main.position)
+            changes[slot_of("Op", "main")] = copied(old, number_kinds(kind), said) if said else Old(old.position)
         return copied(operator.table, number_kinds("Op"), changes)
 
     def _put_inside(self, operator: Operator) -> dict[str, Item | None]:

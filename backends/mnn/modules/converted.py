@@ -80,14 +80,6 @@ class Converted(Way):
         words += [] if self.target.name == target().name else ["--target", self.target.name]
         return words + ([] if inputs is None else ["--inputs", str(inputs)])
 
-    def _reducing(self) -> list[str]:
-        """The command that finds the smallest part of the model that fails."""
-        inputs = self.order.options.get("inputs")
-        words = ["lading", "reduce", self.order.origin.model, "--to", "mnn"]
-        words += [] if self.target.name == target().name else ["--target", self.target.name]
-        return words + ([] if inputs is None else ["--inputs", str(inputs)])
-
-    def verify(self, graph: Graph, original: Graph, folder: Path) -> None:
         """See `Way.verify`."""
         origin, level = self.order.origin, self.order.verify
         assert level != "none"

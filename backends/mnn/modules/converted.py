@@ -80,6 +80,7 @@ class Converted(Way):
         words += [] if self.target.name == target().name else ["--target", self.target.name]
         return words + ([] if inputs is None else ["--inputs", str(inputs)])
 
+    def verify(self, graph: Graph, original: Graph, folder: Path) -> None:
         """See `Way.verify`."""
         origin, level = self.order.origin, self.order.verify
         assert level != "none"

@@ -9,6 +9,7 @@ from typing import Any
 from backends.mnn.modules.build import type_of
 from backends.mnn.modules.readback.parameters import differences
 from backends.mnn.modules.readback.weights import lost_weights
+from backends.mnn.modules.table.row import HELD
 from backends.mnn.read.net_file import numbers, read_net
 from ir.base.diag import Diagnostic, LadingError
 from ir.graph.graph import Graph, Value
@@ -117,7 +118,7 @@ def _misfits(value: Value, main: Mapping[str, Any]) -> Iterable[str]:
     if wanted is None:
         return
     said = str(main.get("dtype", "DT_FLOAT"))
-    if (said == "DT_FLOAT") != wanted.dtype.is_float:
+    if wanted.dtype in HELD and (said == "DT_FLOAT") != wanted.dtype.is_float:
         yield f"the converted model takes its input {value.name!r} as {said} instead of {wanted.dtype}"
     dims = [int(size) for size in numbers(main.get("dims"))]
     fits = wanted.shape is None or len(dims) == len(wanted.shape)

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from backends.mnn.modules.build import numbers, type_of
+from backends.mnn.modules.table.row import HELD
 from backends.mnn.read.net_file import numbers as listed
 from ir.base.types import BOOL, DType
 from ir.graph.graph import Graph, Node
 from ir.ops.registry import attribute
 
 Expected = Mapping[str, Any]
-"""Values of fields by name, ``outer.inner`` for those of a table in a table; a `frozenset` for any of several."""
+"""Values of fields by name, ``outer.inner`` for those of a table in a table; a tuple for any of several."""
 
 _GROUP = re.compile(r"__group__\d+$")
 _CLOSE = 1e-6
@@ -61,7 +62,7 @@ def differences(ops: Iterable[Mapping[str, Any]], graph: Graph) -> Iterator[tupl
                 continue
             found = _field(op.get("main"), field)
             if not _alike(found, wanted):
-                shown = min(wanted) if isinstance(wanted, frozenset) else wanted
+                shown = wanted[0] if isinstance(wanted, tuple) else wanted
                 yield (
                     f"{field} of a {op['type']} is {_shown(found)} and should be {_shown(shown)}",
                     f"{name} ({node.op})",
@@ -75,7 +76,7 @@ def _field(main: Any, name: str) -> Any:
 
 
 def _alike(found: Any, wanted: Any) -> bool:
-    if isinstance(wanted, frozenset):
+    if isinstance(wanted, tuple):
         return any(_alike(found, one) for one in wanted)
     if isinstance(wanted, list):
         return isinstance(found, list) and len(found) == len(wanted) and all(map(_alike, found, wanted))
@@ -168,7 +169,7 @@ _COORDINATES = {
     "half_pixel": "HalfPixels", "pytorch_half_pixel": "PytorchHalfPixels", "align_corners": "AlignCorners",
     "asymmetric": "Asymmetric", "tf_half_pixel_for_nn": "TensorflowHalfPixels",
 }  # fmt: skip
-_RESIZES = {"linear": 2, "cubic": 3, "nearest": frozenset({1, 4})}
+_RESIZES = {"linear": 2, "cubic": 3, "nearest": (1, 4)}
 
 
 def _resize(node: Node) -> Expected:
@@ -192,7 +193,7 @@ def _axis(node: Node, field: str = "axis") -> Expected:
     if axis is None or shape is None or shape.rank is None:
         return {}
     rank = shape.rank + (node.op == "OneHot")
-    return {field: frozenset({int(axis), int(axis) % rank if rank else 0, int(axis) % rank - rank if rank else 0})}
+    return {field: (int(axis), int(axis) % rank, int(axis) % rank - rank)} if rank else {}
 
 
 def _fields(**names: str) -> Callable[[Node], Expected]:
@@ -232,23 +233,20 @@ def _chosen(field: str, name: str, words: Mapping[str, Any]) -> Callable[[Node],
 
 
 def _permutation(node: Node) -> Expected:
-    given = attribute(node, "perm")
-    shape = type_of(node.input(0))
-    if given is None and (shape is None or shape.rank is None):
-        return {}
-    return {"dims": list(given) if given is not None else list(reversed(range(shape.rank or 0)))} if shape else {}
+    given = node.attrs.get("perm")
+    return {} if given is None else {"dims": list(given)}
 
 
 def _cast(node: Node) -> Expected:
     made = type_of(node.outputs[0])
-    return {} if made is None else {"dstT": _held(made.dtype)}
+    return {} if made is None or made.dtype not in HELD else {"dstT": _held(made.dtype)}
 
 
 def _held(dtype: DType) -> Any:
     """The element types that say how MNN holds one of ours."""
     if dtype.is_float:
-        return frozenset({"DT_FLOAT", "DT_DOUBLE"})
-    return frozenset({"DT_BOOL", "DT_INT32"}) if dtype == BOOL else frozenset({"DT_INT32", "DT_INT64"})
+        return "DT_FLOAT", "DT_DOUBLE"
+    return ("DT_BOOL", "DT_INT32") if dtype == BOOL else ("DT_INT32", "DT_INT64")
 
 
 def _limits(node: Node) -> Expected:
@@ -265,15 +263,16 @@ def _reduction(operation: str) -> Row:
 
 
 def _binary(*operations: str) -> Row:
-    return Row(("BinaryOp",), _constantly(opType=frozenset(operations)))
+    return Row(("BinaryOp",), _constantly(opType=operations))
 
 
 def _unary(operation: str) -> Row:
     return Row(("UnaryOp",), _constantly(opType=operation))
 
 
+# A quotient may become a product.
 _BINARY: Mapping[str, Sequence[str]] = {
-    "Add": ("ADD",), "Sub": ("SUB",), "Mul": ("MUL",), "Div": ("DIV", "REALDIV"), "Pow": ("POW",), "Equal": ("EQUAL",),
+    "Add": ("ADD",), "Sub": ("SUB",), "Mul": ("MUL",), "Pow": ("POW",), "Equal": ("EQUAL",),
     "Greater": ("GREATER",), "GreaterOrEqual": ("GREATER_EQUAL",), "Less": ("LESS",), "LessOrEqual": ("LESS_EQUAL",),
     "Max": ("MAXIMUM",), "Min": ("MINIMUM",), "Or": ("LOGICALOR",), "Xor": ("LOGICALXOR",),
 }  # fmt: skip

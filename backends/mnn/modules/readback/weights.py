@@ -12,7 +12,7 @@ import numpy as np
 
 from backends.mnn.modules.build import type_of
 from backends.mnn.read.net_file import numbers as listed
-from ir.graph.graph import Graph, Node
+from ir.graph.graph import Graph
 
 OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators whose second operand is their weight."""
@@ -37,16 +37,10 @@ def lost_weights(ops: Iterable[Mapping[str, Any]], graph: Graph) -> Iterator[tup
     for node in graph.walk():
         weight = node.input(1) if node.op in OPERATORS else None
         found = type_of(weight)
-        if weight is None or weight.const is None or found is None:
+        if weight is None or weight.const is None or found is None or not found.size:
             continue
-        wanted = found.size or 0
-        part = wanted // _groups(node)
-        if wanted and not (held.get(wanted) or held.get(part)):
-            yield f"the weight {weight.name!r} of {wanted:,} numbers is nowhere in the converted model", repr(node)
-
-
-def _groups(node: Node) -> int:
-    return int(node.attrs.get("group", 1)) if node.op in ("Conv", "ConvTranspose") else 1
+        if not any(size > 1 and found.size % size == 0 and size * held[size] >= found.size for size in held):
+            yield f"the weight {weight.name!r} of {found.size:,} numbers is nowhere in the converted model", repr(node)
 
 
 def _held(ops: Iterable[Mapping[str, Any]]) -> Mapping[int, int]:

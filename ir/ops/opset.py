@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ir.base.types import I64, TensorType
+from ir.base.types import BOOL, I64, TensorType
 from ir.graph.graph import Graph, Node, Value
 from ir.ops import early
 from ir.ops.registry import schema_of
@@ -103,8 +103,16 @@ def _batch_norm(node: Node, graph: Graph) -> None:
 
 
 def _dropout(node: Node, graph: Graph) -> None:
-    """Outside of training the ratio has no effect."""
+    """Outside of training the ratio has no effect, and the mask is of truth values."""
     graph.set_attrs(node, ratio=None)
+    for mask in node.outputs[1:]:
+        shape = mask.type.shape if isinstance(mask.type, TensorType) else None
+        graph.set_type(mask, TensorType(BOOL, shape))
+
+
+def _mask_unread(node: Node) -> bool:
+    """Nobody reads the mask, which was of the element type of the numbers."""
+    return not any(value.use_count for value in node.outputs[1:])
 
 
 def _typed(node: Node) -> bool:
@@ -183,7 +191,7 @@ _LATER: dict[str, tuple[Change, ...]] = {
     **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), (Change(13, _softmax),)),
     "Split": (Change(18, _split),),
     "BatchNormalization": (Change(15, _batch_norm, _not_training),),
-    "Dropout": (Change(12, _dropout),),
+    "Dropout": (Change(10, _nothing, _mask_unread), Change(12, _dropout)),
     "Clip": (Change(11, _clip, _typed),),
     "Slice": (Change(10, _slice),),
     "Pad": (Change(11, _pad, _typed),),

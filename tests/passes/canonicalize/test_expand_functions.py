@@ -251,6 +251,9 @@ FORMS = {
     "slice": (9, "g (float[2,3,4] x) => (float[n] y) { y = Slice <starts = [1], ends = [3], axes = [2]> (x) }"),
     "pad": (9, "g (float[2,3,4] x) => (float[n] y) { y = Pad <pads = [0, 0, 1, 0, 0, 2], value = 7.0> (x) }"),
     "top k": (9, "g (float[2,3,4] x) => (float[n] y, int64[n] z) { y, z = TopK <k = 2> (x) }"),
+    "dropout with a mask that nobody reads": (
+        7, "g (float[2,3,4] x) => (float[n] y) { y, m = Dropout <ratio = 0.9> (x) }",
+    ),
     "dropout": (9, "g (float[2,3,4] x) => (float[n] y) { y = Dropout <ratio = 0.9> (x) }"),
     "softmax of several axes": (11, "g (float[2,3,4] x) => (float[n] y) { y = Softmax <axis = 1> (x) }"),
     "softmax by default": (9, "g (float[2,3,4] x) => (float[n] y) { y = Softmax (x) }"),

@@ -88,9 +88,9 @@ def held(graph: Graph, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
     return {value.name: feeds[value.name].astype(value.dtype.numpy) for value in graph.inputs}
 
 
-def evaluated(case: OneNode, pipeline: str = "mnn-module") -> list[np.ndarray]:
+def evaluated(case: OneNode, pipeline: str = "mnn-module", release: str = "3.6.1") -> list[np.ndarray]:
     """The numbers of what a node is made of, computed without MNN."""
-    graph = legal(case.model(), pipeline=pipeline)
+    graph = legal(case.model(), release, pipeline)
     found = evaluate(graph, held(graph, case.feeds))
     return [found[value.name] for value in graph.outputs]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backends.mnn.modules.rewrites import arithmetic, bits, comparisons, reductions, shapes, vision
+from backends.mnn.modules.rewrites import arithmetic, bits, choice, comparisons, products, reductions, shapes, vision
 from backends.mnn.modules.rewrites.types import Rewrite, Table
 
 
@@ -15,7 +15,14 @@ def _joined(*tables: Table) -> Table:
 
 
 REWRITES = _joined(
-    arithmetic.REWRITES, bits.REWRITES, comparisons.REWRITES, reductions.REWRITES, shapes.REWRITES, vision.REWRITES
+    arithmetic.REWRITES,
+    bits.REWRITES,
+    choice.REWRITES,
+    comparisons.REWRITES,
+    products.REWRITES,
+    reductions.REWRITES,
+    shapes.REWRITES,
+    vision.REWRITES,
 )
 """Rewrites by operator."""
 

@@ -18,7 +18,7 @@ from backends.mnn.modules.edit.codes import CodeRange
 from backends.mnn.modules.edit.edited import Edited, plain
 from backends.mnn.modules.edit.net import Net, Operator, table
 from backends.mnn.modules.edit.relink import New, Scalar
-from backends.mnn.modules.edit.weights import CONVOLUTIONS
+from backends.mnn.modules.edit.weights import CONVOLUTIONS, raised_parts
 from backends.mnn.read.net_file import slot_of
 from ir.graph.graph import Graph
 from ir.quant.weight import QuantizedWeight
@@ -39,6 +39,10 @@ ARITHMETIC = ("ADD", "SUB", "MUL")
 
 LEAST_SCALE = 1e-6
 """Smaller scales of weights are taken for this one by the depthwise convolution."""
+
+
+MOST_SHOWN = 0.1
+"""Steps of a result that raised scales may be off by."""
 
 
 class Integers:
@@ -167,8 +171,8 @@ class Integers:
             reason = "no codes are known of the tensor that it reads"
         elif codes is None:
             reason = "no codes are known of the tensor that it makes"
-        elif operator.type == "ConvolutionDepthwise" and np.abs(weight.scale.load()).min() < LEAST_SCALE:
-            reason = f"scales of its weights are below {LEAST_SCALE}"
+        elif operator.type == "ConvolutionDepthwise":
+            reason = self._raise_scales(operator, weight, self.found[source].scale, codes.scale)
         if reason or codes is None:
             self.result.floats[operator.name] = reason
             return
@@ -185,6 +189,19 @@ class Integers:
         quan = operator.fields["quanParameter"]
         operator.fields["quanParameter"] = _with_scales(quan, given.scale, codes.scale)
         self._choose(operator, result, codes, cut)
+
+    def _raise_scales(self, operator: Operator, weight: QuantizedWeight, given: float, made: float) -> str:
+        """Raise scales of weights that the kernel would raise by itself, with other codes; why not, where it shows."""
+        scales = np.abs(weight.scale.load()).reshape(-1)
+        small = scales[scales < LEAST_SCALE]
+        if not small.size:
+            return ""
+        # All codes of a channel off by a half, at the largest numbers.
+        shown = 0.5 * LEAST_SCALE * weight.shape[1] * 255 * given / made
+        if shown > MOST_SHOWN:
+            return f"scales of its weights are below {LEAST_SCALE}"
+        operator.parts = raised_parts(weight, self.net.floats(operator)[1], LEAST_SCALE)
+        return ""
 
     def _between(self) -> None:
         """Let what stands between convolutions compute with integers, where it is right."""

@@ -15,7 +15,7 @@ from backends.mnn.modules.edit.codes import codes_of, is_half
 from backends.mnn.modules.edit.edited import Edited, plain
 from backends.mnn.modules.edit.net import Net, Operator, table
 from backends.mnn.modules.edit.take_qdq import WEIGHED
-from backends.mnn.write.packing import quantize_pack
+from backends.mnn.write.packing import pack_codes, quantize_pack
 from ir.graph.graph import Graph, Node
 from ir.quant.storage import Storage
 from ir.quant.weight import QuantizedWeight
@@ -97,7 +97,9 @@ class Weights:
         name = node.operand(1).name + (f"#{part}" if rows < found.shape[0] else "")
         self.result.weights[operator.name] = (name, (rows, columns), found.storage)
         self.result.stored[found.storage.bits] += 1
-        if found.storage.bits == 8 and found.storage.symmetric and found.blocks == 1:
+        if operator.type == "ConvolutionDepthwise" and (factors != 1).any() and self.ranges:
+            self.result.floats[operator.name] = "a normalization was taken into its weights"
+        elif found.storage.bits == 8 and found.storage.symmetric and found.blocks == 1:
             self.integers[id(operator)] = found
         elif found.storage.bits == 8 and self.ranges:
             why = "its weights have zeros" if found.blocks == 1 else "its weights have scales of blocks"
@@ -155,18 +157,35 @@ def _factors(weight: QuantizedWeight, start: int, rows: int, floats: np.ndarray)
     return factors if near.all() and np.isfinite(factors).all() else None
 
 
+def raised_parts(weight: QuantizedWeight, bias: np.ndarray, least: float) -> Callable[[], tuple[np.ndarray, ...]]:
+    """Codes of 8 bits with no scale below `least`; those of rows whose scale was smaller are rounded to it."""
+
+    def make() -> tuple[np.ndarray, ...]:
+        part = weight.rows(0, weight.shape[0])
+        scale = np.where(np.abs(part.scale) < least, np.copysign(np.float32(least), part.scale), part.scale)
+        codes = np.rint(part.codes * (part.scale / scale)).astype(np.int8)
+        head = _head(*weight.shape, 8)
+        return np.concatenate([*head, pack_codes(codes, 8)]), scale.reshape(-1).astype(np.float32), bias
+
+    return make
+
+
+def _head(rows: int, columns: int, bits: int) -> list[np.ndarray]:
+    """What stands in front of codes: dimensions, and the number that each code stands for before it is scaled."""
+    dims = np.array([rows, columns], "<u4" if max(rows, columns) > 0xFFFF else "<u2")
+    count = 1 << bits
+    codebook = np.arange(-count // 2, count // 2, dtype=np.int8).view(np.uint8)
+    return [np.array([2], np.uint8), dims.view(np.uint8), np.array([count % 256], np.uint8), codebook]
+
+
 def _code_parts(
     weight: QuantizedWeight, start: int, rows: int, factors: np.ndarray, bias: np.ndarray
 ) -> tuple[np.ndarray, ...]:
     columns = weight.shape[1]
-    bits = weight.storage.bits
     codes, alpha = quantize_pack(weight, start, start + rows)
     scaled = alpha.reshape(rows, -1) * factors
-    dims = np.array([rows, columns], "<u4" if max(rows, columns) > 0xFFFF else "<u2")
-    count = 1 << bits
-    codebook = np.arange(-count // 2, count // 2, dtype=np.int8).view(np.uint8)
-    head = [np.array([2], np.uint8), dims.view(np.uint8), np.array([count % 256], np.uint8), codebook]
+    head = _head(rows, columns, weight.storage.bits)
     return np.concatenate([*head, codes]), scaled.astype(np.float32), bias
 
 
-__all__ = ["Weights"]
+__all__ = ["CONVOLUTIONS", "Weights", "raised_parts"]

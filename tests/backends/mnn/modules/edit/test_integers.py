@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from onnx import numpy_helper
 
 from backends.mnn.target.environments import ReleaseEnvironments
 from tests.support.modules.quantized import Chain, compiled, exact, quantized, run, step_of
@@ -121,3 +122,28 @@ def test_weights_with_zeros_keep_their_codes_and_compute_with_floats(tmp_path):
     assert found.stored == {8: 2} and not found.integer
     assert set(found.floats.values()) == {"its weights have zeros"}
     assert np.abs(exact(model, feeds[0]) - run(tmp_path, feeds[0])).max() <= 2.01 * step_of(model)
+
+
+def test_depthwise_weights_of_dead_channels_are_raised_to_what_the_kernel_takes(tmp_path):
+    chain = Chain([1, 16, 9, 9])
+    x = chain.add("Relu", chain.conv("x", 16, 16, 3, group=16))
+    dead = numpy_helper.to_array(chain.constants[0]).copy()
+    dead[3:5] *= 1e-5
+    chain.constants[0].CopyFrom(numpy_helper.from_array(dead, "c0"))
+    model, feeds = chain.model(chain.conv(x, 16, 8)), chain.feeds()
+    model = quantized(model, feeds, tmp_path)
+    _, found, net = compiled(model, tmp_path)
+    scales = next(op for op in net["oplists"] if op["type"] == "ConvolutionDepthwise")["main"]["quanParameter"]["alpha"]
+    assert (np.sort(scales)[:2] == np.float32(1e-6)).all() and len(found.integer) == 2
+    assert np.abs(exact(model, feeds[0]) - run(tmp_path, feeds[0])).max() <= 1.01 * step_of(model)
+
+
+def test_means_over_planes_are_exact(tmp_path):
+    chain = Chain([1, 8, 20, 20])
+    mean = chain.add("Flatten", chain.add("GlobalAveragePool", chain.add("Relu", chain.conv("x", 8, 16, 3))))
+    matrix = chain.random.standard_normal((16, 10)).astype(np.float32)
+    model, feeds = chain.model(chain.add("Gemm", mean, chain.const(matrix))), chain.feeds()
+    model = quantized(model, feeds, tmp_path)
+    _, found, net = compiled(model, tmp_path)
+    assert len(found.integer) == 2 and {"Pooling"} == {op["type"] for op in net["oplists"] if "Pool" in op["type"]}
+    assert np.abs(exact(model, feeds[0]) - run(tmp_path, feeds[0])).max() <= 1.01 * step_of(model)

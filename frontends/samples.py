@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from ir.base.diag import LadingError, suggest
+from ir.base.diag import LadingError
 from ir.base.types import Dim, TensorType
 from ir.graph.graph import Graph, Value
 from ir.quant.statistics.samples import CalibrationSamples, Feed, split
@@ -239,10 +239,10 @@ def _require_all(graph: Graph, found: Any, path: Path) -> None:
     missing = [name for name in names if name not in found]
     extra = [name for name in found if name not in names]
     if missing or extra:
-        what = f"has no array {missing[0]!r}" if missing else f"has an array {extra[0]!r}, which is no input"
-        hint = suggest(missing[0], extra) if missing else ""
+        there = f"; it has {', '.join(extra[:4])}" if extra else ""
+        what = f"has no array {missing[0]!r}{there}" if missing else f"has an array {extra[0]!r}, which is no input"
         wanted = ", ".join(f"{value.name}: {value.type}" for value in graph.inputs)
-        raise LadingError("Q474", f"the calibration data {what}", str(path), hint or f"the model takes {wanted}")
+        raise LadingError("Q474", f"the calibration data {what}", str(path), f"the model takes {wanted}")
 
 
 def _part(path: Path, graph: Graph, openers: dict[str, Callable[[ExitStack], IO[bytes]]]) -> _Part:

@@ -317,6 +317,7 @@ CODES: dict[str, str] = {
     "Q472": "Activation ranges are observed on calibration data, and none was given.",
     "Q473": "Calibration data of a model that reads no text cannot be read, or there is none in it.",
     "Q474": "Calibration data does not fit the inputs of the model: an array is missing, or has another type or shape.",
+    "Q475": "An option of assign-int8 names an operator that cannot be quantized statically, or a layer that is not there.",
     "Q476": "An activation is NaN or infinite on the calibration data, so that it has no range.",
     "Q478": "Static quantization of activations was asked for of a language model.",
     "Q484": "Static quantization found nothing that it could, or was allowed to, compute in 8-bit integers.",

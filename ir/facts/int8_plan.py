@@ -31,7 +31,7 @@ class Int8Plan(Fact):
     name: ClassVar[str] = "int8-plan"
 
     int8: tuple[str, ...]
-    activations: Literal["int8", "uint8"] = "int8"
+    activations: Literal["int8", "uint8"] = "uint8"
     symmetric: bool = False
     weight_bits: int = 8
     per_channel: bool = True

@@ -49,13 +49,13 @@ class AssignInt8(Pass):
     )
     keep: tuple[str, ...] = option((), help="results of layers that stay in floats: shell patterns, or re:EXPRESSION")
     operators: tuple[str, ...] = option((), help="operators that may compute in integers; all that can when empty")
-    activations: Literal["int8", "uint8"] = option("int8", help="element type of activations")
+    activations: Literal["int8", "uint8"] = option("uint8", help="element type of activations")
     symmetric: bool = option(False, help="the zero of activations is the middle of their range")
     weight_bits: Literal[7, 8] = option(8, help="width of weights; 7 for processors without 8-bit dot products")
     per_channel: bool = option(True, help="a scale for each output channel of a weight, else one for all")
     widest: float = option(4.0, help="times that a range is widened so that a concatenation need not round", low=1.0)
     products: float = option(
-        50.0, help="multiplications that integers save as much time on as moving a byte takes", low=1.0
+        8.0, help="multiplications that integers save as much time on as moving a byte takes", low=1.0
     )
     elements: float = option(
         2.0, help="bytes whose moving takes what integers cost beyond floats, of an Add and its like"

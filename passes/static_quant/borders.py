@@ -79,8 +79,8 @@ def _network(
         gain = _gain(unit, ranges, prices)
         if gain > 0:
             network.add_edge(unit, INTEGERS, capacity=gain)
-        elif gain < 0:
-            network.add_edge(FLOATS, unit, capacity=-gain) if unit not in floats else None
+        elif gain < 0 and unit not in floats:
+            network.add_edge(FLOATS, unit, capacity=-gain)
     flow = dataflow(graph)
     for value in _between(units):
         made = owners.get(value.producer) if value.producer is not None else None

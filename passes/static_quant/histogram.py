@@ -199,7 +199,7 @@ def _entropy(centers: np.ndarray, weights: np.ndarray, low: float, high: float) 
     What lies outside of a range goes to its ends, as it does when it is rounded.
     """
     inside = (centers >= low) & (centers <= high)
-    if (high - low) < LEAST_BINS * COMPARED * _width(centers):
+    if not inside.any() or (high - low) < LEAST_BINS * COMPARED * _width(centers):
         return np.inf
     wanted = np.where(inside, weights, 0.0)
     first, last = np.flatnonzero(inside)[[0, -1]]

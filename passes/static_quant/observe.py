@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from math import prod
 from zipfile import BadZipFile
 
 import numpy as np
 
 from ir.base.diag import LadingError
 from ir.base.store import Store
-from ir.base.types import Dim, TensorType
 from ir.evaluate.evaluator import Evaluator
 from ir.facts.activation_ranges import ActivationRange, ActivationRanges
+from ir.graph.copy import copied
 from ir.graph.digests import value_digests
 from ir.graph.graph import Graph, Value
-from ir.quant.statistics.samples import CalibrationSamples, Samples
+from ir.quant.statistics.samples import CalibrationSamples, Feed, Samples
 from passes.framework.base import Pass
 from passes.framework.context import PassContext
 from passes.framework.options import option
@@ -27,8 +26,6 @@ from passes.static_quant.operators import observed_values, units_of
 
 FORMAT = "activations 1"
 """Part of every key; another one when histograms are made otherwise."""
-USUAL_SIZE = 256
-"""Assumed of a dimension that neither the type nor the samples tell."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +73,7 @@ class Observe(Pass):
     ) -> dict[Value, Histogram]:
         """Histograms of some values over all samples."""
         found = {value: Histogram() for value in values}
-        sizes = _sizes(graph, next(iter(samples)))
-        groups = list(_groups(values, sizes, self.memory << 20))
+        groups = list(_groups(_sizes(graph, values, next(iter(samples))), self.memory << 20))
         steps = len(groups) * len(samples)
         for number, group in enumerate(groups):
             fed = [value for value in group if value.is_input]
@@ -176,24 +172,19 @@ def _range(seen: Histogram, chosen: Chosen, value: Value) -> ActivationRange:
     return ActivationRange(low, high, *extremes, seen.elements // max(1, seen.arrays))
 
 
-def _sizes(graph: Graph, feed: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """Sizes of the symbolic dimensions that a set of inputs has."""
-    found: dict[str, int] = {}
-    for value in graph.inputs:
-        for dim, size in zip(value.shape or (), feed[value.name].shape, strict=False):
-            if isinstance(dim, Dim):
-                found[dim.name] = size
-    return found
+def _sizes(graph: Graph, values: Sequence[Value], feed: Feed) -> dict[Value, int]:
+    """Bytes of each value for one set of inputs, which the model is run on once."""
+    twin = copied(graph)
+    counted = {value: twin.add("Size", [twin.value(value.name)]).output.name for value in values}
+    found = Evaluator(twin, list(counted.values())).run(feed)
+    return {value: 4 * int(found[name]) for value, name in counted.items()}
 
 
-def _groups(values: Sequence[Value], sizes: Mapping[str, int], limit: int) -> Iterator[list[Value]]:
-    """The values in groups of about so many bytes."""
+def _groups(sizes: Mapping[Value, int], limit: int) -> Iterator[list[Value]]:
+    """The values in groups of at most so many bytes, as far as single ones are no larger."""
     group: list[Value] = []
     total = 0
-    for value in values:
-        assert isinstance(value.type, TensorType)
-        dims = value.shape or (USUAL_SIZE, USUAL_SIZE)
-        nbytes = 4 * prod(dim if isinstance(dim, int) else sizes.get(dim.name, USUAL_SIZE) for dim in dims)
+    for value, nbytes in sizes.items():
         if group and total + nbytes > limit:
             yield group
             group, total = [], 0

@@ -46,7 +46,7 @@ class Scheme:
         per_channel: each output channel of a weight has a scale of its own.
     """
 
-    activations: Activations = "int8"
+    activations: Activations = "uint8"
     symmetric: bool = False
     weight_bits: int = 8
     per_channel: bool = True

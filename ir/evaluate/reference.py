@@ -14,6 +14,7 @@ import numpy as np
 
 from ir.base.child import Child, ChildFailed
 from ir.base.diag import LadingError
+from ir.base.types import TensorType
 from ir.evaluate.kernels import OpenFile, packed, unpacked
 from ir.graph.graph import Graph
 
@@ -129,14 +130,22 @@ def open_reference(path: Path | None, graph: Graph) -> Reference:
     """
     if path is None:
         return GraphReference(graph)
-    try:
-        return _Kernels(path)
-    except LadingError as refused:
-        first = refused
+    first: LadingError | None = None
+    if not _is_packed_by_four(graph):
+        try:
+            return _Kernels(path)
+        except LadingError as refused:
+            first = refused
     try:
         return _Definitions(path)
-    except LadingError:
-        raise first from None
+    except LadingError as refused:
+        raise first or refused from None
+
+
+def _is_packed_by_four(graph: Graph) -> bool:
+    """True for a graph whose inputs or outputs are integers of 2 bits, which onnxruntime's Python interface does not take."""
+    types = [value.type for value in (*graph.inputs, *graph.outputs)]
+    return any(isinstance(one, TensorType) and one.dtype.bits == 2 for one in types)
 
 
 # ---- the child's side ----

@@ -86,8 +86,8 @@ def misfit(
         half: the reference was computed in half precision.
         noise: how far each element of the reference moves by itself.
     """
-    whole = wanted.dtype.kind in "iub"
-    if (got.dtype.kind in "iub") != whole:
+    whole = _is_whole(wanted.dtype)
+    if _is_whole(got.dtype) != whole:
         return Misfit("type", f"holds {got.dtype} where {by} gives {wanted.dtype}")
     if wanted.shape != got.shape:
         return Misfit("shape", f"has the shape {list(got.shape)} where {by} gives {list(wanted.shape)}")
@@ -120,6 +120,11 @@ def misfit(
     return Misfit("value", text, float(difference.max()))
 
 
+def _is_whole(dtype: np.dtype) -> bool:
+    """True for integers, those of a few bits too, and truth values."""
+    return dtype.kind in "iub" or dtype.name.startswith(("int", "uint"))
+
+
 def _place(mask: np.ndarray) -> tuple[int, ...]:
     return tuple(int(index) for index in np.argwhere(mask)[0])
 
@@ -129,7 +134,7 @@ def _index(place: tuple[int, ...]) -> str:
 
 
 def _number(number: np.generic) -> str:
-    return str(int(number)) if number.dtype.kind in "iub" else f"{float(number):.6g}"
+    return str(int(number)) if _is_whole(number.dtype) else f"{float(number):.6g}"
 
 
 __all__ = ["Gap", "Kind", "Misfit", "misfit"]

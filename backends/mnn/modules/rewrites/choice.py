@@ -266,7 +266,7 @@ def eye_like(node: Node, b: Build) -> Sequence[Value] | None:
         return None
     sizes = given.sizes
     if sizes is not None:
-        return [b.const(np.eye(*sizes, k=int(b.attr("k")), dtype=made.dtype.numpy), "eye")]
+        return [b.const(np.eye(sizes[0], sizes[1], int(b.attr("k")), dtype=made.dtype.numpy), "eye")]
     x = b.add("Expand", b.like(0, node.output), b.add("Shape", node.operand(0)))
     return [b.add("EyeLike", x, k=b.attr("k"), dtype=made.dtype.onnx)]
 

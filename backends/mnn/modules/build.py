@@ -51,8 +51,9 @@ class Build:
             TypeMismatch: the operands do not fit the operator.
         """
         stem = f"{self.node.outputs[0].name}.{op.rpartition('.')[2].lower()}"
+        said = {name: tuple(value) if isinstance(value, list) else value for name, value in (attrs or {}).items()}
         node = self.graph.add(
-            op, inputs, {name: value for name, value in (attrs or {}).items() if value is not None},
+            op, inputs, {name: value for name, value in said.items() if value is not None},
             outputs=(stem,) * outputs, types=types, before=self.node, loc=self.node.loc,
         )  # fmt: skip
         self.made.append(node)

@@ -99,11 +99,11 @@ def scatter_elements(node: Node, b: Build) -> Sequence[Value] | None:
     order = [axis, *(place for place in range(given.rank) if place != axis)]
     back = [order.index(place) for place in range(given.rank)]
     places = _counted(b, node.operand(1), size(b, data, axis))
-    turned = [b.add("Transpose", x, perm=order) if axis else x for x in (data, places, node.operand(2))]
+    turned = [b.add("Transpose", x, perm=tuple(order)) if axis else x for x in (data, places, node.operand(2))]
     found = _reduced(b, turned, reduction)
     if found is None:
         return None
-    return [b.add("Transpose", found, perm=back) if axis else found]
+    return [b.add("Transpose", found, perm=tuple(back)) if axis else found]
 
 
 def _reduced(b: Build, operands: Sequence[Value], reduction: str) -> Value | None:
@@ -243,7 +243,7 @@ def top_k(node: Node, b: Build) -> Sequence[Value | None] | None:
     order = list(range(given.rank))
     order[axis], order[last] = last, axis
     if axis != last:
-        x = b.add("Transpose", x, perm=order)
+        x = b.add("Transpose", x, perm=tuple(order))
     attrs = {"axis": last, "largest": b.attr("largest"), "sorted": 1}
     values = b.nodes("TopK", [x, node.operand(1)], attrs, 2)[0]
     row, column = b.add("Unsqueeze", values, b.ints(-2)), b.add("Unsqueeze", values, b.ints(-1))
@@ -255,7 +255,7 @@ def top_k(node: Node, b: Build) -> Sequence[Value | None] | None:
     this = b.add("Mul", same, b.cast(b.add("Equal", met, b.add("Add", before, b.scalar(1, I32))), I32))
     places = b.add("ArgMax", b.cast(this, F32), axis=-1, keepdims=0)
     if axis != last:
-        values, places = (b.add("Transpose", each, perm=order) for each in (values, places))
+        values, places = (b.add("Transpose", each, perm=tuple(order)) for each in (values, places))
     return [values, places]
 
 

@@ -72,7 +72,7 @@ def gemm(node: Node, b: Build) -> Sequence[Value] | None:
     if rows_as_they_stand(node) is None and node.operand(0).dtype in FLOAT:
         return None
     x, y = (
-        b.add("Transpose", node.operand(index), perm=[1, 0]) if b.attr(name) else node.operand(index)
+        b.add("Transpose", node.operand(index), perm=(1, 0)) if b.attr(name) else node.operand(index)
         for index, name in ((0, "transA"), (1, "transB"))
     )
     found = b.add("MatMul", x, y)
@@ -102,8 +102,8 @@ def along_the_last(op: str) -> Rewrite:
             return [b.add(op, node.operand(0), axis=-1)] if node.attrs.get("axis") is None else None
         order = list(range(given.rank))
         order[axis], order[last] = last, axis
-        turned = b.add("Transpose", node.operand(0), perm=order)
-        return [b.add("Transpose", b.add(op, turned, axis=-1), perm=order)]
+        turned = b.add("Transpose", node.operand(0), perm=tuple(order))
+        return [b.add("Transpose", b.add(op, turned, axis=-1), perm=tuple(order))]
 
     rewrite.__doc__ = along_the_last.__doc__
     return rewrite

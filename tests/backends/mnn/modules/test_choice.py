@@ -105,7 +105,8 @@ def products() -> list[OneNode]:
     for first, second in shapes:
         x, y = floats(*first) * 9, floats(*second) * 9
         cases += [OneNode("MatMul", [x, y]), OneNode("MatMul", [x, y], (1,)), OneNode("MatMul", [x, y], (0,))]
-        cases.append(OneNode("MatMul", [x.astype(np.int32), y.astype(np.int32)]))
+        if x.ndim < 6:
+            cases.append(OneNode("MatMul", [x.astype(np.int32), y.astype(np.int32)]))
     for first in (0, 1):
         for second in (0, 1):
             for added in (None, (), (1,), (3,), (2, 1), (2, 3)):

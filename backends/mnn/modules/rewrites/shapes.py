@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from backends.mnn.modules.build import Build, numbers, type_of
+from backends.mnn.modules.known import all_not_negative
 from backends.mnn.modules.rewrites.sizes import as_value, at_least, place, size
 from backends.mnn.modules.rewrites.types import Table
-from backends.mnn.modules.table.shapes import starts_inside
+from backends.mnn.modules.table.shapes import padded_rightly, starts_inside
 from ir.base.types import I64
 from ir.graph.graph import Node, Value
 
@@ -126,7 +127,77 @@ def _backwards(b: Build, x: Value, axis: int, step: int, start: int | Value, end
     return b.add("Gather", x, b.add("Range", *ends, b.scalar(step, I64)), axis=axis)
 
 
+def pad_by_number(node: Node, b: Build) -> Sequence[Value] | None:
+    """Pads of all axes, none of them negative: what is cut off instead is sliced off beforehand."""
+    given, axes = type_of(node.input(0)), node.input(3)
+    if given is None or given.rank is None or (axes is not None and axes.const is None):
+        return None
+    x, pads, rank = node.operand(0), node.operand(1), given.rank
+    if axes is None and all_not_negative(pads):
+        return None
+    places = [int(axis) % rank for axis in _numbers(axes, list(range(rank)))]
+    known = numbers(pads)
+    attrs = {"mode": b.attr("mode")}
+    if known is not None:
+        ends = known.reshape(2, -1).astype(np.int64)
+        whole = np.zeros((2, rank), np.int64)
+        whole[:, places] = ends
+        if (whole < 0).any():
+            x = _cut(b, x, -np.minimum(whole, 0))
+        return [b.add("Pad", x, b.ints(*np.maximum(whole, 0).reshape(-1).tolist()), node.input(2), **attrs)]
+    if axes is not None:
+        parts = [b.add("Gather", pads, b.ints(index), axis=0) for index in range(2 * len(places))]
+        filled = [
+            parts[half * len(places) + places.index(axis)] if axis in places else b.ints(0)
+            for half in (0, 1)
+            for axis in range(rank)
+        ]
+        return [b.add("Pad", x, b.add("Concat", *filled, axis=0), node.input(2), **attrs)]
+    off = at_least(b, b.add("Neg", pads), 0)
+    first, second = (b.add("Slice", off, b.ints(half * rank), b.ints((half + 1) * rank)) for half in (0, 1))
+    kept = b.add("Slice", x, first, b.add("Sub", b.add("Shape", x), second), b.ints(*range(rank)))
+    return [b.add("Pad", kept, at_least(b, pads, 0), node.input(2), **attrs)]
+
+
+def _cut(b: Build, x: Value, off: np.ndarray) -> Value:
+    """Without some elements at the start and at the end of each axis."""
+    for axis, (first, last) in enumerate(off.T.tolist()):
+        if first or last:
+            end = END if not last else -last
+            x = b.add("Slice", x, b.ints(first), b.ints(end), b.ints(axis))
+    return x
+
+
+def pad_one_by_one(node: Node, b: Build) -> Sequence[Value] | None:
+    """One axis after the other; an axis that goes round is gathered."""
+    given, pads, mode = type_of(node.input(0)), numbers(node.input(1)), b.attr("mode")
+    if given is None or given.rank is None or pads is None or node.input(3) is not None or (pads < 0).any():
+        return None
+    if padded_rightly(node) is None:
+        return None
+    x, rank = node.operand(0), given.rank
+    for axis, (first, last) in enumerate(pads.reshape(2, -1).T.astype(int).tolist()):
+        if mode == "wrap" and (first or last):
+            x = _round(b, x, axis, first, last)
+        elif first or last:
+            one = [0] * 2 * rank
+            one[axis], one[axis + rank] = first, last
+            x = b.add("Pad", x, b.ints(*one), node.input(2), mode=mode)
+    return [x]
+
+
+def _round(b: Build, x: Value, axis: int, first: int, last: int) -> Value:
+    """An axis that begins with its last elements and ends with its first ones."""
+    length = size(b, x, axis)
+    if isinstance(length, int):
+        return b.add("Gather", x, b.ints(*(np.arange(-first, length + last) % length).tolist()), axis=axis)
+    end = b.reshape(b.add("Add", length, b.ints(last)), [])
+    places = b.add("Range", b.scalar(-first, I64), end, b.scalar(1, I64))
+    return b.add("Gather", x, b.add("Mod", places, length), axis=axis)
+
+
 REWRITES: Table = {
+    "Pad": (pad_by_number, pad_one_by_one),
     "Reshape": (reshape_with_zeros,),
     "Shape": (shape_in_part,),
     "Slice": (slice_by_axes,),

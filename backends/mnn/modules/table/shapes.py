@@ -75,6 +75,28 @@ def _inside(node: Node, starts: list[int]) -> bool:
     return True
 
 
+PADDED_TOGETHER = 3
+"""Axes of tensors whose axes may all be padded at once; of more, the runtime leaves some corners out."""
+
+
+def padded_rightly(node: Node) -> str | None:
+    """Zeros around everything, or other elements along one axis."""
+    given, pads, fill = type_of(node.input(0)), numbers(node.input(1)), numbers(node.input(2))
+    mode = attribute(node, "mode")
+    if node.input(3) is not None:
+        return "its axes are given"
+    if mode not in ("constant", "reflect", "edge"):
+        return f"its mode is {mode}"
+    if not all_not_negative(node.operand(1)):
+        return "a pad may be negative"
+    zeros = mode == "constant" and (node.input(2) is None or (fill is not None and not fill.any()))
+    if zeros or (given is not None and given.rank is not None and given.rank <= PADDED_TOGETHER):
+        return None
+    if pads is None or given is None or given.rank is None:
+        return "which axes it pads is not known"
+    return None if int(pads.reshape(2, -1).any(0).sum()) < 2 else "it pads several axes with what is not zero"
+
+
 ROWS = (
     Right("Shape", "test_shape; sweep", when=whole_shape),
     Right("Shape", "test_shape_start_1_end_2; test_shape_clip_start; sweep", since="3.5.0"),
@@ -96,6 +118,13 @@ ROWS = (
         (HELD, INT),
         range(1, MOST_AXES + 1),
         when=starts_inside,
+    ),
+    Right(
+        "Pad",
+        "test_constant_pad; test_reflect_pad; test_edge_pad; sweep: each axis and all of them, computed",
+        (HELD, INT, HELD),
+        range(1, MOST_AXES + 1),
+        when=padded_rightly,
     ),
 )
 """What is right."""

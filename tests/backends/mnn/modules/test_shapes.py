@@ -72,7 +72,25 @@ def slices() -> list[OneNode]:
     return cases
 
 
-ALL = [*shapes(), *joins(), *slices()]
+def pads() -> list[OneNode]:
+    cases = []
+    for rank in (1, 2, 4, 5):
+        x = floats(*range(4, 4 + rank))
+        fill = np.array(7, np.float32)
+        kinds = [[1, 2] * rank, [0] * (2 * rank - 1) + [2]]
+        for mode in ("constant", "reflect", "edge", "wrap"):
+            attrs = {"mode": mode}
+            operands = [[x, whole(*pads), fill] if mode == "constant" else [x, whole(*pads)] for pads in kinds]
+            cases += [OneNode("Pad", each, (1,), attrs=attrs) for each in operands]
+            cases.append(OneNode("Pad", [x, whole(1, 2), fill, whole(-1)], (1, 3), attrs=attrs))
+        cut = whole(*[-1, 1] * rank)
+        cases += [OneNode("Pad", [x, cut, fill], (1,)), OneNode("Pad", [x, whole(1, -2), None, whole(-1)], (3,))]
+        cases += [OneNode("Pad", [x, cut], ()), OneNode("Pad", [x, cut, fill], (1, 2)), OneNode("Pad", [x, cut], (1,))]
+    cases += [OneNode("Pad", [floats(2, 3)], opset=10, attrs={"pads": [1, 0, 0, 2], "value": 3.5})]
+    return cases
+
+
+ALL = [*shapes(), *joins(), *slices(), *pads()]
 
 
 def test_numbers_of_what_operators_are_made_of():

@@ -24,7 +24,7 @@ def _fill(graph: Graph, twin: Graph, known: dict[Value, Value]) -> None:
     for value in graph.consts.values():
         known[value] = twin.add_const(value.name, value.const, value.loc)  # type: ignore[arg-type]
     for node in graph.nodes:
-        _add(node, twin, known)
+        add_again(node, twin, known)
     twin.set_outputs([known[value] for value in graph.outputs])
     for name, value in graph.tables.items():
         twin.set_table(name, known[value])
@@ -32,13 +32,22 @@ def _fill(graph: Graph, twin: Graph, known: dict[Value, Value]) -> None:
         twin.set_fact(name, fact)
 
 
-def _add(node: Node, twin: Graph, known: dict[Value, Value]) -> None:
+def add_again(node: Node, twin: Graph, known: dict[Value, Value], *, before: Node | None = None) -> Node:
+    """A node like another, with bodies of its own, in another graph.
+
+    Args:
+        node: what is made again.
+        twin: the graph that gets it.
+        known: what stands for the values that the node reads, those of its bodies included; its results are added.
+        before: the node of the graph that it is put in front of; None for the end.
+    """
     made = twin.add(
         node.op,
         [known[value] if value is not None else None for value in node.inputs],
         {key: item for key, item in node.attrs.items() if not _holds_graph(item)},
         outputs=[value.name for value in node.outputs],
         types=[value.type for value in node.outputs],
+        before=before,
         name=node.name,
         loc=node.loc,
     )
@@ -53,6 +62,7 @@ def _add(node: Node, twin: Graph, known: dict[Value, Value]) -> None:
         twin.set_attrs(made, **dict.fromkeys(made.attrs))
         twin.set_attrs(made, **attrs)
     known.update(zip(node.outputs, made.outputs, strict=True))
+    return made
 
 
 def _holds_graph(item: Any) -> bool:
@@ -64,8 +74,8 @@ def _again(item: Any, owner: Node, known: dict[Value, Value]) -> Any:
         return tuple(_again(part, owner, known) for part in item)
     body = Graph(item.name, owner=owner)
     # Values of a subgraph are not seen outside of it.
-    _fill(item, body, dict(known))
+    _fill(item, body, type(known)(known))
     return body
 
 
-__all__ = ["copied"]
+__all__ = ["add_again", "copied"]

@@ -17,6 +17,7 @@ from ir.infer.rule_table import TypeMismatch
 from ir.ops.registry import lookup, opsets_of
 from ir.tensor.base import Tensor
 from ir.tensor.inline import InlineTensor
+from passes.canonicalize.branches import take_branches
 from passes.canonicalize.fold_shapes import SHAPES
 from passes.canonicalize.identities import IDENTITIES
 from passes.framework.base import Pass, Result
@@ -36,8 +37,9 @@ class Fold(Pass):
     """Compute what follows from constants and known shapes, and drop operations that change nothing.
 
     Weights are never loaded: operands and results have a size limit. Dequantized and widened weights stay as they are
-    stored. Shapes are used where dimensions are numbers; a reshape or cast is dropped only when types prove it useless.
-    ``x + 0.0`` is taken for ``x``, though it turns -0.0 into 0.0.
+    stored. Of a choice whose condition is known, the chosen branch is left. Shapes are used where dimensions are numbers;
+    a reshape or cast is dropped only when types prove it useless. ``x + 0.0`` is taken for ``x``, though it turns -0.0
+    into 0.0.
     """
 
     name = "fold"
@@ -52,10 +54,14 @@ class Fold(Pass):
             for name, hits in ctx.rewrite(graph, RULES, env=self, start=start).items():
                 counts[name] = counts.get(name, 0) + hits
             made = [value for one in graph.graphs() for value in _fold_graph(one, self.max_bytes)]
-            if not made:
+            taken = take_branches(graph)
+            if not made and not taken:
                 return counts
-            counts["computed"] = counts.get("computed", 0) + len(made)
-            start = dict.fromkeys(node for value in made for node in value.users)
+            for name, found in (("computed", made), ("from branches", taken)):
+                if found:
+                    counts[name] = counts.get(name, 0) + len(found)
+            users = (node for value in made for node in value.users)
+            start = dict.fromkeys(node for node in (*users, *taken) if node.graph is not None)
 
 
 def _fold_graph(graph: Graph, limit: int) -> list[Value]:

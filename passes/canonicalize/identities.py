@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import wraps
 
+import numpy as np
+
 from ir.base.types import Dim, DType, TensorType, ValueType
 from ir.graph.graph import Value
 from ir.infer.inference import is_sound
@@ -203,7 +205,24 @@ def choose_branch(m: Match, rw: Rewriter) -> Value | None:
     return m.skip("the condition varies")
 
 
+@rule(Op("Range", Rest("ends")))
+def range_of_scalars(m: Match, rw: Rewriter) -> Value | None:
+    """Ends that are vectors of one element are the numbers in them, which is how runtimes take them."""
+    if not any(_is_one_number(end) for end in m.ends):
+        return m.skip("its operands are scalars, or of unknown rank")
+    none = rw.const(np.zeros(0, np.int64))
+    ends = [
+        rw.op("Reshape", end, none, types=[TensorType(end.dtype, ())]) if _is_one_number(end) else end for end in m.ends
+    ]
+    return rw.op("Range", *ends, attrs=m.root.attrs, types=[m.output.type])
+
+
+def _is_one_number(value: Value | None) -> bool:
+    return value is not None and isinstance(value.type, TensorType) and value.type.shape == (1,)
+
+
 IDENTITIES = RuleSet(
+    range_of_scalars,
     drop_identity,
     drop_dropout,
     drop_cast,

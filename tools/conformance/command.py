@@ -10,11 +10,18 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from ir.base.diag import LadingError
 from tools.shared.cli import JSON_OPTION, QUIET_OPTION, Screen, command
+
+if TYPE_CHECKING:
+    from tools.conformance.cases import Case
+    from tools.conformance.judge import Verdict
 
 
 @command("conformance")
@@ -28,6 +35,9 @@ from tools.shared.cli import JSON_OPTION, QUIET_OPTION, Screen, command
     "--status", default="wrong,fails,crash,refused", metavar="NAMES", help="Which verdicts to show one by one."
 )
 @click.option("--workers", default=2, type=click.IntRange(1), help="Processes at a time.")
+@click.option(
+    "--page", is_flag=True, help="Judge all cases on all releases, both ways, and write docs/conformance-mnn.md."
+)
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write a JSON line for every case.")
 @JSON_OPTION
 @QUIET_OPTION
@@ -40,21 +50,25 @@ def main(
     every: int,
     status: str,
     workers: int,
+    page: bool,
     out: Path | None,
     as_json: bool,
     quiet: bool,
 ) -> int:
     """Judge the compiler by the ONNX backend test cases, run on MNN."""
     from backends.mnn.target.environments import installed_version
-    from tools.conformance.cases import Case, collect, freeze
-    from tools.conformance.judge import CRASH, WRONG, Verdict
+    from tools.conformance.cases import Case as Known
+    from tools.conformance.cases import collect, freeze
+    from tools.conformance.judge import CRASH, STATUSES, WRONG
     from tools.conformance.suite import judge_all
 
     screen = Screen(as_json, quiet)
     release = release or installed_version() or ""
-    found = [case for case in collect() if isinstance(case, Case)]
+    found = [case for case in collect() if isinstance(case, Known)]
     found += [made for case in found if frozen and (made := freeze(case)) is not None]
     cases = [case for case in found[::every] if only in case.key]
+    if page:
+        return _write_page(found, workers, screen)
     shown = set(status.split(","))
     verdicts: list[Verdict] = []
     with screen.progress() as listener:
@@ -68,6 +82,37 @@ def main(
         lines = [json.dumps(dataclasses.asdict(item)) for item in sorted(verdicts, key=lambda item: item.key)]
         out.write_text("\n".join(lines) + "\n", encoding="utf-8")
     counts = Counter(item.status for item in verdicts)
-    text = f"MNN {release}: {len(verdicts)} cases, " + ", ".join(f"{counts[name]} {name}" for name in counts)
+    text = f"MNN {release}: {len(verdicts)} cases, " + ", ".join(
+        f"{counts[name]} {name}" for name in STATUSES if counts[name]
+    )
     screen.data({"release": release, "cases": len(verdicts), **counts}, text)
     return 1 if counts[WRONG] or counts[CRASH] else 0
+
+
+def _write_page(cases: Sequence[Case], workers: int, screen: Screen) -> int:
+    """Judge all cases on all releases and write the page; the exit code."""
+    from backends.mnn.target.environments import LLM_RELEASES
+    from tools.conformance.page import DATA, PAGE, made_with, page
+    from tools.conformance.record import Record, rows_of, write
+    from tools.conformance.suite import judge_all
+
+    if not PAGE.parent.is_dir():
+        raise LadingError(
+            "U966", f"there is no folder {PAGE.parent} to write the page to", hint="run it in a source tree"
+        )
+    found: dict[bool, dict[str, list[Verdict]]] = {False: {}, True: {}}
+    jobs = [(raw, release) for release in LLM_RELEASES for raw in (False, True)]
+    with screen.progress() as listener:
+        for raw, release in jobs:
+            verdicts = found[raw][release] = []
+            for verdict in judge_all(cases, cases, release, raw=raw, verify=True, workers=workers):
+                verdicts.append(verdict)
+                listener.begin(
+                    len(verdicts), len(cases), f"{'converter' if raw else 'compiler'} of {release}: {verdict.key}"
+                )
+    record = Record(made_with(), LLM_RELEASES, rows_of(found[False], found[True]))
+    DATA.parent.mkdir(parents=True, exist_ok=True)
+    write(record, DATA)
+    PAGE.write_text(page(record), encoding="utf-8")
+    screen.data({"written": [str(PAGE), str(DATA)]}, f"written: {PAGE}, {DATA}")
+    return 0

@@ -142,7 +142,7 @@ class _Search:
                     return made
         message = f"none of {self._tries} sets of made-up inputs is accepted by the model itself"
         place = self._refused.diagnostics[0].message if self._refused is not None else ""
-        raise LadingError("U965", message, place, "give real inputs with --inputs FILE.npz")
+        raise LadingError("U965", message, place, "give real inputs with --inputs FILE")
 
     def _bases(self) -> Iterator[Mapping[str, int]]:
         """Sizes of all dimensions that are worth a try, the usual ones first."""

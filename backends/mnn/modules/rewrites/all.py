@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from backends.mnn.modules.rewrites import arithmetic, bits, choice, comparisons, products, reductions, shapes, vision
+from backends.mnn.modules.rewrites import (
+    arithmetic,
+    bits,
+    choice,
+    comparisons,
+    einsum,
+    products,
+    reductions,
+    shapes,
+    vision,
+)
 from backends.mnn.modules.rewrites.types import Rewrite, Table
 
 
@@ -19,6 +29,7 @@ REWRITES = _joined(
     bits.REWRITES,
     choice.REWRITES,
     comparisons.REWRITES,
+    einsum.REWRITES,
     products.REWRITES,
     reductions.REWRITES,
     shapes.REWRITES,

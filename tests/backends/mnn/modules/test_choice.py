@@ -125,7 +125,40 @@ def products() -> list[OneNode]:
     return cases
 
 
-ALL = [*gathers(), *scatters(), *fills(), *products()]
+def equations() -> list[OneNode]:
+    sizes = {"b": 2, "h": 3, "i": 4, "j": 5, "k": 6, "l": 2}
+    texts = [
+        "ij->ji",
+        "ij->i",
+        "ij->",
+        "ii->i",
+        "ii",
+        "bii->bi",
+        "bii->b",
+        "i,i",
+        "i,i->i",
+        "i,j->ij",
+        "ij,jk->ik",
+        "ij,jk",
+    ]
+    texts += ["bij,bjk->bik", "bhij,bhjk->bhik", "bhid,bhjd->bhij".replace("d", "k"), "ij,kj,il->kl", "bi,bj,bk->bijk"]
+    texts += ["ij,ij->", "ijk,jl->ikl", "bijk,bljk->bil", " i j , j -> i", "ijk->kij", "ki,kj->kij", "ij,jk,kl->il"]
+    cases = []
+    for text in texts:
+        terms = text.replace(" ", "").partition("->")[0].split(",")
+        operands = [floats(*(sizes[letter] for letter in term)) for term in terms]
+        cases.append(OneNode("Einsum", operands, attrs={"equation": text}))
+    cases += [
+        OneNode("Einsum", [floats(2, 3, 4), floats(2, 4, 5)], attrs={"equation": "...ij,...jk->...ik"}),
+        OneNode("Einsum", [floats(2, 3, 4), floats(4, 5)], attrs={"equation": "...ij,jk->...ik"}),
+        OneNode("Einsum", [floats(2, 3, 4)], attrs={"equation": "...ij->...ji"}),
+        OneNode("Einsum", [floats(2, 3, 3)], attrs={"equation": "...ii->...i"}),
+        OneNode("Einsum", [floats(2, 3), floats(2, 3)], attrs={"equation": "...i,...i->..."}),
+    ]
+    return cases
+
+
+ALL = [*gathers(), *scatters(), *fills(), *products(), *equations()]
 
 
 def test_numbers_of_what_operators_are_made_of():

@@ -129,7 +129,7 @@ def weights(node: Node, where: np.ndarray, one: Stretch) -> np.ndarray:
     cubic = text(node, "mode") == "cubic"
     squeeze = min(one.scale, 1.0) if attribute(node, "antialias") else 1.0
     reach = (2 if cubic else 1) / squeeze
-    drops = bool(attribute(node, "exclude_outside")) or bool(attribute(node, "antialias"))
+    drops = bool(attribute(node, "exclude_outside"))
     matrix = np.zeros((len(where), one.length))
     for row, place in enumerate(where.astype(np.float64)):
         at = np.arange(int(np.floor(place - reach)), int(np.ceil(place + reach)) + 1)

@@ -18,7 +18,7 @@ from tools.conformance.judge import CRASH, FAILS, REFUSED, RIGHT, UNJUDGED, WRON
 from tools.conformance.operators import operators
 from tools.conformance.page import DATA, PAGE, made_with, page
 from tools.conformance.record import Record, Row, read, rows_of, word, write
-from tools.conformance.routes import Compiled, Refused
+from tools.conformance.routes import Compiled, ProductRoute, Refused
 from tools.conformance.suite import judge_all
 
 EVERY = 15
@@ -227,3 +227,38 @@ def test_rows_are_made_of_verdicts_by_release():
     refused = judge(case(), "Add", Planned(compiling=Refused("P378", "no form")))
     (row,) = rows_of({"3.4.0": [refused], "3.6.1": [verdict]}, {"3.4.0": [verdict], "3.6.1": [verdict]})
     assert row.ours == {"3.4.0": "P378", "3.6.1": "right"} and row.raw == {"3.4.0": "right", "3.6.1": "right"}
+
+
+# ---- real models ----
+
+
+def saved(path, text: str) -> None:
+    onnx.save(onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]>\n{text}'), path)
+
+
+LINE = "g (float[n, 3] x) => (float[n, 3] y) <float[1] two = {2.0}> { t = Mul(x, two)  u = Identity(t)  y = Tanh(u) }"
+
+
+@pytest.mark.mnn
+def test_models_are_judged_against_onnxruntime(tmp_path):
+    saved(tmp_path / "line.onnx", LINE)
+    saved(tmp_path / "text.onnx", "g (string[n] x) => (string[n] y) { y = Identity(x) }")
+    np.savez(tmp_path / "line.npz", x=np.full((2, 3), 0.25, np.float32))
+    done = CliRunner().invoke(main, ["--models", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    assert "RIGHT line.onnx: 3 nodes, canonicalized 2; error " in done.output
+    assert "REFUSED" in done.output and "2 models, 1 right, 1 refused" in done.output
+
+
+@pytest.mark.mnn
+def test_a_model_that_gives_other_numbers_is_wrong(tmp_path, monkeypatch):
+    saved(tmp_path / "line.onnx", LINE)
+    compile_file = ProductRoute.compile_file
+
+    def another(self, source, folder):
+        saved(folder / "other.onnx", LINE.replace("{2.0}", "{2.1}"))
+        return compile_file(self, folder / "other.onnx", folder)
+
+    monkeypatch.setattr(ProductRoute, "compile_file", another)
+    done = CliRunner().invoke(main, ["--models", str(tmp_path / "line.onnx")])
+    assert done.exit_code == 1 and "WRONG line.onnx" in done.output and "off by 0.0" in done.output

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     "--status", default="wrong,fails,crash,refused", metavar="NAMES", help="Which verdicts to show one by one."
 )
 @click.option("--workers", default=2, type=click.IntRange(1), help="Processes at a time.")
+@click.option("--models", multiple=True, metavar="PATH", type=click.Path(path_type=Path, exists=True),
+              help="Judge these ONNX files, or those of a folder, against onnxruntime.")  # fmt: skip
 @click.option(
     "--page", is_flag=True, help="Judge all cases on all releases, both ways, and write docs/conformance-mnn.md."
 )
@@ -50,6 +52,7 @@ def main(
     every: int,
     status: str,
     workers: int,
+    models: tuple[Path, ...],
     page: bool,
     out: Path | None,
     as_json: bool,
@@ -64,6 +67,8 @@ def main(
 
     screen = Screen(as_json, quiet)
     release = release or installed_version() or ""
+    if models:
+        return _judge_models(models, release, verify, screen)
     found = [case for case in collect() if isinstance(case, Known)]
     found += [made for case in found if frozen and (made := freeze(case)) is not None]
     cases = [case for case in found[::every] if only in case.key]
@@ -116,3 +121,21 @@ def _write_page(cases: Sequence[Case], workers: int, screen: Screen) -> int:
     PAGE.write_text(page(record), encoding="utf-8")
     screen.data({"written": [str(PAGE), str(DATA)]}, f"written: {PAGE}, {DATA}")
     return 0
+
+
+def _judge_models(paths: Sequence[Path], release: str, verify: bool, screen: Screen) -> int:
+    """Judge files against onnxruntime and print a line for each; the exit code."""
+    from tools.conformance.judge import CRASH, FAILS, WRONG
+    from tools.conformance.models import judge_models, model_files
+
+    verdicts = []
+    for item in judge_models(model_files(paths), release, verify=verify):
+        verdicts.append(item)
+        if not screen.as_json:
+            size = f"{item.nodes[0]} nodes, canonicalized {item.nodes[1]}"
+            told = f"error {item.error:.1e}, {item.seconds:.1f} s" if item.status == "right" else item.reason
+            click.echo(" ".join(filter(None, (item.status.upper(), item.code, f"{item.name}: {size};", told))))
+    counts = Counter(item.status for item in verdicts)
+    text = f"MNN {release}: {len(verdicts)} models, " + ", ".join(f"{counts[name]} {name}" for name in counts)
+    screen.data({"release": release, "models": [dataclasses.asdict(item) for item in verdicts]}, text)
+    return 1 if any(counts[name] for name in (WRONG, FAILS, CRASH)) else 0

@@ -14,6 +14,7 @@ import onnx
 from backends.mnn.modules.child import Converter
 from backends.mnn.modules.way import MODEL
 from ir.base.diag import LadingError
+from tools.conformance.held import as_held
 
 F32, I32 = np.dtype(np.float32), np.dtype(np.int32)
 SECONDS = 60.0
@@ -124,10 +125,15 @@ class ProductRoute(_OnRelease):
 
     def compile(self, model: bytes, folder: Path) -> Compiled:
         """See `Route.compile`."""
+        source = folder / "model.onnx"
+        source.write_bytes(model)
+        return self.compile_file(source, folder)
+
+    def compile_file(self, source: Path, folder: Path) -> Compiled:
+        """See `Route.compile`; of a file, which may have others beside it."""
         from tools.compile.job import Request, compile_model
 
-        source, out = folder / "model.onnx", folder / "compiled"
-        source.write_bytes(model)
+        out = folder / "compiled"
         request = Request(str(source), out, to="mnn", target=self.release, verify=self.verify, workers=1)
         try:
             signature = compile_model(request).contract.signature
@@ -136,6 +142,10 @@ class ProductRoute(_OnRelease):
             raise Refused(first.code, " ".join(first.message.split())) from error
         inputs = {port.name: F32 if port.dtype.startswith("f") else I32 for port in signature.inputs}
         return Compiled(out / MODEL, inputs, [port.name for port in signature.outputs])
+
+    def run_named(self, compiled: Compiled, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """What MNN computes of the inputs of the original, in whatever types those are."""
+        return self.run(compiled, {name: as_held(feeds[name], dtype) for name, dtype in compiled.inputs.items()})
 
 
 __all__ = ["Compiled", "ProductRoute", "RawRoute", "Refused", "Route"]

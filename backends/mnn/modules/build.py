@@ -51,9 +51,8 @@ class Build:
             TypeMismatch: the operands do not fit the operator.
         """
         stem = f"{self.node.outputs[0].name}.{op.rpartition('.')[2].lower()}"
-        said = {name: tuple(value) if isinstance(value, list) else value for name, value in (attrs or {}).items()}
         node = self.graph.add(
-            op, inputs, {name: value for name, value in said.items() if value is not None},
+            op, inputs, {name: _frozen(item) for name, item in (attrs or {}).items() if item is not None},
             outputs=(stem,) * outputs, types=types, before=self.node, loc=self.node.loc,
         )  # fmt: skip
         self.made.append(node)
@@ -86,6 +85,11 @@ class Build:
     def reshape(self, value: Value, shape: Sequence[int]) -> Value:
         """A value in another shape; -1 for one size that follows from the others."""
         return self.add("Reshape", value, self.ints(*shape))
+
+
+def _frozen(item: Any) -> Any:
+    """An attribute as graphs hold it."""
+    return tuple(item) if isinstance(item, list) else item
 
 
 def numbers(value: Value | None) -> np.ndarray | None:

@@ -6,6 +6,7 @@ of MNN's wheels (`legalize-module`) and go through it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -73,6 +74,14 @@ class ModuleCompilation(Compilation):
         assert isinstance(order.target, MnnTarget)
         self.target = order.target
         self.way: Way | None = None
+        self._weights = 0
+        self._outputs: tuple[c.Output, ...] = ()
+        self._others: Mapping[str, int] = {}
+
+    def opened(self, graph: Graph) -> None:
+        """Count the weights of the model as it was read."""
+        constants = (value for one in graph.graphs() for value in one.consts.values())
+        self._weights = sum(value.tensor.type.size or 0 for value in constants if value.dtype.is_float)
 
     def check(self, graph: Graph, pipeline: str) -> None:
         """The pipeline must end in operators of MNN, or in ONNX's that its converter gets right.
@@ -121,13 +130,18 @@ class ModuleCompilation(Compilation):
     def contract(self, graph: Graph, made: Made) -> c.Contract:
         """What the file promises."""
         card = ModelCard.of(graph)
+        model, signature = described.model(card), _as_held(described.signature(graph))
+        if model.parameters is None and self._weights:
+            model = replace(model, parameters=self._weights)
+        self._outputs = signature.outputs
+        self._others = next((counts for name, counts in made.passes if name == "legalize-module"), {})
         return c.Contract(
             compiler=described.compiler(),
             target=c.Target(profile=self.target.name, releases=self.target.versions),
-            model=described.model(card),
+            model=model,
             sources=described.sources(card.sources),
             config_digest=card.config_digest,
-            signature=_as_held(described.signature(graph)),
+            signature=signature,
             files=tuple(c.FileEntry.of(self.folder, name, role) for name, role in self.emission.items()),
             weights=self._way().weights(graph),
             pipeline=described.pipeline(made),
@@ -153,6 +167,12 @@ class ModuleCompilation(Compilation):
         named = releases[0] if len(releases) == 1 else f"{releases[0]} to {releases[-1]}"
         return f"on MNN {named}: outputs off by {max(run.error for run in runs):.1e} of their size"
 
+    def lines(self) -> Sequence[tuple[str, str]]:
+        """What the module gives, and which operators were said in terms of others."""
+        outputs = "\n".join(f"{item.name} {item.dtype}{item.shapes[0]}" for item in self._outputs)
+        counts = [f"{op} {count}" for op, count in sorted(self._others.items()) if count]
+        return [("outputs", outputs), *([("decomposed", ", ".join(counts))] if counts else [])]
+
     def figures(self) -> Figures | None:
         """The measurements."""
         runs = self._way().runs if self.way is not None else ()
@@ -164,12 +184,11 @@ class ModuleCompilation(Compilation):
 
 
 def _as_held(signature: c.Signature) -> c.Signature:
-    """The signature with the element types in which MNN's tensors hold those of the graph."""
-    from backends.mnn.dialect.constants import held
-    from ir.base.types import DTYPES
+    """The signature with the element types in which MNN's tensors hold those of the graph: one of floats, one of integers."""
+    from ir.base.types import DTYPES, F32, I32
 
     def known(name: str) -> str:
-        return held(DTYPES[name]).name
+        return (F32 if DTYPES[name].is_float else I32).name
 
     inputs = tuple(replace(port, dtype=known(port.dtype)) for port in signature.inputs)
     outputs = tuple(replace(port, dtype=known(port.dtype)) for port in signature.outputs)

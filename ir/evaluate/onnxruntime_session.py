@@ -109,7 +109,9 @@ class FileSession:
                 if name in self._inputs
             }
             values = self._session.run_with_ort_values(names, given)
-            return {name: numpy_value(value) for name, value in zip(names, values, strict=True)}
+            results = {name: numpy_value(value) for name, value in zip(names, values, strict=True)}
+            # An input that is an output as well is the memory that was fed.
+            return {name: array.copy() if name in given else array for name, array in results.items()}
         except _failures() as error:
             raise _refused(error, self._where) from error
 

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 FOREIGN = ("lift-decoder", "newest-opset")
 """Pipelines that run on graphs of others alone."""
 
+NAMED = ("mnn-module",)
+"""Pipelines that are told by their name."""
+
 COLOURS = {"passed": "bold green", "passed with warnings": "bold yellow", "not verified": "bold yellow"}
 """Colour of each outcome."""
 
@@ -122,7 +125,7 @@ def _summary(result: Result) -> Group:
     inputs = [f"{item.name} {item.dtype}{item.shapes[0]}" for item in contract.signature.inputs]
     table.add_row("inputs", Text("\n".join(inputs)))
     for word, text in result.lines:
-        table.add_row(word, text)
+        table.add_row(word, Text(text))
     if result.verdict is not None and result.verdict.original_note not in ("", ONLY_FULL, NO_CHECKPOINT):
         table.add_row("original", _original(result.verdict))
     table.add_row("time", _time(result))
@@ -135,6 +138,8 @@ def _passes(report: Report) -> str:
     from passes.framework.pipeline import Repeat
 
     text = report.pipeline
+    for name in NAMED:
+        text = text.replace(str(load(name)), name)
     ran = any("." in item.path for item in report.passes)
     busy = {item.text for item in report.passes if item.changed}
     for name in FOREIGN:

@@ -9,7 +9,7 @@ import backends.contract as c
 from backends.bars import ERROR_BARS
 from backends.mnn.modules.child import Converter
 from backends.mnn.modules.edit.edited import Edited, warnings_of
-from backends.mnn.modules.emit import emit
+from backends.mnn.modules.emit import emit, expected_seconds
 from backends.mnn.modules.verify import Subject, verify
 from backends.mnn.modules.way import MODEL, WEIGHTS, Way
 from backends.mnn.target.environments import module_packages
@@ -20,6 +20,9 @@ from ir.graph.graph import Graph
 
 LARGE = 3 << 29
 """Bytes of constants above which weights lie in a file of their own; one file of MNN holds 2 GiB."""
+
+LONG = 10.0
+"""Seconds of a conversion from which on they are told beforehand."""
 
 INTEGER_BAR = 4
 """Width of weights whose bar is that of outputs where tensors are integers of 8 bits."""
@@ -40,6 +43,9 @@ class Converted(Way):
 
     def emit(self, graph: Graph, folder: Path) -> Mapping[str, str]:
         """See `Way.emit`; LadingError U906 when MNN is not installed, and what `backends.mnn.modules.emit.emit` raises."""
+        expected = expected_seconds(graph)
+        if expected > LONG:
+            self.order.say(f"converting; MNN's converter takes about {expected:,.0f} s for so many operators")
         self.inside = not self.order.options.get("external_data") and _floats(graph) <= LARGE
         self.edited = self._convert(graph, folder / MODEL) or Edited()
         self.warnings += warnings_of(self.edited)

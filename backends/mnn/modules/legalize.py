@@ -56,7 +56,7 @@ class LegalizeModule(Pass):
 
 
 def unsettled(graph: Graph, versions: Sequence[str]) -> list[Diagnostic]:
-    """P378 for each node of a graph that is not known to be right on some releases."""
+    """P378 for the nodes of a graph that are not known to be right on some releases."""
     return _Legalization(graph, versions).refused()
 
 
@@ -97,9 +97,13 @@ class _Legalization:
         return changed
 
     def refused(self) -> list[Diagnostic]:
-        """What is wrong with the nodes that are left."""
-        found = [(node, self._reason(node)) for node in self._nodes()]
-        return [self._refusal(node, reason) for node, reason in found if reason is not None]
+        """What is wrong with the nodes that are left; those of one operator that lack the same together."""
+        alike: dict[tuple[str, str, str], list[Node]] = {}
+        for node in self._nodes():
+            reason = self._reason(node)
+            if reason is not None:
+                alike.setdefault((node.op, self._origins.get(node, node.op), reason), []).append(node)
+        return [self._refusal(nodes, reason) for (_, _, reason), nodes in alike.items()]
 
     def _nodes(self) -> list[Node]:
         return [node for one in self.graph.graphs() for node in one.nodes]
@@ -117,10 +121,12 @@ class _Legalization:
             return f"the graph is of opset {opset} and cannot be brought to {OLDEST}"
         return why_not(node, self.versions)
 
-    def _refusal(self, node: Node, reason: str) -> Diagnostic:
+    def _refusal(self, nodes: Sequence[Node], reason: str) -> Diagnostic:
+        node = nodes[0]
         origin = self._origins.get(node, node.op)
         what = node.op if node.op == origin else f"{node.op}, which stands for {origin},"
-        where = f"{node.loc or node.name or node.outputs[0].name}\n{node!r}"
+        more = f", and {len(nodes) - 1} more" if nodes[1:] else ""
+        where = f"{node.loc or node.name or node.outputs[0].name}{more}\n{node!r}"
         hint = "--to onnx runs it in onnxruntime" + (", or choose one release as --target" if self.versions[1:] else "")
         return Diagnostic("P378", f"{what} has no form that MNN computes right: {reason}", where, hint)
 

@@ -67,3 +67,12 @@ def test_the_model_is_loaded_again_after_inputs_that_end_its_process(tmp_path):
         reference.run({"x0": one * np.iinfo(np.int32).min, "x1": -one})
     assert caught.value.code == "T280"
     assert reference.run({"x0": one * 6, "x1": one * 2})["y0"].tolist() == [3]
+
+
+def test_an_input_that_is_returned_stays_what_it_was(tmp_path):
+    model = chain("Relu")
+    model.graph.output.append(model.graph.input[0])
+    onnx.save(model, path := tmp_path / "model.onnx")
+    reference = open_reference(path, load(path))
+    fed = [np.full(size, size, np.float32) for size in (2, 3, 5)]
+    assert [reference.run({"x0": array})["x0"].tolist() for array in fed] == [array.tolist() for array in fed]

@@ -67,6 +67,39 @@ def test_an_operator_without_its_operand_is_told(graph, tmp_path):
     assert (caught.value.code, caught.value.diagnostics[0].where) == ("B774", "BinaryOp 'y0'")
 
 
+def test_an_operator_ahead_of_its_operands_is_told(graph, tmp_path):
+    turned = net()
+    turned["oplists"].reverse()
+    json_to_mnn(turned, tmp_path / "model.mnn")
+    with pytest.raises(LadingError, match="reads the tensor 'x0' before anything makes it") as caught:
+        check_net(tmp_path / "model.mnn", graph, "")
+    assert caught.value.code == "B774"
+
+
+def test_another_parameter_is_told(graph, tmp_path):
+    json_to_mnn(net(main={"opType": "SUB", "T": "DT_FLOAT"}), tmp_path / "model.mnn")
+    with pytest.raises(LadingError, match="opType of a BinaryOp is SUB and should be MUL") as caught:
+        check_net(tmp_path / "model.mnn", graph, "")
+    assert (caught.value.code, caught.value.diagnostics[0].where) == ("B777", "y0 (Mul)")
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"dtype": "DT_INT32"}, "takes its input 'x0' as DT_INT32 instead of f32"),
+        ({"dims": [-1, 5]}, r"in the shape \[-1, 5\] instead of f32\[n, 4\]"),
+        ({"dims": [4]}, r"in the shape \[4\] instead of f32\[n, 4\]"),
+    ],
+)
+def test_another_type_of_an_input_is_told(changed, told, graph, tmp_path):
+    other = net()
+    other["oplists"][0]["main"] |= changed
+    json_to_mnn(other, tmp_path / "model.mnn")
+    with pytest.raises(LadingError, match=told) as caught:
+        check_net(tmp_path / "model.mnn", graph, "")
+    assert caught.value.code == "B775"
+
+
 def test_a_lost_output_is_told(graph, tmp_path):
     json_to_mnn(net(outputIndexes=[1]), tmp_path / "model.mnn")
     with pytest.raises(LadingError, match="has no output 'y0'") as caught:

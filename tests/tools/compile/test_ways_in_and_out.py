@@ -118,7 +118,7 @@ def test_a_module_that_gives_other_numbers_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_pipeline_that_does_not_lower_is_refused(tmp_path):
-    model = dense(tmp_path / "dense.onnx", "Sigmoid")
+    model = dense(tmp_path / "dense.onnx", "Mish")
     with pytest.raises(LadingError, match="legalize-mnn") as caught:
         compile_model(Request(str(model), tmp_path / "out", "canonicalize", to="mnn", verify="none"))
     assert caught.value.code == "U905"

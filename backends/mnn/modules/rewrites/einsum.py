@@ -28,7 +28,7 @@ class _Term:
 
 def einsum(node: Node, b: Build) -> Sequence[Value] | None:
     """Letters that no one else has are summed, letters of both operands are those of a product of matrices."""
-    ranks = [found.rank if (found := type_of(value)) is not None else None for value in node.inputs]
+    ranks = [given_type.rank if (given_type := type_of(value)) is not None else None for value in node.inputs]
     split = _letters(str(b.attr("equation")), ranks)
     if split is None:
         return None

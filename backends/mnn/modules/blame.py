@@ -32,6 +32,7 @@ from ir.graph.describe import describe
 from ir.graph.graph import Graph, Node, Value
 from ir.graph.order import reads
 from ir.onnx.export import export_nodes, tensor_proto
+from ir.tensor.base import Tensor
 
 Convert = Callable[[Graph, Path], None]
 """Writes a graph, with further outputs than it had, as it was written before; LadingError when that is not possible."""
@@ -154,7 +155,7 @@ def first_fatal(case: Case, converter: Converter) -> Culprit | None:
         fewest, most, how = (middle, most, how) if error is None else (fewest, middle, error)
     node = shown[most - 1].producer
     assert node is not None
-    merged = len(_region(node, inside).nodes) - 1
+    merged = _region(node, inside).merged
     return Culprit(node, f"is not reached: the process {how.how}", "fatal", merged)
 
 
@@ -190,6 +191,11 @@ class _Region:
     nodes: tuple[Node, ...]
     inputs: tuple[Value, ...]
     consts: tuple[Value, ...]
+
+    @property
+    def merged(self) -> int:
+        """Nodes besides the last that compute something."""
+        return sum(node.op != "Constant" for node in self.nodes) - 1
 
 
 def _region(node: Node, inside: set[str]) -> _Region:
@@ -245,7 +251,7 @@ class _Search:
                     continue
                 region = _region(node, self._inside)
                 if not self._is_right(region, value):
-                    return Culprit(node, found.text, merged=len(region.nodes) - 1)
+                    return Culprit(node, found.text, merged=region.merged)
                 grown = grown or Culprit(node, found.text, "grown")
         return grown
 
@@ -301,7 +307,7 @@ class _Search:
             wanted = _computed(region, value, given)
             noise = None
             if share := max((SUMS.get(node.op, 0.0) for node in region.nodes), default=0.0):
-                noise = share / NOISE * _over_tiles(region, _computed(region, value, given, absolute=True))
+                noise = share / NOISE * np.abs(_over_tiles(region, _computed(region, value, given, absolute=True)))
         except (LadingError, ChildFailed):
             return False
         return wanted.size == got.size and self._differs(wanted, got, value.name, noise) is None
@@ -325,10 +331,13 @@ def _computed(
 ) -> np.ndarray:
     """A value of nodes for their operands, by onnxruntime; with `absolute` for absolute values of floats throughout."""
     given = dict(operands)
-    floats: list[Value] = []
+    nodes, floats = list(region.nodes), []
     if absolute:
-        floats = [each for each in region.consts if each.dtype.is_float]
-        given |= {each.name: each.tensor.load() for each in floats}
+        made = {node.output: node.attrs["value"].load() for node in nodes if _is_constant(node)}
+        nodes = [node for node in nodes if not _is_constant(node)]
+        made |= {each: each.tensor.load() for each in region.consts if each.dtype.is_float}
+        floats = list(made)
+        given |= {each.name: array for each, array in made.items()}
         given = {name: np.abs(array) if array.dtype.kind == "f" else array for name, array in given.items()}
     types = {each: TensorType(dtype_of_numpy(given[each.name].dtype)) for each in (*region.inputs, *floats)}
 
@@ -338,9 +347,15 @@ def _computed(
     with scratch_folder() as folder:
         path = folder / "nodes.onnx"
         home = region.nodes[0].home
-        model = export_nodes(home, region.nodes, region.inputs, [value], constants=constant, types=types)
+        inputs = [*region.inputs, *(each for each in floats if each.const is None)]
+        model = export_nodes(home, nodes, inputs, [value], constants=constant, types=types)
         path.write_bytes(model.SerializeToString())
         return run_file(path, [given], optimized=False, foreign=True)[0][value.name]
+
+
+def _is_constant(node: Node) -> bool:
+    """True for a node that is a constant, which files have among their operators."""
+    return node.op == "Constant" and isinstance(node.attrs.get("value"), Tensor)
 
 
 def _over_tiles(region: _Region, sums: np.ndarray) -> np.ndarray:

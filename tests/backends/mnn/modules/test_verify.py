@@ -153,6 +153,24 @@ def test_rounding_that_grows_too_far_is_told_as_what_it_is(tmp_path, monkeypatch
     )
 
 
+def test_sums_of_products_may_be_off_by_a_share_of_what_is_summed(tmp_path, monkeypatch):
+    """Fast convolutions are; the weights are a node here, as exporters write them."""
+    weight = np.zeros((1, 1, 3, 3), np.float32)
+    weight[..., 1, 1] = -1
+    nodes = [
+        helper.make_node("Constant", [], ["w"], value=numpy_helper.from_array(weight)),
+        helper.make_node("Conv", ["x", "w"], ["y"]),
+    ]
+    subject = straight(model_of(nodes, ["n", 1, 6, 6], ["n", 1, 4, 4]), tmp_path)
+
+    def runtime(off):
+        return lambda run, feeds: {"y": -feeds["x"][..., 1:-1, 1:-1] + np.float32(off)}
+
+    found = verified(subject, monkeypatch, runtime(3e-4))
+    assert found.problems == [] and [item.code for item in found.warnings] == ["V708"]
+    assert "%y = Conv(%x, %w)" in only(verified(subject, monkeypatch, runtime(1e-1)), "V703").where
+
+
 def test_a_model_that_nobody_computes_is_not_called_verified(tmp_path):
     model = chain("Neg")
     subject = straight(model, tmp_path)

@@ -40,7 +40,9 @@ WORDS = {
     PIXELS: "whole numbers from 0 to 255",
 }  # fmt: skip
 """Kinds of numbers for people."""
-MOST_TRIES = 400
+MOST_OTHERS = 4
+"""Dimensions other than those of batches, of which each may be one after all."""
+MOST_TRIES = 800
 """Sets of inputs that are tried until one is accepted."""
 SECONDS = {"quick": 20.0, "full": 120.0}
 """Time after which no further inputs are sought, by how much to verify."""
@@ -151,11 +153,13 @@ class _Search:
         lengths = IMAGES if any(map(_is_open_image, self._graph.inputs)) else LENGTHS
         for ranks in product(RANKS, repeat=len(self._unranked)):
             base = {UNKNOWN + name: rank for name, rank in zip(self._unranked, ranks, strict=True)}
-            for batch, length, step in product(BATCHES[:2], lengths, (True, False)):
-                others = [name for name in self._dims if name not in batches]
+            others = [name for name in self._dims if name not in batches]
+            # Files often do not say that one more dimension is that of batches.
+            more = [None, *(others if 1 < len(others) <= MOST_OTHERS else ())]
+            for batch, other, length, step in product(BATCHES[:2], more, lengths, (True, False)):
                 # Different sizes show what is taken for each other.
                 wanted = {name: length + step * place * (length // 2) for place, name in enumerate(others)}
-                wanted |= dict.fromkeys(batches, batch)
+                wanted |= dict.fromkeys([*batches, *([other] if other is not None else [])], batch)
                 sizes = base | {name: legal_size(dim, wanted[name]) for name, dim in self._dims.items()}
                 key = tuple(sorted(sizes.items()))
                 if key not in seen:

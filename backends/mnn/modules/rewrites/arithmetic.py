@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from backends.mnn.modules.biases import taken_for_bias
 from backends.mnn.modules.build import Build, numbers, type_of
 from backends.mnn.modules.rewrites.types import Rewrite, Table
 from backends.mnn.modules.table.row import FLOAT, INT
@@ -105,11 +106,24 @@ def _halves(value: Value, b: Build) -> tuple[Value, Value]:
     return high, b.add("Sub", value, high)
 
 
+def no_bias(node: Node, b: Build) -> Sequence[Value] | None:
+    """A sum with a constant as a difference, where the converter would take the constant for a bias."""
+    found = taken_for_bias(node)
+    if found is None:
+        return None
+    other, constant = found
+    return [b.add("Sub", other, b.add("Neg", constant))]
+
+
 def power(node: Node, b: Build) -> Sequence[Value] | None:
-    """Base and exponent of one type: of the base, or float where the exponent is."""
+    """A cube as products; else base and exponent of one type: of the base, or float where the exponent is."""
     x, y = node.operand(0), node.operand(1)
     if not _is(x, FLOAT | INT) or not _is(y, FLOAT | INT):
         return None
+    exponent = numbers(y)
+    if _is(x, FLOAT) and _is(y, FLOAT) and exponent is not None and exponent.size == 1 and exponent.reshape(-1)[0] == 3:
+        cube = b.add("Mul", b.add("Mul", x, x), x)
+        return [b.add("Mul", cube, b.const(np.ones(exponent.shape, x.dtype.numpy))) if exponent.ndim else cube]
     if _is(x, FLOAT):
         return [b.add("Pow", x, b.cast(y, x.dtype))] if _is(y, INT) else None
     return [b.cast(b.add("Pow", b.cast(x, F32), b.cast(y, F32)), x.dtype)] if _is(y, FLOAT) else None
@@ -190,6 +204,7 @@ def dropout(node: Node, b: Build) -> Sequence[Value | None] | None:
 
 REWRITES: Table = {
     "Abs": (integer_abs,),
+    "Add": (no_bias,),
     "Clip": (clip,),
     "Dropout": (dropout,),
     "IsInf": (is_inf,),

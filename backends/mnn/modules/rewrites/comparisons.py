@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from backends.mnn.modules.broadcast import covers
 from backends.mnn.modules.build import Build, type_of
 from backends.mnn.modules.rewrites.types import Table
-from backends.mnn.modules.table.arithmetic import second_choice_is_whole
+from backends.mnn.modules.table.arithmetic import second_choice_is_whole, whole_comes_first
 from backends.mnn.modules.table.row import FLOAT
 from ir.base.types import BOOL, dtype_of_onnx
 from ir.graph.graph import Node, Value
@@ -30,10 +30,12 @@ def less(node: Node, b: Build) -> Sequence[Value] | None:
 
 
 def compare(node: Node, b: Build) -> Sequence[Value] | None:
-    """One operand stretched beforehand: where both are, the runtime compares the bits of floats as integers."""
+    """The operand that has the common shape first, both negated where they change places; else the first one stretched."""
     x, y = node.operand(0), node.operand(1)
-    if not _floats(node) or covers(x, y) or covers(y, x):
+    if not _floats(node) or whole_comes_first(node) is None:
         return None
+    if covers(y, x):
+        return [b.add(node.op, b.add("Neg", y), b.add("Neg", x))]
     return [b.add(node.op, *_one_whole(node, b))]
 
 

@@ -57,6 +57,15 @@ def pairs() -> list[OneNode]:
     for op in ("Less", "Greater", "Equal", "LessOrEqual", "GreaterOrEqual"):
         x, y = (each.reshape(-1) for each in np.meshgrid([*SPECIAL[:6], np.nan], [*SPECIAL[:6], np.nan]))
         cases.append(OneNode(op, [x.astype(np.float32), y.astype(np.float32)]))
+        for a, b in BOTH_STRETCHED:
+            cases += [OneNode(op, [floats(a), floats(b)]), OneNode(op, [floats(a), floats(b)], (0,))]
+    cases += [OneNode("Max", [whole(a), whole(b)]) for a, b in (*ONE_STRETCHED, *BOTH_STRETCHED)]
+    cases.append(OneNode("Where", [floats(4) > 0, floats((2, 3, 4)), floats((3, 1))]))
+    for op in ("BitwiseAnd", "BitwiseOr", "BitwiseXor"):
+        x, y = (each.reshape(-1) for each in np.meshgrid(BIG, BIG))
+        cases += [OneNode(op, [x, y]), OneNode(op, [whole((2, 3, 4), np.int64), whole((3, 1), np.int64)], (1,))]
+    cases += [OneNode("BitShift", [np.array([1, 5, -7, 9], np.int32), np.array([31, 3, 1, -1], np.int32)], opset=28,
+                      attrs={"direction": way}) for way in ("LEFT", "RIGHT")]  # fmt: skip
     for op in ("Sum", "Mean", "Max", "Min"):
         for count in (1, 3, 4):
             several = [floats((2, 3, 4)) for _ in range(count)]

@@ -54,7 +54,15 @@ def places() -> list[OneNode]:
     return cases
 
 
-ALL = [*reductions(), *empty(), *places()]
+def products() -> list[OneNode]:
+    cases = []
+    for attrs in ({}, {"exclusive": 1}, {"reverse": 1}, {"exclusive": 1, "reverse": 1}):
+        cases += [OneNode("CumProd", [floats(2, 5), np.array(axis)], (1,), 26, attrs=attrs) for axis in (0, -1)]
+        cases.append(OneNode("CumProd", [floats(2, 5), np.array(1)], opset=26, attrs=attrs))
+    return cases
+
+
+ALL = [*products(), *reductions(), *empty(), *places()]
 
 
 def test_numbers_of_what_reductions_are_made_of():

@@ -98,8 +98,8 @@ def column_order(node: Node) -> str | None:
 
 
 def sampled(node: Node) -> str | None:
-    """What reflects, and cubic interpolation, are not read."""
-    if text(node, "mode") == "cubic" or text(node, "padding_mode") == "reflection":
+    """What reflects, and cubic interpolation, are not read; halves are not rounded to even."""
+    if text(node, "mode") != "linear" or text(node, "padding_mode") == "reflection":
         return f"it is not right for {text(node, 'mode')}, {text(node, 'padding_mode')}"
     return None
 
@@ -162,9 +162,8 @@ ROWS = (
     Right("MeanVarianceNormalization", "sweep of 80 runs", SINGLE, range(3, 6)),
     Right("DepthToSpace", "sweep of 93 runs", SINGLE, PAIR),
     Right("SpaceToDepth", "sweep of 92 runs", SINGLE, PAIR, column_order),
-    Right("GridSample", "sweep of 330 runs", SINGLE, range(4, 6), sampled),
+    Right("GridSample", "sweep of 150 runs", SINGLE, range(4, 6), sampled),
     Right("Resize", "sweep of 500 runs, and of 500 with lengths of 1 to 127", (*[SINGLE] * 3, INDEX), PAIR, interpolated),
-    Right("Det", "test_det_nd", SINGLE, range(3, 5)),
     Right("LSTM", "sweep of 400 runs forwards, 300 both ways", SINGLE, range(3, 4), recurrent),
     Right("RNN", "sweep of 400 runs forwards, 300 both ways", SINGLE, range(3, 4), recurrent),
     Right("GRU", "sweep of 180 runs forwards, 130 both ways", SINGLE, range(3, 4), recurrent),

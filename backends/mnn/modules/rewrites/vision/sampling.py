@@ -62,7 +62,7 @@ def cubic_samples(node: Node, b: Build) -> Sequence[Value] | None:
         at = squeezed(b, sliced(b, grid, 3, place, place + 1), 3)
         length = _number(b, size(b, x, axis))
         ways.append(_Way(b, at, length, aligned))
-    attrs = {"mode": "nearest", "padding_mode": "border" if padding == "border" else "zeros",
+    attrs = {"mode": "linear", "padding_mode": "border" if padding == "border" else "zeros",
              "align_corners": int(aligned)}  # fmt: skip
     rows = []
     for vertical in range(4):
@@ -76,6 +76,23 @@ def cubic_samples(node: Node, b: Build) -> Sequence[Value] | None:
             terms.append(b.add("Mul", read, unsqueezed(b, ways[0].weight(horizontal), 1)))
         rows.append(b.add("Mul", total(b, "Add", terms), unsqueezed(b, ways[1].weight(vertical), 1)))
     return [total(b, "Add", rows)]
+
+
+def nearest_samples(node: Node, b: Build) -> Sequence[Value] | None:
+    """The nearest elements by a linear sample of rounded places; the runtime rounds halves away from zero, not to even."""
+    x, grid = node.operand(0), node.operand(1)
+    if text(node, "mode") != "nearest" or text(node, "padding_mode") == "reflection" or x.rank not in (4, 5):
+        return None
+    aligned = bool(attribute(node, "align_corners"))
+    if aligned and any(not isinstance(length, int) or length < 2 for length in x.dims[2:]):
+        return None
+    last = x.rank - 1
+    ways = []
+    for place in range(x.rank - 2):
+        at = squeezed(b, sliced(b, grid, last, place, place + 1), last)
+        way = _Way(b, at, _number(b, size(b, x, last - place)), aligned)
+        ways.append(unsqueezed(b, way.nearest(), last))
+    return [b.add("GridSample", x, b.add("Concat", *ways, axis=last), **{**node.attrs, "mode": "linear"})]
 
 
 def _number(b: Build, length: Size) -> Value:
@@ -97,13 +114,20 @@ class _Way:
             where = b.add("Mul", b.add("Mul", moved, half), self._last)
         else:
             where = b.add("Sub", b.add("Mul", b.add("Mul", moved, length), half), half)
+        self._where = where
         self._first = b.add("Floor", where)
         self._rest = b.add("Sub", where, self._first)
 
     def place(self, step: int) -> Value:
         """Where the element at a step from the first of four lies, between -1 and 1."""
+        return self._between(self._b.add("Add", self._first, self._b.scalar(step - 1)))
+
+    def nearest(self) -> Value:
+        """Where the nearest element lies, between -1 and 1."""
+        return self._between(self._b.add("Round", self._where))
+
+    def _between(self, at: Value) -> Value:
         b = self._b
-        at = b.add("Add", self._first, b.scalar(step - 1))
         two, one = b.scalar(2), b.scalar(1)
         if self._aligned:
             return b.add("Sub", b.add("Div", b.add("Mul", at, two), self._last), one)
@@ -219,7 +243,7 @@ def deformed(node: Node, b: Build) -> Sequence[Value] | None:
 REWRITES: Table = {
     "Col2Im": (columns_to_image,),
     "DeformConv": (deformed,),
-    "GridSample": (reflected, cubic_samples),
+    "GridSample": (reflected, nearest_samples, cubic_samples),
     "SpaceToDepth": (channels_last_blocks,),
 }
 """Rewrites by operator."""

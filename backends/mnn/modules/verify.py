@@ -236,7 +236,8 @@ class _Verification:
             if rounding is not None:
                 rounding.add(self._as_written(item.feeds), [one[name] for name in names], stored[number])
         if rounding is not None and (said := rounding.beyond()):
-            found.problems.append(Diagnostic("V703", f"on MNN {release} {said}", hint=self._hint()))
+            hint = "nothing was written; give inputs like those it was calibrated on with --inputs: others leave its ranges"
+            found.problems.append(Diagnostic("V703", f"on MNN {release} {said}", hint=hint))
         where = f"{platform.system()} {platform.machine()}"
         count = len(found.sets)
         if self._bar is not None:

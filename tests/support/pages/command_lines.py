@@ -32,7 +32,7 @@ ELSEWHERE = frozenset("cat echo git grep head mypy pip ruff source tail . !".spl
 YOURS = frozenset(
     "./Qwen2.5-0.5B-Instruct Qwen/Qwen2.5-0.5B-Instruct path/to/checkpoint "
     "build/qwen build/other build/model model.onnx net.mlp "
-    "model.mlp inputs.npz sample.txt my_chats.jsonl questions.jsonl app.log".split()
+    "model.mlp inputs.npz samples.npz sample.txt my_chats.jsonl questions.jsonl app.log".split()
 )
 """Files that a reader has: names that speak, of what no page makes."""
 

@@ -286,10 +286,23 @@ def _layout(graph: Graph, value: Value, shape: tuple[int, ...], path: Path) -> _
     return _Array(value.name, (rows, *shape[1:]), rows, False, shape[0])
 
 
+IMAGE_RANK = 4
+"""Axes of inputs whose leading one is a batch, also where outputs do not say that they have the same."""
+
+
 def counts_samples(graph: Graph, dim: Dim) -> bool:
-    """True when a dimension is the leading one of all inputs and outputs and nothing else, as that of a batch."""
-    shapes = [value.shape for value in (*graph.inputs, *graph.outputs)]
-    return all(shape and shape[0] == dim and dim not in shape[1:] for shape in shapes)
+    """True when a dimension is the leading one of all inputs and outputs and nothing else, as that of a batch.
+
+    Outputs may have another name for it, which a file tells of none or of each, where inputs have as many axes as images.
+    """
+    inputs, outputs = ([value.shape for value in values] for values in (graph.inputs, graph.outputs))
+    if not all(shape and shape[0] == dim and dim not in shape[1:] for shape in inputs):
+        return False
+    if all(shape and shape[0] == dim and dim not in shape[1:] for shape in outputs):
+        return True
+    others = {item for shape in inputs for item in (shape or ())[1:]}
+    named = all(shape is None or (shape and isinstance(shape[0], Dim) and shape[0] not in others) for shape in outputs)
+    return named and all(len(shape or ()) >= IMAGE_RANK for shape in inputs)
 
 
 def _misfit(value: Value, shape: Sequence[int], path: Path) -> LadingError:

@@ -63,6 +63,13 @@ def test_an_axis_that_is_no_batch_is_never_cut(tmp_path):
     assert [feed["x"].shape for feed in feeds(load_samples(tmp_path / "x.npz", graph))] == [(20, 8)]
 
 
+def test_images_are_a_batch_whatever_outputs_call_it(tmp_path):
+    np.savez(tmp_path / "x.npz", x=np.zeros((20, 3, 64, 64), np.float32))
+    for output, count in (("f32[m, 6]", 4), ("f32[7, 6]", 1)):
+        graph = graph_of(("x", "f32[n, 3, 64, 64]"), outputs=(output,))
+        assert len(load_samples(tmp_path / "x.npz", graph).calibration.source) == count
+
+
 def test_folders_of_archives_and_bare_arrays(tmp_path):
     for number in range(3):
         np.savez(tmp_path / f"{number}.npz", x=ARRAY[2 * number : 2 * number + 2])

@@ -376,7 +376,6 @@ CODES: dict[str, str] = {
     "U964": "compile does not refuse the model on the whole, so that there is nothing to reduce.",
     "U965": "A model accepts no inputs that can be made up for it, so that it cannot be verified without real ones.",
     "U966": "The page of verdicts on test cases is written in a source tree only.",
-    "U966": "The page of the conformance on a runtime is written in a source tree only.",
     "U956": "--lora is given with a weight that is no number, or for a model that is no checkpoint.",
     "U957": "--plan tells of checkpoints for backends that can tell sizes from shapes, with precision chosen by policy.",
     "U958": "The version of ONNX's operators that was asked for has no form of an operator of the graph.",

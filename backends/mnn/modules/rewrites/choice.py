@@ -10,7 +10,7 @@ from backends.mnn.modules.build import Build, numbers, type_of
 from backends.mnn.modules.known import all_not_negative
 from backends.mnn.modules.rewrites.sizes import as_value, at_least, size
 from backends.mnn.modules.rewrites.types import Table
-from backends.mnn.modules.table.choice import vectors_of_few
+from backends.mnn.modules.table.choice import has_elements, vectors_of_few
 from backends.mnn.modules.table.row import FLOAT
 from ir.base.types import BOOL, F32, I32, I64
 from ir.graph.graph import Node, Value
@@ -279,7 +279,7 @@ def constant_of_shape(node: Node, b: Build) -> Sequence[Value] | None:
 
 
 def reverse_sequence(node: Node, b: Build) -> Sequence[Value] | None:
-    """Each place of a sequence counted from its end, gathered; after a convolution the runtime mixes up channels."""
+    """Each place of a sequence counted from its end, gathered: the runtime fails, or mixes up channels."""
     given = type_of(node.input(0))
     if given is None or given.rank is None or given.rank < 2:
         return None
@@ -297,7 +297,30 @@ def reverse_sequence(node: Node, b: Build) -> Sequence[Value] | None:
     return [b.add("GatherElements", x, covering, axis=time)]
 
 
+def trilu_of_nothing(node: Node, b: Build) -> Sequence[Value] | None:
+    """What has no elements stays as it is."""
+    return [b.add("Identity", node.operand(0))] if has_elements(node) is not None else None
+
+
+def suppressed(node: Node, b: Build) -> Sequence[Value] | None:
+    """No boxes where none are asked for; boxes by their corners."""
+    if node.input(2) is None:
+        return [b.const(np.zeros((0, 3), np.int64), "nothing")]
+    if not b.attr("center_point_box"):
+        return None
+    x, y, wide, high = b.nodes("Split", [node.operand(0), b.ints(1, 1, 1, 1)], {"axis": 2}, 4)
+    half = b.scalar(0.5)
+    wide, high = b.add("Mul", wide, half), b.add("Mul", high, half)
+    sides = [
+        b.add(op, *pair)
+        for op, pair in (("Sub", (y, high)), ("Sub", (x, wide)), ("Add", (y, high)), ("Add", (x, wide)))
+    ]
+    return [b.add("NonMaxSuppression", b.add("Concat", *sides, axis=2), *node.inputs[1:])]
+
+
 REWRITES: Table = {
+    "NonMaxSuppression": (suppressed,),
+    "Trilu": (trilu_of_nothing,),
     "Compress": (compress,),
     "ConstantOfShape": (constant_of_shape,),
     "EyeLike": (eye_like,),

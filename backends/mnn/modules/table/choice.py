@@ -57,6 +57,19 @@ def values_alone(node: Node) -> str | None:
     return "the places of its results are read" if node.outputs[1].use_count else None
 
 
+def has_elements(node: Node) -> str | None:
+    """Nothing is read of what has no elements."""
+    found = type_of(node.input(0))
+    return "it is not right without elements" if found is not None and 0 in (found.shape or ()) else None
+
+
+def corners(node: Node) -> str | None:
+    """Boxes are read as corners, whatever is said, and a number of boxes is asked for."""
+    if attribute(node, "center_point_box"):
+        return "its boxes are given by their centers"
+    return "the number of boxes is not given" if node.input(2) is None else None
+
+
 def held_alike(node: Node) -> str | None:
     """The result is held as the operand is, whatever type is asked for."""
     given, made = type_of(node.input(0)), type_of(node.output)
@@ -84,10 +97,12 @@ ROWS = (
     Right("ScatterND", "test_scatternd; sweep", (HELD, INT, HELD), SOME_AXES, scattered_by_number),
     Right("NonZero", "test_nonzero_example; sweep: nothing but zeros", (HELD,), SOME_AXES),
     Right("TopK", "test_top_k; sweep: equal elements, computed numbers", (NUMBER, INT), SOME_AXES, values_alone),
-    Right("Trilu", "test_triu; test_tril; sweep: -5 to 5, computed", (HELD, INT), range(2, MOST_AXES + 1)),
+    Right(
+        "Trilu", "test_triu; test_tril; sweep: -5 to 5, computed", (HELD, INT), range(2, MOST_AXES + 1), has_elements
+    ),
     Right("EyeLike", "test_eyelike_with_dtype; sweep: -5 to 5", HELD, range(2, 3), held_alike),
     Right("Range", "test_range_float_type_positive_delta; sweep", NUMBER),
     Right("ConstantOfShape", "test_constantofshape_float_ones; sweep", (INT,), when=filled_by_name),
-    Right("ReverseSequence", "test_reversesequence_batch; sweep", (HELD, INT), range(2, 4)),
+    Right("NonMaxSuppression", "test_nonmaxsuppression; sweep", (FLOAT, FLOAT, INT, FLOAT), when=corners),
 )
 """What is right."""

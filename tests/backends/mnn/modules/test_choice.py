@@ -94,6 +94,7 @@ def fills() -> list[OneNode]:
         OneNode("EyeLike", [floats(3, 4)], attrs={"k": k, "dtype": kind}) for k in (-1, 0, 2) for kind in (1, 6, 9)
     ]
     cases += [OneNode("ConstantOfShape", [whole(2, 3)]), OneNode("Trilu", [floats(2, 3, 4)], attrs={"upper": 0})]
+    cases += [OneNode("Trilu", [np.zeros((2, 0, 3), np.float32)])]
     cases += [OneNode("Range", [np.array(n, np.int32) for n in (5, -3, -2)])]
     return cases
 
@@ -158,7 +159,20 @@ def equations() -> list[OneNode]:
     return cases
 
 
-ALL = [*gathers(), *scatters(), *fills(), *products(), *equations()]
+def suppressions() -> list[OneNode]:
+    corner, extent = RNG.random((2, 9, 2)).astype(np.float32), RNG.random((2, 9, 2)).astype(np.float32) * 0.5
+    cases = []
+    for center in (0, 1):
+        boxes = np.concatenate([corner, extent if center else corner + extent], -1)
+        scores = RNG.random((2, 3, 9)).astype(np.float32)
+        numbers = [whole(4), np.array([0.3], np.float32), np.array([0.2], np.float32)]
+        for count in range(2 - center, 4):
+            attrs = {"center_point_box": center}
+            cases.append(OneNode("NonMaxSuppression", [boxes, scores, *numbers[:count]], attrs=attrs))
+    return [*cases, OneNode("NonMaxSuppression", [boxes, scores])]
+
+
+ALL = [*gathers(), *scatters(), *fills(), *products(), *equations(), *suppressions()]
 
 
 def test_numbers_of_what_operators_are_made_of():

@@ -41,7 +41,7 @@ def folder(tmp_path_factory):
     source, _ = blocks(PAGE, "python")
     (place / "classifier.py").write_text(source)
     subprocess.run([sys.executable, "classifier.py"], cwd=place, check=True, timeout=120)
-    compile_model(Request(str(place / "classifier.onnx"), place / "build" / "classifier", guard=True, target="3.6.1"))
+    compile_model(Request(str(place / "model.onnx"), place / "build" / "classifier", guard=True, target="3.6.1"))
     return place
 
 
@@ -79,7 +79,7 @@ def test_the_application_compiles(folder):
 
 def test_the_same_model_for_onnxruntime(folder):
     request = Request(
-        str(folder / "classifier.onnx"), folder / "onnx", "onnx-fp32", to="onnx", opset=17, external_data=True
+        str(folder / "model.onnx"), folder / "onnx", "onnx-fp32", to="onnx", opset=17, external_data=True
     )
     compile_model(request)
     model = onnx.load(folder / "onnx" / "model.onnx")
@@ -88,7 +88,7 @@ def test_the_same_model_for_onnxruntime(folder):
 
 
 def test_weights_may_lie_beside_the_model(folder):
-    compile_model(Request(str(folder / "classifier.onnx"), folder / "beside", external_data=True, target="3.6.1"))
+    compile_model(Request(str(folder / "model.onnx"), folder / "beside", external_data=True, target="3.6.1"))
     assert (folder / "beside" / "model.mnn.weight").stat().st_size >= 4 * (64 * 128 + 128 * 10)
 
 

@@ -78,9 +78,7 @@ def test_the_application_compiles(folder):
 
 
 def test_the_same_model_for_onnxruntime(folder):
-    request = Request(
-        str(folder / "model.onnx"), folder / "onnx", "onnx-fp32", to="onnx", opset=17, external_data=True
-    )
+    request = Request(str(folder / "model.onnx"), folder / "onnx", "onnx-fp32", to="onnx", opset=17, external_data=True)
     compile_model(request)
     model = onnx.load(folder / "onnx" / "model.onnx")
     onnx.checker.check_model(model, full_check=True)

@@ -270,9 +270,9 @@ def _unary(operation: str) -> Row:
     return Row(("UnaryOp",), _constantly(opType=operation))
 
 
-# A quotient may become a product.
+# A quotient may become a product, and the square of a difference one operator.
 _BINARY: Mapping[str, Sequence[str]] = {
-    "Add": ("ADD",), "Sub": ("SUB",), "Mul": ("MUL",), "Pow": ("POW",), "Equal": ("EQUAL",),
+    "Add": ("ADD",), "Sub": ("SUB",), "Mul": ("MUL", "SquaredDifference"), "Pow": ("POW",), "Equal": ("EQUAL",),
     "Greater": ("GREATER",), "GreaterOrEqual": ("GREATER_EQUAL",), "Less": ("LESS",), "LessOrEqual": ("LESS_EQUAL",),
     "Max": ("MAXIMUM",), "Min": ("MINIMUM",), "Or": ("LOGICALOR",), "Xor": ("LOGICALXOR",),
 }  # fmt: skip

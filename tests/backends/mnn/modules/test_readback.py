@@ -130,3 +130,16 @@ def test_the_time_of_a_conversion_grows_with_the_square():
 
     assert products(200) == pytest.approx(4 * products(100))
     assert expected_seconds(graph_of("Elu")) < 0.001
+
+
+@pytest.mark.mnn
+def test_the_square_of_a_difference_is_no_fault(tmp_path):
+    """The converter gives it the name of the product and makes one operator of both."""
+    nodes = [helper.make_node("ReduceMean", ["x"], ["m"]), helper.make_node("Sub", ["x", "m"], ["d"])]
+    nodes.append(helper.make_node("Mul", ["d", "d"], ["y"]))
+    ends = [helper.make_tensor_value_info(name, F32, ["n", 4]) for name in ("x", "y")]
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", ends[:1], ends[1:]), opset_imports=[helper.make_opsetid("", 22)]
+    )
+    with Converter() as converter:
+        assert _fault(converter, load(model)) == ""

@@ -190,7 +190,12 @@ def _as_held(signature: c.Signature) -> c.Signature:
     def known(name: str) -> str:
         return (F32 if DTYPES[name].is_float else I32).name
 
-    inputs = tuple(replace(port, dtype=known(port.dtype)) for port in signature.inputs)
+    inputs = tuple(
+        replace(
+            port, dtype=known(port.dtype), default=int(port.default) if isinstance(port.default, bool) else port.default
+        )
+        for port in signature.inputs
+    )
     outputs = tuple(replace(port, dtype=known(port.dtype)) for port in signature.outputs)
     return replace(signature, inputs=inputs, outputs=outputs)
 

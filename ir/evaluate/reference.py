@@ -16,6 +16,7 @@ from ir.base.child import Child, ChildFailed
 from ir.base.diag import LadingError
 from ir.base.types import TensorType
 from ir.evaluate.kernels import OpenFile, packed, unpacked
+from ir.facts.free_tensors import FreeTensors
 from ir.graph.graph import Graph
 
 SECONDS = 120.0
@@ -43,24 +44,29 @@ class Reference(Protocol):
 
 
 class _Kernels:
-    """The file in onnxruntime."""
+    """The file in onnxruntime; tensors that it reads and never makes are fed, constants among them."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, graph: Graph) -> None:
         from importlib.metadata import version
 
+        fact = graph.fact(FreeTensors)
+        tensors = fact.tensors if fact is not None else ()
         self.name = f"onnxruntime {version('onnxruntime')}"
         self._path = path
-        self._file = OpenFile(path, optimized=False)
+        self._free = {item.name: (item.dtype, len(item.sizes)) for item in tensors}
+        self._constants = {item.name: item.array for item in tensors if item.value is not None}
+        self._file = OpenFile(path, optimized=False, free=self._free)
         self._exposing: tuple[frozenset[str], OpenFile] | None = None
         self.outputs = self._file.outputs
 
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """See `Reference.run`."""
+        feeds = {**feeds, **self._constants}
         inner = frozenset(outputs or ()) - set(self.outputs)
         if not inner:
             return self._file.run(feeds, outputs)
         if self._exposing is None or not inner <= self._exposing[0]:
-            self._exposing = inner, OpenFile(self._path, optimized=False, exposed=sorted(inner))
+            self._exposing = inner, OpenFile(self._path, optimized=False, free=self._free, exposed=sorted(inner))
         return self._exposing[1].run(feeds, outputs)
 
 
@@ -133,7 +139,7 @@ def open_reference(path: Path | None, graph: Graph) -> Reference:
     first: LadingError | None = None
     if not _is_packed_by_four(graph):
         try:
-            return _Kernels(path)
+            return _Kernels(path, graph)
         except LadingError as refused:
             first = refused
     try:

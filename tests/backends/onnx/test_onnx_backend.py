@@ -101,7 +101,7 @@ def test_the_text_form_compiles_to_onnx(model, tmp_path):
 
     formats = Formats()
     formats.write(formats.read(str(model)), str(tmp_path / "net.lading"))
-    compile_model(Request(str(tmp_path / "net.lading"), tmp_path / "out"))
+    compile_model(Request(str(tmp_path / "net.lading"), tmp_path / "out", to="onnx"))
     x = np.ones((1, 64), np.float32)
     np.testing.assert_allclose(run(tmp_path / "out" / MODEL, x), run(model, x), rtol=0.2, atol=5)
     assert read(tmp_path / "out").sources[0].file == "net.lading"

@@ -62,7 +62,9 @@ def test_a_graph_that_is_no_language_model_is_none_for_the_engine(tmp_path):
 
 def test_the_contract_of_a_general_graph_says_what_to_feed(tmp_path):
     onnx.save(GENERAL["Gather indices"], tmp_path / "general.onnx")
-    result = CliRunner().invoke(main, [str(tmp_path / "general.onnx"), "-o", str(tmp_path / "out"), "--guard"])
+    result = CliRunner().invoke(
+        main, [str(tmp_path / "general.onnx"), "-o", str(tmp_path / "out"), "--to", "onnx", "--guard"]
+    )
     assert result.exit_code == 0 and "note[F631]: nothing makes 'lost'" in result.output, result.output
     contract = read(tmp_path / "out")
     found = contract.signature.inputs[1]
@@ -88,12 +90,22 @@ def test_the_contract_of_a_general_graph_says_what_to_feed(tmp_path):
 @pytest.mark.parametrize("name", ["Slice axes", "If condition", "Loop trip count", "Where condition", "Conv weight"])
 def test_what_was_written_is_compared_with_the_file_as_it_lies(tmp_path, name):
     onnx.save(GENERAL[name], tmp_path / "general.onnx")
-    result = compile_model(Request(str(tmp_path / "general.onnx"), tmp_path / "out"))
+    result = compile_model(Request(str(tmp_path / "general.onnx"), tmp_path / "out", to="onnx"))
     assert {item.reference for item in result.contract.verified} == {"decoded weights", "float"}
     assert all(item.max_abs_error < 1e-5 for item in result.contract.verified)
     model = onnx.load(tmp_path / "out" / "model.onnx")
     onnx.checker.check_model(model, full_check=True)
     assert any(item.name == "lost" for item in (*model.graph.input, *model.graph.initializer))
+
+
+@pytest.mark.mnn
+@pytest.mark.parametrize(("name", "default"), [("Slice axes", None), ("If condition", 1), ("Gather indices", 0)])
+def test_modules_are_fed_what_nothing_makes_too(tmp_path, name, default):
+    onnx.save(GENERAL[name], tmp_path / "general.onnx")
+    result = compile_model(Request(str(tmp_path / "general.onnx"), tmp_path / "out", to="mnn"))
+    assert result.verdict.outcome == "passed" and {item.reference for item in result.contract.verified} == {"float"}
+    defaults = {item.name: item.default for item in read(tmp_path / "out").signature.inputs}
+    assert defaults.get("lost") == default
 
 
 def test_weights_of_an_older_opset_are_stored_in_blocks_all_the_same(tmp_path):
@@ -105,7 +117,7 @@ def test_weights_of_an_older_opset_are_stored_in_blocks_all_the_same(tmp_path):
     weight = np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32)
     model.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
     onnx.save(model, tmp_path / "old.onnx")
-    result = compile_model(Request(str(tmp_path / "old.onnx"), tmp_path / "out"))
+    result = compile_model(Request(str(tmp_path / "old.onnx"), tmp_path / "out", to="onnx"))
     written = onnx.load(tmp_path / "out" / "model.onnx")
     assert written.opset_import[0].version >= 21 and "DequantizeLinear" in {node.op_type for node in written.graph.node}
     assert result.verdict.outcome == "passed"

@@ -138,14 +138,14 @@ def scorer(path: Path, columns: int, mixing: bool = True) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("columns", "mixing", "backend"), [(40, True, "mnn-llm"), (3, True, "onnx"), (40, False, "onnx")]
+    ("columns", "mixing", "backend"), [(40, True, "mnn-llm"), (3, True, "mnn"), (40, False, "mnn")]
 )
 def test_scores_of_as_many_tokens_as_the_table_has_make_a_language_model(columns, mixing, backend, tmp_path):
     formats = Formats()
     assert formats.emitter_of(formats.read(str(scorer(tmp_path / "m.onnx", columns, mixing)))) == backend
 
 
-@pytest.mark.parametrize(("width", "backend"), [(8, "mnn-llm"), (5, "onnx")])
+@pytest.mark.parametrize(("width", "backend"), [(8, "mnn-llm"), (5, "mnn")])
 def test_so_do_scores_of_rows_as_wide_as_the_matrix_is_high(width, backend, tmp_path):
     model = onnx.load(str(scorer(tmp_path / "m.onnx", 40)))
     model.graph.node[0].CopyFrom(

@@ -2,7 +2,8 @@
 
 The converter names an operator after the first result of its node, and a convolution in groups ``NAME__group__0`` and so on.
 It also exchanges operators for others and joins them: what has another type than a node gives by itself is not looked at
-here, and is judged by what it computes. Fields are those of ``schema/default/*.fbs`` of MNN 3.6.1.
+here, and is judged by what it computes; nor are element-wise operators, which it joins freely. Fields are those of
+``schema/default/*.fbs`` of MNN 3.6.1.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -262,31 +263,6 @@ def _reduction(operation: str) -> Row:
     return Row(("Reduction",), _together(_constantly(operation=operation), _flags(keepDims="keepdims")))
 
 
-def _product(node: Node) -> Expected:
-    # The square of a difference is one operator of MNN, and so is a product with a gate.
-    return {} if node.input(0) is node.input(1) else {"opType": ("MUL", "MUL_SILU")}
-
-
-def _binary(*operations: str) -> Row:
-    return Row(("BinaryOp",), _constantly(opType=operations))
-
-
-def _unary(operation: str | Sequence[str]) -> Row:
-    return Row(("UnaryOp",), _constantly(opType=operation))
-
-
-# A quotient may become a product, and the square of a difference one operator.
-_BINARY: Mapping[str, Sequence[str]] = {
-    "Add": ("ADD",), "Sub": ("SUB",), "Pow": ("POW",), "Equal": ("EQUAL",),
-    "Greater": ("GREATER",), "GreaterOrEqual": ("GREATER_EQUAL",), "Less": ("LESS",), "LessOrEqual": ("LESS_EQUAL",),
-    "Max": ("MAXIMUM",), "Min": ("MINIMUM",), "Or": ("LOGICALOR",), "Xor": ("LOGICALXOR",),
-}  # fmt: skip
-_UNARY: Mapping[str, str | Sequence[str]] = {
-    "Abs": "ABS", "Neg": "NEG", "Floor": "FLOOR", "Ceil": "CEIL", "Sqrt": "SQRT", "Exp": "EXP", "Log": "LOG", "Sin": "SIN",
-    "Cos": "COS", "Tan": "TAN", "Asin": "ASIN", "Acos": "ACOS", "Atan": "ATAN", "Reciprocal": ("RECIPROCAL", "RSQRT"),
-    "Sinh": "SINH", "Cosh": "COSH", "Asinh": "ASINH", "Acosh": "ACOSH", "Atanh": "ATANH", "Sign": "SIGN", "Erf": "ERF",
-    "Round": "ROUND",
-}  # fmt: skip
 _REDUCED = {
     "ReduceSum": "SUM",
     "ReduceMean": "MEAN",
@@ -341,9 +317,6 @@ ROWS: Mapping[str, Row] = {
     "Selu": Row(("Selu",), _fields(alpha="alpha", scale="gamma")),
     "Clip": Row(("ReLU6",), _limits),
     **{op: _reduction(operation) for op, operation in _REDUCED.items()},
-    "Mul": Row(("BinaryOp",), _product),
-    **{op: _binary(*operations) for op, operations in _BINARY.items()},
-    **{op: _unary(operation) for op, operation in _UNARY.items()},
 }
 """By operator of ONNX."""
 

@@ -76,11 +76,17 @@ def test_an_operator_ahead_of_its_operands_is_told(graph, tmp_path):
     assert caught.value.code == "B774"
 
 
-def test_another_parameter_is_told(graph, tmp_path):
-    json_to_mnn(net(main={"opType": "SUB", "T": "DT_FLOAT"}), tmp_path / "model.mnn")
-    with pytest.raises(LadingError, match="opType of a BinaryOp is SUB and should be MUL") as caught:
-        check_net(tmp_path / "model.mnn", graph, "")
-    assert (caught.value.code, caught.value.diagnostics[0].where) == ("B777", "y0 (Mul)")
+def test_another_parameter_is_told(tmp_path):
+    softmax = legal(one_node("Softmax", [(F32, ["n", 4])], [(F32, ["n", 4])], axis=1))
+    (node,) = [node for node in softmax.walk() if node.op == "Softmax"]
+    other = net()
+    said = {"type": "Softmax", "name": node.output.name, "inputIndexes": [0], "main_type": "Axis", "main": {"axis": 0}}
+    other["oplists"] = [other["oplists"][0], {**said, "outputIndexes": [1]}]
+    other["tensorName"] = ["x0", "y0"]
+    json_to_mnn(other, tmp_path / "model.mnn")
+    with pytest.raises(LadingError, match="axis of a Softmax is 0 and should be 1") as caught:
+        check_net(tmp_path / "model.mnn", softmax, "")
+    assert (caught.value.code, caught.value.diagnostics[0].where) == ("B777", f"{node.output.name} (Softmax)")
 
 
 @pytest.mark.parametrize(

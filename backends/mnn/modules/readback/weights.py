@@ -27,7 +27,7 @@ _NUMBERS = ("float32s", "int32s", "int8s", "uint8s")
 
 
 def lost_weights(ops: Iterable[Mapping[str, Any]], graph: Graph) -> Iterator[tuple[str, str]]:
-    """Weights of a graph that its net has not: a sentence, and the node that reads it.
+    """Weights of a graph that its net has not: a sentence, and the node that reads it. One number may be folded into others.
 
     Args:
         ops: operators of the net, those of its subgraphs too.
@@ -37,7 +37,7 @@ def lost_weights(ops: Iterable[Mapping[str, Any]], graph: Graph) -> Iterator[tup
     for node in graph.walk():
         weight = node.input(1) if node.op in OPERATORS else None
         found = type_of(weight)
-        if weight is None or weight.const is None or found is None or not found.size:
+        if weight is None or weight.const is None or found is None or (found.size or 0) < 2:
             continue
         if not any(size > 1 and found.size % size == 0 and size * held[size] >= found.size for size in held):
             yield f"the weight {weight.name!r} of {found.size:,} numbers is nowhere in the converted model", repr(node)

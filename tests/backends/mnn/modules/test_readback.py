@@ -143,3 +143,9 @@ def test_the_square_of_a_difference_is_no_fault(tmp_path):
     )
     with Converter() as converter:
         assert _fault(converter, load(model)) == ""
+
+
+@pytest.mark.mnn
+def test_a_weight_of_one_number_may_be_anywhere():
+    with Converter() as converter:
+        assert _fault(converter, graph_of("MatMul", [(1, 1)], shape=["n", 4, 8, 1])) == ""

@@ -37,7 +37,7 @@ def lost_weights(ops: Iterable[Mapping[str, Any]], graph: Graph) -> Iterator[tup
     for node in graph.walk():
         weight = node.input(1) if node.op in OPERATORS else None
         found = type_of(weight)
-        if weight is None or weight.const is None or found is None or (found.size or 0) < 2:
+        if weight is None or weight.const is None or found is None or found.size is None or found.size < 2:
             continue
         if not any(size > 1 and found.size % size == 0 and size * held[size] >= found.size for size in held):
             yield f"the weight {weight.name!r} of {found.size:,} numbers is nowhere in the converted model", repr(node)

@@ -125,6 +125,11 @@ def interpolated(node: Node) -> str | None:
         if wanted is not None and all(isinstance(each, int) for each in x.dims[2:]):
             ratios = [one / other for one, other in zip(wanted[2:], x.dims[2:], strict=True)]
     mode, places = text(node, "mode"), text(node, "coordinate_transformation_mode")
+    if places == "align_corners" and scales is not None and any(
+        not isinstance(dim, int) or abs(ratio * dim - round(ratio * dim)) > 1e-4
+        for ratio, dim in zip(ratios, x.dims, strict=False) if ratio != int(ratio)
+    ):  # fmt: skip
+        return "its scales may not make whole numbers of elements, of which the corners are aligned"
     if mode == "linear" and places in ("half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners"):
         return None
     if (

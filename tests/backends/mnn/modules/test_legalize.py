@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, helper, numpy_helper
 
 from backends.mnn.modules.child import Converter
 from ir.base.diag import LadingError
@@ -40,3 +40,25 @@ def test_a_legal_graph_is_converted_and_runs(tmp_path):
         converter.convert(tmp_path / "legal.onnx", tmp_path / "model.mnn")
         found = converter.run(tmp_path / "model.mnn", {"x0": a, "x1": b}, ["y0"])
     np.testing.assert_array_equal(found["y0"].astype(bool), a < b)
+
+
+@pytest.mark.parametrize(
+    ("scale", "length", "refused"), [(0.6, 4, True), (0.5, 4, False), (2.0, "n", False), (1.5, "n", True)]
+)
+def test_corners_are_aligned_of_whole_numbers_of_elements_alone(scale, length, refused):
+    """ONNX's definition divides by the length that scales give, onnxruntime by the whole number below it."""
+    made = int(scale * length) if isinstance(length, int) else "m"
+    x = helper.make_tensor_value_info("x", F32, [1, 1, length, 4])
+    y = helper.make_tensor_value_info("y", F32, [1, 1, made, 4])
+    node = helper.make_node(
+        "Resize", ["x", "", "s"], ["y"], mode="linear", coordinate_transformation_mode="align_corners"
+    )
+    scales = numpy_helper.from_array(np.array([1, 1, scale, 1], np.float32), "s")
+    model = helper.make_model(
+        helper.make_graph([node], "g", [x], [y], [scales]), opset_imports=[helper.make_opsetid("", 19)]
+    )
+    if refused:
+        with pytest.raises(LadingError, match="Resize"):
+            legal(model)
+    else:
+        legal(model)

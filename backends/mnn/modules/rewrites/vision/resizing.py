@@ -35,6 +35,10 @@ class Stretch:
     part: tuple[float, float]
 
 
+WHOLE = 1e-4
+"""How far a length may be off a whole number of elements, which scales in single precision make of it."""
+
+
 def text(node: Node, name: str) -> str:
     """An attribute that is text."""
     found = attribute(node, name)
@@ -42,7 +46,8 @@ def text(node: Node, name: str) -> str:
 
 
 def stretches(node: Node) -> list[Stretch] | None:
-    """The axes that are resized; None where sizes are not known in numbers."""
+    """The axes that are resized; None where sizes are not known in numbers, and where corners are aligned of an axis that
+    is no whole number of elements long: ONNX's definition divides by that number, and onnxruntime by the whole one."""
     x = node.operand(0)
     if x.shape is None:
         return None
@@ -50,6 +55,7 @@ def stretches(node: Node) -> list[Stretch] | None:
     axes = [int(axis) % rank for axis in attribute(node, "axes") or range(rank)]
     scales, wanted, part = numbers(node.input(2)), numbers(node.input(3)), numbers(node.input(1))
     crops = text(node, "coordinate_transformation_mode") == "tf_crop_and_resize"
+    aligned = text(node, "coordinate_transformation_mode") == "align_corners"
     if crops and (part is None or part.size != 2 * len(axes)):
         return None
     if scales is not None and scales.size:
@@ -80,6 +86,8 @@ def stretches(node: Node) -> list[Stretch] | None:
         made = given[index] if given is not None else int(np.floor(np.float32(length) * np.float32(ratios[index])))
         scale = ratios[index] if ratios else made / length
         ends = (float(part[index]), float(part[index + len(axes)])) if crops and part is not None else (0.0, 1.0)
+        if aligned and abs(scale * length - made) > WHOLE:
+            return None
         if made != length or scale != 1 or crops:
             found.append(Stretch(axis, length, made, scale, ends))
     return found

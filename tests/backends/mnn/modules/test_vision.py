@@ -240,3 +240,25 @@ def test_random_numbers_have_no_form(op):
     with pytest.raises(LadingError, match=f"{op} has no form that MNN computes right") as caught:
         legal(one_node(op, shape, shape))
     assert caught.value.code == "P378"
+
+
+@pytest.mark.mnn
+@pytest.mark.parametrize("way", ["forward", "reverse"])
+def test_weights_of_any_size_stay_constants(way, tmp_path):
+    """Weights too large to be folded, initial states, and sequences of a length that the model leaves open."""
+    states = [normal(1, 2, 96) for _ in range(2)]
+    weights = [normal(1, 384, size) * np.float32(0.1) for size in (64, 96)]
+    item = case("LSTM", normal(4, 2, 64), *weights, normal(1, 768), None, *states, outputs=3, hidden_size=96,
+                direction=way)  # fmt: skip
+    item.constant = (1, 2, 3)
+    model = item.model()
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "length"
+    for output in model.graph.output:
+        output.type.tensor_type.ClearField("shape")
+    write(legal(model), tmp_path / "model.onnx")
+    with Converter() as converter:
+        converter.convert(tmp_path / "model.onnx", tmp_path / "model.mnn")
+        for length in (1, 2, 5):
+            item.operands = [normal(length, 2, 64), *item.operands[1:]]
+            found = converter.run(tmp_path / "model.mnn", item.feeds, ["y0", "y1", "y2"])
+            assert_same(list(found.values()), item.wanted(), item)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from backends.mnn.modules.build import Build
+from backends.mnn.modules.build import Build, numbers
 from backends.mnn.modules.rewrites.types import Table
 from backends.mnn.modules.rewrites.vision.sizes import END, reshaped, size, sliced, squeezed, unsqueezed, vector
 from ir.base.types import F32
@@ -145,8 +145,7 @@ def all_read(node: Node, b: Build) -> Sequence[Value | None] | None:
         for place in (1, 2, 3, 5, 6):
             value = inputs[place] if place < len(inputs) else None
             if value is not None:
-                nothing = b.add("Mul", value, b.like(0, value))
-                inputs[place] = b.add("Concat", *((nothing, value) if slot else (value, nothing)), axis=0)
+                inputs[place] = _beside_nothing(b, value, slot)
         attrs["direction"] = "bidirectional"
     while inputs and inputs[-1] is None:
         inputs.pop()
@@ -157,6 +156,16 @@ def all_read(node: Node, b: Build) -> Sequence[Value | None] | None:
     if not all(wanted):
         made = _read_all(b, made)
     return made[: len(node.outputs)]
+
+
+def _beside_nothing(b: Build, value: Value, slot: int) -> Value:
+    """What belongs to one direction as that of two, the other of which has zeros. Weights stay constants of any size."""
+    known = numbers(value)
+    if known is not None:
+        pair = (np.zeros_like(known), known) if slot else (known, np.zeros_like(known))
+        return b.const(np.concatenate(pair, axis=0), "both")
+    nothing = b.add("Mul", value, b.like(0, value))
+    return b.add("Concat", *((nothing, value) if slot else (value, nothing)), axis=0)
 
 
 def _read_all(b: Build, made: Sequence[Value]) -> tuple[Value, ...]:

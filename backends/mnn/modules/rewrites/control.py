@@ -137,7 +137,8 @@ def _goes_on(body: Graph) -> bool:
 
 
 def choose(node: Node, b: Build) -> Sequence[Value] | None:
-    """Both sides computed, and one of them taken: where all results have the same sizes on both sides."""
+    """Both sides computed, and one of them taken: where all results have the same sizes on both sides, which may be open.
+    Inputs must be such that either side can be computed, as verification shows."""
     sides = [_body(node, name) for name in ("then_branch", "else_branch")]
     if any(side is None or _size(side) > MOST_NODES for side in sides):
         return None
@@ -157,8 +158,8 @@ def _alike(first: object, second: object) -> bool:
         isinstance(first, TensorType)
         and isinstance(second, TensorType)
         and first.dtype == second.dtype
-        and first.sizes is not None
-        and first.sizes == second.sizes
+        and first.shape is not None
+        and first.shape == second.shape
     )
 
 

@@ -69,8 +69,10 @@ def looped(condition: str) -> onnx.ModelProto:
     return model([node], [value("x", [3])], [value("y0"), value("y1")], held)
 
 
-def chosen(size: int = 3) -> onnx.ModelProto:
-    sides = [helper.make_graph([helper.make_node(op, ["x"], [op])], op, [], [value(op, [3])]) for op in ("Exp", "Neg")]
+def chosen(size: int = 3, shape=(3,)) -> onnx.ModelProto:
+    sides = [
+        helper.make_graph([helper.make_node(op, ["x"], [op])], op, [], [value(op, shape)]) for op in ("Exp", "Neg")
+    ]
     if size != 3:
         sides[1] = helper.make_graph(
             [helper.make_node("Concat", ["x", "x"], ["Neg"], axis=0)], "Neg", [], [value("Neg", [size])]
@@ -80,14 +82,19 @@ def chosen(size: int = 3) -> onnx.ModelProto:
         helper.make_node("Greater", ["total", "zero"], ["positive"]),
         helper.make_node("If", ["positive"], ["y0"], then_branch=sides[0], else_branch=sides[1]),
     ]
-    return model(nodes, [value("x", [3])], [value("y0")], [("zero", np.array(0, np.float32))])
+    return model(nodes, [value("x", shape)], [value("y0")], [("zero", np.array(0, np.float32))])
 
 
-MODELS = [*(scanned(axis, direction) for axis in (0, 1) for direction in (0, 1)), looped("same"), chosen()]
+MODELS = [
+    *(scanned(axis, direction) for axis in (0, 1) for direction in (0, 1)),
+    looped("same"),
+    chosen(),
+    chosen(shape=("n", 3)),
+]
 
 
 def feeds(made: onnx.ModelProto) -> list[dict[str, np.ndarray]]:
-    shapes = {item.name: [dim.dim_value for dim in item.type.tensor_type.shape.dim] for item in made.graph.input}
+    shapes = {item.name: [dim.dim_value or 2 for dim in item.type.tensor_type.shape.dim] for item in made.graph.input}
     found = [{name: RNG.normal(size=shape).astype(np.float32) for name, shape in shapes.items()} for _ in range(2)]
     return [*found, {name: -array for name, array in found[0].items()}]
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from backends.mnn.modules.build import Build
 from ir.graph.graph import Value
+from ir.tensor.rearranged import reshaped as reshaped_tensor
 
 Size = int | Value
 """A number, or a vector of one 64-bit integer."""
@@ -67,7 +68,10 @@ def reshaped(b: Build, value: Value, parts: Sequence[Size]) -> Value:
 
 
 def unsqueezed(b: Build, value: Value, *axes: int) -> Value:
-    """A value with axes of length 1 at the given places."""
+    """A value with axes of length 1 at the given places; a constant of any size stays one."""
+    if value.const is not None:
+        shape = np.expand_dims(np.broadcast_to(0, value.sizes), axes).shape
+        return b.const(reshaped_tensor(value.const, shape), "wide")
     return b.add("Unsqueeze", value, b.ints(*axes))
 
 

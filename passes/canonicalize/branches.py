@@ -22,11 +22,14 @@ def take_branches(graph: Graph) -> list[Node]:
 
 def _chosen(node: Node) -> Graph | None:
     """The branch that is taken whenever the node runs; None where that is not known."""
-    condition = node.operand(0)
-    if condition.const is None or condition.tensor.type.size != 1:
+    condition = node.input(0)
+    if condition is None or condition.const is None or condition.tensor.type.size != 1:
         return None
-    branch = node.attrs.get("then_branch" if condition.tensor.load().all() else "else_branch")
-    return branch if isinstance(branch, Graph) and len(branch.outputs) == len(node.outputs) else None
+    branches = [node.attrs.get(name) for name in ("else_branch", "then_branch")]
+    if any(not isinstance(one, Graph) or one.inputs or len(one.outputs) != len(node.outputs) for one in branches):
+        return None
+    chosen = branches[bool(condition.tensor.load().all())]
+    return chosen if isinstance(chosen, Graph) else None
 
 
 class _Known(dict[Value, Value]):
@@ -54,9 +57,16 @@ def _take(graph: Graph, node: Node, branch: Graph) -> list[Node]:
             graph.set_type(new, old.type)
         graph.replace(old, new)
         names.append((new, old.name))
+    condition = node.operand(0)
     graph.erase(node)
+    if not condition.use_count:
+        condition.graph.erase_const(condition)
     for value, name in names:
         graph.rename(value, name)
+    named = {value for value, _ in names}
+    for old, new in known.items():
+        if new not in named and new.name != old.name and not graph.has(old.name):
+            graph.rename(new, old.name)
     return made
 
 

@@ -34,6 +34,12 @@ ROOM = 6.0
 """How many times what is expected a conversion may take."""
 
 
+EXACT = ("--useGeluApproximation", "0")
+"""GELU by its error function stays that; the converter would take a hyperbolic tangent, which is off by 5e-4."""
+BESIDE = ("--saveExternalData",)
+"""Weights go to a file of their own, where they can be exchanged."""
+
+
 def expected_seconds(graph: Graph) -> float:
     """How long the converter will work on a graph, which grows with the square of its operators; measured on one core of a
     server of 2020."""
@@ -69,7 +75,7 @@ def emit(graph: Graph, out: Path, converter: Converter, *, inside: bool = True) 
         write_model(graph, source)
         try:
             editing = not inside or holds_codes(graph)
-            log = converter.convert(source, made, ["--saveExternalData"] if editing else (), seconds=seconds)
+            log = converter.convert(source, made, [*EXACT, *(BESIDE if editing else ())], seconds=seconds)
         except ChildFailed as error:
             message = f"the process of MNN's converter {error.how}"
             raise LadingError("B776", message, error.detail[-600:], "--to onnx runs it in onnxruntime") from None

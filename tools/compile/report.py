@@ -136,10 +136,12 @@ def _passes(report: Report) -> str:
     """The pipeline; what runs on graphs of others alone by its name, where it ran, and else only what had work to do."""
     from passes.framework.load import load
     from passes.framework.pipeline import Repeat
+    from passes.framework.registry import default_registry
 
     text = report.pipeline
     for name in NAMED:
-        text = text.replace(str(load(name)), name)
+        if name in default_registry().pipelines:
+            text = text.replace(str(load(name)), name)
     ran = any("." in item.path for item in report.passes)
     busy = {item.text for item in report.passes if item.changed}
     for name in FOREIGN:

@@ -220,12 +220,13 @@ class ChildKernels:
         optimized: bool,
         free: Free | None,
         outputs: Sequence[str] | None,
+        fine: bool,
     ) -> list[dict[str, np.ndarray]]:
         """See `run_file`."""
         given, buffers = packed(feeds)
         request = {
             "do": "file", "path": str(path.absolute()), "optimized": optimized, "feeds": given, "free": dict(free or {}),
-            "outputs": None if outputs is None else list(outputs),
+            "outputs": None if outputs is None else list(outputs), "fine": fine,
         }  # fmt: skip
         nbytes = sum(item.stat().st_size for item in path.parent.iterdir() if item.is_file()) * max(1, len(feeds))
         answer, found = self.ask(request, buffers, where=str(path), nbytes=nbytes)
@@ -238,11 +239,19 @@ class OpenFile:
     Further values of its own may be named that it shall give; other arguments and errors are those of `run_file`.
     """
 
-    def __init__(self, path: Path, *, optimized: bool, free: Free | None = None, exposed: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        optimized: bool,
+        free: Free | None = None,
+        exposed: Sequence[str] = (),
+        fine: bool = False,
+    ) -> None:
         with _STARTING:
             self._kernels = _child_kernels()
         self._path = path.absolute()
-        self._about = {"optimized": optimized, "free": dict(free or {}), "exposed": list(exposed)}
+        self._about = {"optimized": optimized, "free": dict(free or {}), "exposed": list(exposed), "fine": fine}
         self._nbytes = sum(item.stat().st_size for item in path.parent.iterdir() if item.is_file())
         self._number = self._generation = -1
         self.outputs = self._load()
@@ -352,6 +361,7 @@ def run_file(
     foreign: bool,
     free: Free | None = None,
     outputs: Sequence[str] | None = None,
+    fine: bool = False,
 ) -> list[dict[str, np.ndarray]]:
     """What a model file gives for feeds, with its own data files.
 
@@ -363,15 +373,16 @@ def run_file(
         foreign: the file, or the graph that it was written from, came from elsewhere: run it in a child.
         free: tensors that the file reads and never makes; they become inputs.
         outputs: names of the wanted outputs; None for all.
+        fine: compute sigmoids to the precision of their own size, where onnxruntime's are up to 1.7e-7 off.
 
     Raises:
         LadingError: T220 with onnxruntime's message, T280 the child did not survive it.
     """
     if not foreign:
-        return run_file_here(path, feeds, optimized=optimized, free=free, outputs=outputs)
+        return run_file_here(path, feeds, optimized=optimized, free=free, outputs=outputs, fine=fine)
     with _STARTING:
         kernels = _child_kernels()
-    return kernels.run_file(path, feeds, optimized=optimized, free=free, outputs=outputs)
+    return kernels.run_file(path, feeds, optimized=optimized, free=free, outputs=outputs, fine=fine)
 
 
 # ---- the child's side ----
@@ -411,11 +422,12 @@ class _Server:
         return {"found": [_about(value) for value in results]}, ()
 
     def do_file(self, request: dict[str, Any], buffers: list[bytearray]) -> tuple[dict[str, Any], Sequence[Any]]:
-        session = FileSession(Path(request["path"]), optimized=request["optimized"], free=_free(request))
+        about = {"optimized": request["optimized"], "free": _free(request), "fine": request["fine"]}
+        session = FileSession(Path(request["path"]), **about)
         return given_back(session.run(feed, request["outputs"]) for feed in feeds_of(request, buffers))
 
     def do_open_file(self, request: dict[str, Any], buffers: list[bytearray]) -> tuple[dict[str, Any], Sequence[Any]]:
-        about = {"optimized": request["optimized"], "free": _free(request), "exposed": request["exposed"]}
+        about = {name: request[name] for name in ("optimized", "exposed", "fine")} | {"free": _free(request)}
         session = FileSession(Path(request["path"]), **about)
         self.held[request["number"]] = session
         return {"outputs": session.outputs}, ()

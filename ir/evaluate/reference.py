@@ -44,7 +44,8 @@ class Reference(Protocol):
 
 
 class _Kernels:
-    """The file in onnxruntime; tensors that it reads and never makes are fed, constants among them."""
+    """The file in onnxruntime; tensors that it reads and never makes are fed, constants among them. Its kernel for sigmoids,
+    which is coarse where they are small, is not used."""
 
     def __init__(self, path: Path, graph: Graph) -> None:
         from importlib.metadata import version
@@ -55,7 +56,7 @@ class _Kernels:
         self._path = path
         self._free = {item.name: (item.dtype, len(item.sizes)) for item in tensors}
         self._constants = {item.name: item.array for item in tensors if item.value is not None}
-        self._file = OpenFile(path, optimized=False, free=self._free)
+        self._file = OpenFile(path, optimized=False, free=self._free, fine=True)
         self._exposing: tuple[frozenset[str], OpenFile] | None = None
         self.outputs = self._file.outputs
 
@@ -66,7 +67,8 @@ class _Kernels:
         if not inner:
             return self._file.run(feeds, outputs)
         if self._exposing is None or not inner <= self._exposing[0]:
-            self._exposing = inner, OpenFile(self._path, optimized=False, free=self._free, exposed=sorted(inner))
+            opened = OpenFile(self._path, optimized=False, free=self._free, exposed=sorted(inner), fine=True)
+            self._exposing = inner, opened
         return self._exposing[1].run(feeds, outputs)
 
 

@@ -21,13 +21,13 @@ from tools.conformance.routes import Compiled, ProductRoute, Refused
 
 NEAR = 1e-3
 """How far an output may be off, relative to its largest number."""
-STEP = 2.0**-23
-"""A difference that onnxruntime's own functions make: its Sigmoid gives multiples of this where it is nearly zero."""
 DRAWS = 4
 """How often inputs are changed in their last bit."""
 RESPONSE = 16.0
 """How many times as far besides as it moves when inputs change in their last bit: networks that saturate make nothing but
 such noise of inputs that mean nothing."""
+LEAST = 1e-30
+"""Outputs of which no number is larger are zero."""
 SETS = 3
 """Made-up sets of inputs."""
 
@@ -162,9 +162,9 @@ def _error(found: Outputs, wanted: Outputs, noise: list[float]) -> float:
             gap = np.abs(one.astype(np.float64) - other.astype(np.float64))
             same = (one == other) | (np.isnan(one.astype(np.float64)) & np.isnan(other.astype(np.float64)))
             gap = np.where(same, 0.0, gap).max(initial=0.0)
-            gap = max(gap - RESPONSE * response - STEP, 0.0)
+            gap = max(gap - RESPONSE * response, 0.0)
             size = np.abs(other.astype(np.float64)).max(initial=0.0)
-        worst = max(worst, float(gap / max(size, 1e-6)) if np.isfinite(gap) else float("inf"))
+        worst = max(worst, float(gap / max(size, LEAST)) if np.isfinite(gap) else float("inf"))
     return worst
 
 

@@ -350,7 +350,7 @@ def _computed(
         inputs = [*region.inputs, *(each for each in floats if each.const is None)]
         model = export_nodes(home, nodes, inputs, [value], constants=constant, types=types)
         path.write_bytes(model.SerializeToString())
-        return run_file(path, [given], optimized=False, foreign=True)[0][value.name]
+        return run_file(path, [given], optimized=False, foreign=True, fine=True)[0][value.name]
 
 
 def _is_constant(node: Node) -> bool:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from frontends.onnx.load import load
 from ir.base.diag import LadingError
+from ir.evaluate.kernels import run_file
 from ir.evaluate.reference import open_reference
 from tests.support.modules.models import one_node
 
@@ -40,6 +41,41 @@ def test_inner_values_are_given_too(dtype, tmp_path):
     np.testing.assert_allclose(reference.run(feeds)["y0"], np.cosh([2.0, 0.0]), rtol=1e-6)
     found = reference.run(feeds, ["v1", "v2", "y0"])
     assert found["v1"].tolist() == [4, 0] and found["v2"].tolist() == [2, 0] and found["y0"].shape == (2,)
+
+
+@pytest.mark.parametrize("dtype", [F32, TensorProto.FLOAT16])
+def test_sigmoids_are_as_precise_as_they_are_small(dtype, tmp_path):
+    """onnxruntime's kernel gives multiples of 2^-25, up to 1.7e-7 off."""
+    onnx.save(chain("Neg", "Sigmoid", "Abs", dtype=dtype), path := tmp_path / "model.onnx")
+    reference = open_reference(path, load(path))
+    x = np.linspace(-10, 80, 9001).astype(helper.tensor_dtype_to_np_dtype(dtype))
+    exact = 1 / (1 + np.exp(x.astype(np.float64)))
+    rtol, atol = (1e-6, 0) if dtype == F32 else (1e-3, 1e-7)
+    found = reference.run({"x0": x}, ["v2", "y0"])
+    for name in ("v2", "y0"):
+        np.testing.assert_allclose(found[name].astype(np.float64), exact, rtol, atol)
+    if dtype == F32:
+        coarse, fine = (
+            run_file(path, [{"x0": x}], optimized=False, foreign=True, fine=fine)[0]["y0"] for fine in (False, True)
+        )
+        assert np.array_equal(fine, found["y0"]) and np.abs(coarse - exact).max() > 5e-8
+
+
+def test_sigmoids_of_branches_are_precise_too(tmp_path):
+    def branch(op: str) -> onnx.GraphProto:
+        node = helper.make_node(op, ["v1"], ["r"])
+        return helper.make_graph([node], op, [], [helper.make_tensor_value_info("r", F32, None)])
+
+    model = chain("Neg", "Identity")
+    del model.graph.node[:]
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
+    model.graph.node.extend([
+        helper.make_node("Neg", ["x0"], ["v1"]),
+        helper.make_node("If", ["yes"], ["y0"], then_branch=branch("Sigmoid"), else_branch=branch("Neg")),
+    ])  # fmt: skip
+    onnx.save(model, path := tmp_path / "model.onnx")
+    found = open_reference(path, load(path)).run({"x0": np.array([40.0], np.float32)})["y0"]
+    np.testing.assert_allclose(found, np.exp(-40.0), rtol=1e-6)
 
 
 def test_a_graph_of_no_file_is_computed_by_its_definitions():

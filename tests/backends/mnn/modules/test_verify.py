@@ -171,6 +171,35 @@ def test_sums_of_products_may_be_off_by_a_share_of_what_is_summed(tmp_path, monk
     assert "%y = Conv(%x, %w)" in only(verified(subject, monkeypatch, runtime(1e-1)), "V703").where
 
 
+def faint(tmp_path):
+    """Nearly all outputs are below 1e-5, as those of networks that find something in few places of an image."""
+    nodes = [helper.make_node("Clip", ["x", "low", "high"], ["u"]), helper.make_node("Sub", ["u", "much"], ["v"])]
+    model = model_of([*nodes, helper.make_node("Sigmoid", ["v"], ["y"])])
+    numbers = {"low": -2.0, "high": 2.0, "much": 15.0}
+    model.graph.initializer.extend(
+        numpy_helper.from_array(np.array(number, np.float32), name) for name, number in numbers.items()
+    )
+    return straight(model, tmp_path)
+
+
+def test_probabilities_that_are_nearly_zero_are_compared_by_their_own_size(tmp_path, monkeypatch):
+    """The sigmoid of onnxruntime is off by up to 1.7e-7, that of MNN by a share of what it is."""
+
+    def off(share):
+        def compute(run, feeds):
+            inner = feeds["x"].clip(-2, 2) - np.float32(15)
+            return {"u": inner + 15, "v": inner, "y": (1 + share) / (1 + np.exp(-inner))}
+
+        return compute
+
+    subject = faint(tmp_path)
+    found = verified(subject)
+    assert found.problems == found.warnings == [] and found.measurements[0].error < 1e-4
+    (problem,) = verified(subject, monkeypatch, off(np.float32(0.01))).problems
+    assert "outputs are off by 0.01 of their size" in problem.message
+    assert verified(subject, monkeypatch, off(np.float32(0))).problems == []
+
+
 def test_a_model_that_nobody_computes_is_not_called_verified(tmp_path):
     model = chain("Neg")
     subject = straight(model, tmp_path)

@@ -50,7 +50,9 @@ WORDS = {
 SUMS = {"Conv": 1e-3, "ConvTranspose": 1e-3, "MatMul": 1e-4, "Gemm": 1e-4, "Einsum": 1e-4}
 """How far sums of products may be off, relative to the sums of their absolute values, of convolutions the largest of a
 channel. Winograd's transformation for tiles of six takes places together, and was off by 4e-4 of that at most; Strassen's
-products by a tenth. An operator that computes something else is off by hundreds of times as much."""
+products by a tenth. An operator that computes something else is off by hundreds of times as much. Against double precision a
+detector of text with one such convolution at its end was off by 2.3e-4 of its output's size on MNN 3.6.1, and by 3e-6 with
+smaller tiles (``WINOGRAD_MEMORY_LEVEL`` 1), as much as onnxruntime."""
 MOST_FOLLOWING = 2
 """Operators that the converter may put into the one before them."""
 MOST_ALONE = 12

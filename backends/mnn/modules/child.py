@@ -1,7 +1,7 @@
 """What the child process of a conversion does: the converter of the wheel, and its runtime.
 
-Both crash on some files, leave files in the working directory and print to standard output. A child works in a folder of its
-own, and where the wheel of another release is wanted, that release's packages come first.
+Both crash on some files, leave files in the working directory and print to standard output. A child answers each request in
+a scratch folder of its own, and where the wheel of another release is wanted, that release's packages come first.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ir.base.child import Buffers, Child, Handler
+from ir.base.scratch import scratch_folder
 
 CHILD = "backends.mnn.modules.child:serve"
 MEMORY = 8 << 30
@@ -103,13 +104,16 @@ class Converter:
 
 def serve() -> Handler:
     """Answers the requests of `Converter`."""
-    folder = tempfile.mkdtemp(prefix="lading-convert-")
-    os.chdir(folder)
     return _answer
 
 
 def _answer(request: dict[str, Any], buffers: list[bytearray]) -> tuple[dict[str, Any], Buffers]:
-    return _convert(request) if request["do"] == "convert" else _run(request, buffers)
+    with scratch_folder() as folder:
+        os.chdir(folder)
+        try:
+            return _convert(request) if request["do"] == "convert" else _run(request, buffers)
+        finally:
+            os.chdir(os.sep)
 
 
 def _convert(request: dict[str, Any]) -> tuple[dict[str, Any], Buffers]:

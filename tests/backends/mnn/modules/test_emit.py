@@ -123,6 +123,18 @@ def test_a_converter_that_dies_leaves_nothing(graph, tmp_path, monkeypatch):
     assert caught.value.code == "B776" and not list(tmp_path.iterdir())
 
 
+def test_nothing_is_left_in_the_folder_for_temporary_files(graph, tmp_path, monkeypatch):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    x = np.ones((3, 4), np.float32)
+    with Converter() as converter:
+        emit(graph, tmp_path / "model.mnn", converter)
+        converter.run(tmp_path / "model.mnn", {"x0": x, "x1": x}, ["y0"])
+    assert list(scratch.iterdir()) == []
+
+
 def test_the_converted_model_computes_the_graph(graph, tmp_path):
     a, b = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
     with Converter() as converter:

@@ -94,12 +94,12 @@ class ModuleCompilation(Compilation):
         from backends.mnn.modules.legalize import unsettled
         from backends.mnn.modules.written import Written
 
-        found = problems(graph)
-        if not any(node.domain == "mnn" for node in graph.walk()):
+        if any(node.domain == "mnn" for node in graph.walk()):
+            found = problems(graph)
+            self.way = Written(self.order, self.target)
+        else:
             found = unsettled(graph, self.target.versions)
             self.way = Converted(self.order, self.target)
-        else:
-            self.way = Written(self.order, self.target)
         if found:
             first = found[0]
             message = f"this pipeline does not end in a graph that MNN can hold: {first.message}"

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import backends.contract as c
 from backends.backend import Order
-from backends.mnn.modules.verify import Measurement
 from backends.mnn.target.releases import MnnTarget
 from ir.base.diag import Diagnostic
 from ir.graph.graph import Graph
+
+if TYPE_CHECKING:
+    from backends.mnn.modules.verify import Measurement
 
 MODEL = "model.mnn"
 WEIGHTS = MODEL + ".weight"

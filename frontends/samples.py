@@ -20,6 +20,7 @@ import numpy as np
 from ir.base.diag import LadingError
 from ir.base.types import Dim, TensorType
 from ir.graph.graph import Graph, Value
+from ir.onnx.data_sets import input_of, number_of
 from ir.quant.statistics.samples import CalibrationSamples, Feed, split
 
 ROWS_ELEMENTS = 1 << 16
@@ -66,8 +67,7 @@ def _files(path: Path) -> list[Path]:
 
 def _protos(folder: Path) -> list[Path]:
     """The inputs of a folder of ONNX test data, in order of their numbers."""
-    numbered = [(item.stem.removeprefix("input_"), item) for item in folder.glob("input_*.pb")]
-    return [item for number, item in sorted(numbered, key=lambda one: (len(one[0]), one[0])) if number.isdigit()]
+    return sorted((item for item in folder.glob("input_*.pb") if number_of(item) >= 0), key=number_of)
 
 
 # ---- parts ----
@@ -171,14 +171,14 @@ def _test_data(folder: Path, graph: Graph) -> _Part:
 
     names = [value.name for value in graph.inputs]
     found: dict[str, Path] = {}
-    for place, file in enumerate(_protos(folder)):
+    for file in _protos(folder):
         proto = TensorProto()
         try:
             proto.ParseFromString(file.read_bytes())
         except DecodeError as error:
             raise ValueError(f"{file.name} is no tensor") from error
-        name = proto.name if proto.name in names else names[place] if place < len(names) else ""
-        if not name:
+        name = input_of(proto.name, number_of(file), names)
+        if name is None:
             raise LadingError("Q474", f"the model has {len(names)} inputs, and {file.name} is one more", str(folder))
         found[name] = file
     _require_all(graph, found, folder)

@@ -12,6 +12,7 @@ from ir.base.diag import LadingError, suggest
 from ir.base.types import TensorType
 from ir.evaluate.evaluator import check_feed
 from ir.graph.graph import Graph, Value
+from ir.onnx.data_sets import input_of, number_of
 
 DATA_SET = "test_data_set_*"
 """Names of folders with one tensor of ONNX in each file."""
@@ -76,16 +77,17 @@ def _tensors(folder: Path, graph: Graph) -> dict[str, np.ndarray]:
     names = [value.name for value in graph.inputs]
     found: dict[str, np.ndarray] = {}
     for file in sorted(folder.glob("input_*.pb"), key=_order):
-        number = int(file.stem.rpartition("_")[2]) if file.stem.rpartition("_")[2].isdigit() else -1
         tensor = onnx.TensorProto()
         try:
             tensor.ParseFromString(file.read_bytes())
             array = numpy_helper.to_array(tensor)
         except Exception as error:
             raise LadingError("U962", f"the inputs cannot be read: {_short(error)}", str(file), WHAT) from None
-        if tensor.name not in names and not 0 <= number < len(names):
+        number = number_of(file)
+        name = input_of(tensor.name, number, names)
+        if name is None:
             raise LadingError("U963", f"the model has no input number {number}", str(file), f"it has {_listed(graph)}")
-        found[tensor.name if tensor.name in names else names[number]] = array
+        found[name] = array
     return found
 
 

@@ -91,6 +91,22 @@ def test_onnx_test_data(tmp_path):
     assert len(feeds(load_samples(tmp_path / "test_data_set_1", graph))) == 1
 
 
+def test_tensors_without_names_go_by_the_numbers_of_their_files(tmp_path):
+    folder = tmp_path / "test_data_set_0"
+    folder.mkdir()
+    for number in (10, 1):  # the other inputs' tensors have names
+        (folder / f"input_{number}.pb").write_bytes(
+            onnx.numpy_helper.from_array(np.full((1, 2), number, np.float32)).SerializeToString()
+        )
+    named = [name for name in "abcdefghijk" if name not in "bk"]
+    for place, name in enumerate(named):
+        tensor = onnx.numpy_helper.from_array(np.zeros((1, 2), np.float32), name)
+        (folder / f"input_{20 + place}.pb").write_bytes(tensor.SerializeToString())
+    graph = graph_of(*((name, "f32[1, 2]") for name in "abcdefghijk"))
+    (feed,) = feeds(load_samples(folder, graph))
+    assert feed["b"].max() == 1 and feed["k"].max() == 10 and not feed["a"].any()
+
+
 def test_numbers_of_another_width_are_converted(tmp_path):
     np.savez(tmp_path / "x.npz", x=ARRAY.astype(np.float64))
     assert feeds(load_samples(tmp_path / "x.npz", image_graph()))[0]["x"].dtype == np.float32

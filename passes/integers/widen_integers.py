@@ -7,15 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from ir.base.diag import LadingError
-from ir.base.types import BOOL, DTYPES, F32, I32, I64, DType, MapType, OptionalType, SequenceType, TensorType, ValueType
+from ir.base.types import BOOL, DTYPES, F32, I32, I64, DType, TensorType, ValueType
 from ir.graph.describe import describe
 from ir.graph.graph import Graph, Node, Value
 from ir.tensor.base import Tensor
 from ir.tensor.inline import InlineTensor
-from passes.canonicalize.widen_floats import ELEMENT_TYPES
+from passes.canonicalize.widen_floats import InWideTypes, wider, wider_attributes
 from passes.framework.base import Adapter, Pass, Result
 from passes.framework.context import PassContext
 from passes.integers.quantized import (
@@ -35,7 +33,6 @@ WIDE: Mapping[DType, DType] = {
     **{DTYPES[name]: I64 for name in ("u32", "u64")},
 }
 """What each element type is held as."""
-_BY_NUMBER = {dtype.onnx: wide for dtype, wide in WIDE.items()}
 
 CODED = frozenset({"ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul"})
 """Operators whose constants are read as they are."""
@@ -58,7 +55,7 @@ class WidenIntegers(Pass):
         counts: Counter[str] = Counter()
         graphs = list(graph.graphs())
         was = {value: value.dtype for one in graphs for value in one._names.values() if _narrow(value.type)}
-        nested = any(_wider(value.type) is not value.type for one in graphs for value in one._names.values())
+        nested = any(wider(value.type, WIDE) is not value.type for one in graphs for value in one._names.values())
         if not was and not nested and not any(_attributes(node) for one in graphs for node in one.nodes):
             return None
         for node in [node for one in graphs for node in one.nodes]:
@@ -71,21 +68,7 @@ class WidenIntegers(Pass):
 
     def adapter(self, graph: Graph) -> Adapter:
         """See `Pass.adapter`."""
-        return _InWideIntegers()
-
-
-class _InWideIntegers:
-    """Numbers of narrow integers as those of wide ones."""
-
-    def adapt_feeds(self, feeds: Mapping[str, np.ndarray], graph: Graph) -> dict[str, np.ndarray]:
-        """See `Adapter.adapt_feeds`."""
-        kinds = {value.name: value.dtype.numpy for value in graph.inputs if isinstance(value.type, TensorType)}
-        return {name: array.astype(kinds.get(name, array.dtype)) for name, array in feeds.items()}
-
-    def adapt_outputs(self, outputs: Mapping[str, np.ndarray], graph: Graph) -> dict[str, np.ndarray]:
-        """See `Adapter.adapt_outputs`."""
-        wide = {dtype.numpy: held.numpy for dtype, held in WIDE.items()}
-        return {name: array.astype(wide.get(array.dtype, array.dtype)) for name, array in outputs.items()}
+        return InWideTypes(WIDE)
 
 
 # ---- types ----
@@ -95,23 +78,10 @@ def _narrow(type_: ValueType | None) -> bool:
     return isinstance(type_, TensorType) and type_.dtype in WIDE
 
 
-def _wider(type_: ValueType | None) -> Any:
-    """The type with wide integers in place of narrow ones; the type itself where there are none in it."""
-    if isinstance(type_, TensorType):
-        return TensorType(WIDE[type_.dtype], type_.shape) if type_.dtype in WIDE else type_
-    if isinstance(type_, SequenceType | OptionalType):
-        inner = _wider(type_.element)
-        return type_ if inner is type_.element else type(type_)(inner)
-    if isinstance(type_, MapType):
-        inner = _wider(type_.value)
-        return type_ if inner is type_.value else MapType(type_.key, inner)
-    return type_
-
-
 def _retype(graph: Graph, was: dict[Value, DType], counts: Counter[str]) -> None:
     for value in graph.inputs:
-        if _wider(value.type) is not value.type:
-            graph.set_type(value, _wider(value.type))
+        if wider(value.type, WIDE) is not value.type:
+            graph.set_type(value, wider(value.type, WIDE))
             counts["inputs"] += 1
     for value in [value for value in graph.consts.values() if value in was]:
         uses = [(node, index) for node, index in value.uses if not _keeps(node)]
@@ -132,8 +102,8 @@ def _retype(graph: Graph, was: dict[Value, DType], counts: Counter[str]) -> None
         if changed:
             graph.set_attrs(node, **changed)
         for value in node.outputs:
-            if _wider(value.type) is not value.type:
-                graph.set_type(value, _wider(value.type))
+            if wider(value.type, WIDE) is not value.type:
+                graph.set_type(value, wider(value.type, WIDE))
                 counts["values"] += 1
 
 
@@ -149,17 +119,10 @@ def _keeps(node: Node) -> bool:
 
 
 def _attributes(node: Node) -> dict[str, Any]:
-    """The attributes that speak of narrow integers, made to speak of wide ones."""
-    found: dict[str, Any] = {}
-    for name, value in node.attrs.items():
-        if isinstance(value, Tensor):
-            if value.type.dtype in WIDE:
-                found[name] = widened(value)
-        elif isinstance(value, ValueType):
-            if _wider(value) is not value:
-                found[name] = _wider(value)
-        elif not node.domain and name in ELEMENT_TYPES and value in _BY_NUMBER and node.op != "QuantizeLinear":
-            found[name] = _BY_NUMBER[value].onnx
+    """The attributes that speak of narrow integers, made to speak of wide ones; codes are of the type that they have."""
+    found = wider_attributes(node, WIDE, widened)
+    if node.op == "QuantizeLinear":
+        found.pop("output_dtype", None)
     return found
 
 

@@ -90,7 +90,6 @@ class OnnxCompilation(Compilation):
         from ir.quant.weight import keep_all
 
         self._restate(graph)
-
         self.order.say("writing the model")
         constants = [value for value in all_constants(graph) if value.const is not None]
         total = sum(value.const.type.nbytes or 0 for value in constants if value.const is not None)
@@ -106,15 +105,14 @@ class OnnxCompilation(Compilation):
 
     def _restate(self, graph: Graph) -> None:
         """Bring the graph to the opset that is asked for."""
-        from ir.ops.opset import restate
+        from ir.ops.opset import restate, told
 
         opset: int | None = self.order.options.get("opset")
         blockers = restate(graph, opset) if opset is not None else []
         if blockers:
-            shown = ", ".join(blockers[:4]) + (f" and {len(blockers) - 4} more" if len(blockers) > 4 else "")
             newer = (opset or 0) < graph.opsets.get("", 0)
             hint = "ask for a later opset, or leave --opset out" if newer else "leave --opset out"
-            message = f"opset {opset} has no form of {shown} as this model uses them"
+            message = f"opset {opset} has no form of {told(blockers)} as this model uses them"
             raise LadingError("U958", message, f"the graph is of opset {graph.opsets.get('')}", hint)
 
     def verify(self, graph: Graph, original: Graph) -> None:

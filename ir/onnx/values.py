@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ir.base.types import Dim, DType, MapType, OptionalType, SequenceType, TensorType, ValueType, dtype_of_onnx
-from ir.graph.graph import OPSET
+from ir.graph.graph import OPSET, EmptyList
 from ir.onnx.keys import is_unknown
 from ir.tensor.base import Tensor
-from ir.tensor.inline import bytes_of
+from ir.tensor.inline import InlineTensor, bytes_of
 from ir.tensor.rearranged import transposed
 
 if TYPE_CHECKING:
@@ -52,6 +52,23 @@ def write_type(proto: onnx.TypeProto, type_: ValueType, opset: int = OPSET) -> N
                 shape.dim.add()
             else:
                 shape.dim.add(dim_param=dim.name)
+
+
+def attribute_value(proto: onnx.AttributeProto) -> Any:
+    """The value of an attribute that holds no graph and no type; tensors are those that the message holds itself."""
+    import onnx
+    from onnx import numpy_helper
+
+    value = onnx.helper.get_attribute_value(proto)
+    if isinstance(value, onnx.TensorProto):
+        return InlineTensor(numpy_helper.to_array(value))
+    if isinstance(value, bytes):
+        return value.decode(errors="surrogateescape")
+    if isinstance(value, int | float):
+        return value
+    items = [item.decode(errors="surrogateescape") if isinstance(item, bytes) else item for item in value]
+    kinds = {onnx.AttributeProto.FLOATS: "floats", onnx.AttributeProto.STRINGS: "strings"}
+    return tuple(items) or EmptyList(kinds.get(proto.type, "ints"))
 
 
 def read_type(
@@ -143,6 +160,7 @@ def write_constant(file: Any, tensor: Tensor, offset: int, opset: int = OPSET) -
 
 
 __all__ = [
+    "attribute_value",
     "onnx_bytes",
     "onnx_dtype",
     "read_type",

@@ -238,6 +238,11 @@ def _make_newer(nodes: Sequence[Node], now: int, to: int) -> None:
             change.make(node, node.home)
 
 
+def told(blockers: Sequence[str]) -> str:
+    """Operators that have no form in a version, for people: the first few by name."""
+    return ", ".join(blockers[:4]) + (f" and {len(blockers) - 4} more" if len(blockers) > 4 else "")
+
+
 def restate(graph: Graph, to: int) -> list[str]:
     """Make a graph one of a given version of ONNX's operators, newer or older; functions of the model are not looked at.
 
@@ -313,4 +318,4 @@ def _number(graph: Graph, node: Node, name: str, number: float) -> Value:
     return graph.add_const(f"{node.output.name}.{name}", InlineTensor(np.array(number, dtype.numpy), dtype))
 
 
-__all__ = ["ONNX", "restate", "upgrade"]
+__all__ = ["ONNX", "restate", "told", "upgrade"]

@@ -6,10 +6,10 @@ from base64 import b64decode
 from dataclasses import dataclass
 from typing import Any
 
-from ir.graph.graph import EmptyList, Graph, Node, Value
+from ir.graph.graph import Graph, Node, Value
 from ir.onnx.keys import MODEL, REFS, references
+from ir.onnx.values import attribute_value
 from ir.ops.opset import ONNX, upgrade
-from ir.tensor.inline import InlineTensor
 from passes.framework.base import Pass, Result
 from passes.framework.context import PassContext
 
@@ -177,17 +177,7 @@ def _defaults(body: Graph) -> dict[str, Any]:
 def _attribute(text: str) -> tuple[str, Any]:
     """Name and value of an attribute message in base 64."""
     import onnx
-    from onnx import numpy_helper
 
     proto = onnx.AttributeProto()
     proto.ParseFromString(b64decode(text))
-    value = onnx.helper.get_attribute_value(proto)
-    if isinstance(value, onnx.TensorProto):
-        return proto.name, InlineTensor(numpy_helper.to_array(value))
-    if isinstance(value, bytes):
-        return proto.name, value.decode(errors="surrogateescape")
-    if isinstance(value, int | float):
-        return proto.name, value
-    items = [item.decode(errors="surrogateescape") if isinstance(item, bytes) else item for item in value]
-    kinds = {onnx.AttributeProto.FLOATS: "floats", onnx.AttributeProto.STRINGS: "strings"}
-    return proto.name, tuple(items) or EmptyList(kinds.get(proto.type, "ints"))
+    return proto.name, attribute_value(proto)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ir.graph.graph import OPSET, Graph
-from ir.ops.opset import ONNX, upgrade
+from ir.ops.opset import ONNX, told, upgrade
 from passes.framework.base import Pass, Result
 from passes.framework.context import PassContext
 from passes.framework.options import option
@@ -27,8 +27,6 @@ class UpgradeOpset(Pass):
         now = graph.opsets.get(ONNX)
         blockers = upgrade(graph, self.to)
         if blockers:
-            shown = ", ".join(blockers[:4]) + (f" and {len(blockers) - 4} more" if len(blockers) > 4 else "")
-            ctx.warn(
-                "P324", f"the graph stays at opset {now}: {shown} cannot be brought to opset {self.to}", graph.name
-            )
+            message = f"the graph stays at opset {now}: {told(blockers)} cannot be brought to opset {self.to}"
+            ctx.warn("P324", message, graph.name)
         return None

@@ -62,14 +62,12 @@ class _OnRelease:
     """What both ways share: the child in which the wheel of a release converts and runs."""
 
     def __init__(self, release: str) -> None:
-        from backends.mnn.target.environments import ReleaseEnvironments, installed_version
+        from backends.mnn.target.environments import ReleaseEnvironments, installed_version, module_packages
 
-        packages = None
         if release != installed_version():
-            python = ReleaseEnvironments().ensure(release)
-            packages = next(python.parent.parent.glob("lib/python*/site-packages"))
+            ReleaseEnvironments().ensure(release)
         self.release = release
-        self.converter = Converter(packages)
+        self.converter = Converter(module_packages((release,))[release])
 
     def run(self, compiled: Compiled, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """See `Route.run`."""

@@ -34,7 +34,7 @@ from ir.graph.order import reads
 from ir.onnx.export import export_nodes, tensor_proto
 from ir.tensor.base import Tensor
 
-Convert = Callable[[Graph, Path], None]
+Convert = Callable[[Graph, Path], object]
 """Writes a graph, with further outputs than it had, as it was written before; LadingError when that is not possible."""
 
 CHUNK = 48

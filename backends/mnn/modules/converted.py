@@ -70,9 +70,6 @@ class Converted(Way):
         with Converter(next(iter(found.values()))) as converter:
             return emit(graph, out, converter, inside=self.inside)
 
-    def _rewrite(self, graph: Graph, out: Path) -> None:
-        self._convert(graph, out)
-
     def _bar(self) -> float | None:
         """How far off the original outputs may be; None where all numbers are as they were."""
         if self.edited.integer:
@@ -96,7 +93,7 @@ class Converted(Way):
             folder / MODEL,
             source=origin.path if origin.frontend == "onnx" else None,
             command=self._reducing(),
-            convert=self._rewrite,
+            convert=self._convert,
         )
         given = self.order.inputs(original, COUNTS[level])
         found = verify(subject, versions=self.target.versions, level=level, given=given, bar=self._bar())

@@ -89,7 +89,7 @@ def emit(graph: Graph, out: Path, converter: Converter, *, inside: bool = True) 
             if weights.is_file():
                 shutil.move(weights, out.with_name(weights.name))
         data = made.read_bytes()
-        _write(out, _identified(data, str(net.get("mnn_uuid", ""))))
+        out.write_bytes(_identified(data, str(net.get("mnn_uuid", ""))))
     return edited
 
 
@@ -101,10 +101,6 @@ def _identified(data: bytes, stamp: str) -> bytes:
     plain = data.replace(mark, bytes(len(mark)))
     name = str(uuid.UUID(hashlib.sha256(plain).hexdigest()[:32])).encode()
     return data.replace(mark, name[: len(mark)].ljust(len(mark), b"0"))
-
-
-def _write(out: Path, data: bytes) -> None:
-    out.write_bytes(data)
 
 
 __all__ = ["emit", "expected_seconds"]

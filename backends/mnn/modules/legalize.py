@@ -134,16 +134,16 @@ class _Legalization:
 def _rewritten(node: Node, counts: Counter[str]) -> Sequence[Node] | None:
     """Replace a node by the first of its rewrites that has something to say, or by ONNX's own function; the new nodes, those
     of the bodies of control flow too. None when there is nothing."""
-    for rewrite in REWRITES.get(node.op, ()):
+    op = node.op
+    for rewrite in REWRITES.get(op, ()):
         made = _replaced(node, rewrite(node, b := Build(node)), b)
         if made is not None:
-            counts[f"{node.op}"] += 1
+            counts[op] += 1
             return made
     body = schema_body(node)
     if body is None:
         return None
     b = Build(node)
-    op = node.op
     try:
         made = _replaced(node, write_out(node, b, body), b)
     except TypeMismatch:

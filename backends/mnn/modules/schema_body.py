@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from backends.mnn.modules.build import Build
 from ir.base.types import TensorType
-from ir.graph.graph import OPSET, EmptyList, Graph, Node, Value
+from ir.graph.graph import OPSET, Graph, Node, Value
 from ir.infer.engine import infer_node
 from ir.onnx.export import Exporter
+from ir.onnx.values import attribute_value, write_type
 from ir.ops.registry import opsets_of, root_of, schema_of
 from ir.tensor.base import Tensor
 from ir.tensor.inline import InlineTensor
@@ -38,7 +38,7 @@ def schema_body(node: Node) -> onnx.FunctionProto | None:
     if not schema.has_context_dependent_function:
         return None
     versions = [version for version in schema.context_dependent_function_opset_versions if version <= opset]
-    types = [_type_proto(value) for value in node.inputs]
+    types = [_type_proto(value, opsets_of(node.home).get("", OPSET)) for value in node.inputs]
     if not versions or any(found is None for found in types):
         return None
     text = schema.get_context_dependent_function_with_opset_version(
@@ -131,16 +131,7 @@ def _attribute(item: onnx.AttributeProto, call: Node, defaults: Mapping[str, onn
         if given is None:
             return None
         item = given
-    value = onnx.helper.get_attribute_value(item)
-    if isinstance(value, onnx.TensorProto):
-        return InlineTensor(numpy_helper.to_array(value))
-    if isinstance(value, bytes):
-        return value.decode(errors="surrogateescape")
-    if isinstance(value, int | float):
-        return value
-    items = [part.decode(errors="surrogateescape") if isinstance(part, bytes) else part for part in value]
-    kinds = {onnx.AttributeProto.FLOATS: "floats", onnx.AttributeProto.STRINGS: "strings"}
-    return tuple(items) or EmptyList(kinds.get(item.type, "ints"))
+    return attribute_value(item)
 
 
 def _default(call: Node, name: str) -> onnx.AttributeProto | None:
@@ -150,22 +141,14 @@ def _default(call: Node, name: str) -> onnx.AttributeProto | None:
     return found if found is not None and found.name else None
 
 
-def _type_proto(value: Value | None) -> onnx.TypeProto | None:
-    """The type of an operand as ONNX writes it; an empty one for an operand that is left out."""
+def _type_proto(value: Value | None, opset: int) -> onnx.TypeProto | None:
+    """The type of an operand as ONNX writes it, an empty one for an operand that is left out; None where it is not known."""
     found = onnx.TypeProto()
     if value is None:
         return found
     if not isinstance(value.type, TensorType):
         return None
-    found.tensor_type.elem_type = value.type.dtype.onnx
-    if value.type.shape is not None:
-        found.tensor_type.shape.SetInParent()
-        for size in value.type.shape:
-            dim = found.tensor_type.shape.dim.add()
-            if isinstance(size, int):
-                dim.dim_value = size
-            else:
-                dim.dim_param = size.name
+    write_type(found, value.type, opset)
     return found
 
 

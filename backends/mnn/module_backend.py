@@ -93,13 +93,16 @@ class ModuleCompilation(Compilation):
         from backends.mnn.modules.converted import Converted
         from backends.mnn.modules.legalize import unsettled
         from backends.mnn.modules.written import Written
+        from passes.framework.load import load
 
+        usual = MnnModule().pipeline(self.order.origin.frontend)
+        special = "" if pipeline == str(load(usual)) else pipeline
         if any(node.domain == "mnn" for node in graph.walk()):
             found = problems(graph)
-            self.way = Written(self.order, self.target)
+            self.way = Written(self.order, self.target, special)
         else:
             found = unsettled(graph, self.target.versions)
-            self.way = Converted(self.order, self.target)
+            self.way = Converted(self.order, self.target, special)
         if found:
             first = found[0]
             message = f"this pipeline does not end in a graph that MNN can hold: {first.message}"

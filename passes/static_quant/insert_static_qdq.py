@@ -12,7 +12,7 @@ from ir.base.types import I8, I32, DType, TensorType
 from ir.facts.activation_ranges import ActivationRanges
 from ir.facts.int8_plan import Int8Plan
 from ir.graph.graph import Graph, Node, Value
-from ir.ops.opset import upgrade
+from ir.ops.opset import told, upgrade
 from ir.tensor.inline import InlineTensor
 from passes.framework.base import Pass
 from passes.framework.context import PassContext
@@ -74,10 +74,7 @@ def _bring_to_channels(graph: Graph) -> None:
         return
     blockers = upgrade(graph, OLDEST_OPSET)
     if blockers:
-        message = (
-            f"weights with a scale for each channel take opset {OLDEST_OPSET}, and {', '.join(blockers[:4])} cannot be "
-            "brought to it"
-        )
+        message = f"weights with a scale for each channel take opset {OLDEST_OPSET}, and {told(blockers)} cannot be brought to it"
         raise LadingError("P324", message, graph.name, "export the model with a newer opset")
 
 

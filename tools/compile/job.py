@@ -574,7 +574,8 @@ class _Job:
         return PassContext(order.target, text, progress=self.listener.step, executor=self.pool)
 
     def _samples(self, graph: Graph, order: Order) -> CalibrationSamples:
-        """The inputs that passes look at; what they do not see is what the result is verified on.
+        """The inputs that passes look at; the result is verified on those that no ranges come from, where there are such:
+        what `assign-int8` measures the error of its choices on.
 
         Raises:
             LadingError: Q473, Q474 the calibration data does not fit, Q478 the model is one of language.

@@ -16,6 +16,7 @@ from backends.mnn.target.environments import module_packages
 from backends.mnn.target.releases import target
 from ir.base.diag import LadingError
 from ir.evaluate.feed_sets import COUNTS
+from ir.facts.activation_ranges import ActivationRanges
 from ir.graph.graph import Graph
 
 LARGE = 3 << 29
@@ -76,11 +77,15 @@ class Converted(Way):
             return ERROR_BARS[INTEGER_BAR]
         return ERROR_BARS[min(self.edited.widths)] if self.edited.widths else None
 
-    def _reducing(self) -> list[str]:
-        """The command that finds the smallest part of the model that fails."""
+    def _reducing(self, graph: Graph) -> list[str]:
+        """The command that finds the smallest part of the model that fails; none where that takes calibration data, which
+        smaller graphs have not."""
+        if graph.fact(ActivationRanges) is not None:
+            return []
         inputs = self.order.options.get("inputs")
         words = ["lading", "reduce", self.order.origin.model, "--to", "mnn"]
         words += [] if self.target.name == target().name else ["--target", self.target.name]
+        words += ["--passes", self.pipeline] if self.pipeline else []
         return words + ([] if inputs is None else ["--inputs", str(inputs)])
 
     def verify(self, graph: Graph, original: Graph, folder: Path) -> None:
@@ -92,7 +97,7 @@ class Converted(Way):
             original,
             folder / MODEL,
             source=origin.path if origin.frontend == "onnx" else None,
-            command=self._reducing(),
+            command=self._reducing(graph),
             convert=self._convert,
         )
         given = self.order.inputs(original, COUNTS[level])

@@ -26,13 +26,15 @@ class Way:
     Attributes:
         order: what is asked for.
         target: what the module must run on.
+        pipeline: what was run, as text; empty where it is what compile runs on models of this format anyway.
         runs: what was measured.
         warnings: what the user should know.
     """
 
-    def __init__(self, order: Order, target: MnnTarget) -> None:
+    def __init__(self, order: Order, target: MnnTarget, pipeline: str = "") -> None:
         self.order = order
         self.target = target
+        self.pipeline = pipeline
         self.runs: Sequence[Measurement] = ()
         self.warnings: list[Diagnostic] = []
 

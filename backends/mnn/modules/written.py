@@ -54,8 +54,8 @@ class Gap:
 class Written(Way):
     """A module that is written operator by operator."""
 
-    def __init__(self, order: Order, target: MnnTarget) -> None:
-        super().__init__(order, target)
+    def __init__(self, order: Order, target: MnnTarget, pipeline: str = "") -> None:
+        super().__init__(order, target, pipeline)
         self._layout: Layout | None = None
 
     def emit(self, graph: Graph, folder: Path) -> Mapping[str, str]:

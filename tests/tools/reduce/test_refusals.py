@@ -28,17 +28,18 @@ def model(tmp_path, monkeypatch):
 
 
 @pytest.mark.mnn
-@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("given", [[], ["--inputs", "real.npz"], ["--passes", "mnn-module{bits=8}"]])
 def test_a_row_that_lies_is_found_by_the_command_that_is_printed(given, model, monkeypatch):
     """ONNX rounds halves to even numbers and MNN does not; a table that lets that pass is caught by running the result."""
     lie(monkeypatch, "Round")
     onnx.save(chain("Abs", "Neg", "Round", "Sigmoid", "Exp"), model)
     np.savez("real.npz", x=np.full((2, 4), -2.5, np.float32))
-    refused = run(compile_command, model.name, "--target", "3.6.1", *(["--inputs", "real.npz"] if given else []))
+    refused = run(compile_command, model.name, "--target", "3.6.1", *given)
     assert refused.exit_code == 1 and "error[V703]" in refused.stderr and not model.with_name("build").exists()
     assert "the first node that is wrong: %v3 = Round(%v2), node 'Round_3'" in " ".join(refused.stderr.split())
     words = shlex.split(refused.stderr.partition("that fails: ")[2].partition("(lading explain")[0])
     assert words[:5] == ["lading", "reduce", "model.onnx", "--to", "mnn"]
+    assert {word for word in given if word.startswith("--")} == {"--inputs", "--passes"} & set(words)
     reduced = run(reduce_command, *words[2:])
     assert reduced.exit_code == 0, reduced.output
     graph = parse(model.with_name("model.reduced.lading").read_text())

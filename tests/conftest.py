@@ -46,7 +46,7 @@ from tempfile import TemporaryDirectory
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.support import code_record
+from tests.support.suite import code_record, workers
 from tests.support.text_cases import SEPARATOR, Case, cases_of
 
 # Examples follow from the test's source alone; neither a clock nor what an earlier run found decides the outcome.
@@ -85,6 +85,7 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     """Record the codes that are raised from now on."""
     code_record.watch()
+    workers.register(config)
 
 
 def pytest_itemcollected(item):
@@ -96,7 +97,7 @@ def pytest_itemcollected(item):
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(session, config, items):
     """Leave slow tests out unless they are asked for; check the recorded codes after all other tests, and only where all
-    of them run, in one process."""
+    of them run."""
     if not config.getoption("--slow"):
         kept = [item for item in items if not item.get_closest_marker("slow")]
         config.stash[SLOW] = len(items) - len(kept)
@@ -104,9 +105,10 @@ def pytest_collection_modifyitems(session, config, items):
     final = [item for item in items if item.get_closest_marker("after_all")]
     if final:
         rest = [item for item in items if item not in final]
-        whole = _is_whole(config, rest)
-        items[:] = [*rest, *final] if whole else rest
-        if not whole:
+        whole = config.stash[code_record.WHOLE] = _is_whole(config, rest)
+        alone = whole and not workers.is_worker(config)
+        items[:] = [*rest, *final] if alone else rest
+        if not alone:
             config.hook.pytest_deselected(items=final)
 
 
@@ -117,8 +119,8 @@ def pytest_report_collectionfinish(config):
 
 
 def _is_whole(config, items) -> bool:
-    """True when no test of any file is left out, and this is the only process."""
-    narrowed = config.stash.get(NARROWED, False) or hasattr(config, "workerinput")
+    """True when no test of any file is left out."""
+    narrowed = config.stash.get(NARROWED, False)
     return not narrowed and code_record.is_whole(config.rootpath, (item.path for item in items), config.args)
 
 

@@ -19,8 +19,8 @@ import lading
 import tools.embed
 from backends.version import compiler_version
 from lading.rooms import ROOMS
-from tests.support.code_record import expect_code
 from tests.support.paths import ROOT
+from tests.support.suite.code_record import expect_code
 
 
 def python(*arguments: str, cwd: Path = ROOT, path: Path | str = ROOT) -> subprocess.CompletedProcess[str]:

@@ -18,7 +18,7 @@ from ir.evaluate.evaluator import Evaluator
 from ir.facts.model_card import ModelCard
 from ir.tensor.inline import InlineTensor
 from tests.support.checkpoints import make_checkpoint
-from tests.support.code_record import expect_code
+from tests.support.suite.code_record import expect_code
 
 IDS = np.array([[5, 1, 7, 3, 3, 12, 60, 2, 9]])
 

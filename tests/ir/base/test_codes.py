@@ -12,8 +12,8 @@ from ir.base.codes import AREAS
 from ir.base.diag import known_codes
 from ir.base.explanations import explanation, explanations
 from ir.graph.graph import Graph
-from tests.support.code_record import RAISED, SEEN, SHOWN, accept_example
 from tests.support.paths import ROOT
+from tests.support.suite.code_record import RAISED, SEEN, SHOWN, accept_example
 
 PACKAGES = ("ir", "passes", "frontends", "backends", "tools", "lading")
 CODE = re.compile(r"[A-Z][0-9]{3}")

@@ -18,8 +18,8 @@ from ir.base.diag import LadingError
 from ir.base.plugins import TABLES, Plugin
 from ir.graph.graph import Graph
 from passes.framework.registry import Registry
-from tests.support.code_record import expect_code
 from tests.support.paths import ROOT
+from tests.support.suite.code_record import expect_code
 from tools.shared.formats import BACKENDS, FRONTENDS, Formats
 
 SOURCE = ROOT / "examples" / "plugin"

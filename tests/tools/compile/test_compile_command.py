@@ -19,8 +19,8 @@ from click.testing import CliRunner
 from backends.contract import check_files, read
 from backends.mnn.write.configs import config_for
 from tests.support.checkpoints import hot_tensors, make_checkpoint, write_weights
-from tests.support.code_record import expect_code
 from tests.support.paths import ROOT
+from tests.support.suite.code_record import expect_code
 from tools.compile.command import main
 from tools.compile.job import EXAMPLE
 

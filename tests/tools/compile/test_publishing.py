@@ -16,9 +16,9 @@ import pytest
 
 from backends.mnn.backend import LlmCompilation
 from ir.base.diag import LadingError
-from tests.support.code_record import expect_code
 from tests.support.kills.compiled_folder import is_whole
 from tests.support.paths import ROOT
+from tests.support.suite.code_record import expect_code
 from tools.compile.job import EXAMPLE, Request, compile_model
 
 COMPILE = (sys.executable, "-m", "tools.compile", str(EXAMPLE), "--verify", "none")

@@ -10,9 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 from backends.contract import read
-from tests.support.code_record import expect_code
 from tests.support.paths import EXAMPLE
 from tests.support.runs import compiled
+from tests.support.suite.code_record import expect_code
 from tools.compile.job import Request, compile_model
 from tools.inspect.command import main
 from tools.shared.stored import grouped

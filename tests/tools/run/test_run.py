@@ -19,9 +19,9 @@ from click.testing import CliRunner
 from backends.mnn.run.native import run_model
 from backends.mnn.target.environments import interpreters
 from ir.base.diag import LadingError
-from tests.support.code_record import expect_code
 from tests.support.paths import EXAMPLE, ROOT
 from tests.support.runs import compiled
+from tests.support.suite.code_record import expect_code
 from tools.run.command import main
 from tools.run.prompts import prompt_of, prompts_of
 from tools.run.subject import find

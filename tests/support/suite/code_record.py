@@ -17,6 +17,9 @@ from collections.abc import Iterable
 from functools import cache, wraps
 from pathlib import Path
 from types import FrameType
+from typing import Any
+
+import pytest
 
 from tests.support.paths import ROOT
 
@@ -24,6 +27,8 @@ TESTS = ROOT / "tests"
 RAISED: set[str] = set()
 SHOWN: set[str] = set()
 SEEN: dict[str, list[str]] = {}
+WHOLE = pytest.StashKey[bool]()
+"""Of the configuration: no test of the suite is left out."""
 
 MOST_SEEN = 20
 """Texts of a code that are kept."""
@@ -73,6 +78,20 @@ def example_of(code: str) -> re.Pattern[str] | None:
 
     found = explanation(code)
     return None if found is None else re.compile(".*?".join(map(re.escape, found.example.split("..."))), re.DOTALL)
+
+
+def taken() -> dict[str, Any]:
+    """What was recorded, as data that JSON can hold."""
+    return {"raised": sorted(RAISED), "shown": sorted(SHOWN), "seen": SEEN}
+
+
+def add(record: dict[str, Any]) -> None:
+    """Add what another process recorded, as `taken` gave it."""
+    RAISED.update(record["raised"])
+    SHOWN.update(record["shown"])
+    for code, texts in record["seen"].items():
+        if code not in SHOWN:
+            SEEN.setdefault(code, []).extend(texts)
 
 
 def accept_example(code: str) -> None:

@@ -222,6 +222,7 @@ CODES: dict[str, str] = {
     "P388": "A mask that a decoder takes as a matrix is understood as a causal one.",
     "P389": "An operator reads the bits of numbers of an element type that is computed with in another one.",
     "P386": "An input of a decoder is read outside attention in a way that is not understood.",
+    "P392": "Of the two sides of a choice one was taken: with the other the model fails.",
     "T250": "A tensor's recipe gives rows of another shape or element type than it declares. The recipe is at fault.",
     "T251": "Integer data lies outside the range of the element type declared for it.",
     "T252": "A file that holds tensor data cannot be opened or read.",

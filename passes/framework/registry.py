@@ -41,6 +41,7 @@ PASSES: dict[str, str] = {
     "expand-contrib": "passes.contrib.expand_contrib:ExpandContrib",
     "expand-functions": "passes.canonicalize.expand_functions:ExpandFunctions",
     "spell-linears": "passes.canonicalize.spell_linears:SpellLinears",
+    "settle-choices": "passes.choices.settle_choices:SettleChoices",
     "simplify": "passes.canonicalize.simplify:Simplify",
     "toposort": "passes.canonicalize.toposort:SortNodes",
     "unround-activations": "passes.precision.unround_activations:UnroundActivations",

@@ -3,9 +3,10 @@
     python -m benchmarks.simplifiers PATH... [--repeat 3] [--limit 300] [--json FILE]
 
 PATH is an ONNX file or a folder of them. Each measurement is a process of its own, on one thread, that reads the file,
-simplifies, and serializes the result; importing the tools is not counted. Of each result the outputs are compared with
-those of the original in onnxruntime, on made-up inputs. ``pip install 'lading[bench]'`` brings the other tools; one that
-is not installed is named and left out.
+simplifies, and serializes the result. Before that it simplifies a model of two nodes, for every tool alike, so that what
+a tool imports and starts on first use is its start-up, which is measured apart. The tools take turns. Of each result the
+outputs are compared with those of the original in onnxruntime, on made-up inputs. ``pip install 'lading[bench]'`` brings
+the other tools; one that is not installed is named and left out.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -38,6 +39,7 @@ class Simplified:
         model: name of the file.
         nodes: nodes of the result, those of subgraphs included; Constant nodes, which hold numbers, are not counted.
         seconds: from the file to the bytes of the result: median.
+        start_up: seconds to import the tool and simplify a model of two nodes: median.
         difference: largest difference of any output from the original's, relative to its largest number.
         failure: why there is no result.
     """
@@ -46,6 +48,7 @@ class Simplified:
     model: str
     nodes: int = 0
     seconds: float = 0.0
+    start_up: float = 0.0
     difference: float | None = None
     failure: str = ""
 
@@ -86,45 +89,76 @@ TOOLS: dict[str, tuple[str, Callable[[Path], bytes]]] = {
 
 
 def child(tool: str, path: Path, out: Path) -> None:
-    """Simplify one file, write the result, print the seconds."""
-    module, simplify = TOOLS[tool]
-    importlib.import_module(module)
-    if tool == "lading":
-        for each in ("backends.onnx.write", "frontends.onnx.load", "passes.framework.manager", "onnxruntime"):
-            importlib.import_module(each)
+    """Start a tool on a small model, simplify one file, write the result, print the seconds of both."""
+    simplify = TOOLS[tool][1]
+    small = small_model(out.with_name(f"small-{tool}.onnx"))
+    started = time.perf_counter()
+    simplify(small)
     start = time.perf_counter()
     data = simplify(path)
     seconds = time.perf_counter() - start
     out.write_bytes(data)
-    print(json.dumps({"seconds": seconds}))
+    print(json.dumps({"seconds": seconds, "start_up": start - started}))
 
 
-def measured(tool: str, path: Path, repeat: int, limit: float, folder: Path) -> Simplified:
-    """Run one tool on one model some times, in a process each."""
-    found = Simplified(tool, path.name)
-    out = folder / f"{tool}.onnx"
-    times = []
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    command = [sys.executable, "-m", "benchmarks.simplifiers", "--child", tool, str(path), str(out)]
-    for _ in range(repeat):
+def small_model(path: Path) -> Path:
+    """A file with a normalized convolution."""
+    import numpy as np
+    import onnx
+    from onnx import helper, numpy_helper
+
+    arrays = {name: np.full(4, size, np.float32) for name, size in zip("gbmv", (2.0, 0.5, 0.1, 3.0), strict=True)}
+    arrays["w"] = np.ones((4, 1, 3, 3), np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["x", "w"], ["c"]),
+            helper.make_node("BatchNormalization", ["c", *"gbmv"], ["y"]),
+        ],
+        "small",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 1, 8, 8])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 4, 6, 6])],
+        [numpy_helper.from_array(array, name) for name, array in arrays.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def measured(path: Path, tools: Sequence[str], repeat: int, limit: float, folder: Path) -> list[Simplified]:
+    """Run the tools on one model in turns, each time in a process of its own."""
+    runs: dict[str, list[dict[str, float]]] = {tool: [] for tool in tools}
+    found = {tool: Simplified(tool, path.name) for tool in tools}
+    for number in range(repeat):
+        for tool in tools if number % 2 == 0 else reversed(tools):
+            if not found[tool].failure:
+                found[tool].failure = run(tool, path, limit, folder, runs[tool])
+    for tool, one in found.items():
+        if one.failure:
+            continue
+        one.seconds = statistics.median(item["seconds"] for item in runs[tool])
+        one.start_up = statistics.median(item["start_up"] for item in runs[tool])
+        out = folder / f"{tool}.onnx"
+        one.nodes = nodes_of(out)
         try:
-            done = subprocess.run(
-                command, cwd=ROOT, capture_output=True, text=True, timeout=limit, env={**os.environ, **threads}
-            )
-        except subprocess.TimeoutExpired:
-            found.failure = f"more than {limit:g} s"
-            return found
-        if done.returncode:
-            found.failure = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:200]
-            return found
-        times.append(json.loads(done.stdout.splitlines()[-1])["seconds"])
-    found.seconds = statistics.median(times)
-    found.nodes = nodes_of(out)
+            one.difference = difference(path, out)
+        except LadingError as error:
+            one.failure = f"does not run: {error.diagnostics[0].message}"[:120]
+    return [found[tool] for tool in tools]
+
+
+def run(tool: str, path: Path, limit: float, folder: Path, runs: list[dict[str, float]]) -> str:
+    """Run one tool once and keep its seconds; returns why there are none."""
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    command = [sys.executable, "-m", "benchmarks.simplifiers", "--child", tool, str(path), str(folder / f"{tool}.onnx")]
     try:
-        found.difference = difference(path, out)
-    except LadingError as error:
-        found.failure = f"does not run: {error.diagnostics[0].message}"[:120]
-    return found
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, timeout=limit, env={**os.environ, **threads}
+        )
+    except subprocess.TimeoutExpired:
+        return f"more than {limit:g} s"
+    if done.returncode:
+        return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:200]
+    runs.append(json.loads(done.stdout.splitlines()[-1]))
+    return ""
 
 
 def nodes_of(path: Path) -> int:
@@ -194,8 +228,12 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for path in files:
-            rows += [measured(tool, path.resolve(), args.repeat, args.limit, Path(folder)) for tool in tools]
+            rows += measured(path.resolve(), tools, args.repeat, args.limit, Path(folder))
     print(table(rows, {path.name: nodes_of(path) for path in files}))
+    for tool in tools:
+        started = [row.start_up for row in rows if row.tool == tool and not row.failure]
+        if started:
+            print(f"start-up of {tool}: {statistics.median(started):.2f} s")
     if args.json:
         args.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
 

@@ -22,6 +22,7 @@ from ir.evaluate.kernels import ChildDied, Kernels, OpenModel, kernels_for
 from ir.evaluate.onnxruntime_session import constant_values, give_memory_back, holds_tensor, load_constant
 from ir.evaluate.random_feeds import sample_feeds
 from ir.evaluate.segments import Plan, Segment, plan_segments
+from ir.evaluate.small_arrays import small_results
 from ir.graph.describe import describe
 from ir.graph.graph import Graph, Node, Value
 from ir.onnx.export import export_nodes, tensor_proto
@@ -493,8 +494,9 @@ def evaluate(
 
 
 def evaluate_constants(nodes: Iterable[Node], *, limit: int = FOLD_BYTES) -> dict[str, np.ndarray]:
-    """Results of those nodes that follow from constants alone, by value name; one session computes all of them.
+    """Results of those nodes that follow from constants alone, by value name.
 
+    What numpy gives bit for bit is computed with it; one session computes all the rest.
     Nodes with an operand or result of more than `limit` bytes, random and stateful ones and what depends on them are
     left out, and so are results that are not tensors.
 
@@ -513,9 +515,10 @@ def evaluate_constants(nodes: Iterable[Node], *, limit: int = FOLD_BYTES) -> dic
         return {}
     graph = next(iter(chosen)).graph
     assert graph is not None
-    names = [value.name for node in chosen for value in node.outputs]
-    found = Evaluator(graph, names).run({})
-    return {name: array for name, array in found.items() if array.nbytes <= limit}
+    small = small_results(chosen, limit)
+    names = [value.name for node in chosen for value in node.outputs if value.name not in small]
+    found = Evaluator(graph, names).run({}) if names else {}
+    return {**small, **{name: array for name, array in found.items() if array.nbytes <= limit}}
 
 
 def _is_foldable(node: Node, chosen: Mapping[Node, None], limit: int) -> bool:

@@ -1,7 +1,7 @@
 """Write a legal graph as an MNN model, by way of ONNX and the converter of MNN's wheel.
 
 The converter runs in a child process and a folder of its own, since it crashes on some graphs and writes files under fixed names
-into the folder in which it stands.
+into the folder in which it stands. Sides of choices are converted as parts of one flat graph (`backends.mnn.modules.parts`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from pathlib import Path
 
 from backends.mnn.modules.child import Converter
 from backends.mnn.modules.edit.edit_net import Edited, edit_net, holds_codes
-from backends.mnn.modules.readback.check_net import check_net
+from backends.mnn.modules.parts.apart import apart
+from backends.mnn.modules.parts.together import together
+from backends.mnn.modules.readback.check_net import check_joined, check_net
 from ir.base.child import ChildFailed
 from ir.base.diag import LadingError
 from ir.base.scratch import scratch_folder
@@ -70,24 +72,29 @@ def emit(graph: Graph, out: Path, converter: Converter, *, inside: bool = True) 
         LadingError: B776 the converter died or took too long, and what `check_net` raises. Nothing is written then.
     """
     seconds = LEAST_SECONDS + ROOM * expected_seconds(graph)
+    flat, choices = apart(graph)
     with scratch_folder() as folder:
         source, made = folder / "model.onnx", folder / "model.mnn"
-        write_model(graph, source)
+        write_model(flat, source)
         try:
-            editing = not inside or holds_codes(graph)
+            editing = not inside or holds_codes(flat)
             log = converter.convert(source, made, [*EXACT, *(BESIDE if editing else ())], seconds=seconds)
         except ChildFailed as error:
             message = f"the process of MNN's converter {error.how}"
             raise LadingError("B776", message, error.detail[-600:], "--to onnx runs it in onnxruntime") from None
-        net = check_net(made, graph, log)
+        net = check_net(made, flat, log)
         edited = None
         if editing:
             (folder / "edited").mkdir()
-            edited = edit_net(made, graph, folder / "edited" / out.name, inside=inside)
+            edited = edit_net(made, flat, folder / "edited" / out.name, inside=inside)
             made = folder / "edited" / out.name
             weights = made.with_name(made.name + ".weight")
             if weights.is_file():
                 shutil.move(weights, out.with_name(weights.name))
+        if choices:
+            together(made, choices, [value.name for value in graph.outputs], folder / "joined.mnn")
+            made = folder / "joined.mnn"
+            check_joined(made, graph)
         data = made.read_bytes()
         out.write_bytes(_identified(data, str(net.get("mnn_uuid", ""))))
     return edited

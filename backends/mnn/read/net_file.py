@@ -114,7 +114,8 @@ _TABLES = {
     "preferForwardType Forward, sourceType Source, tensorName [text], tensorNumber int, usage Usage, "
     "subgraphs [SubGraphProto], mnn_uuid text",
     "ExtraInfo": "buffer [byte], name text, version text",
-    "SubGraphProto": "name text, inputs [int], outputs [int], tensors [text], nodes [Op]",
+    "SubGraphProto": "name text, inputs [int], outputs [int], tensors [text], nodes [Op], "
+    "extraTensorDescribe [TensorDescribe]",
     "Op": "inputIndexes [int], main_type -, main -, name text, outputIndexes [int], type OpType, "
     "defaultDimentionFormat Format, externalPath text",
     "TensorDescribe": "blob -, index int, name text, regions -, quantInfo TensorQuantInfo",

@@ -56,9 +56,9 @@ class Vector:
 
 @dataclass(frozen=True)
 class Objects:
-    """A vector of tables."""
+    """A vector of tables, or of strings."""
 
-    items: tuple[New | Old, ...]
+    items: tuple[New | Old | Text, ...]
 
 
 @dataclass(frozen=True)

@@ -42,14 +42,28 @@ def check_net(path: Path, graph: Graph, log: str) -> dict[str, Any]:
         net = read_net(path)
     except LadingError as error:
         raise LadingError("B773", f"MNN's converter wrote no readable model: {error.diagnostics[0].message}") from error
-    subgraphs = net.get("subgraphs", ())
-    _require(
-        "B774", [*_loose_ends(net, ""), *_too_early(net), *(each for sub in subgraphs for each in _loose_ends_of(sub))]
-    )
+    _check_links(net)
     _check_ports(net, graph)
-    ops = [*net["oplists"], *(op for sub in subgraphs for op in sub.get("nodes", ()))]
+    ops = [*net["oplists"], *(op for sub in net.get("subgraphs", ()) for op in sub.get("nodes", ()))]
     _require("B777", [*differences(ops, graph), *lost_weights(ops, graph)])
     return net
+
+
+def check_joined(path: Path, graph: Graph) -> None:
+    """Require of a net that was put together from parts that it is linked, and has the inputs and outputs of a graph.
+
+    Raises:
+        LadingError: B774 and B775, see `check_net`.
+    """
+    net = read_net(path)
+    _check_links(net)
+    _check_ports(net, graph)
+
+
+def _check_links(net: Mapping[str, Any]) -> None:
+    loose = [each for sub in net.get("subgraphs", ()) for each in _loose_ends_of(sub)]
+    early = [each for sub in net.get("subgraphs", ()) for each in _too_early(sub, "nodes", "tensors")]
+    _require("B774", [*_loose_ends(net, ""), *_too_early(net), *loose, *early])
 
 
 def _require(code: str, faults: Sequence[tuple[str, str]]) -> None:
@@ -84,13 +98,13 @@ def _dangling(ops: Iterable[Mapping[str, Any]], tensors: int, name: str) -> list
     return found
 
 
-def _too_early(net: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Operators that read what is made behind them or by nothing; those of subgraphs may read what is around them."""
+def _too_early(net: Mapping[str, Any], ops: str = "oplists", names: str = "tensorName") -> list[tuple[str, str]]:
+    """Operators of a graph that read what is made behind them or by nothing."""
     made: set[int] = set()
-    for op in net["oplists"]:
+    for op in net.get(ops, ()):
         early = [int(index) for index in op.get("inputIndexes", ()) if int(index) not in made]
         if early:
-            tensor = net["tensorName"][early[0]]
+            tensor = net[names][early[0]]
             text = f"an operator of the converted model reads the tensor {tensor!r} before anything makes it"
             return [(text, f"{op.get('type', 'an operator')} {op.get('name', '')!r}")]
         made.update(int(index) for index in op.get("outputIndexes", ()))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from backends.mnn.modules.table import arithmetic, choice, products, reductions, shapes, vision
+from backends.mnn.modules.table import arithmetic, choice, control, products, reductions, shapes, vision
 from backends.mnn.modules.table.row import by_operator
 from ir.graph.graph import Node
 
 ROWS = by_operator(
-    (*arithmetic.ROWS, *choice.ROWS, *products.ROWS, *reductions.ROWS, *shapes.ROWS, *vision.ROWS),
+    (*arithmetic.ROWS, *choice.ROWS, *control.ROWS, *products.ROWS, *reductions.ROWS, *shapes.ROWS, *vision.ROWS),
 )
 """What is right, by operator."""
 

@@ -1,4 +1,4 @@
-"""Loops of a known number of steps and choices, written out for MNN."""
+"""Loops of a known number of steps, written out for MNN, and choices."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from backends.mnn.modules.child import Converter
-from backends.onnx.write import write
+from backends.mnn.modules.emit import emit
+from backends.mnn.modules.parts.apart import apart
+from backends.mnn.target.environments import module_packages
+from backends.mnn.target.releases import target
 from ir.base.diag import LadingError
 from ir.evaluate.evaluator import evaluate
 from tests.support.modules.models import legal
@@ -69,34 +72,124 @@ def looped(condition: str) -> onnx.ModelProto:
     return model([node], [value("x", [3])], [value("y0"), value("y1")], held)
 
 
-def chosen(size: int = 3, shape=(3,)) -> onnx.ModelProto:
-    sides = [
-        helper.make_graph([helper.make_node(op, ["x"], [op])], op, [], [value(op, shape)]) for op in ("Exp", "Neg")
-    ]
-    if size != 3:
-        sides[1] = helper.make_graph(
-            [helper.make_node("Concat", ["x", "x"], ["Neg"], axis=0)], "Neg", [], [value("Neg", [size])]
-        )
+def side(name: str, nodes, results, kind: int = F32) -> onnx.GraphProto:
+    return helper.make_graph(nodes, name, [], [value(result, None, kind) for result in results])
+
+
+def node(op: str, *names: str, **attrs) -> onnx.NodeProto:
+    *inputs, output = names
+    return helper.make_node(op, inputs, [output], **attrs)
+
+
+HELD = [
+    ("zero", np.array(0, np.float32)),
+    ("limit", np.array(2, np.float32)),
+    ("first", np.array([0])),
+    ("second", np.array([1])),
+    ("kernel", RNG.normal(size=(4, 1, 1)).astype(np.float32)),
+    ("w", RNG.normal(size=(1, 8, 3)).astype(np.float32)),
+    ("r", RNG.normal(size=(1, 8, 2)).astype(np.float32)),
+    ("row", np.array([[1, -2, 3]], np.float32)),
+]
+
+
+def chosen(then, other, results=("y0",), behind=(), shape=("n", 3), kind: int = F32) -> onnx.ModelProto:
+    """A choice by the sign of the sum of the input, between nodes whose last outputs are the results."""
+    sides = {
+        key: side(key, nodes, [item.output[0] for item in nodes[-len(results) :]], kind)
+        for key, nodes in (("then_branch", then), ("else_branch", other))
+    }
     nodes = [
         helper.make_node("ReduceSum", ["x"], ["total"], keepdims=0),
         helper.make_node("Greater", ["total", "zero"], ["positive"]),
-        helper.make_node("If", ["positive"], ["y0"], then_branch=sides[0], else_branch=sides[1]),
+        helper.make_node("Tanh", ["x"], ["around"]),
+        helper.make_node("If", ["positive"], list(results), **sides),
+        *behind,
     ]
-    return model(nodes, [value("x", shape)], [value("y0")], [("zero", np.array(0, np.float32))])
+    outputs = [value(name) for item in (behind or nodes[-1:]) for name in item.output]
+    used = {name for item in [*nodes, *then, *other] for name in item.input}
+    return model(nodes, [value("x", shape)], outputs, [item for item in HELD if item[0] in {*used, "limit", "zero"}])
 
+
+def nested() -> onnx.ModelProto:
+    inner = helper.make_node(
+        "If", ["large"], ["a"], then_branch=side("t", [node("Neg", "half", "a1")], ["a1"]),
+        else_branch=side("e", [node("Abs", "around", "a2")], ["a2"]),
+    )  # fmt: skip
+    then = [node("Exp", "x", "half"), node("Greater", "total", "limit", "large"), inner]
+    return chosen(then, [node("Neg", "x", "b")])
+
+
+CHOSEN = {
+    "one operator each": chosen([node("Exp", "x", "a")], [node("Neg", "x", "b")]),
+    "other sizes": chosen([node("Exp", "x", "a")], [node("Concat", "x", "around", "b", axis=0)], shape=("n", 3)),
+    "other numbers of axes": chosen([node("ReduceSum", "x", "second", "a", keepdims=0)], [node("Neg", "x", "b")]),
+    "handed on": chosen([node("Identity", "x", "a")], [node("Mul", "x", "around", "b")]),
+    "several results": chosen(
+        [node("Exp", "x", "a"), node("Neg", "a", "a2")],
+        [node("Neg", "around", "b"), node("Abs", "x", "b2")],
+        ("p", "q"),
+        [node("Mul", "p", "q", "y0"), node("Add", "q", "around", "y1")],
+    ),
+    "one result is not read": chosen(
+        [node("Exp", "x", "a"), node("Neg", "x", "a2")],
+        [node("Neg", "x", "b"), node("Abs", "x", "b2")],
+        ("p", "q"),
+        [node("Abs", "q", "y0")],
+    ),
+    "truth values": chosen(
+        [node("Greater", "x", "zero", "a")],
+        [node("Less", "x", "zero", "b")],
+        ("p",),
+        [node("Cast", "p", "y0", to=F32)],
+        kind=BOOL,
+    ),
+    "convolutions": chosen(
+        [node("Unsqueeze", "x", "second", "u"), node("Conv", "u", "kernel", "a")],
+        [node("Unsqueeze", "around", "second", "v"), node("Conv", "v", "kernel", "m"), node("Relu", "m", "b")],
+    ),
+    "a loop": chosen(
+        [
+            node("Unsqueeze", "x", "second", "u"),
+            helper.make_node("LSTM", ["u", "w", "r"], ["", "h"], hidden_size=2),
+            node("Squeeze", "h", "first", "a"),
+        ],
+        [node("Exp", "x", "b")],
+    ),
+    "within a choice": nested(),
+    "behind a choice": chosen(
+        [node("Exp", "x", "a")],
+        [node("Neg", "x", "b")],
+        ("p",),
+        [
+            helper.make_node(
+                "If", ["positive"], ["y0"], then_branch=side("t", [node("Neg", "p", "c")], ["c"]),
+                else_branch=side("e", [node("Mul", "p", "around", "d")], ["d"]),
+            )
+        ],
+    ),
+}  # fmt: skip
+"""Choices that the runtime makes."""
+
+FIXED = chosen([node("Exp", "x", "a")], [node("Identity", "row", "b")], shape=(1, 3))
+"""A choice one of whose sides reads nothing."""
 
 MODELS = [
     *(scanned(axis, direction) for axis in (0, 1) for direction in (0, 1)),
     looped("same"),
-    chosen(),
-    chosen(shape=("n", 3)),
+    FIXED,
 ]
 
 
 def feeds(made: onnx.ModelProto) -> list[dict[str, np.ndarray]]:
-    shapes = {item.name: [dim.dim_value or 2 for dim in item.type.tensor_type.shape.dim] for item in made.graph.input}
-    found = [{name: RNG.normal(size=shape).astype(np.float32) for name, shape in shapes.items()} for _ in range(2)]
-    return [*found, {name: -array for name, array in found[0].items()}]
+    """Inputs of two sizes, and the same with the other sign."""
+    found = []
+    for size in (2, 5):
+        shapes = {
+            item.name: [dim.dim_value or size for dim in item.type.tensor_type.shape.dim] for item in made.graph.input
+        }
+        found.append({name: RNG.normal(size=shape).astype(np.float32) for name, shape in shapes.items()})
+    return [*found, *({name: -array for name, array in item.items()} for item in found)]
 
 
 @pytest.mark.parametrize("made", MODELS)
@@ -111,20 +204,42 @@ def test_numbers_of_what_is_written_out(made):
 
 
 @pytest.mark.mnn
-def test_mnn_computes_it(tmp_path: Path):
-    with Converter() as converter:
-        for place, made in enumerate(MODELS):
+@pytest.mark.parametrize("release", [target().versions[0], target().versions[-1]])
+def test_mnn_computes_it(release, tmp_path: Path):
+    packages = module_packages([release])
+    if release not in packages:
+        pytest.skip(f"no environment of MNN {release}")
+    with Converter(packages[release]) as converter:
+        for place, made in enumerate([*MODELS, *CHOSEN.values()]):
             session = onnxruntime.InferenceSession(made.SerializeToString())
-            write(legal(made), tmp_path / f"{place}.onnx")
-            converter.convert(tmp_path / f"{place}.onnx", tmp_path / f"{place}.mnn")
+            emit(legal(made, release), tmp_path / f"{place}.mnn", converter)
             names = [item.name for item in made.graph.output]
-            for feed in feeds(made):
-                found = converter.run(tmp_path / f"{place}.mnn", feed, names)
+            sets = feeds(made)
+            for feed, found in zip(sets, converter.run_many(tmp_path / f"{place}.mnn", sets, names), strict=True):
                 for name, wanted in zip(names, session.run(None, feed), strict=True):
                     np.testing.assert_allclose(found[name], wanted, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("made", "op"), [(looped("small"), "Loop"), (chosen(6), "If")])
+@pytest.mark.parametrize("made", CHOSEN.values(), ids=CHOSEN)
+def test_parts_of_a_graph_with_choices_are_told_by_names_alone(made):
+    graph = legal(made)
+    before = str(graph)
+    flat, choices = apart(graph)
+    assert str(graph) == before and len(choices) == sum(each.op == "If" for each in graph.walk())
+    assert not any(each.op == "If" for each in flat.walk())
+    given = {item.name for item in flat.inputs}
+    known = given | {item.name for item in flat.outputs}
+    for choice in choices:
+        assert given.issuperset(choice.results) and choice.condition in known
+        for one in (choice.then, choice.other):
+            assert one.inputs and given.issuperset(one.inputs.values())
+            assert known.issuperset(one.inputs) and known.issuperset(one.outputs)
+
+
+OTHER_SIZES = chosen([node("Exp", "x", "a")], [node("Identity", "row", "b")])
+
+
+@pytest.mark.parametrize(("made", "op"), [(looped("small"), "Loop"), (OTHER_SIZES, "If")])
 def test_what_depends_on_numbers_is_refused(made, op):
     with pytest.raises(LadingError, match=f"{op} has no form that MNN computes right"):
         legal(made)

@@ -65,6 +65,12 @@ def rounded(b: Builder, ratio: Value, zero: Value | None, kind: DType) -> Value:
     return converted(b, b.add("Clip", number, like(b, kind.low, number), like(b, kind.high, number)), I32)
 
 
+def whole(b: Builder, number: Value) -> Value:
+    """Integers that were summed up in floats. Runtimes multiply by Winograd's and Strassen's methods, which give sums of
+    integers that are no integers, and conversion drops what is behind the point."""
+    return converted(b, b.add("Round", number), I32)
+
+
 def dequantize_linear(node: Node, b: Builder) -> Sequence[Value] | None:
     """See `dequantized`."""
     found = dequantized(
@@ -98,7 +104,7 @@ def dynamic_quantize_linear(node: Node, b: Builder, kind: DType) -> Sequence[Val
 def mat_mul_integer(node: Node, b: Builder) -> Sequence[Value] | None:
     """The product of the differences (ONNX, MatMulInteger)."""
     found = _product(b, node.operand(0), node.input(2), node.operand(1), node.input(3))
-    return [converted(b, found, I32)] if found is not None else None
+    return [whole(b, found)] if found is not None else None
 
 
 def _product(b: Builder, x: Value, x_zero: Value | None, y: Value, y_zero: Value | None) -> Value | None:
@@ -119,7 +125,7 @@ def _product(b: Builder, x: Value, x_zero: Value | None, y: Value, y_zero: Value
 def conv_integer(node: Node, b: Builder) -> Sequence[Value] | None:
     """The convolution of the differences (ONNX, ConvInteger)."""
     found = _convolution(node, b, node.operand(0), node.input(2), node.operand(1), node.input(3), None)
-    return [converted(b, found, I32)] if found is not None else None
+    return [whole(b, found)] if found is not None else None
 
 
 def _convolution(

@@ -140,3 +140,16 @@ def test_training_is_refused():
     case = OneNode("Dropout", [floats(3), np.array(0.3, np.float32), np.array(True)], (1, 2))
     with pytest.raises(LadingError, match="Dropout has no form that MNN computes right: it trains"):
         legal(case.model())
+
+
+@pytest.mark.mnn
+def test_sums_of_codes_are_whole_numbers_before_they_are_converted(tmp_path):
+    """MNN convolves by Winograd's method, whose sums of integers lie a little beside them."""
+    codes = [RNG.integers(0, 256, shape).astype(np.uint8) for shape in ((1, 24, 16, 32), (96, 24, 3, 3))]
+    node = OneNode(
+        "ConvInteger", [*codes, np.array(121, np.uint8), np.array(119, np.uint8)], (1, 2, 3), attrs={"pads": [1] * 4}
+    )
+    with Converter() as converter:
+        (found,) = run_on_mnn(node, converter, tmp_path)
+    off = np.abs(found.astype(np.int64) - node.wanted()[0])
+    assert off.max() <= 1 and np.mean(off) < 0.01

@@ -24,6 +24,9 @@ class Outcome:
         measured: KL divergence on held-out text.
         top1: share of held-out positions whose most likely token is that of the float model.
         positions: held-out positions.
+        streamed: bytes that `device` reads for each token.
+        speed: predicted speed of decoding there, for that of its fastest uniform width.
+        device: whose kernels that was foretold of.
     """
 
     limit: str
@@ -33,6 +36,9 @@ class Outcome:
     measured: float
     top1: float
     positions: int
+    streamed: int = 0
+    speed: float = 0.0
+    device: str = ""
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,16 @@ reads every storage the IR has, such as onnxruntime. Passes get it from `passes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
+from ir.base.diag import LadingError, suggest
 from ir.base.plugins import rows_of
 from ir.base.tables import Table
 from ir.graph.graph import Graph
 from ir.quant.storage import Storage
 from ir.quant.storage_size import stored_bits
+from ir.target.device import Device, as_stored
 
 
 class Target:
@@ -58,6 +60,25 @@ class Target:
     def block_unit(self) -> int:
         """Blocks that are not a whole row have to be a multiple of this."""
         return 1
+
+    @property
+    def devices(self) -> Mapping[str, Device]:
+        """What the runtime runs on, by name, and what its kernels read there; the first is taken when nobody says."""
+        return {"stored": as_stored()}
+
+    def device(self, name: str = "") -> Device:
+        """The device of a name, or the first one without a name.
+
+        Raises:
+            LadingError: Q479 there is none of the name.
+        """
+        known = self.devices
+        if not name:
+            return next(iter(known.values()))
+        if name not in known:
+            hint = suggest(name, list(known)) or f"known: {', '.join(known)}"
+            raise LadingError("Q479", f"nothing is known of the speed of a device {name!r}", f"device={name}", hint)
+        return known[name]
 
     def reads_rows(self, bits: int, rows: int) -> bool:
         """True when rows of an embedding table of `rows` rows can be read at a width."""

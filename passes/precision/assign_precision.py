@@ -16,7 +16,7 @@ from ir.target.target import Target
 from passes.framework.base import Pass
 from passes.framework.context import PassContext
 from passes.framework.options import option
-from passes.precision.limits import limit_of
+from passes.precision.limits import limits_of
 from passes.precision.plan_file import Rule, check_pattern, load_rules
 from passes.precision.planned_weights import Weight, kept_weights, same_matrix, weights_of
 from passes.precision.storage_rules import Preferences, Prepared, floor_of, require_used
@@ -42,9 +42,10 @@ class AssignPrecision(Pass):
     as they are; a limit on the size counts them, and rules and options say nothing of them unless raise-weights was
     told to requantize them.
 
-    With one of budget, max-size and max-kl the storages are chosen by measurement: how much each weight's error costs
-    in KL divergence on held-out text, and how that error falls with every candidate. It needs the pass calibrate before
-    it and text to measure with. Rules then narrow the candidates of the weights they match.
+    With any of budget, max-size, max-kl and min-speed the storages are chosen by measurement: how much each weight's
+    error costs in KL divergence on held-out text, and how that error falls with every candidate. Several limits are kept
+    together. It needs the pass calibrate before it and text to measure with. Rules then narrow the candidates of the
+    weights they match.
     """
 
     name = "assign-precision"
@@ -78,6 +79,11 @@ class AssignPrecision(Pass):
     budget: str | None = option(None, help="measure: least loss at this many stored bits per weight, such as 4.5bpw")
     max_size: str | None = option(None, help="measure: least loss in a weight file of this size, such as 300MB")
     max_kl: float | None = option(None, help="measure: smallest size with at most this KL divergence, nats per token")
+    min_speed: str | None = option(
+        None,
+        help="measure: least loss at this share of the decoding speed of the fastest uniform width, such as 0.95x",
+    )
+    device: str = option("", help="what the model is to run fast on; by default the first that the target knows of")
     widths: tuple[Literal[2, 3, 4, 5, 6, 7, 8, 16], ...] = option(
         (), help="widths that measurement chooses from; by default all that the target computes right"
     )
@@ -99,8 +105,8 @@ class AssignPrecision(Pass):
     )
 
     def prepare(self) -> Prepared:
-        """Read the quantization file and the limit, so that a bad one fails before any work."""
-        limit = limit_of(self.budget, self.max_size, self.max_kl)
+        """Read the quantization file and the limits, so that a bad one fails before any work."""
+        limits = limits_of(*self._limits)
         for pattern in self.keep:
             check_pattern(pattern, f"keep={pattern[:200]}")
         rules = tuple(Rule(pattern, "", {"bits": 32}, f"keep={pattern}") for pattern in self.keep)
@@ -111,14 +117,24 @@ class AssignPrecision(Pass):
                 raise LadingError("Q413", f"unknown quantization method {method!r}", hint=f"known: {sorted(METHODS)}")
         if METHODS[self.embedding_method].needs == "second-moments":
             raise LadingError("Q413", f"embedding-method={self.embedding_method} needs inputs, which rows do not have")
-        return Prepared(rules, tuple(floor_of(text) for text in self.floor), limit)
+        return Prepared(rules, tuple(floor_of(text) for text in self.floor), limits)
+
+    @property
+    def _limits(self) -> tuple[str | None, str | None, float | None, str | None]:
+        return self.budget, self.max_size, self.max_kl, self.min_speed
+
+    @property
+    def limit_text(self) -> str:
+        """The limits that measurement has to keep, as they were asked for; empty without any."""
+        limits = limits_of(*self._limits)
+        return limits.text if limits is not None else ""
 
     @property
     def chosen_method(self) -> str:
         """The method of weights that no rule gives one."""
         if self.method != "auto":
             return self.method
-        measured = any(limit is not None for limit in (self.budget, self.max_size, self.max_kl))
+        measured = any(limit is not None for limit in self._limits)
         return "gptq" if measured else "rtn"
 
     @property
@@ -131,14 +147,14 @@ class AssignPrecision(Pass):
         prepared = self.prepare()
         methods = {rule.storage["method"] for rule in prepared.rules if "method" in rule.storage}
         needed = any(METHODS[method].needs == "second-moments" for method in {*methods, self.chosen_method})
-        return prepared.limit is not None or needed
+        return prepared.limits is not None or needed
 
     def run(self, graph: Graph, ctx: PassContext) -> Mapping[str, int]:
         """See `Pass.run`."""
         weights = weights_of(graph)
         wanted = self.preferences(ctx.target, ctx.prepared)
         require_used((*wanted.rules, *wanted.floors), weights, [item.name for item in kept_weights(graph)])
-        if wanted.limit is None:
+        if wanted.limits is None:
             plan = _by_policy(weights, wanted, ctx)
         elif not weights:
             plan = _nothing_to_choose(graph, wanted)
@@ -148,7 +164,11 @@ class AssignPrecision(Pass):
 
             plan, sensitivity = by_measurement(graph, ctx, wanted, weights)
             graph.set_fact(sensitivity.name, sensitivity)
-        exact = wanted.limit is None and min(self.bits, self.logits_bits) > 8
+        if weights and any(item.is_integer for item in plan.storage.values()):
+            from passes.precision.decode_speed import warn_if_slow
+
+            warn_if_slow(weights, plan.storage, plan.tied, wanted, ctx)
+        exact = wanted.limits is None and min(self.bits, self.logits_bits) > 8
         graph.set_fact(PrecisionPlan.name, replace(plan, exact=exact))
         return {"weights": len(plan.storage), **_histogram(plan.storage)}
 
@@ -156,7 +176,8 @@ class AssignPrecision(Pass):
         """What the options come to for a target: what they leave open is what every release of it computes right.
 
         Raises:
-            LadingError: Q415 an option asks measurement to choose from what the target cannot compute.
+            LadingError: Q415 an option asks measurement to choose from what the target cannot compute; Q479 nothing is
+                known of the device.
         """
         embedding_bits = self.embedding_bits or (0 if target.rows_in_weight_file else 32)
         scale = self.scale if self.scale != "auto" else "f16" if target.f16_scales else "f32"
@@ -165,9 +186,10 @@ class AssignPrecision(Pass):
         forms = _chosen("forms", self.forms, FORMS, lambda form: form != "symmetric" or target.symmetric, target)
         return Preferences(
             target=target,
+            device=target.device(self.device),
             rules=prepared.rules,
             floors=prepared.floors,
-            limit=prepared.limit,
+            limits=prepared.limits,
             bits=self.bits,
             router_bits=self.router_bits,
             logits_bits=self.logits_bits,
@@ -215,8 +237,8 @@ def _nothing_to_choose(graph: Graph, wanted: Preferences) -> PrecisionPlan:
     from passes.precision.measured.plan import given_of
     from passes.precision.measured.search import require_room
 
-    assert wanted.limit is not None
-    require_room((), wanted.limit, given_of(graph, (), wanted.target))
+    assert wanted.limits is not None
+    require_room((), wanted.limits, given_of(graph, (), wanted))
     return PrecisionPlan()
 
 

@@ -1,9 +1,10 @@
-"""The limit under which precision is assigned: bits per weight, bytes, or divergence from the float model."""
+"""The limits under which precision is assigned: bits per weight, bytes, speed, divergence from the float model."""
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,43 +13,71 @@ from ir.base.diag import LadingError
 _UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 _NUMBER = r"(\d+(?:\.\d*)?|\.\d+)"
 
+Kind = Literal["budget", "max-size", "max-kl", "min-speed"]
+
 
 @dataclass(frozen=True)
 class Limit:
     """What a plan has to keep.
 
     Attributes:
-        kind: ``budget`` (bits per weight), ``max-size`` (bytes) or ``max-kl`` (nats per token).
+        kind: ``budget`` (bits per weight), ``max-size`` (bytes), ``max-kl`` (nats per token) or ``min-speed`` (share of
+            the speed of the fastest uniform width).
         value: the number.
         text: as it was asked for, such as ``budget=4.5bpw``.
     """
 
-    kind: Literal["budget", "max-size", "max-kl"]
+    kind: Kind
     value: float
     text: str
 
 
-def limit_of(budget: str | None, max_size: str | None, max_kl: float | None) -> Limit | None:
-    """The one limit that is given; None when none is.
+@dataclass(frozen=True)
+class Limits:
+    """The limits that a plan has to keep together, at least one of them and each kind once."""
+
+    each: tuple[Limit, ...]
+
+    @property
+    def text(self) -> str:
+        """As they were asked for."""
+        return " ".join(limit.text for limit in self.each)
+
+    @property
+    def max_kl(self) -> Limit | None:
+        """The limit on the divergence: with one the smallest plan is looked for, else that of least divergence."""
+        return next((limit for limit in self.each if limit.kind == "max-kl"), None)
+
+    @property
+    def on_plans(self) -> tuple[Limit, ...]:
+        """The limits that a plan is known to keep before anything is measured."""
+        return tuple(limit for limit in self.each if limit.kind != "max-kl")
+
+    def of(self, kinds: Iterable[Kind]) -> tuple[Limit, ...]:
+        """Those of some kinds."""
+        wanted = set(kinds)
+        return tuple(limit for limit in self.each if limit.kind in wanted)
+
+
+def limits_of(budget: str | None, max_size: str | None, max_kl: float | None, min_speed: str | None) -> Limits | None:
+    """The limits that are given; None when none is.
 
     Raises:
-        LadingError: Q450 more than one, or one that cannot be read.
+        LadingError: Q450 one cannot be read.
     """
-    given = {"budget": budget, "max-size": max_size, "max-kl": max_kl}
-    named = [key for key, value in given.items() if value is not None]
-    if not named:
-        return None
-    if len(named) > 1:
-        raise LadingError("Q450", f"{' and '.join(named)} are given", hint="give one limit; the others follow from it")
-    key = named[0]
-    text = f"{key}={given[key]}"
+    found: list[Limit] = []
     if budget is not None:
-        return Limit("budget", bits_per_weight(budget), text)
+        found.append(Limit("budget", bits_per_weight(budget), f"budget={budget}"))
     if max_size is not None:
-        return Limit("max-size", size_of(max_size), text)
-    if not (max_kl is not None and math.isfinite(max_kl) and max_kl > 0):
-        raise LadingError("Q450", f"{text} is not a positive number of nats per token")
-    return Limit("max-kl", max_kl, text)
+        found.append(Limit("max-size", size_of(max_size), f"max-size={max_size}"))
+    if max_kl is not None:
+        text = f"max-kl={max_kl}"
+        if not (math.isfinite(max_kl) and max_kl > 0):
+            raise LadingError("Q450", f"{text} is not a positive number of nats per token")
+        found.append(Limit("max-kl", max_kl, text))
+    if min_speed is not None:
+        found.append(Limit("min-speed", share_of(min_speed), f"min-speed={min_speed}"))
+    return Limits(tuple(found)) if found else None
 
 
 def bits_per_weight(text: str) -> float:
@@ -58,6 +87,15 @@ def bits_per_weight(text: str) -> float:
         raise LadingError(
             "Q450", f"budget={text!r} is not a number of bits per weight", hint="for example budget=4.5bpw"
         )
+    return float(found[1])
+
+
+def share_of(text: str) -> float:
+    """``0.95x`` or ``0.95`` as a number above 0 and up to 1; Q450 for anything else."""
+    found = re.fullmatch(rf"{_NUMBER}\s*x?", text.strip())
+    if found is None or not 0 < float(found[1]) <= 1:
+        message = f"min-speed={text!r} is not a share of the speed of the fastest uniform width"
+        raise LadingError("Q450", message, hint="a number above 0 and up to 1, for example min-speed=0.95x")
     return float(found[1])
 
 
@@ -82,4 +120,4 @@ def read_size(text: str, unit: str = "") -> int | None:
     return int((whole or "0") + fraction) * scale // 10 ** len(fraction)
 
 
-__all__ = ["Limit", "bits_per_weight", "limit_of", "read_size", "size_of"]
+__all__ = ["Limit", "Limits", "bits_per_weight", "limits_of", "read_size", "share_of", "size_of"]

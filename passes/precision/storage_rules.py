@@ -10,8 +10,9 @@ from typing import Literal, NamedTuple
 from ir.base.diag import LadingError
 from ir.quant.methods.base import METHODS
 from ir.quant.storage import Storage
+from ir.target.device import Device
 from ir.target.target import Target
-from passes.precision.limits import Limit
+from passes.precision.limits import Limits
 from passes.precision.plan_file import ROLES, WIDTHS, Rule
 from passes.precision.planned_weights import Weight
 
@@ -22,12 +23,12 @@ class Prepared(NamedTuple):
     Attributes:
         rules: of `keep` and of the quantization file, first match wins.
         floors: least widths; every one that matches holds.
-        limit: what measurement has to keep; None for policy.
+        limits: what measurement has to keep; None for policy.
     """
 
     rules: tuple[Rule, ...]
     floors: tuple[Rule, ...]
-    limit: Limit | None
+    limits: Limits | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,8 @@ class Preferences:
 
     Attributes:
         target: what the graph is compiled for.
-        rules, floors, limit: as in `Prepared`.
+        device: whose speed counts.
+        rules, floors, limits: as in `Prepared`.
         bits, router_bits, logits_bits, embedding_bits: widths by role; 0 for embedding rows that follow the logits matrix.
         block: input features that share a scale; 0 for a whole row.
         symmetric, zero, scale, method: of storages that no rule decides about.
@@ -47,9 +49,10 @@ class Preferences:
     """
 
     target: Target
+    device: Device
     rules: tuple[Rule, ...]
     floors: tuple[Rule, ...]
-    limit: Limit | None
+    limits: Limits | None
     bits: int
     router_bits: int
     logits_bits: int

@@ -33,9 +33,7 @@ SAFE = {None: "int8", "mnn-llm": "int8", "onnx": "onnx-fp16"}
 CALIBRATING = ("calibrated", "mixed")
 """Those of them that read text."""
 
-LIMITS = ("budget", "max_size", "max_kl")
-
-KEPT = ("to", "target", "text", "revision", "tokenizer", "memory", "precision", "threads", "verify")
+KEPT = ("to", "target", "device", "text", "revision", "tokenizer", "memory", "precision", "threads", "verify")
 """Options of a request that a further one has too."""
 
 
@@ -58,6 +56,8 @@ def command_to_try(request: Request, problems: Sequence[Diagnostic]) -> str:
 
 def _better(request: Request) -> str | None:
     named = request.pipeline
+    from tools.compile.job import LIMITS
+
     limited = any(getattr(request, name) is not None for name in LIMITS)
     if not limited and named is None and request.to == "onnx":
         named = "onnx"

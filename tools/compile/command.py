@@ -42,6 +42,11 @@ if TYPE_CHECKING:
 @click.option("--max-size", metavar="SIZE", help="The same for a weight file of at most, for example, 300MB.")
 @click.option("--max-kl", type=Number(0, min_open=True), metavar="KL",
               help="The same the other way: the smallest file with at most this divergence from the float model.")  # fmt: skip
+@click.option("--min-speed", metavar="SHARE",
+              help="Choose each weight's precision so that decoding is at least this fast, for example 0.95x of the fastest "
+              "uniform width; limits combine.")  # fmt: skip
+@click.option("--device", metavar="NAME", help="What the model is to run fast on; for MNN x86 (the default), arm82, arm86, "
+              "metal or opencl.")  # fmt: skip
 @click.option("--save-plan", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="Write the precision chosen for each weight as a file that plan= reads.")  # fmt: skip
 @click.option(
@@ -102,13 +107,13 @@ def main(
     Language models become MNN model directories, other graphs MNN modules, unless --to says otherwise. Without MODEL
     the example checkpoint of the source tree is compiled.
     """
-    from tools.compile.job import Request
+    from tools.compile.job import LIMITS, Request
 
     screen = Screen(as_json, quiet)
     if list_passes:
         return _list_passes(screen)
     if print_pipeline:
-        limits = {key: options[key] for key in ("budget", "max_size", "max_kl", "save_plan")}
+        limits = {key: options[key] for key in (*LIMITS, "device", "save_plan")}
         return _print_pipeline(screen, Request("", Path(), pipeline, to=options["to"], **limits))
     if planned:
         return _plan(screen, model, pipeline, options)

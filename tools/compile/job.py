@@ -43,6 +43,9 @@ CALIBRATION_NATIVE = ("onnxruntime", "tokenizers")
 NO_TOKENIZER: Literal["none"] = "none"
 """Asks for a result without functions for text."""
 
+LIMITS = ("budget", "max_size", "max_kl", "min_speed")
+"""Fields of a request that limit a plan."""
+
 BACKEND_OPTIONS = (
     "text",
     "kl_bar",
@@ -74,8 +77,10 @@ class Request:
         to: the backend; None lets the model choose.
         calibration: text or JSONL that passes measure with, or arrays for models that read none; None for the example's own
             or the packaged sample.
-        budget, max_size, max_kl: the limit under which precision is assigned by measurement, at most one of them: bits
-            per weight (``4.5bpw``), bytes of the weight file (``300MB``), KL divergence from the float model.
+        budget, max_size, max_kl, min_speed: the limits under which precision is assigned by measurement: bits per weight
+            (``4.5bpw``), bytes of the weight file (``300MB``), KL divergence from the float model, share of the decoding
+            speed of the fastest uniform width (``0.95x``).
+        device: what the result is to run fast on, in the target's words; None for the target's first.
         kl_bar: largest KL divergence that verification lets pass; None takes the one for the narrowest width.
         inputs: file or folder of inputs that the result is run on in place of made-up ones, or None.
         save_plan: file to write the precision plan to, readable and fit for ``plan=``.
@@ -106,6 +111,8 @@ class Request:
     budget: str | None = None
     max_size: str | None = None
     max_kl: float | None = None
+    min_speed: str | None = None
+    device: str | None = None
     kl_bar: float | None = None
     inputs: Path | None = None
     save_plan: Path | None = None
@@ -297,8 +304,8 @@ def _check_used(request: Request, pipeline: Pipeline, calibrated: bool) -> None:
     if request.calibration is not None and not calibrated and not _observes(pipeline):
         message = f"--calibration has no effect: the pipeline {pipeline} does not look at text or samples"
         hint = (
-            "leave it out, or choose by it: --passes calibrated, --passes mixed, --budget, --max-size, --max-kl; of models "
-            "that read no text: --passes int8-static"
+            "leave it out, or choose by it: --passes calibrated, --passes mixed, --budget, --max-size, --max-kl, --min-speed; of "
+            "models that read no text: --passes int8-static"
         )
         raise LadingError("U918", message, hint=hint)
 
@@ -323,10 +330,10 @@ def _options(request: Request, name: str, formats: Formats, calibrated: bool) ->
 
 
 def _measured(pipeline: Pipeline, request: Request) -> Pipeline:
-    """The pipeline with the limit of the request given to assign-precision, and calibrated before it where it must be.
+    """The pipeline with the limits of the request given to assign-precision, and calibrated before it where it must be.
 
     Raises:
-        LadingError: U907 more than one limit, or nothing in the pipeline that could keep one or make a plan to save.
+        LadingError: U907 nothing in the pipeline could keep a limit, heed a device or make a plan to save.
     """
     from passes.precision.assign_precision import AssignPrecision
 
@@ -334,20 +341,19 @@ def _measured(pipeline: Pipeline, request: Request) -> Pipeline:
     if request.save_plan is not None and not plans:
         hint = "use a pipeline with assign-precision, or leave --save-plan out"
         raise LadingError("U907", f"the pipeline {pipeline} makes no precision plan to save", hint=hint)
-    limits = {"budget": request.budget, "max_size": request.max_size, "max_kl": request.max_kl}
-    given = {name: value for name, value in limits.items() if value is not None}
-    if len(given) > 1:
-        names = " and ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise LadingError("U907", f"{names} are given together", hint="keep one of them")
+    limits: dict[str, Any] = {name: getattr(request, name) for name in LIMITS}
+    given = any(value is not None for value in limits.values())
     place = next((number for number, item in enumerate(pipeline.items) if _assigning(item)), None)
     if place is None:
-        if not given:
+        if not given and request.device is None:
             return pipeline
         hint = "use --passes default, or add assign-precision"
-        raise LadingError("U907", f"the pipeline {pipeline} has no assign-precision to keep a limit", hint=hint)
-    if given:
-        # A limit that the pipeline brings, as "mixed" does, gives way.
-        pipeline = pipeline.map(lambda one: replace(one, **limits) if isinstance(one, AssignPrecision) else one)
+        what = "keep a limit" if given else "choose for a device"
+        raise LadingError("U907", f"the pipeline {pipeline} has no assign-precision to {what}", hint=hint)
+    # Limits that the pipeline brings, as "mixed" does, give way together.
+    changes = {**(limits if given else {}), **({"device": request.device} if request.device is not None else {})}
+    if changes:
+        pipeline = pipeline.map(lambda one: replace(one, **changes) if isinstance(one, AssignPrecision) else one)
     if _calibrates(pipeline) or not any(one.needs_statistics for one in _assigning(pipeline.items[place])):
         return pipeline
     from passes.calibration.calibrate import Calibrate

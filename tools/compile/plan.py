@@ -153,8 +153,8 @@ def _without_text(pipeline: Pipeline) -> Pipeline:
     def untaught(one: Pass) -> Pass:
         if not isinstance(one, AssignPrecision):
             return one
-        limit = next((text for text in (one.budget, one.max_size, one.max_kl) if text is not None), None)
-        if limit is not None:
+        limit = one.limit_text
+        if limit:
             message = f"precision is chosen by measurement here ({limit}), which no plan can foresee"
             hint = "the weight file then has the size that is asked for; plan with --passes default, int4 or int8"
             raise LadingError("U957", message, hint=hint)

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
+from backends.mnn.target.devices import devices
 from backends.mnn.target.sizes import exact_rows_bytes, fixed_bytes, weight_bytes
 from ir.base.diag import LadingError, suggest
 from ir.graph.graph import Graph
 from ir.quant.storage import Storage
+from ir.target.device import Device
 from ir.target.target import Target
 
 VERSIONS = ("3.0.0", "3.1.0", "3.2.0", "3.4.0", "3.4.1", "3.5.0", "3.6.0", "3.6.1")
@@ -440,6 +442,11 @@ class MnnTarget(Target):
     def fixed_bytes(self, graph: Graph) -> int:
         """Bytes of biases and norms, which no storage changes."""
         return fixed_bytes(graph)
+
+    @cached_property
+    def devices(self) -> dict[str, Device]:
+        """What the releases of the target stream on each kind of processor."""
+        return devices(self.versions)
 
     @property
     def symmetric(self) -> bool:

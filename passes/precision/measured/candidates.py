@@ -9,6 +9,7 @@ from ir.base.diag import LadingError
 from ir.quant.storage import Storage
 from ir.quant.storage_size import stored_bits
 from ir.quant.weight import METHODS
+from ir.target.device import Device
 from ir.target.target import Target
 from ir.tensor.bf16_parts import parts_needed
 from passes.precision.plan_file import WIDTHS
@@ -28,12 +29,14 @@ class Choice:
         tied: the embedding rows are read from the logits matrix.
         bytes: size in the weight file, or in the file of exact embedding rows.
         bits: what counts as stored bits of the weights.
+        streamed: bytes that the device reads for each token.
     """
 
     storages: tuple[Storage, ...]
     tied: bool
     bytes: int
     bits: int
+    streamed: int
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,7 @@ def _alike(members: tuple[Weight, ...], wanted: Preferences) -> tuple[Choice, ..
             where=" and ".join(weight.name for weight in members),
             hint="give the same rule to all of them, or leave out the tie",
         )
-    return tuple(_choice(members, (storage,) * len(members), wanted.target, tied=False) for storage in common)
+    return tuple(_choice(members, (storage,) * len(members), wanted, tied=False) for storage in common)
 
 
 def _vocabulary(table: Weight, head: Weight, wanted: Preferences) -> Item:
@@ -160,13 +163,13 @@ def _vocabulary(table: Weight, head: Weight, wanted: Preferences) -> Item:
     heads = candidates(head, wanted)
     shared = candidates_or_none(table, wanted, tied=True)
     found = [
-        _choice((table, head), (storage, storage), wanted.target, tied=True)
+        _choice((table, head), (storage, storage), wanted, tied=True)
         for storage in heads
         if storage in shared and wanted.can_tie(storage, storage)
     ]
     for rows in candidates(table, wanted):
         found += [
-            _choice((table, head), (rows, storage), wanted.target, tied=False)
+            _choice((table, head), (rows, storage), wanted, tied=False)
             for storage in heads
             if not wanted.can_tie(rows, storage)
         ]
@@ -180,12 +183,14 @@ def candidates_or_none(weight: Weight, wanted: Preferences, *, tied: bool = Fals
     return candidates(weight, wanted, tied=tied)
 
 
-def _choice(weights: Sequence[Weight], storages: tuple[Storage, ...], target: Target, *, tied: bool) -> Choice:
+def _choice(weights: Sequence[Weight], storages: tuple[Storage, ...], wanted: Preferences, *, tied: bool) -> Choice:
+    target, device = wanted.target, wanted.device
     parts = list(zip(weights, storages, strict=True))
     # Half floats are written for the embedding and for the logits matrix, only integer codes are shared.
     stored = [(weight, s) for weight, s in parts if not (tied and weight.role == "embedding")]
     size = sum(size_of_storage(*part, target) for part in stored)
-    return Choice(storages, tied, size, sum(_bits(*part, target) for part in stored))
+    streamed = sum(streamed_bytes(*part, device) for part in parts)
+    return Choice(storages, tied, size, sum(_bits(*part, target) for part in stored), streamed)
 
 
 def _copies(weight: Weight) -> int:
@@ -199,6 +204,22 @@ def size_of_storage(weight: Weight, storage: Storage, target: Target) -> int:
         parts = parts_needed(weight.value.tensor)
         return target.exact_rows_bytes(weight.rows, weight.columns, parts)
     return target.weight_bytes(weight.rows, weight.columns, storage) * _copies(weight)
+
+
+def streamed_bytes(weight: Weight, storage: Storage, device: Device) -> int:
+    """Bytes that a device reads of a weight for each token: of experts as often as tokens reach them, of embedding rows
+    next to nothing."""
+    if weight.role == "embedding":
+        return 0
+    share = weight.seat.share if weight.seat is not None else 1.0
+    return round(device.streamed(weight.rows, weight.columns, storage) * _copies(weight) * share)
+
+
+def fastest_bytes(weights: Sequence[Weight], widths: Sequence[int], device: Device) -> int:
+    """Bytes that a device reads for each token with all weights at the one width that it reads fastest, one scale a row."""
+    return min(
+        sum(streamed_bytes(weight, Storage(bits=bits), device) for weight in weights) for bits in widths if bits <= 8
+    )
 
 
 def _bits(weight: Weight, storage: Storage, target: Target) -> int:
@@ -223,8 +244,10 @@ __all__ = [
     "Choice",
     "Item",
     "candidates",
+    "fastest_bytes",
     "make_items",
     "moments_for",
     "planned_elements",
     "size_of_storage",
+    "streamed_bytes",
 ]

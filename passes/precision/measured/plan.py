@@ -14,9 +14,17 @@ from ir.graph.graph import Graph
 from ir.quant.statistics.moments import CalibrationText
 from ir.quant.storage import Storage, fit_block
 from ir.quant.storage_size import stored_bits
+from ir.target.device import Device
 from ir.target.target import Target
 from passes.framework.context import PassContext
-from passes.precision.measured.candidates import Choice, Item, make_items, planned_elements, size_of_storage
+from passes.precision.measured.candidates import (
+    Choice,
+    Item,
+    fastest_bytes,
+    make_items,
+    planned_elements,
+    size_of_storage,
+)
 from passes.precision.measured.prices import Prices, price, storages_of
 from passes.precision.measured.probes import Meter
 from passes.precision.measured.search import Given, Picks, Search, Tried, require_room
@@ -35,35 +43,38 @@ def by_measurement(
     """The plan under the limit of the options, and what was measured for it.
 
     Raises:
-        LadingError: Q451, Q452 the limit cannot be kept, Q453 there is nothing to measure with, Q454 a weight has no
+        LadingError: Q451, Q452, Q485 the limits cannot be kept, Q453 there is nothing to measure with, Q454 a weight has no
             candidate, and whatever evaluation and quantization raise.
     """
-    assert wanted.limit is not None
+    assert wanted.limits is not None
     keys = _statistics(graph, weights)
     items = make_items(weights, wanted)
-    given = given_of(graph, weights, wanted.target)
-    require_room(items, wanted.limit, given)
+    given = given_of(graph, weights, wanted)
+    require_room(items, wanted.limits, given)
     meter = Meter(graph, _held_out(ctx), ctx)
     fact = graph.fact(Calibration)
     prices = price(items, keys, fact.reached if fact is not None else {}, meter, ctx)
-    search = Search(prices, meter, wanted.limit, given)
+    search = Search(prices, meter, wanted.limits, given)
     others = _competitors(search, wanted)
     rounds = wanted.rounds if wanted.rounds is not None else 0 if prices.large else 1
-    if wanted.limit.kind == "max-kl":
+    if wanted.limits.max_kl is not None:
         taken = search.smallest_within_loss(rounds, others)
     else:
         taken = search.best_within_size(rounds, others)
     order = {weight.name: place for place, weight in enumerate(weights)}
     rules = {weight.name: wanted.why(weight, "measured") for weight in weights}
-    return _plan(search, taken, rules), _record(search, taken, order, wanted.target)
+    return _plan(search, taken, rules, wanted.device), _record(search, taken, order, wanted.target)
 
 
-def given_of(graph: Graph, weights: Sequence[Weight], target: Target) -> Given:
+def given_of(graph: Graph, weights: Sequence[Weight], wanted: Preferences) -> Given:
     """What the plan does not decide about: biases, norms, and weights that came quantized."""
+    target, device = wanted.target, wanted.device
     kept = kept_weights(graph)
     elements = planned_elements(weights) + sum(item.rows * item.columns for item in kept)
     bits = sum(stored_bits(item.rows, item.columns, item.storage) for item in kept)
-    return Given(elements, target.fixed_bytes(graph), bits)
+    streamed = sum(device.streamed(item.rows, item.columns, item.storage) for item in kept)
+    fastest = streamed + fastest_bytes(weights, target.widths, device)
+    return Given(elements, target.fixed_bytes(graph), bits, streamed, fastest)
 
 
 def _statistics(graph: Graph, weights: Sequence[Weight]) -> dict[str, str]:
@@ -108,14 +119,14 @@ def _competitors(search: Search, wanted: Preferences) -> list[tuple[str, Picks]]
                         form = ", symmetric" if symmetric else ""
                         logits = f", logits {head} bits" if head != bits else ""
                         found.setdefault(picks, f"uniform {bits} bits, {shape}{form}{logits}")
-    limit = search.limit
-    if limit.kind == "max-kl":
-        good = [picks for picks in found if search.predicted(picks) <= limit.value]
+    limit = search.limits.max_kl
+    if limit is not None:
+        good = [picks for picks in found if search.fits(picks) and search.predicted(picks) <= limit.value]
         chosen = sorted(good, key=search.bytes_of)
     else:
         chosen = sorted((picks for picks in found if search.fits(picks)), key=search.predicted)
     if search.prices.large:
-        best = search.predicted(search.solve_size().chosen) if limit.kind != "max-kl" else limit.value
+        best = search.predicted(search.solve_size()) if limit is None else limit.value
         chosen = [picks for picks in chosen[:1] if search.predicted(picks) <= HOPELESS * best]
     return [(found[picks], picks) for picks in chosen[:UNIFORM_PLANS]]
 
@@ -156,7 +167,7 @@ def _agrees(weight: Weight, storage: Storage, width: int, block: int, symmetric:
 # ---- the record ----
 
 
-def _plan(search: Search, taken: Tried, rules: Mapping[str, str]) -> PrecisionPlan:
+def _plan(search: Search, taken: Tried, rules: Mapping[str, str], device: Device) -> PrecisionPlan:
     """The plan, its weights in the order of `rules`, which say what chose their storages."""
     storage: dict[str, Storage] = {}
     tied = False
@@ -165,13 +176,16 @@ def _plan(search: Search, taken: Tried, rules: Mapping[str, str]) -> PrecisionPl
         tied = tied or choice.tied
         storage.update(zip((weight.name for weight in item.weights), choice.storages, strict=True))
     outcome = Outcome(
-        limit=search.limit.text,
+        limit=search.limits.text,
         bytes=search.bytes_of(taken.picks),
         bits_per_weight=search.bits_per_weight(taken.picks),
         predicted=taken.predicted,
         measured=taken.measured.kl,
         top1=taken.measured.top1,
         positions=taken.measured.positions,
+        streamed=search.streamed(taken.picks),
+        speed=search.given.fastest / max(1, search.streamed(taken.picks)),
+        device=device.name,
     )
     return PrecisionPlan({name: storage[name] for name in rules}, tied, outcome, rules)
 
@@ -184,7 +198,7 @@ def _record(search: Search, taken: Tried, order: Mapping[str, int], target: Targ
             weights.append(_weight(prices, item, item.choices[pick], place, float(search.factors[number]), target))
     weights.sort(key=lambda item: order[item.name])
     return Sensitivity(
-        search.limit.text, (prices.tokens, taken.measured.positions), tuple(weights), search.report(taken)
+        search.limits.text, (prices.tokens, taken.measured.positions), tuple(weights), search.report(taken)
     )
 
 

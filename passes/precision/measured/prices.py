@@ -44,7 +44,8 @@ class Prices:
 
     Attributes:
         items: what is decided about.
-        bytes, bits: sizes of the choices of each item, float64 holding whole numbers.
+        bytes, bits, streamed: sizes of the choices of each item, and what the device reads of them for each token, float64
+            holding whole numbers.
         losses: predicted KL divergence of the choices, nats per token.
         probes: by weight.
         models: prediction by weight.
@@ -57,6 +58,7 @@ class Prices:
     keys: Mapping[str, str]
     bytes: list[np.ndarray]
     bits: list[np.ndarray]
+    streamed: list[np.ndarray]
     losses: list[np.ndarray]
     probes: Mapping[Key, Sequence[Probe]]
     models: Mapping[Key, WeightLoss | RowsLoss]
@@ -127,8 +129,11 @@ def price(
         models[key] = kind(curves[key], probes[key])
     sizes = [np.array([choice.bytes for choice in item.choices], np.float64) for item in items]
     bits = [np.array([choice.bits for choice in item.choices], np.float64) for item in items]
+    streamed = [np.array([choice.streamed for choice in item.choices], np.float64) for item in items]
     losses = [np.array([_loss(item, choice, models) for choice in item.choices]) for item in items]
-    return Prices(items, keys, sizes, bits, losses, probes, models, curves, min(tokens, meter.available), large)
+    return Prices(
+        items, keys, sizes, bits, streamed, losses, probes, models, curves, min(tokens, meter.available), large
+    )
 
 
 def _shares(members: Sequence[Asked], curves: Mapping[Key, Curve], reached: Mapping[str, int]) -> list[float]:

@@ -7,18 +7,21 @@ scaled to it. Whatever is measured is remembered, and the best plan measured is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ir.base.diag import LadingError
 from ir.facts.sensitivity import TriedPlan
-from passes.precision.limits import Limit
+from passes.precision.limits import Limit, Limits
 from passes.precision.measured.candidates import Item
-from passes.precision.measured.knapsack import Solution, solve
+from passes.precision.measured.knapsack import solve
 from passes.precision.measured.prices import Prices
 from passes.precision.measured.probes import Measured, Meter, Variant
+from passes.precision.measured.several_limits import solve_several
 from passes.precision.planned_weights import place_of
 
 PLAN_TOKENS = 4096
@@ -55,51 +58,86 @@ class Given:
         elements: numbers that bits per weight are counted for, those of kept weights among them.
         bytes: of the weight file.
         bits: stored bits of the weights that came quantized and are kept so.
+        streamed: bytes that the device reads of those for each token.
+        fastest: bytes that it reads for each token at its fastest uniform width, the kept weights included.
     """
 
     elements: int
     bytes: int
     bits: int = 0
+    streamed: int = 0
+    fastest: int = 0
 
     def room(self, limit: Limit) -> float:
-        """What the choices may take together: bits under a budget, else bytes."""
+        """What the choices may take together: bits under a budget, bytes in the file, or bytes read for each token."""
         if limit.kind == "budget":
             # Room for the rounding of a limit such as 4.1 times the number of weights, well below one bit.
             return limit.value * self.elements * (1 + 1e-12) - self.bits
+        if limit.kind == "min-speed":
+            return self.fastest / limit.value * (1 + 1e-12) - self.streamed
         return limit.value - self.bytes
 
+    def shown(self, limit: Limit, least: float) -> str:
+        """A limit that choices of this size would just keep, as it is written."""
+        if limit.kind == "budget":
+            return f"budget={(self.bits + least) / self.elements:.3f}bpw"
+        if limit.kind == "min-speed":
+            return f"min-speed={math.floor(1000 * self.fastest / (self.streamed + least)) / 1000:.3f}x"
+        return f"max-size={self.bytes + int(least)}B"
 
-def require_room(items: Sequence[Item], limit: Limit, given: Given) -> None:
-    """Refuse a limit on the size that the smallest plan breaks, before anything is measured.
+
+SIZES: Mapping[str, str] = {"budget": "bits", "max-size": "bytes", "min-speed": "streamed"}
+"""Which number of a choice each limit is about."""
+
+
+def require_room(items: Sequence[Item], limits: Limits, given: Given) -> None:
+    """Refuse limits that no plan keeps, alone or two together, before anything is measured.
 
     Raises:
-        LadingError: Q451.
+        LadingError: Q451 the smallest or fastest plan breaks one, Q485 two cannot be kept together.
     """
-    budget = limit.kind == "budget"
-    least = sum(min(choice.bits if budget else choice.bytes for choice in item.choices) for item in items)
-    if limit.kind == "max-kl" or least <= given.room(limit):
-        return
-    shown = f"{(given.bits + least) / given.elements:.3f}bpw" if budget else f"{given.bytes + least}B"
-    hint = "give more, or allow smaller candidates: widths, blocks, forms, keep, floor and rules decide on them"
-    if given.bits:
-        hint += "; weights that came quantized are kept unless requantize names them"
-    raise LadingError("Q451", f"{limit.text} is less than the smallest plan needs, {limit.kind}={shown}", hint=hint)
+    sizes = {
+        limit: [np.array([getattr(choice, SIZES[limit.kind]) for choice in item.choices], float) for item in items]
+        for limit in limits.on_plans
+    }
+    for limit, found in sizes.items():
+        least = float(sum(item.min() for item in found))
+        if least <= given.room(limit):
+            continue
+        what = (
+            "more speed than the fastest plan has" if limit.kind == "min-speed" else "less than the smallest plan needs"
+        )
+        hint = "give more, or allow smaller candidates: widths, blocks, forms, keep, floor and rules decide on them"
+        if limit.kind == "min-speed":
+            hint = "ask for less, or allow faster candidates: widths, blocks, keep, floor and rules decide on them"
+        if given.bits:
+            hint += "; weights that came quantized are kept unless requantize names them"
+        raise LadingError("Q451", f"{limit.text} is {what}, {given.shown(limit, least)}", hint=hint)
+    for one, other in itertools.combinations(limits.on_plans, 2):
+        best = solve(sizes[one], sizes[other], given.room(one))
+        if best is not None and best.value > given.room(other):
+            message = f"{one.text} and {other.text} cannot be kept together: under the first, {{}} is the best there is"
+            raise LadingError(
+                "Q485",
+                message.format(given.shown(other, best.value)),
+                hint="a width that the device has no kernel for is read as a wider one: allow more bytes or less speed",
+            )
 
 
 class Search:
-    """The search for the best plan under one limit.
+    """The search for the best plan under the limits.
 
     Args:
         prices: what every choice costs.
         meter: measures whole plans.
-        limit: what to keep.
+        limits: what to keep.
         given: what no choice changes.
     """
 
-    def __init__(self, prices: Prices, meter: Meter, limit: Limit, given: Given) -> None:
+    def __init__(self, prices: Prices, meter: Meter, limits: Limits, given: Given) -> None:
         self.prices = prices
         self.meter = meter
-        self.limit = limit
+        self.limits = limits
         self.given = given
         self.factors = np.ones(len(prices.items))
         self.tried: list[Tried] = []
@@ -121,20 +159,22 @@ class Search:
         shares = zip(self.factors, self.prices.losses, picks, strict=True)
         return float(sum(factor * losses[pick] for factor, losses, pick in shares))
 
+    def streamed(self, picks: Picks) -> int:
+        """Bytes that the device reads for each token."""
+        return self.given.streamed + int(self._sum(self.prices.streamed, picks))
+
     def fits(self, picks: Picks) -> bool:
-        """True when a plan keeps a limit on the size."""
-        if self.limit.kind == "budget":
-            return self._stored(picks) <= self._room()
-        return self.limit.kind == "max-kl" or self.bytes_of(picks) <= self.limit.value
+        """True when a plan keeps the limits that can be told before it is measured."""
+        return all(self._sum(self._sizes(limit), picks) <= self.given.room(limit) for limit in self.limits.on_plans)
 
-    def _sizes(self) -> list[np.ndarray]:
-        return self.prices.bits if self.limit.kind == "budget" else self.prices.bytes
+    def _sizes(self, limit: Limit) -> list[np.ndarray]:
+        return getattr(self.prices, SIZES[limit.kind])
 
-    def _room(self) -> float:
-        return self.given.room(self.limit)
+    def _sum(self, sizes: Sequence[np.ndarray], picks: Picks) -> float:
+        return float(sum(item[pick] for item, pick in zip(sizes, picks, strict=True)))
 
-    def _stored(self, picks: Picks) -> float:
-        return float(sum(sizes[pick] for sizes, pick in zip(self._sizes(), picks, strict=True)))
+    def _losses(self) -> list[np.ndarray]:
+        return [factor * loss for factor, loss in zip(self.factors, self.prices.losses, strict=True)]
 
     # ---- measuring ----
 
@@ -183,48 +223,56 @@ class Search:
                 found.setdefault(key, set()).add(number)
         return [frozenset(members) for members in found.values()]
 
-    # ---- the search under a limit on the size ----
+    # ---- the search under limits on size and speed ----
 
     def best_within_size(self, rounds: int, others: Sequence[tuple[str, Picks]]) -> Tried:
         """The plan of least measured divergence that fits; `others` compete with it."""
         for number in range(rounds + 1):
-            plans = [(f"mixed, round {number}", self.solve_size().chosen), *(others if number == 0 else ())]
+            plans = [(f"mixed, round {number}", self.solve_size()), *(others if number == 0 else ())]
             plan = self.measure(plans)[0]
             if number < rounds:
                 self.correct(plan)
         return min(self.tried, key=lambda item: (item.measured.kl, self.bytes_of(item.picks)))
 
-    def solve_size(self) -> Solution:
-        """The plan of least predicted divergence that fits, which `require_room` knows to exist."""
-        losses = [factor * loss for factor, loss in zip(self.factors, self.prices.losses, strict=True)]
-        found = solve(self._sizes(), losses, self._room())
-        assert found is not None, self.limit
+    def solve_size(self) -> Picks:
+        """The plan of least predicted divergence that fits.
+
+        Raises:
+            LadingError: Q485 the limits cannot be kept together.
+        """
+        limits = self.limits.on_plans
+        found = _solve([(self._sizes(limit), self.given.room(limit)) for limit in limits], self._losses())
+        if found is None:
+            # `require_room` knows that each and any two of them can.
+            raise LadingError("Q485", f"no plan was found that keeps {self.limits.text}", hint="ask for less of one")
         return found
 
     # ---- the search under a limit on the divergence ----
 
     def smallest_within_loss(self, rounds: int, others: Sequence[tuple[str, Picks]]) -> Tried:
-        """The smallest plan whose measured divergence is within the limit.
+        """The smallest plan whose measured divergence is within the limit, among those that keep the others.
 
         Raises:
             LadingError: Q452 no plan is good enough.
         """
+        limit = self.limits.max_kl
+        assert limit is not None
         if others:
             self.measure(others)
-        aim = self.limit.value
+        aim = limit.value
         for number in range(rounds + REPAIRS):
-            solution = self.solve_loss(aim)
-            if any(item.picks == solution.chosen for item in self.tried):
+            picks = self.solve_loss(aim)
+            if any(item.picks == picks for item in self.tried):
                 if self._good():
                     break
                 aim *= 0.8
                 continue
-            plan = self.measure([(f"mixed, round {number}", solution.chosen)])[0]
+            plan = self.measure([(f"mixed, round {number}", picks)])[0]
             if number < rounds:
                 self.correct(plan)
-                aim = self.limit.value
-            elif plan.measured.kl > self.limit.value:
-                aim *= min(0.97, self.limit.value / plan.measured.kl)
+                aim = limit.value
+            elif plan.measured.kl > limit.value:
+                aim *= min(0.97, limit.value / plan.measured.kl)
             elif number >= rounds:
                 break
         if not self._good():
@@ -233,26 +281,29 @@ class Search:
             raise self._unreachable()
         return min(self._good(), key=lambda item: (self.bytes_of(item.picks), item.measured.kl))
 
-    def solve_loss(self, aim: float) -> Solution:
+    def solve_loss(self, aim: float) -> Picks:
         """The smallest plan whose predicted divergence is within `aim`, or the finest when there is none."""
-        losses = [factor * loss for factor, loss in zip(self.factors, self.prices.losses, strict=True)]
-        found = solve(losses, self.prices.bytes, aim)
-        return found if found is not None else Solution(self._finest(), 0.0, 0.0)
+        limits = [(self._sizes(limit), self.given.room(limit)) for limit in self.limits.on_plans]
+        found = _solve([(self._losses(), aim), *limits], self.prices.bytes)
+        return found if found is not None else self._finest()
 
     def _finest(self) -> Picks:
+        if self.limits.on_plans:
+            return self.solve_size()
         return tuple(
             int(np.lexsort((sizes, losses))[0])
             for sizes, losses in zip(self.prices.bytes, self.prices.losses, strict=True)
         )
 
     def _good(self) -> list[Tried]:
-        return [item for item in self.tried if item.measured.kl <= self.limit.value]
+        limit = self.limits.max_kl
+        return [item for item in self.tried if limit is not None and item.measured.kl <= limit.value]
 
     def _unreachable(self) -> LadingError:
         best = min(self.tried, key=lambda item: item.measured.kl)
         return LadingError(
             "Q452",
-            f"{self.limit.text} is not reached: the best plan has {best.measured.kl:.3g} nats per token "
+            f"{self.limits.text} is not reached: the best plan has {best.measured.kl:.3g} nats per token "
             f"at {self.bytes_of(best.picks):,} bytes",
             hint="allow more, or wider candidates: widths, blocks, keep and rules decide on them",
         )
@@ -274,4 +325,13 @@ class Search:
         )
 
 
-__all__ = ["Search", "Tried"]
+def _solve(limits: Sequence[tuple[Sequence[np.ndarray], float]], values: Sequence[np.ndarray]) -> Picks | None:
+    """The choice of least value under one limit or several."""
+    if len(limits) == 1:
+        (costs, room) = limits[0]
+        found = solve(costs, values, room)
+        return None if found is None else found.chosen
+    return solve_several([costs for costs, _ in limits], values, [room for _, room in limits])
+
+
+__all__ = ["Given", "Picks", "Search", "Tried", "require_room"]

@@ -19,10 +19,10 @@ from benchmarks.quality import OFFICIAL
 from ir.base.diag import LadingError, known_codes
 from passes.framework.load import load
 from passes.framework.registry import default_registry
-from passes.precision.limits import limit_of
+from passes.precision.limits import limits_of
 from tests.support.paths import ROOT
 from tools.cache import KINDS
-from tools.compile.job import Request, pipeline_of
+from tools.compile.job import LIMITS, Request, pipeline_of
 from tools.main import TOOLS, main
 from tools.shared.formats import CHECKPOINT, Formats
 
@@ -206,8 +206,8 @@ class Checker:
             backend = self.formats.emitter(
                 _filled(given["to"]) or self.formats.emitter_of_frontend(CHECKPOINT) or "onnx"
             )
-            limits = {key: _filled(given[key]) for key in ("budget", "max_size", "max_kl", "save_plan")}
-            limit_of(*(limits[key] for key in ("budget", "max_size", "max_kl")))
+            limits = {key: _filled(given[key]) for key in (*LIMITS, "device", "save_plan")}
+            limits_of(*(limits[key] for key in LIMITS))
             pipeline_of(Request("", Path(), _filled(given["pipeline"]), **limits), self.formats, backend)
             if _filled(given["target"]):
                 backend.target(given["target"])

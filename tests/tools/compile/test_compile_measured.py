@@ -66,7 +66,9 @@ def test_the_packaged_sample_serves_when_no_text_is_named(source, tmp_path):
 @pytest.mark.parametrize(
     ("options", "code", "says"),
     [
-        (("--budget", "4bpw", "--max-kl", "0.1"), "U907", "--budget and --max-kl"),
+        (("--budget", "3bpw", "--min-speed", "0.95x"), "Q485", "cannot be kept together"),
+        (("--device", "abacus"), "Q479", "known: x86"),
+        (("--device", "x86", "--passes", "canonicalize"), "U907", "no assign-precision to choose for a device"),
         (("--budget", "4bpw", "--passes", "canonicalize"), "U907", "no assign-precision"),
         (("--save-plan", "plan.toml", "--passes", "canonicalize", "--to", "onnx"), "U907", "no precision plan"),
         (("--budget", "4bpw", "--calibration", "no-such-file.txt"), "U903", "no-such-file"),

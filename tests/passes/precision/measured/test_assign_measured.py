@@ -22,7 +22,7 @@ from ir.text.printer import print_graph
 from passes.framework.context import PassContext
 from passes.framework.manager import PassManager
 from passes.precision.assign_precision import AssignPrecision
-from passes.precision.limits import Limit, limit_of, size_of
+from passes.precision.limits import Limit, Limits, limits_of, size_of
 from passes.precision.measured import error_curves as curves
 from passes.precision.measured import kept as measurements
 from passes.precision.measured import plan as measured
@@ -101,7 +101,9 @@ def test_what_is_no_size_is_refused(written):
     [
         ({"budget": "many"}, "bits per weight"),
         ({"budget": "0bpw"}, "bits per weight"),
-        ({"budget": "4bpw", "max_kl": 0.1}, "budget and max-kl are given"),
+        ({"min_speed": "fast"}, "not a share of the speed"),
+        ({"min_speed": "0x"}, "not a share of the speed"),
+        ({"min_speed": "1.5x"}, "not a share of the speed"),
         ({"max_size": "4bpw"}, "not a size"),
         ({"max_kl": -1.0}, "positive"),
         ({"max_kl": float("inf")}, "positive"),
@@ -113,12 +115,20 @@ def test_limits_that_cannot_be_kept_are_refused_before_any_work(options, says):
     assert error.value.code == "Q450"
 
 
-def test_one_limit_is_read():
-    assert limit_of(None, None, None) is None
-    assert limit_of("4.5bpw", None, None) == Limit("budget", 4.5, "budget=4.5bpw")
-    assert limit_of("4.5", None, None).value == 4.5
-    assert limit_of(None, "1MB", None).value == 1e6
-    assert limit_of(None, None, 0.02).kind == "max-kl"
+def test_limits_are_read_one_and_several():
+    assert limits_of(None, None, None, None) is None
+    assert limits_of("4.5bpw", None, None, None) == Limits((Limit("budget", 4.5, "budget=4.5bpw"),))
+    found = limits_of("4.5", "1MB", 0.02, "0.95x")
+    assert [(limit.kind, limit.value) for limit in found.each] == [
+        ("budget", 4.5), ("max-size", 1e6), ("max-kl", 0.02), ("min-speed", 0.95)
+    ]  # fmt: skip
+    assert found.text == "budget=4.5 max-size=1MB max-kl=0.02 min-speed=0.95x"
+    assert found.max_kl.value == 0.02 and [limit.kind for limit in found.on_plans] == [
+        "budget",
+        "max-size",
+        "min-speed",
+    ]
+    assert limits_of(None, None, None, ".9").each[0].value == 0.9
 
 
 def test_the_method_is_chosen_by_the_mode():
@@ -394,7 +404,7 @@ class FakePrices:
     """Prices of items without weights; a variant is the true loss of each item."""
 
     def __init__(self, sizes, losses, truth):
-        self.bytes = self.bits = [np.array(item, np.float64) for item in sizes]
+        self.bytes = self.bits = self.streamed = [np.array(item, np.float64) for item in sizes]
         self.losses = [np.array(item, np.float64) for item in losses]
         self.truth = truth
         self.keys = {}
@@ -428,7 +438,7 @@ def search(limit, truth=(1.0,) * 6, count=6):
 
 def test_correction_finds_what_single_weights_do_not_show():
     truth = (8.0, 1.0, 1.0, 0.1, 1.0, 5.0)
-    limit = Limit("max-size", 6000, "max-size=6000B")
+    limit = Limits((Limit("max-size", 6000, "max-size=6000B"),))
     blind = search(limit, truth).best_within_size(0, [])
     corrected = search(limit, truth)
     found = corrected.best_within_size(4, [])
@@ -438,7 +448,7 @@ def test_correction_finds_what_single_weights_do_not_show():
 
 
 def test_a_better_uniform_plan_is_taken():
-    limit = Limit("max-size", 1000 + 1200 * 4, "max-size=5800B")
+    limit = Limits((Limit("max-size", 1000 + 1200 * 4, "max-size=5800B"),))
     truth = (30.0, 0.01, 1.0, 0.1, 20.0, 5.0)
     work = search(limit, truth)
     uniform = (2,) * 6
@@ -453,15 +463,19 @@ def test_a_limit_below_the_smallest_plan_says_what_is_needed():
     def require(limit: Limit) -> None:
         work = search(limit)
         pairs = [zip(*rows, strict=True) for rows in zip(work.prices.bytes, work.prices.bits, strict=True)]
-        items = [Item((), tuple(Choice((), False, int(b), int(c)) for b, c in pair)) for pair in pairs]
+        items = [Item((), tuple(Choice((), False, int(b), int(c), int(b)) for b, c in pair)) for pair in pairs]
         require_room(items, limit, work.given)
 
     with pytest.raises(LadingError, match="max-size=3400B") as error:
-        require(Limit("max-size", 3000, "max-size=3000B"))
+        require(Limits((Limit("max-size", 3000, "max-size=3000B"),)))
     assert error.value.code == "Q451"
     with pytest.raises(LadingError, match=r"budget=3\.000bpw"):
-        require(Limit("budget", 2.9, "budget=2.9bpw"))
-    for kept in (Limit("max-size", 3400, ""), Limit("budget", 3.0, ""), Limit("max-kl", 1e-9, "")):
+        require(Limits((Limit("budget", 2.9, "budget=2.9bpw"),)))
+    for kept in (
+        Limits((Limit("max-size", 3400, ""),)),
+        Limits((Limit("budget", 3.0, ""),)),
+        Limits((Limit("max-kl", 1e-9, ""),)),
+    ):
         require(kept)
 
 
@@ -479,14 +493,14 @@ def test_a_limit_below_the_smallest_plan_is_refused_before_anything_is_measured(
 @pytest.mark.parametrize("aim", [0.3, 0.05, 0.004])
 def test_max_kl_is_kept_by_what_is_measured_and_nearly_used_up(aim):
     truth = (8.0, 1.0, 1.0, 0.1, 1.0, 5.0)
-    work = search(Limit("max-kl", aim, f"max-kl={aim}"), truth)
+    work = search(Limits((Limit("max-kl", aim, f"max-kl={aim}"),)), truth)
     taken = work.smallest_within_loss(3, [])
     assert aim / 4 < taken.measured.kl <= aim
     assert work.bytes_of(taken.picks) == min(work.bytes_of(t.picks) for t in work.tried if t.measured.kl <= aim)
 
 
 def test_a_divergence_that_no_plan_reaches_says_the_best(monkeypatch):
-    work = search(Limit("max-kl", 1e-9, "max-kl=1e-09"))
+    work = search(Limits((Limit("max-kl", 1e-9, "max-kl=1e-09"),)))
     with pytest.raises(LadingError, match="the best plan has") as error:
         work.smallest_within_loss(2, [])
     assert error.value.code == "Q452"
@@ -494,7 +508,7 @@ def test_a_divergence_that_no_plan_reaches_says_the_best(monkeypatch):
 
 def test_shares_of_many_items_are_measured_by_layer_and_kind(monkeypatch):
     monkeypatch.setattr(rounds, "SHARE_ITEMS", 3)
-    work = search(Limit("max-size", 6000, "max-size=6000B"), (1.0, 1.0, 4.0, 4.0, 1.0, 1.0))
+    work = search(Limits((Limit("max-size", 6000, "max-size=6000B"),)), (1.0, 1.0, 4.0, 4.0, 1.0, 1.0))
     for number, item in enumerate(work.prices.items):
         item.weights[0].name = f"model.layers.{number // 2}.{'ab'[number % 2]}_proj.weight"
     work.correct(work.measure([("plan", (2,) * 6)])[0])
@@ -510,9 +524,9 @@ def test_uniform_plans_of_large_models_compete_only_where_they_might_win(calibra
     items = make_items(weights_of(graph), wanted)
     bits = [np.array([choice.bits for choice in item.choices], np.float64) for item in items]
     losses = [4.0 ** -np.array([min(s.bits for s in c.storages) for c in item.choices], np.float64) for item in items]
-    prices = SimpleNamespace(items=items, bytes=bits, bits=bits, losses=losses, keys={}, large=False)
+    prices = SimpleNamespace(items=items, bytes=bits, bits=bits, streamed=bits, losses=losses, keys={}, large=False)
     elements = planned_elements(weights_of(graph))
-    work = Search(prices, FakeMeter(), Limit("budget", 5.2, "budget=5.2bpw"), Given(elements, 0))
+    work = Search(prices, FakeMeter(), Limits((Limit("budget", 5.2, "budget=5.2bpw"),)), Given(elements, 0))
     found = measured._competitors(work, wanted)
     assert [name for name, _ in found] == ["uniform 4 bits, block 32, symmetric"]
     assert all(work.fits(picks) for _, picks in found)
@@ -560,6 +574,25 @@ def test_a_plan_keeps_its_limit_in_what_the_backend_writes(calibrated, text, lim
         graph, PassContext(text), given=("typed", "signature")
     )
     assert plan_layout(graph).nbytes == outcome.bytes
+
+
+@pytest.mark.mnn
+def test_a_speed_and_a_budget_are_kept_together(calibrated, text):
+    fast, _ = assigned(calibrated(), text, f"budget=5.5bpw min-speed=0.8x {FEW}")
+    free, _ = assigned(calibrated(), text, f"budget=5.5bpw {FEW}")
+    assert fast.outcome.limit == "budget=5.5bpw min-speed=0.8x" and fast.outcome.device == "x86"
+    assert fast.outcome.bits_per_weight <= 5.5 and fast.outcome.speed >= 0.8 > free.outcome.speed
+    assert fast.outcome.streamed < free.outcome.streamed
+    assert free.outcome.measured <= fast.outcome.measured
+
+
+@pytest.mark.mnn
+def test_speed_alone_takes_the_finest_that_is_fast_enough(calibrated, text):
+    fast, _ = assigned(calibrated(), text, f"min-speed=0.7x {FEW}")
+    assert 0.7 <= fast.outcome.speed < 0.75
+    with pytest.raises(LadingError, match="more speed than the fastest plan has") as error:
+        assigned(calibrated(), text, "min-speed=0.9x widths=[3,8] blocks=[32]")
+    assert error.value.code == "Q451"
 
 
 @pytest.mark.mnn

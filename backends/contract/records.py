@@ -381,6 +381,9 @@ class Runtime(Record):
     choices: Annotated[
         tuple[Choice, ...], "settings that were measured on the release that verified the model, least divergence first"
     ] = ()
+    streamed: Annotated[
+        dict[str, Count], "predicted bytes of weights that are read for each decoded token, by kind of processor"
+    ] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from backends import described
 from backends.backend import Made
 from backends.mnn.card import completed
 from backends.mnn.sampling.translate import lost_on
+from backends.mnn.streamed import streamed
 from backends.mnn.target.releases import MnnTarget
 from backends.mnn.write import configs
 from backends.mnn.write.llm_folder import Emission
@@ -202,6 +203,7 @@ def _runtime(graph: Graph, emission: Emission, target: MnnTarget, measurements: 
         requires=c.Requirements(min_release=target.versions[0], memory=settings.memory if integer else None, keys=keys),
         settings=settings.as_run() | {"backend_type": emission.backend_type},
         choices=tuple(_choices(measurements, configs.recommend(configs.deciding(graph)))),
+        streamed=streamed(graph, emission.layout, target.devices),
     )
 
 

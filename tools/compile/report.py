@@ -120,6 +120,8 @@ def _summary(result: Result) -> Group:
     plan = _outcome(result)
     if plan is not None:
         kept = f"{plan.limit}: KL {plan.measured:.2g} on {plan.positions:,} held-out tokens, {plan.predicted:.2g} predicted"
+        if plan.device:
+            kept += f"; {plan.speed:.2f} of the fastest uniform speed on {plan.device}"
         table.add_row("measured", Text(kept))
     table.add_row("size", size_text(contract))
     inputs = [f"{item.name} {item.dtype}{item.shapes[0]}" for item in contract.signature.inputs]

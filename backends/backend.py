@@ -70,6 +70,7 @@ class Order:
         verify: how much to read back and run.
         pool: runs jobs in parallel.
         side: runs one job beside them.
+        jobs: runs jobs that are plain data, which may be done by other machines.
         say: told that a phase begins.
         weights: told how many weights of all are written.
         lap: told that a phase is over.
@@ -82,6 +83,7 @@ class Order:
     verify: Verify
     pool: Executor
     side: Executor
+    jobs: Executor
     say: Callable[[str], None] = _silent
     weights: Callable[[int, int], None] = _silent
     lap: Callable[[str], None] = _silent

@@ -343,7 +343,7 @@ class LlmCompilation(Compilation):
             sampling=self._sampling(graph),
             target=self.target,
             settings=self._settings(graph),
-            executor=self.order.pool,
+            executor=self.order.jobs,
             side=self.order.side,
             progress=self.order.weights,
         )

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -19,7 +19,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from ir.base.diag import LadingError, suggest
-from ir.base.executor import SERIAL, run_jobs
+from ir.base.executor import SERIAL, JobExecutor, here, run_jobs, shares_files
 from ir.base.store import Store, default_store, using_store
 from ir.base.types import F32, TensorType, int_type
 from ir.quant.cache import Shape, find_blocks, loaded_moments, make_blocks, ranges_of, result_key, shape_of, write_rows
@@ -35,7 +35,7 @@ from ir.quant.methods.base import (
     real_zero,
     thread_scratch,
 )
-from ir.quant.statistics.moments import Moments
+from ir.quant.statistics.moments import Moments, entry_of
 from ir.quant.storage import Storage
 from ir.tensor.base import Derived, Tensor
 from ir.tensor.elementwise import convert
@@ -157,18 +157,32 @@ class QuantizedWeight:
             return self._whole(SERIAL)
 
     def _whole(self, executor: Executor) -> Blocks:
-        key = result_key(tensor_identity(self.source), self.storage, self.moments, METHODS[self.storage.method].version)
-        store, shape = default_store(), shape_of(*self.shape, self.storage)
+        store, (key, shape) = default_store(), self._place()
         found = find_blocks(store, key, shape)
         if found is not None:
             return found
 
+        if not shares_files(executor):
+            for _ in keep_each([self], executor):
+                pass
+            return self._kept
+
         def fill(path: Path) -> None:
-            ranges = ranges_of(shape, len(os.sched_getaffinity(0)))
-            for _ in run_jobs(executor, _fill_rows, [_RowsJob(self, store, path, shape, *rows) for rows in ranges]):
+            for _ in run_jobs(executor, partial(_fill_rows, path, shape), self._jobs(store)):
                 pass
 
         return make_blocks(store, key, shape, fill)
+
+    def _jobs(self, store: Store) -> list[_RowsJob]:
+        """Jobs that quantize all rows."""
+        shape = shape_of(*self.shape, self.storage)
+        return [_RowsJob(self, store, *rows) for rows in ranges_of(shape, len(os.sched_getaffinity(0)))]
+
+    def _place(self) -> tuple[str, Shape]:
+        """Name of the result in the store, and its sizes."""
+        version = METHODS[self.storage.method].version
+        key = result_key(tensor_identity(self.source), self.storage, self.moments, version)
+        return key, shape_of(*self.shape, self.storage)
 
     @property
     def is_slow(self) -> bool:
@@ -225,19 +239,53 @@ class QuantizedWeight:
 
 @dataclass(frozen=True)
 class _RowsJob:
-    """Quantize rows `start` to `stop` into the file of the whole weight; plain data, for executors of any kind."""
+    """Quantize rows `start` to `stop`; plain data, for executors of any kind."""
 
     weight: QuantizedWeight
     store: Store
-    path: Path
-    shape: Shape
     start: int
     stop: int
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The entry of the store that it looks for."""
+        return (entry_of(self.weight.moments),) if self.weight.moments else ()
 
-def _fill_rows(job: _RowsJob) -> None:
+
+def _fill_rows(path: Path, shape: Shape, job: _RowsJob) -> None:
+    """Quantize into the file of the whole weight."""
     with using_store(job.store):
-        write_rows(job.path, job.shape, job.start, job.weight._quantize(job.start, job.stop))
+        write_rows(path, shape, job.start, job.weight._quantize(job.start, job.stop))
+
+
+def _quantized_rows(job: _RowsJob) -> Blocks:
+    with using_store(job.store):
+        part = job.weight._quantize(job.start, job.stop)
+    # They lie in the scratch memory of a thread that goes on to other jobs.
+    return Blocks(part.codes.copy(), part.scale.copy(), None if part.zero is None else part.zero.copy())
+
+
+def keep_each(weights: Sequence[QuantizedWeight], executor: Executor) -> Iterator[QuantizedWeight]:
+    """Quantize weights of slow methods on an executor that need not see the files of this process.
+
+    Rows come back and are kept here; each weight is given as soon as it is there, and the next ones are worked on
+    meanwhile. Errors are those of `QuantizedWeight.pieces`.
+    """
+    store = default_store()
+    places = [weight._place() for weight in weights]
+    found = [find_blocks(store, key, shape) for key, shape in places]
+    missing = [weight for weight, blocks in zip(weights, found, strict=True) if blocks is None]
+    results = run_jobs(executor, _quantized_rows, (job for weight in missing for job in weight._jobs(store)))
+    for weight, (key, shape), blocks in zip(weights, places, found, strict=True):
+        if blocks is None:
+
+            def fill(path: Path, weight: QuantizedWeight = weight, shape: Shape = shape) -> None:
+                for job in weight._jobs(store):
+                    write_rows(path, shape, job.start, next(results))
+
+            blocks = make_blocks(store, key, shape, fill)
+        weight.__dict__["_kept"] = blocks
+        yield weight
 
 
 def _blocks_of(source: Tensor, storage: Storage) -> int:
@@ -317,9 +365,40 @@ def quantized_of(tensor: Tensor) -> QuantizedWeight | None:
 def keep_all(tensors: Iterable[Tensor], executor: Executor) -> None:
     """Quantize ahead, on an executor, what reading the tensors would quantize in the thread that reads.
 
-    One weight is quantized at a time, its rows in several jobs. Errors as for `QuantizedWeight.pieces`.
+    One weight is quantized at a time, its rows in several jobs; other machines quantize several, each a whole one.
+    Errors as for `QuantizedWeight.pieces`.
     """
+    weights = _slow_weights(tensors)
+    if not isinstance(executor, JobExecutor):
+        for weight in weights:
+            weight.keep(executor)
+    elif executor.shares_files:
+        for _ in run_jobs(executor, _keep_whole, [_WholeJob(weight, default_store()) for weight in weights]):
+            pass
+    else:
+        for _ in keep_each(weights, executor):
+            pass
+
+
+@dataclass(frozen=True)
+class _WholeJob:
+    """Quantize all rows of a weight and keep them, over all that is `here`."""
+
+    weight: QuantizedWeight
+    store: Store
+
+    alone = True
+
+
+def _keep_whole(job: _WholeJob) -> None:
+    with using_store(job.store):
+        job.weight.keep(here())
+
+
+def _slow_weights(tensors: Iterable[Tensor]) -> list[QuantizedWeight]:
+    """The weights of slow methods below some tensors, each once."""
     done: set[int] = set()
+    found: dict[int, QuantizedWeight] = {}
     pending = list(tensors)[::-1]
     while pending:
         tensor = pending.pop()
@@ -327,9 +406,10 @@ def keep_all(tensors: Iterable[Tensor], executor: Executor) -> None:
             continue
         done.add(id(tensor))
         weight = quantized_of(tensor)
-        if weight is not None and weight.is_slow:
-            weight.keep(executor)
+        if weight is not None and weight.is_slow and weight.shape[0] * weight.shape[1]:
+            found[id(weight)] = weight
         pending += reversed(tensor.inputs)
+    return list(found.values())
 
 
 def shared_quantized(source: Tensor, storage: Storage, moments: str = "") -> QuantizedWeight:
@@ -378,6 +458,7 @@ __all__ = [
     "Scratch",
     "dequantize",
     "keep_all",
+    "keep_each",
     "quantized_of",
     "real_zero",
     "rebuild_codes",

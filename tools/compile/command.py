@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tools.shared.cli import JSON_OPTION, QUIET_OPTION, FolderOr, Number, Screen, command
+from tools.shared.cli import JSON_OPTION, QUIET_OPTION, FolderOr, Number, Screen, command, require_package
 
 if TYPE_CHECKING:
     from passes.framework.manager import Instrument
@@ -76,6 +76,8 @@ if TYPE_CHECKING:
               help="Write the weights of an ONNX model beside it, whatever their size.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(1), help="Runtime threads to write; default 4.")
 @click.option("--workers", type=click.IntRange(1), help="Threads of the compiler; default one per processor.")
+@click.option("--cluster", metavar="ADDRESS|local:N", help="Give the work to the workers of a Dask scheduler, by address "
+              "or scheduler file, or to N processes of this machine.")  # fmt: skip
 @click.option("--guard", is_flag=True, help="Also write check_inputs.py and lading_guard.h, which check inputs.")
 @click.option("--force", is_flag=True, help="Replace a folder written before.")
 @click.option(
@@ -110,6 +112,8 @@ def main(
     from tools.compile.job import LIMITS, Request
 
     screen = Screen(as_json, quiet)
+    if options["cluster"] is not None:
+        require_package("distributed")
     if list_passes:
         return _list_passes(screen)
     if print_pipeline:

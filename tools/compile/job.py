@@ -9,8 +9,9 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -92,6 +93,7 @@ class Request:
         threads: runtime threads to write; None for the usual number.
         guard: also write the modules that check inputs in an application.
         workers: threads of this process; None takes one per processor.
+        cluster: where jobs run, in the words of `tools.cluster.connect.working_on`; None for these threads.
         instruments: watch the passes.
         lora: adapters to merge into a checkpoint before anything else, as ``DIR`` or ``DIR:WEIGHT``.
         via: ``torch`` has `transformers` build the model of a checkpoint and torch export it; None reads it by its family's
@@ -125,6 +127,7 @@ class Request:
     external_data: bool | None = None
     guard: bool = False
     workers: int | None = None
+    cluster: str | None = None
     instruments: Sequence[Instrument] = ()
     via: Literal["torch"] | None = None
     lora: Sequence[str] = ()
@@ -209,15 +212,36 @@ def compile_model(request: Request, listener: Listener | None = None) -> Result:
         from tools.shared.formats import Formats
 
     workers = request.workers or os.cpu_count() or 1
+    if request.cluster is not None and os.path.exists(request.model):
+        # Workers elsewhere stand in other folders.
+        request = replace(request, model=os.path.abspath(request.model))
     store = default_store()
     before = store.puts
     try:
-        with store.holding(), ThreadPoolExecutor(workers) as pool, ThreadPoolExecutor(1) as side:
-            return _Job(request, listener or Listener(), Formats(), pool, side).run()
+        with (
+            store.holding(),
+            ThreadPoolExecutor(workers) as pool,
+            ThreadPoolExecutor(1) as side,
+            _workers(request, pool, listener or Listener()) as jobs,
+        ):
+            return _Job(request, listener or Listener(), Formats(), pool, side, jobs).run()
     except KeyboardInterrupt as stop:
         if store.puts > before:
             stop.add_note("what was measured is kept: the same command goes on from there")
         raise
+
+
+@contextmanager
+def _workers(request: Request, pool: Executor, listener: Listener) -> Iterator[Executor]:
+    """What runs the jobs of passes and of the writer: the threads, or a cluster."""
+    if request.cluster is None:
+        yield pool
+        return
+    from tools.cluster.connect import working_on
+
+    listener.phase("reaching the cluster")
+    with working_on(request.cluster, pool) as jobs:
+        yield jobs
 
 
 def pipeline_of(request: Request, formats: Formats, backend: Backend, frontend: str = "checkpoint") -> Pipeline:
@@ -396,12 +420,15 @@ class _Clock:
 class _Job:
     """One compilation: what its steps share."""
 
-    def __init__(self, request: Request, listener: Listener, formats: Formats, pool: Executor, side: Executor) -> None:
+    def __init__(
+        self, request: Request, listener: Listener, formats: Formats, pool: Executor, side: Executor, jobs: Executor
+    ) -> None:
         self.request = request
         self.listener = listener
         self.formats = formats
         self.pool = pool
         self.side = side
+        self.jobs = jobs
         self.clock = _Clock()
         self.warnings: list[Diagnostic] = []
         self.told: list[tuple[str, str]] = []
@@ -426,6 +453,8 @@ class _Job:
             with paused_collection():
                 if graph is None:
                     graph = self._read(origin, compilation, calibrated)
+                if self.request.cluster is not None:
+                    self._prepare_workers(graph, staging)
                 original, report = self._lower(graph, origin, compilation, pipeline, calibrated)
                 compilation.emit(graph)
             if original is not None:
@@ -452,6 +481,19 @@ class _Job:
             self.listener.phase("putting the folder in place")
         result.seconds["total"] = self.clock.total()
         return result
+
+    def _prepare_workers(self, graph: Graph, staging: Path) -> None:
+        """Tell the workers of the cluster what they read, and find out whether they see what is written here."""
+        from ir.base.store import cache_folder
+        from ir.tensor.files import find_source
+        from tools.cluster.executor import ClusterExecutor
+
+        assert isinstance(self.jobs, ClusterExecutor)
+        files = (file for value in graph.consts.values() for file in find_source(value.tensor))
+        self.jobs.trust(file.path for file in files)
+        self.jobs.look_for_files([staging, cache_folder()])
+        where = "shared files" if self.jobs.shares_files else "parts are sent"
+        self.told.append(("cluster", f"{self.jobs.workers} workers of {self.jobs.threads} threads, {where}"))
 
     def _verify(self, graph: Graph, original: Graph, compilation: Compilation) -> None:
         """Run what was written; what is refused is told with what was measured."""
@@ -502,6 +544,7 @@ class _Job:
             self.request.verify,
             self.pool,
             self.side,
+            self.jobs,
             self.listener.phase,
             self.listener.weights,
             self.clock.lap,
@@ -567,17 +610,17 @@ class _Job:
 
         if _observes(pipeline) and self.request.calibration is not None:
             return PassContext(
-                order.target, self._samples(graph, order), progress=self.listener.step, executor=self.pool
+                order.target, self._samples(graph, order), progress=self.listener.step, executor=self.jobs
             )
         if not _calibrates(pipeline):
-            return PassContext(order.target, progress=self.listener.step, executor=self.pool)
+            return PassContext(order.target, progress=self.listener.step, executor=self.jobs)
         from frontends.text.calibration_text import load_calibration, shortfall
 
         text = load_calibration(self.request.calibration, self._text_folder(order.origin))
         if (short := shortfall(text)) is not None:
             self.warnings.append(short)
         self.told.append(("calibrated", f"on {text.read_as} of {self.request.calibration or 'the sample'}"))
-        return PassContext(order.target, text, progress=self.listener.step, executor=self.pool)
+        return PassContext(order.target, text, progress=self.listener.step, executor=self.jobs)
 
     def _samples(self, graph: Graph, order: Order) -> CalibrationSamples:
         """The inputs that passes look at; the result is verified on those that no ranges come from, where there are such:

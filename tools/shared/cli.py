@@ -211,7 +211,13 @@ def _say(line: str) -> None:
         click.echo(line, err=True)
 
 
-EXTRAS = {"hypothesis": "test", "onnxscript": "torch", "torch": "torch", "transformers": "matrix"}
+EXTRAS = {
+    "distributed": "cluster",
+    "hypothesis": "test",
+    "onnxscript": "torch",
+    "torch": "torch",
+    "transformers": "matrix",
+}
 """Packages that only some work needs, and the extra of this package that brings each."""
 
 

@@ -2,7 +2,7 @@
 
 A job reads a few rows of one source, quantizes or converts them and writes the result with ``pwrite``; nothing larger
 than a piece is ever held. Jobs are plain data, so any `concurrent.futures.Executor` whose workers share the file system
-can run them: in threads, in processes, or elsewhere.
+can run them: in threads, in processes, or elsewhere. Where they do not share it, what a job would write comes back.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import numpy as np
 from backends.mnn.write.packing import quantize_pack, row_alignment
 from backends.mnn.write.weight_layout import Layout, Matrix
 from ir.base.diag import LadingError
-from ir.base.executor import run_jobs
+from ir.base.executor import JobExecutor, here, run_jobs, shares_files
 from ir.base.store import Store, default_store, using_store
 from ir.quant.stored_weight import StoredWeight
-from ir.quant.weight import QuantizedWeight
+from ir.quant.weight import QuantizedWeight, keep_each
 from ir.tensor.base import Tensor
 
 PIECE_ELEMENTS = 1 << 18
@@ -74,7 +74,7 @@ class RowsJob:
         self.__dict__.update(state)
         _LATELY.append(self.weight)
 
-    def write(self, fd: int) -> None:
+    def write(self, fd: Out) -> None:
         """Write to the open file; errors as for `run`."""
         with using_store(self.store):
             if self.weight.quantized is not None:
@@ -82,14 +82,14 @@ class RowsJob:
             else:
                 self._write_floats(fd)
 
-    def _write_codes(self, fd: int) -> None:
+    def _write_codes(self, fd: Out) -> None:
         recipe = self.weight.quantized
         assert recipe is not None
         packed, alpha = quantize_pack(recipe, self.start, self.stop, half=recipe.storage.scale == "f16")
         _pwrite(fd, packed, self.offset)
         _pwrite(fd, alpha, self.alpha_offset)
 
-    def _write_floats(self, fd: int) -> None:
+    def _write_floats(self, fd: Out) -> None:
         weight, offset = self.weight, self.offset
         for low, high in _pieces(self.start, self.stop, weight.columns):
             rows = weight.floats.rows(low, high)
@@ -122,7 +122,7 @@ class SmallJob:
     what = "norms and biases"
     elements = 0
 
-    def write(self, fd: int) -> None:
+    def write(self, fd: Out) -> None:
         """Write to the open file; errors as for `run`."""
         for data, offset in self.headers:
             _pwrite(fd, np.frombuffer(data, np.uint8), offset)
@@ -130,8 +130,51 @@ class SmallJob:
             _pwrite(fd, _vector(name, tensor), offset)
 
 
-Job = RowsJob | SmallJob
+@dataclass(frozen=True)
+class MatrixJob:
+    """Write a whole matrix of a slow method, which is quantized first by whoever runs this, over all that is `here`.
+
+    Attributes:
+        parts: its rows.
+    """
+
+    parts: tuple[RowsJob, ...]
+
+    alone = True
+
+    @property
+    def path(self) -> Path:
+        """The weight file."""
+        return self.parts[0].path
+
+    @property
+    def what(self) -> str:
+        """Name for messages."""
+        return self.parts[0].what
+
+    @property
+    def elements(self) -> int:
+        """Numbers written."""
+        return sum(part.elements for part in self.parts)
+
+    def write(self, fd: Out) -> None:
+        """Write to the open file; errors as for `run`."""
+        recipe = self.parts[0].weight.quantized
+        assert recipe is not None
+        with using_store(self.parts[0].store):
+            recipe.keep(here())
+        for part in self.parts:
+            part.write(fd)
+
+
+Job = RowsJob | SmallJob | MatrixJob
 """A part of the weight file, with the path of the file; plain data that pickles."""
+
+Part = tuple[int, bytes]
+"""Bytes and their place in the file."""
+
+Out = int | list[Part]
+"""Where a job writes: a file descriptor, or a list that what would be written is added to."""
 
 
 def run(job: Job) -> int:
@@ -149,6 +192,13 @@ def run(job: Job) -> int:
     except OSError as error:
         raise LadingError("B620", f"writing {job.what} failed: {error.strerror}", where=str(job.path)) from error
     return job.elements
+
+
+def parts_of(job: Job) -> tuple[int, list[Part]]:
+    """What `run` would write, and the elements; errors of the source alone."""
+    parts: list[Part] = []
+    job.write(parts)
+    return job.elements, parts
 
 
 def weight_jobs(layout: Layout, path: Path) -> list[Job]:
@@ -192,26 +242,62 @@ def fill(
         _reserve(fd, nbytes, path)
     finally:
         os.close(fd)
-    for ready in _in_turn(jobs, executor):
-        for elements in run_jobs(executor, run, ready):
-            if progress is not None:
-                progress(elements)
+    if not shares_files(executor):
+        done = _joined(path, jobs, executor)
+    elif isinstance(executor, JobExecutor):
+        done = run_jobs(executor, run, _by_matrix(jobs))
+    else:
+        done = _in_turn(jobs, executor)
+    for elements in done:
+        if progress is not None:
+            progress(elements)
 
 
-def _in_turn(jobs: Sequence[Job], executor: Executor) -> Iterator[list[Job]]:
-    """Jobs that can be run, large ones first: those that need nothing, then those of each slow weight."""
-    slow: dict[int, tuple[QuantizedWeight, list[Job]]] = {}
-    ready = []
+def _by_speed(jobs: Sequence[Job]) -> tuple[list[Job], list[tuple[QuantizedWeight, list[RowsJob]]]]:
+    """Jobs that need nothing, and those of each weight that has to be quantized first; large ones first."""
+    slow: dict[int, tuple[QuantizedWeight, list[RowsJob]]] = {}
+    ready: list[Job] = []
     for job in sorted(jobs, key=lambda job: -job.elements):
         recipe = job.weight.quantized if isinstance(job, RowsJob) else None
-        if recipe is not None and recipe.is_slow:
+        if isinstance(job, RowsJob) and recipe is not None and recipe.is_slow:
             slow.setdefault(id(recipe), (recipe, []))[1].append(job)
         else:
             ready.append(job)
-    yield ready
-    for shared, waiting in slow.values():
+    return ready, list(slow.values())
+
+
+def _in_turn(jobs: Sequence[Job], executor: Executor) -> Iterator[int]:
+    """Elements written: by jobs that need nothing, then of one slow weight after the other, its rows in several jobs."""
+    ready, slow = _by_speed(jobs)
+    yield from run_jobs(executor, run, ready)
+    for shared, waiting in slow:
         shared.keep(executor)
-        yield waiting
+        yield from run_jobs(executor, run, waiting)
+
+
+def _by_matrix(jobs: Sequence[Job]) -> Iterator[Job]:
+    """Jobs for other machines: slow weights as a whole, the largest first, since they take longest."""
+    ready, slow = _by_speed(jobs)
+    yield from sorted((MatrixJob(tuple(waiting)) for _, waiting in slow), key=lambda job: -job.elements)
+    yield from ready
+
+
+def _joined(path: Path, jobs: Sequence[Job], executor: Executor) -> Iterator[int]:
+    """Elements written from what comes back of other machines, none of which sees the file.
+
+    Slow weights come back as codes, which are kept like those that are quantized here.
+    """
+    ready, slow = _by_speed(jobs)
+    with path.open("r+b", buffering=0) as file:
+        for elements, parts in run_jobs(executor, parts_of, ready):
+            try:
+                for offset, data in parts:
+                    _pwrite(file.fileno(), np.frombuffer(data, np.uint8), offset)
+            except OSError as error:
+                raise LadingError("B620", f"writing failed: {error.strerror}", where=str(path)) from error
+            yield elements
+    for number, _ in enumerate(keep_each([shared for shared, _ in slow], executor)):
+        yield from map(run, slow[number][1])
 
 
 def _reserve(fd: int, nbytes: int, path: Path) -> None:
@@ -290,8 +376,11 @@ def _vector(name: str, tensor: Tensor) -> np.ndarray:
     return array
 
 
-def _pwrite(fd: int, array: np.ndarray, offset: int) -> None:
+def _pwrite(fd: Out, array: np.ndarray, offset: int) -> None:
     view = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+    if not isinstance(fd, int):
+        fd.append((offset, view.tobytes()))
+        return
     while view.nbytes:
         written = os.pwrite(fd, view, offset)
         view, offset = view[written:], offset + written

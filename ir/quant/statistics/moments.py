@@ -100,7 +100,7 @@ class MomentStore:
 
     def has(self, key: str) -> bool:
         """True when the statistics of a key are there and sound."""
-        return self.store.find(_name(key)) is not None
+        return self.store.find(entry_of(key)) is not None
 
     def save(self, moments: Moments) -> None:
         """Write statistics.
@@ -120,7 +120,7 @@ class MomentStore:
         size = len(vectors[0])
         count = 4 + 3 * size + size * (size + 1) // 2
         header = {"descr": "<f4", "fortran_order": False, "shape": (count,)}
-        with self.store.put(_name(key), "Q431", "calibration statistics") as scratch, scratch.open("wb") as file:
+        with self.store.put(entry_of(key), "Q431", "calibration statistics") as scratch, scratch.open("wb") as file:
             np.lib.format.write_array_header_1_0(file, header)
             file.write(np.array([tokens, size], "<i8").tobytes())
             for part in (*vectors, *rows):
@@ -152,9 +152,9 @@ class MomentStore:
     def _open(self, key: str) -> tuple[np.ndarray, int, int]:
         """The numbers of a key, mapped, positions seen and features; errors as for `load`."""
         hint = "run the pipeline with the pass calibrate before it, on the same model and text"
-        kept = self.store.find(_name(key))
+        kept = self.store.find(entry_of(key))
         if kept is None:
-            raise LadingError("Q430", "no sound calibration statistics are kept", where=_name(key), hint=hint)
+            raise LadingError("Q430", "no sound calibration statistics are kept", where=entry_of(key), hint=hint)
         try:
             flat = np.load(kept.path, mmap_mode="r", allow_pickle=False)
             tokens, size = (int(number) for number in flat[:4].view(np.int64))
@@ -165,7 +165,8 @@ class MomentStore:
         return flat, tokens, size
 
 
-def _name(key: str) -> str:
+def entry_of(key: str) -> str:
+    """Name of the statistics of a key in the store."""
     return f"moments/{key}"
 
 
@@ -188,5 +189,6 @@ __all__ = [
     "CalibrationText",
     "MomentStore",
     "Moments",
+    "entry_of",
     "windows_digest",
 ]

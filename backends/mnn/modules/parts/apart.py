@@ -14,7 +14,7 @@ class Side:
     """What is computed when a choice falls on it.
 
     Attributes:
-        inputs: its own inputs, by the values outside that they hold.
+        inputs: its own inputs, by the values outside that they hold; one that nothing reads where it reads none.
         outputs: its results.
     """
 
@@ -50,19 +50,21 @@ class _Around(dict[Value, Value]):
 def apart(graph: Graph) -> tuple[Graph, tuple[Choice, ...]]:
     """A graph without choices, and how its parts belong together; the graph itself where it has none.
 
-    Values that one part takes from another are outputs of the flat graph under their names, and inputs of their type. Each
-    side must make its results itself, as `backends.mnn.modules.table.control` asks for.
+    Values that one part takes from another are outputs of the flat graph under their names, and inputs of their type. A
+    result that a side hands on, or gives twice, gets an Identity.
     """
     if not any(node.op == "If" for node in graph.nodes):
         return graph, ()
     flat = copied(graph)
     ends = dict.fromkeys(flat.outputs)
-    given = {value.name for value in flat.inputs}
+    given = set(flat.inputs)
     flat.set_outputs([])
     found: list[Choice] = []
     while (node := next((each for each in flat.nodes if each.op == "If"), None)) is not None:
         found.append(_part(flat, node, ends))
-    flat.set_outputs([value for value in ends if value not in flat.inputs or value.name in given])
+    # Inputs that no node reads are lost unless they are outputs too; what joins parts is among those of the parts already.
+    joints = set(flat.inputs) - given
+    flat.set_outputs([value for value in ends if value not in joints or not value.uses])
     return flat, tuple(found)
 
 
@@ -87,16 +89,23 @@ def _part(flat: Graph, node: Node, ends: dict[Value, None]) -> Choice:
 def _side(flat: Graph, node: Node, body: Graph, ends: dict[Value, None]) -> Side:
     read = (value for inner in body.walk() for value in inner.inputs if value is not None and value.const is None)
     outside = [value for value in dict.fromkeys(read) if value.graph is flat]
+    if not outside:
+        # The runtime dies in a graph without inputs, so that it gets one that nothing reads.
+        outside = [node.operand(0)]
     known = _Around()
     for value in outside:
         known[value] = flat.add_input(flat.fresh_name(f"{value.name}.{body.name}"), value.type, value.loc)
-        ends[value] = None
+        ends.update(dict.fromkeys((value, known[value])))
     for value in body.consts.values():
         known[value] = flat.add_const(value.name, value.tensor, value.loc)
     inputs = {value.name: known[value].name for value in outside}
-    for inner in body.nodes:
-        add_again(inner, flat, known, before=node)
-    made = [known[value] for value in body.outputs]
+    inside = {value for inner in body.nodes for value in add_again(inner, flat, known, before=node).outputs}
+    made: list[Value] = []
+    for value in body.outputs:
+        result = known[value]
+        if result not in inside or result in made:
+            result = flat.add("Identity", [result], types=[result.type], before=node, loc=node.loc).output
+        made.append(result)
     ends.update(dict.fromkeys(made))
     return Side(inputs, tuple(value.name for value in made))
 

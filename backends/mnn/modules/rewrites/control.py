@@ -1,4 +1,4 @@
-"""Control flow written out: loops whose number of steps is known, and choices of which both sides can be computed."""
+"""Loops whose number of steps is known, written out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from backends.mnn.modules.build import Build, numbers, type_of
 from backends.mnn.modules.rewrites.types import Table
-from ir.base.types import BOOL, I64, TensorType
+from ir.base.types import BOOL, I64
 from ir.graph.copy import add_again
 from ir.graph.graph import Graph, Node, Value
 from ir.infer.engine import infer_node
@@ -136,32 +136,5 @@ def _goes_on(body: Graph) -> bool:
     return found is body.inputs[1] or (known is not None and bool(known.all()))
 
 
-def choose(node: Node, b: Build) -> Sequence[Value] | None:
-    """Both sides computed, and one of them taken: where all results have the same sizes on both sides, which may be open.
-    Inputs must be such that either side can be computed, as verification shows."""
-    sides = [_body(node, name) for name in ("then_branch", "else_branch")]
-    if any(side is None or _size(side) > MOST_NODES for side in sides):
-        return None
-    bodies = [side for side in sides if side is not None]
-    pairs = list(zip(*(side.outputs for side in bodies), strict=True))
-    if not all(_alike(first.type, second.type) for first, second in pairs):
-        return None
-    if any(inner.op in ("If", "Loop", "Scan") for side in bodies for inner in side.walk()):
-        return None
-    made = [_written(b, side, [], _constants(b, side)) for side in bodies]
-    condition = b.reshape(node.operand(0), [])
-    return [b.add("Where", condition, first, second) for first, second in zip(*made, strict=True)]
-
-
-def _alike(first: object, second: object) -> bool:
-    return (
-        isinstance(first, TensorType)
-        and isinstance(second, TensorType)
-        and first.dtype == second.dtype
-        and first.shape is not None
-        and first.shape == second.shape
-    )
-
-
-REWRITES: Table = {"If": (choose,), "Loop": (loop,), "Scan": (scan,)}
+REWRITES: Table = {"Loop": (loop,), "Scan": (scan,)}
 """Rewrites by operator."""

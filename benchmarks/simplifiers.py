@@ -27,7 +27,7 @@ from pathlib import Path
 from ir.base.diag import LadingError
 
 ROOT = Path(__file__).resolve().parents[1]
-PIPELINE = "canonicalize,fold-batch-norms,canonicalize"
+PIPELINE = "smallest"
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,6 +28,8 @@ from passes.rewrite.rules import RuleSet, is_mentioned
 
 STORAGE = frozenset({"DequantizeLinear", "lading.AffineDequantize"})
 """Operators that say how a constant is stored, so that computing them now would undo a decision."""
+MOVES_WEIGHTS = frozenset({"Slice", "Concat", "Squeeze", "Unsqueeze"})
+"""Operators by which exporters put weights together, such as the gates of a recurrent layer in another order."""
 BOUNDED = frozenset({"Compress", "NonZero", "Unique"})
 """Operators whose result size is not known beforehand but is limited by that of their operands."""
 RULES = RuleSet(SHAPES, IDENTITIES)
@@ -36,7 +39,7 @@ RULES = RuleSet(SHAPES, IDENTITIES)
 class Fold(Pass):
     """Compute what follows from constants and known shapes, and drop operations that change nothing.
 
-    Weights are never loaded: operands and results have a size limit. Dequantized and widened weights stay as they are
+    Large weights are never loaded: operands and results have a size limit. Dequantized and widened weights stay as they are
     stored. Of a choice whose condition is known, the chosen branch is left. Shapes are used where dimensions are numbers;
     a reshape or cast is dropped only when types prove it useless. ``x + 0.0`` is taken for ``x``, though it turns -0.0
     into 0.0.
@@ -45,6 +48,7 @@ class Fold(Pass):
     name = "fold"
 
     max_bytes: int = option(65536, help="largest operand and result of a computation in bytes", low=0)
+    max_moved_bytes: int = option(1 << 20, help="the same where float weights are cut or joined", low=0)
 
     def run(self, graph: Graph, ctx: PassContext) -> Result:
         """See `Pass.run`."""
@@ -53,7 +57,8 @@ class Fold(Pass):
         while True:
             for name, hits in ctx.rewrite(graph, RULES, env=self, start=start).items():
                 counts[name] = counts.get(name, 0) + hits
-            made = [value for one in graph.graphs() for value in _fold_graph(one, self.max_bytes)]
+            limits = Limits(self.max_bytes, self.max_moved_bytes)
+            made = [value for one in graph.graphs() for value in _fold_graph(one, limits)]
             taken = take_branches(graph)
             if not made and not taken:
                 return counts
@@ -64,14 +69,30 @@ class Fold(Pass):
             start = dict.fromkeys(node for node in (*users, *taken) if node.graph is not None)
 
 
-def _fold_graph(graph: Graph, limit: int) -> list[Value]:
+class Limits(NamedTuple):
+    """Largest operand and result in bytes: of all nodes, and of those that move float weights."""
+
+    computed: int
+    moved: int
+
+    def of(self, node: Node) -> int:
+        """The limit of one node."""
+        moves = node.op in MOVES_WEIGHTS and node.outputs and _is_float(node.outputs[0].type)
+        return max(self) if moves else self.computed
+
+
+def _is_float(type_: object) -> bool:
+    return isinstance(type_, TensorType) and type_.dtype.is_float
+
+
+def _fold_graph(graph: Graph, limits: Limits) -> list[Value]:
     """Replace the foldable nodes of one graph; returns the constants made."""
     made: list[Value] = []
     for node in graph.nodes:
         literal = _literal(node)
         if literal is not None:
             made += _replace(graph, [node], {node.output.name: literal})
-    return made + _compute(graph, _Choice(graph, limit).nodes(), limit)
+    return made + _compute(graph, _Choice(graph, limits).nodes(), max(limits))
 
 
 def _compute(graph: Graph, nodes: list[Node], limit: int) -> list[Value]:
@@ -143,9 +164,9 @@ def _substitute(graph: Graph, node: Node, value: Value, tensor: Tensor) -> Value
 class _Choice:
     """Which nodes of a graph can be computed now."""
 
-    def __init__(self, graph: Graph, limit: int) -> None:
+    def __init__(self, graph: Graph, limits: Limits) -> None:
         self.graph = graph
-        self.limit = limit
+        self.limits = limits
         self.opsets = opsets_of(graph)
         self.foldable: dict[str, bool] = {}
         self.chosen: set[Node] = set()
@@ -160,7 +181,14 @@ class _Choice:
         return found
 
     def reads_constants(self, node: Node) -> bool:
-        return all(value is None or value.const is not None or value.producer in self.chosen for value in node.inputs)
+        constant = all(
+            value is None or value.const is not None or value.producer in self.chosen for value in node.inputs
+        )
+        return constant and self.operands_fit(node)
+
+    def operands_fit(self, node: Node) -> bool:
+        limit = self.limits.of(node)
+        return all(_size(value.type) <= limit for value in node.inputs if value is not None and value.const is not None)
 
     def may_fold(self, node: Node) -> bool:
         foldable = self.foldable.get(node.op)
@@ -183,7 +211,7 @@ class _Choice:
                 types = infer_node(node)
             except TypeMismatch:
                 return False
-        return all(_size(one) <= self.limit for one in types)
+        return all(_size(one) <= self.limits.of(node) for one in types)
 
 
 def _needs_its_node(value: Value) -> bool:

@@ -11,7 +11,7 @@ from functools import wraps
 
 import numpy as np
 
-from ir.base.types import Dim, DType, TensorType, ValueType
+from ir.base.types import Dim, DType, TensorType, ValueType, dtype_of_onnx
 from ir.graph.graph import Value
 from ir.infer.inference import is_sound
 from ir.ops.registry import opdef
@@ -115,10 +115,12 @@ def drop_dropout(m: Match, rw: Rewriter) -> Value | None:
     return m.x
 
 
-@rule(Op("Cast", x))
+@rule(Op("Cast", x, attrs={"to": Attr("to")}))
 def drop_cast(m: Match, rw: Rewriter) -> Value | None:
-    """Cast to the element type that the value has."""
-    return m.x if same_type(m.x, m.output) else m.skip("the element type changes or is unknown")
+    """Cast to the element type that the value has, whatever its shape."""
+    kind = m.x.type.dtype if isinstance(m.x.type, TensorType) else None
+    same = kind is not None and kind.onnx == m.to and kind == dtype_of_onnx(kind.onnx)
+    return m.x if same else m.skip("the element type changes or is unknown")
 
 
 @rule(Op("Cast", Op("Cast", x, name="inner")))

@@ -9,19 +9,21 @@ from ir.graph.graph import Graph, Value
 from ir.infer.inference import is_sound
 from ir.ops.registry import COMMUTATIVE
 from passes.canonicalize.identities import represents, rule, same_type, small_ints
+from passes.canonicalize.rules.reshapes import MOVES, RESHAPES
+from passes.canonicalize.rules.slices import SLICES
 from passes.framework.base import Pass, Result
 from passes.framework.context import PassContext
 from passes.rewrite.patterns import Attr, Const, Match, Op, Rest, Var
 from passes.rewrite.rules import Rewriter, RuleSet
 
 x, y = Var("x"), Var("y")
-_MOVES = "Reshape|Flatten|Squeeze|Unsqueeze"
-"""Operators that keep elements and their order and change the shape alone."""
 
 
 @dataclass(frozen=True)
 class Simplify(Pass):
-    """Join neighbouring reshapes, transposes, casts and concatenations, and write commutative operators one way.
+    """Join neighbouring reshapes, slices, transposes, casts and concatenations, and write commutative operators one way.
+
+    Computed shapes that types tell become constants.
 
     Nothing is computed in another order, so results stay bit for bit.
     """
@@ -51,7 +53,7 @@ def x_reversed_twice(m: Match) -> Value | None:
     return m.x if m.first is None and m.second is None else m.skip("the rank is not known from both permutations")
 
 
-@rule(Op("Reshape", Op(_MOVES, x, Rest("others")), Const("shape"), attrs={"allowzero": Attr("allowzero")}))
+@rule(Op("Reshape", Op(MOVES, x, Rest("others")), Const("shape"), attrs={"allowzero": Attr("allowzero")}))
 def join_reshapes(m: Match, rw: Rewriter) -> Value | None:
     """A reshape of a reshape forgets the first, unless it copies a dimension of it."""
     shape = small_ints(m.shape)
@@ -61,7 +63,7 @@ def join_reshapes(m: Match, rw: Rewriter) -> Value | None:
     return rw.op("Reshape", m.x, m.shape, attrs=attrs, types=[m.output.type])
 
 
-@rule(Op(_MOVES, Op(_MOVES, x, Rest("inner")), Rest("outer")))
+@rule(Op(MOVES, Op(MOVES, x, Rest("inner")), Rest("outer")))
 def undo_reshape(m: Match, rw: Rewriter) -> Value | None:
     """A reshape and the way back."""
     return m.x if same_type(m.x, m.output) else m.skip("the shape is another one, or unknown")
@@ -135,4 +137,6 @@ SIMPLIFY = RuleSet(
     drop_repeated,
     constant_to_the_right,
     join_integer_constants,
+    RESHAPES,
+    SLICES,
 )

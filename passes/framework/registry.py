@@ -29,6 +29,7 @@ PASSES: dict[str, str] = {
     "equalize": "passes.static_quant.equalize:Equalize",
     "fold-batch-norms": "passes.static_quant.fold_batch_norms:FoldBatchNorms",
     "fold": "passes.canonicalize.fold:Fold",
+    "fuse-linears": "passes.fusing.fuse_linears:FuseLinears",
     "discover-inputs": "passes.inputs.discover_inputs:DiscoverInputs",
     "insert-static-qdq": "passes.static_quant.insert_static_qdq:InsertStaticQdq",
     "infer-types": "passes.canonicalize.infer_types:InferTypes",
@@ -53,6 +54,7 @@ PASSES: dict[str, str] = {
 
 PIPELINES: dict[str, str] = {
     "canonicalize": "repeat{max=8}(infer-types,fold,simplify,cse,dce),toposort",
+    "smallest": "canonicalize,fold-batch-norms,fuse-linears,cse,dce",
     "int8-static": "repeat{max=1 foreign}(expand-functions),canonicalize,fold-batch-norms,observe,"
     "assign-int8,bias-correct,insert-static-qdq,dce",
     "newest-opset": "repeat{max=1 foreign}(expand-functions,infer-types,upgrade-opset)",

@@ -56,6 +56,8 @@ class PrecisionPlan(Fact):
     """Which rule chose the storage of a constant, for people, by constant name."""
     exact: bool = False
     """True when floats were asked for, so that weights which came quantized are to be computed with exactly, too."""
+    joined: Mapping[str, str] = field(default_factory=dict)
+    """The matrix of which a planned constant has become rows, by constant name."""
 
     def to_data(self) -> dict[str, Any]:
         """JSON-able form."""
@@ -65,6 +67,8 @@ class PrecisionPlan(Fact):
         }
         if self.exact:
             data["exact"] = True
+        if self.joined:
+            data["joined"] = dict(self.joined)
         if self.outcome is not None:
             data["outcome"] = asdict(self.outcome)
         return data
@@ -78,14 +82,14 @@ class PrecisionPlan(Fact):
             said = dict(item)
             rules[name] = said.pop("rule", "")
             storage[name] = Storage(**said)
-        return cls(storage, data["tied"], outcome, rules, data.get("exact", False))
+        return cls(storage, data["tied"], outcome, rules, data.get("exact", False), data.get("joined", {}))
 
     def check(self, graph: Graph) -> list[Diagnostic]:
-        """Every planned constant is still there or has become a stored one."""
+        """Every planned constant is still there, has become a stored one, or rows of one."""
         return [
             Diagnostic("I191", f"the plan speaks of {name!r}, which the graph does not hold", graph.name)
             for name in self.storage
-            if not graph.has(name)
+            if not graph.has(self.joined.get(name, name))
         ]
 
     def renamed(self, old: str, new: str) -> PrecisionPlan:
@@ -94,12 +98,15 @@ class PrecisionPlan(Fact):
 
     def renamed_all(self, renames: Sequence[tuple[str, str]]) -> PrecisionPlan:
         """The plan with weights called otherwise."""
+        matrices = followed(set(self.joined.values()), renames)
         now = followed(self.storage, renames)
-        if not now:
+        if not now and not matrices:
             return self
         storage = {now.get(key, key): item for key, item in self.storage.items()}
-        return replace(self, storage=storage, rules={now.get(key, key): rule for key, rule in self.rules.items()})
+        rules = {now.get(key, key): rule for key, rule in self.rules.items()}
+        joined = {now.get(key, key): matrices.get(matrix, matrix) for key, matrix in self.joined.items()}
+        return replace(self, storage=storage, rules=rules, joined=joined)
 
     def mentions(self, name: str) -> bool:
-        """True for a planned weight."""
-        return name in self.storage
+        """True for a planned weight and for a matrix that some have become."""
+        return name in self.storage or name in self.joined.values()

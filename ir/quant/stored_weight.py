@@ -15,6 +15,7 @@ import numpy as np
 
 from ir.base.types import BF16, F16, F32
 from ir.quant.coded import decoded_from
+from ir.quant.joined import joined_of
 from ir.quant.storage import Storage
 from ir.quant.stored_codes import given_codes, stored_weight
 from ir.quant.weight import QuantizedWeight, quantized_of
@@ -138,8 +139,11 @@ def _oriented(tensor: Tensor, matmul: bool) -> Tensor:
 
 
 def _own(node: Node, matmul: bool) -> QuantizedWeight | None:
-    """The recipe of which all constants of a dequantization are parts."""
-    found = [quantized_of(_oriented(tensor, matmul)) for tensor in _constants(node)]
+    """The recipe of which all constants of a dequantization are parts, or the recipes, one below the other."""
+    parts = [_oriented(tensor, matmul) for tensor in _constants(node)]
+    found = [quantized_of(tensor) for tensor in parts]
+    if found[0] is None:
+        return joined_of(parts)
     return found[0] if all(item is found[0] for item in found) else None
 
 

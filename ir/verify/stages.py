@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -196,7 +196,9 @@ def precision_plan(graph: Graph) -> list[Diagnostic]:
 def quantized(graph: Graph) -> list[Diagnostic]:
     """Large float constants that a MatMul multiplies by, unless the plan keeps them in that type."""
     fact = graph.facts.get("precision-plan")
-    planned: Mapping[str, Any] = data_of(fact)["storage"] if fact is not None else {}
+    plan = data_of(fact) if fact is not None else {"storage": {}}
+    planned: dict[str, Any] = plan["storage"]
+    planned |= {matrix: planned[part] for part, matrix in plan.get("joined", {}).items() if part in planned}
     found = []
     for node in graph.walk():
         if node.op not in ("MatMul", "Gemm"):

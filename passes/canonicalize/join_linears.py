@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ir.base.types import Dim, TensorType
+from ir.facts.precision import PrecisionPlan
 from ir.graph.graph import Graph, Node, Value
+from ir.quant.stored_weight import DEQUANTIZE, storage_of
+from ir.tensor.base import Tensor
 from ir.tensor.inline import InlineTensor
 from ir.tensor.rearranged import row_concat, transposed
 from passes.framework.base import Pass, Result
@@ -23,8 +26,10 @@ class JoinLinears(Pass):
 
     Runtimes start one operator where they started several, and quantize the operand once. It pays where a matrix is
     narrow, as those of keys and values are; wide ones gain nothing and their results have to be copied. Every row of
-    the joined matrix is a row of one of the matrices and is quantized by itself, so numbers stay as they were. The
-    joined weight has a name of its own and one precision, so the pass comes before precision is assigned.
+    the joined matrix is a row of one of the matrices, so numbers stay as they were.
+
+    Behind insert-qdq, matrices are joined that are stored alike: rules and plans name each by itself, and one that they
+    store otherwise stays alone. Before precision is assigned, the joined weight has a name of its own and one precision.
     """
 
     name = "join-linears"
@@ -32,31 +37,52 @@ class JoinLinears(Pass):
     establishes = ("typed",)
 
     narrow: int = option(1024, help="join only where the narrowest of the matrices has at most so many outputs", low=1)
+    unit: int = option(1, help="join only matrices whose number of outputs is a multiple of this", low=1)
 
     def run(self, graph: Graph, ctx: PassContext) -> Result:
         """See `Pass.run`."""
-        groups = [group for group in _groups(graph) if min(_columns(node) for node in group) <= self.narrow]
+        found = _groups(graph, self.unit)
+        groups = [group for group in found if min(_columns(node) for node in group) <= self.narrow]
         for group in groups:
             _join(graph, group)
         return {"joined": sum(map(len, groups)), "products": len(groups)}
 
 
-def _groups(graph: Graph) -> Iterator[list[Node]]:
-    """Products of one value with different constant matrices that nothing else uses, in program order."""
-    by_operand: dict[Value, list[Node]] = {}
+def _groups(graph: Graph, unit: int) -> Iterator[list[Node]]:
+    """Products of one value with different constant matrices that are stored alike and that nothing else uses, in program
+    order."""
+    by_operand: dict[tuple[Value, Hashable], list[Node]] = {}
     tables = set(graph.tables.values())
     for node in graph.nodes:
-        if node.op != "MatMul":
+        x, weight = (node.input(0), node.input(1)) if node.op == "MatMul" else (None, None)
+        if x is None or weight is None or weight.use_count != 1 or weight in tables:
             continue
-        x, weight = node.input(0), node.input(1)
-        if x is None or weight is None:
-            continue
-        alone = weight.is_const and weight.use_count == 1 and weight not in tables
-        if alone and weight.rank == 2 and x.rank is not None and x.rank == node.output.rank:
-            by_operand.setdefault(x, []).append(node)
-    for group in by_operand.values():
-        if len(group) > 1 and len({node.operand(1).dtype for node in group}) == 1:
-            yield group
+        kind = _kind(weight)
+        if (
+            kind
+            and weight.rank == 2
+            and x.rank is not None
+            and x.rank == node.output.rank
+            and not _columns(node) % unit
+        ):
+            by_operand.setdefault((x, kind), []).append(node)
+    yield from (group for group in by_operand.values() if len(group) > 1)
+
+
+def _kind(weight: Value) -> Hashable:
+    """What matrices have in common that can be one below the other; None for what is no constant matrix."""
+    if weight.is_const:
+        return weight.dtype
+    node = weight.producer
+    if node is None or node.op not in ("Cast", *DEQUANTIZE):
+        return None
+    parts = [value for value in node.inputs if value is not None]
+    if any(not value.is_const or value.rank != 2 or value.use_count != 1 for value in parts):
+        return None
+    stored = storage_of(weight, matmul=True)
+    if stored is None:
+        return None
+    return (node.op, tuple(sorted(node.attrs.items())), stored.storage, *(value.dtype for value in parts))
 
 
 def _columns(node: Node) -> int:
@@ -65,20 +91,18 @@ def _columns(node: Node) -> int:
 
 def _join(graph: Graph, group: Sequence[Node]) -> None:
     first = group[0]
-    stem = _stem([node.operand(1).name for node in group])
-    rows = row_concat([transposed(node.operand(1).tensor) for node in group])
+    names = [node.operand(1).name for node in group]
+    stem = _stem(names)
+    sizes = [_columns(node) for node in group]
     loc = " + ".join(dict.fromkeys(node.operand(1).loc or node.operand(1).name for node in group))
-    weight = graph.add_const(f"{stem}.weight", transposed(rows), loc=loc)
+    weight = _joined_weight(graph, group, f"{stem}.weight", loc)
     adds = [_addition(node) for node in group]
     results = [node.output if add is None else add.output for node, add in zip(group, adds, strict=True)]
     biased = any(add is not None for add in adds)
-    total = _node(
-        graph, first, "MatMul", [first.operand(0), weight], f"{stem}.matmul" if biased else stem, rows.row_count
-    )
+    total = _node(graph, first, "MatMul", [first.operand(0), weight], f"{stem}.matmul" if biased else stem, sum(sizes))
     if biased:
         bias = graph.add_const(f"{stem}.bias", InlineTensor(_joined_bias(group, adds)), loc=loc)
-        total = _node(graph, first, "Add", [total, bias], stem, rows.row_count)
-    sizes = [_columns(node) for node in group]
+        total = _node(graph, first, "Add", [total, bias], stem, sum(sizes))
     cut = graph.add_const(f"{stem}.sizes", InlineTensor(np.array(sizes, np.int64)))
     parts = graph.add(
         "Split", [total, cut], {"axis": -1}, outputs=[f"{stem}.part"] * len(group), types=[v.type for v in results],
@@ -87,6 +111,42 @@ def _join(graph: Graph, group: Sequence[Node]) -> None:
     for old, new in zip(results, parts.outputs, strict=True):
         _take_over(graph, old, new)
     _sweep(graph, group, adds)
+    _record(graph, names, weight.name)
+
+
+def _joined_weight(graph: Graph, group: Sequence[Node], name: str, loc: str) -> Value:
+    """The matrices side by side ``[in, out]``, stored as each of them is."""
+    first = group[0].operand(1).producer
+    if first is None:
+        return graph.add_const(name, _side_by_side([node.operand(1) for node in group]), loc=loc)
+    stored = [_stored(node.operand(1)) for node in group]
+    inputs = []
+    for place, value in enumerate(first.inputs):
+        tensor = _side_by_side([node.operand(place) for node in stored])
+        word = value.name.rpartition(".")[2] if value is not None else "part"
+        inputs.append(graph.add_const(f"{name}.{word}", tensor, loc=loc))
+    columns = sum(node.output.sizes[1] for node in stored)
+    type_ = TensorType(first.output.dtype, (first.output.sizes[0], columns))
+    return graph.add(
+        first.op, inputs, first.attrs, outputs=[name], types=[type_], before=graph.first, loc=loc
+    ).output  # fmt: skip
+
+
+def _stored(weight: Value) -> Node:
+    assert weight.producer is not None
+    return weight.producer
+
+
+def _side_by_side(matrices: Sequence[Value]) -> Tensor:
+    return transposed(row_concat([transposed(value.tensor) for value in matrices]))
+
+
+def _record(graph: Graph, names: Sequence[str], joined: str) -> None:
+    """Note in the plan what has become of the weights that it names."""
+    plan = graph.fact(PrecisionPlan)
+    mine = {name: joined for name in names if plan is not None and name in plan.storage}
+    if plan is not None and mine:
+        graph.set_fact(PrecisionPlan.name, replace(plan, joined={**plan.joined, **mine}))
 
 
 def _node(graph: Graph, first: Node, op: str, inputs: Sequence[Value], name: str, width: int) -> Value:
@@ -128,8 +188,17 @@ def _take_over(graph: Graph, old: Value, new: Value) -> None:
 
 def _sweep(graph: Graph, group: Sequence[Node], adds: Sequence[Node | None]) -> None:
     for node in (*(add for add in adds if add is not None), *group):
-        inputs = [value for value in node.inputs if value is not None and value.is_const]
+        inputs = [value for value in node.inputs if value is not None]
         graph.erase(node)
         for value in inputs:
-            if value.use_count == 0:
-                graph.erase_const(value)
+            _drop(graph, value)
+
+
+def _drop(graph: Graph, value: Value) -> None:
+    """Erase a constant, or what dequantizes constants, that nothing reads any more."""
+    if value.use_count:
+        return
+    if value.is_const:
+        graph.erase_const(value)
+    elif value.producer is not None and value.producer.op in ("Cast", *DEQUANTIZE):
+        _sweep(graph, [value.producer], [])

@@ -9,9 +9,13 @@ from frontends.checkpoint.load import load
 from ir.base.types import F32, TensorType
 from ir.evaluate.evaluator import evaluate
 from ir.facts.inputs import DynamicInputs
-from ir.graph.graph import Graph
+from ir.facts.precision import PrecisionPlan
+from ir.graph.graph import Graph, Node
+from ir.quant.statistics.moments import CalibrationText
 from ir.quant.stored_weight import storage_of
 from ir.tensor.inline import InlineTensor
+from ir.text.parser import parse
+from ir.text.printer import print_graph
 from passes.canonicalize.join_linears import JoinLinears
 from passes.framework.context import PassContext
 from passes.framework.manager import PassManager
@@ -30,7 +34,7 @@ def source(tmp_path_factory):
 def graph_of(source, pipeline: str):
     """A checkpoint after some passes."""
     graph = load(source)
-    PassManager(pipeline).run(graph)
+    PassManager(pipeline).run(graph, PassContext(TEXT))
     return graph
 
 
@@ -91,16 +95,75 @@ def np_tensor(array):
     return InlineTensor(np.asarray(array, np.float32))
 
 
+TEXT = CalibrationText((IDS,), ())
+PLANNED = "absorb-latent,infer-types,discover-inputs,{},insert-qdq,{}legalize-mnn,sink-layouts,fuse-mnn,cse,dce"
+
+
 @pytest.mark.mnn
-@pytest.mark.parametrize("pipeline", ["int4", "int8{symmetric}", "default{bits=3 block=32}"])
-def test_rows_keep_their_codes(source, pipeline):
-    apart = decoded(graph_of(source, pipeline))
-    together = decoded(graph_of(source, f"infer-types,join-linears,{pipeline}"))
-    for name, rows in together.items():
-        module, _, words = name.removesuffix(".weight").rpartition(".")
-        parts = [apart[f"{module}.{word}.weight"] for word in words.split("+")] if "+" in name else [apart[name]]
-        assert np.array_equal(rows, np.concatenate(parts)), name
-    assert any("+" in name for name in together)
+@pytest.mark.parametrize(
+    ("storage", "early"),
+    [
+        ("assign-precision{bits=4}", True),
+        ("assign-precision{bits=8 symmetric}", True),
+        ("assign-precision{bits=3 block=32}", True),
+        ("assign-precision{bits=4 scale=f16 zero=float}", True),
+        ("calibrate,assign-precision{method=gptq}", False),
+    ],
+)
+def test_rows_keep_their_codes(source, storage, early):
+    """Joined before precision is assigned and behind it, and by methods that look at the inputs."""
+    apart = decoded(graph_of(source, PLANNED.format(storage, "")))
+    pipelines = [PLANNED.format(storage, "join-linears,")]
+    if early:
+        pipelines.append("infer-types,join-linears," + PLANNED.format(storage, ""))
+    for pipeline in pipelines:
+        together = decoded(graph_of(source, pipeline))
+        for name, rows in together.items():
+            assert np.array_equal(rows, np.concatenate([apart[part] for part in parts_of(name)])), name
+        assert any("+" in name for name in together)
+
+
+def parts_of(name: str) -> list[str]:
+    """``layer.q+k.weight`` as ``layer.q.weight`` and ``layer.k.weight``."""
+    module, _, words = name.removesuffix(".weight").rpartition(".")
+    return [f"{module}.{word}.weight" for word in words.split("+")] if "+" in name else [name]
+
+
+@pytest.mark.mnn
+def test_a_rule_that_names_a_part_holds_and_parts_stored_otherwise_stay_alone(source, tmp_path):
+    rules = tmp_path / "rules.toml"
+    rules.write_text('[[rule]]\nmatch = "model.layers.0.self_attn.k_proj.weight"\nbits = 8\n')
+    graph = graph_of(source, PLANNED.format(f'assign-precision{{plan="{rules}" bits=4}}', "join-linears,"))
+    found = {name: storage_of(node.inputs[1], matmul=True).bits for name, node in convolutions(graph).items()}
+    first = "model.layers.0.self_attn"
+    assert found[f"{first}.k_proj.weight"] == 8
+    assert found[f"{first}.q_proj+v_proj.weight"] == 4
+    assert found["model.layers.1.self_attn.q_proj+k_proj+v_proj.weight"] == 4
+    plan = graph.required_fact(PrecisionPlan)
+    assert plan.storage[f"{first}.k_proj.weight"].bits == 8
+    assert plan.joined[f"{first}.q_proj.weight"] == f"{first}.q_proj+v_proj.weight"
+    assert not plan.check(graph)
+
+
+def convolutions(graph) -> dict[str, Node]:
+    """Linear layers by name of the weight."""
+    return {node.inputs[1].name: node for node in graph.nodes if node.op == "mnn.Convolution"}
+
+
+@pytest.mark.mnn
+@pytest.mark.parametrize("kind", ["fp16", "int4"])
+def test_stored_weights_survive_the_text_form(source, kind):
+    bits = int(kind.removeprefix("fp").removeprefix("int"))
+    storing = f"assign-precision{{bits={bits} logits-bits={bits}}},insert-qdq,join-linears"
+    graph = graph_of(source, f"infer-types,discover-inputs,{storing}")
+    again = parse(print_graph(graph))
+    products = [node for node in graph.nodes if node.op == "MatMul"]
+    for node in products:
+        mine, other = (storage_of(value, matmul=True) for value in (node.inputs[1], again.value(node.inputs[1].name)))
+        assert mine.storage == other.storage
+        assert np.array_equal(mine.dequantized_rows(0, mine.rows), other.dequantized_rows(0, other.rows))
+    assert any("+" in node.inputs[1].name for node in products)
+    assert again.required_fact(PrecisionPlan).joined == graph.required_fact(PrecisionPlan).joined
 
 
 def decoded(graph) -> dict[str, np.ndarray]:
@@ -118,7 +181,8 @@ def decoded(graph) -> dict[str, np.ndarray]:
 def test_joined_models_give_the_logits_of_torch(source, tmp_path, target):
     from tests.support.runs import compiled, each_release, logits_of, pieces, run_actions, torch_logits, torch_model
 
-    folder = compiled(source, tmp_path / "out", "infer-types,join-linears,fp32", target=target)
+    pipeline = PLANNED.format("assign-precision{bits=32 logits-bits=32}", "join-linears{narrow=4096},")
+    folder = compiled(source, tmp_path / "out", pipeline, target=target)
     wanted = torch_logits(torch_model(source), IDS)
     for param in each_release():
         version = param.values[0]

@@ -315,6 +315,8 @@ CODES: dict[str, str] = {
     "Q467": "A file rounds activations to integers on their way; that is left out, and logits change by it.",
     "Q482": "No token of the calibration text reaches some experts, whose weights are quantized by what others are given.",
     "Q483": "Experts that the calibration text hardly reaches are priced as if it reached them more often.",
+    "Q490": "A quantization method makes up for errors made before a weight, and no pass has measured them.",
+    "Q491": "The passes calibrate and recalibrate were given different calibration texts.",
     "Q472": "Activation ranges are observed on calibration data, and none was given.",
     "Q473": "Calibration data of a model that reads no text cannot be read, or there is none in it.",
     "Q474": "Calibration data does not fit the inputs of the model: an array is missing, or has another type or shape.",

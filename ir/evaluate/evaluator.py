@@ -72,6 +72,7 @@ class Evaluator:
         keep: bool = True,
         reserve: Mapping[str, int] | None = None,
         replaceable: Iterable[str] = (),
+        ends: Iterable[str] = (),
     ) -> None:
         """Plan the evaluation.
 
@@ -84,6 +85,8 @@ class Evaluator:
             reserve: bytes that an observer needs for a wanted value until its segment is done, by name; with a memory
                 limit a segment ends before its observers need more than that.
             replaceable: names of constants that a `Track` may replace.
+            ends: names of values that end the segment in which they are made, so that what a track replaces behind them
+                may depend on them.
 
         Raises:
             LadingError: T223 no value of a wanted name, T224 a constant too large for the limit.
@@ -99,6 +102,7 @@ class Evaluator:
             keep,
             {self._wanted[name]: size for name, size in (reserve or {}).items()},
             frozenset(_find(graph, name) for name in replaceable),
+            frozenset(_find(graph, name) for name in ends),
         )
         self._segments = plan_segments(graph, list(self._wanted.values()), plan)
         self._needed = _needed_inputs(graph, self._segments, self._wanted.values())
@@ -334,6 +338,11 @@ class Evaluator:
             return MOST_PIECE_BYTES
         # Dequantizing a piece takes a few arrays of its size.
         return min(max(self.memory_limit // 16, 1 << 14), MOST_PIECE_BYTES)
+
+    def peek(self, track: Track, number: int, name: str) -> np.ndarray | None:
+        """A value of a state, by name, between two segments; None when it is not there."""
+        value = _find(self.graph, name)
+        return _array(value, track.states[number], self._kernels) if value in track.states[number] else None
 
     def fetch(self, track: Track, number: int) -> dict[str, np.ndarray]:
         """The wanted values of one state after the last segment."""

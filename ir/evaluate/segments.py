@@ -72,12 +72,14 @@ class Plan:
         reserve: bytes that an observer of a wanted value needs from when it is made to the end of its segment; the
             limit counts for them too, but apart from the constants.
         fed: constants that are fed whatever their size, because other contents may take their place.
+        ends: values that end the segment in which they are made, and are there behind it even if nothing reads them.
     """
 
     limit: int | None = None
     keep: bool = True
     reserve: Mapping[Value, int] = field(default_factory=dict)
     fed: Set[Value] = frozenset()
+    ends: Set[Value] = frozenset()
 
 
 def plan_segments(graph: Graph, wanted: list[Value], plan: Plan) -> list[Segment]:
@@ -190,6 +192,7 @@ class _Planner:
         self.weights: set[Node] = set()
         self._limit = plan.limit
         self._reserve = plan.reserve
+        self._ends = plan.ends
         self._open: Segment | None = None
         self._placed: set[Node] = set()
         self._loaded: set[Value] = set()
@@ -219,6 +222,8 @@ class _Planner:
         if self._open is None or self._is_full(node):
             self._start()
         self._append(node)
+        if not self._ends.isdisjoint(node.outputs):
+            self._open = None
 
     def _start(self) -> None:
         self._open = Segment([])
@@ -375,7 +380,7 @@ def _connect(segments: list[Segment], wanted: list[Value], plan: Plan) -> None:
         segment.outputs = [v for v in made[place] if v in asked or last.get(v, -1) > place]
         segment.dead = [value for value, end in last.items() if end == place and value not in keep]
         if not plan.keep:
-            segment.dead += [value for value in segment.outputs if value not in last]
+            segment.dead += [value for value in segment.outputs if value not in last and value not in plan.ends]
 
 
 def _fed_constants(nodes: list[Node], fed: Set[Value]) -> list[Value]:

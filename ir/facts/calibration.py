@@ -26,6 +26,7 @@ class Calibration(Fact):
         reached: positions that reached the weight, by name, for weights of experts, which see some positions only.
         instead: what the statistics are of, by name, for weights of experts that no position reached: ``layer`` for
             those of all that enters the layer, ``even`` for features that all count the same.
+        behind: names of the weights whose statistics are of the model with the weights before them quantized.
     """
 
     name: ClassVar[str] = "calibration"
@@ -35,12 +36,15 @@ class Calibration(Fact):
     keys: Mapping[str, str] = field(default_factory=dict)
     reached: Mapping[str, int] = field(default_factory=dict)
     instead: Mapping[str, StandIn] = field(default_factory=dict)
+    behind: tuple[str, ...] = ()
 
     def to_data(self) -> dict[str, Any]:
         """JSON-able form."""
         found: dict[str, Any] = {"digest": self.digest, "tokens": self.tokens, "keys": dict(self.keys)}
         if self.reached:
             found |= {"reached": dict(self.reached), "instead": dict(self.instead)}
+        if self.behind:
+            found["behind"] = list(self.behind)
         return found
 
     @classmethod
@@ -52,6 +56,7 @@ class Calibration(Fact):
             dict(data["keys"]),
             dict(data.get("reached", {})),
             dict(data.get("instead", {})),
+            tuple(data.get("behind", ())),
         )
 
     def check(self, graph: Graph) -> list[Diagnostic]:
@@ -75,7 +80,8 @@ class Calibration(Fact):
         def moved(table: Mapping[str, T]) -> dict[str, T]:
             return {now.get(key, key): item for key, item in table.items()}
 
-        return Calibration(self.digest, self.tokens, moved(self.keys), moved(self.reached), moved(self.instead))
+        behind = tuple(now.get(name, name) for name in self.behind)
+        return Calibration(self.digest, self.tokens, moved(self.keys), moved(self.reached), moved(self.instead), behind)
 
     def mentions(self, name: str) -> bool:
         """True for a weight with statistics."""

@@ -28,18 +28,23 @@ def value_digests(graph: Graph, values: Iterable[Value], describe_input: Callabl
     Raises:
         LadingError: T252 a file of a constant cannot be found.
     """
-    wanted = list(values)
-    work = _Identifier(graph, describe_input)
-    return {value: work.value(value) for value in wanted}
+    work = Digests(graph, describe_input)
+    return {value: work.value(value) for value in values}
 
 
-class _Identifier:
+class Digests:
+    """Digests of the values of a graph, found when they are asked for; arguments and errors as for `value_digests`."""
+
     def __init__(self, graph: Graph, describe_input: Callable[[Value], str]) -> None:
         self._graph = graph
         self._describe = describe_input
         self._known: dict[Value, str] = {}
         self._seed = repr(sorted(graph.opsets.items()))
         self._tensor = cache(tensor_identity)
+
+    def count_as(self, value: Value, digest: str) -> None:
+        """Give a constant another digest, before any value that follows from it is asked for."""
+        self._known[value] = digest
 
     def value(self, value: Value) -> str:
         """Digest of a value of the root graph or of one around a subgraph."""
@@ -95,4 +100,4 @@ class _Identifier:
         return joined_digest("body", *(known[value] for value in body.outputs))
 
 
-__all__ = ["value_digests"]
+__all__ = ["Digests", "value_digests"]

@@ -66,7 +66,7 @@ class Held(Generic[Item]):
             self._items.clear()
 
 
-_MOMENTS: Held[Moments] = Held(HELD_MOMENTS, lambda item: item.second.nbytes)
+_MOMENTS: Held[Moments] = Held(HELD_MOMENTS, lambda item: item.nbytes)
 
 
 def loaded_moments(key: str) -> Moments:

@@ -212,7 +212,9 @@ class QuantizedWeight:
         """
         method = METHODS[self.storage.method]
         try:
-            return method.quantize(rows, self.storage, thread_scratch(), self._statistics(method))
+            moments = self._statistics(method)
+            moments = moments if moments is None else moments.for_rows(places)
+            return method.quantize(rows, self.storage, thread_scratch(), moments)
         except NotFinite as error:
             message = f"row {places[error.row]} has NaN or infinity"
             hint = "the checkpoint is damaged: get its files again"

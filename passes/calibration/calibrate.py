@@ -33,7 +33,7 @@ from passes.framework.options import option
 from passes.precision.mixtures import seats_of
 from passes.precision.planned_weights import weights_of
 
-FORMAT = "moments 1"
+FORMAT = "moments 2"
 """Part of every key; another one when the numbers are computed otherwise."""
 
 
@@ -98,7 +98,7 @@ def entries_of(graph: Graph, windows: Sequence[np.ndarray]) -> list[Entry]:
         reads = [n.operand(0) for n, index in weight.value.uses if n.op == "MatMul" and index == 1]
         readers.setdefault(tuple(dict.fromkeys(reads)), []).append(weight.value.name)
     values = [value for group in readers for value in group]
-    digests = value_digests(graph, values, lambda value: _fed(graph, value))
+    digests = value_digests(graph, values, lambda value: fed_digest(graph, value))
     text = windows_digest(windows)
     found = []
     for group, names in readers.items():
@@ -148,7 +148,7 @@ def _unreached(
 def _even(store: MomentStore, entry: Entry, level: float) -> str:
     """Key of even statistics of a level, which are written unless they are there."""
     level = float(np.float32(level))
-    key = blake2b(f"{entry.features} {level.hex()}".encode(), digest_size=16).hexdigest()
+    key = blake2b(f"{FORMAT} {entry.features} {level.hex()}".encode(), digest_size=16).hexdigest()
     if not store.has(key):
         store.save_even(key, entry.features, level)
     return key
@@ -172,7 +172,7 @@ def _tell(ctx: PassContext, graph: Graph, reached: Mapping[str, int], instead: M
     )
 
 
-def _fed(graph: Graph, value: Value) -> str:
+def fed_digest(graph: Graph, value: Value) -> str:
     """What an input is fed, windows aside."""
     fact = graph.fact(DynamicInputs)
     found = next((item for item in fact.discoveries if item.input == value.name), None) if fact is not None else None

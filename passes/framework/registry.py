@@ -38,6 +38,7 @@ PASSES: dict[str, str] = {
     "observe": "passes.static_quant.observe:Observe",
     "raise-decoder": "passes.raising.raise_decoder:RaiseDecoder",
     "raise-weights": "passes.precision.raise_weights:RaiseWeights",
+    "recalibrate": "passes.calibration.recalibrate:Recalibrate",
     "rotate": "passes.calibration.rotate:Rotate",
     "expand-contrib": "passes.contrib.expand_contrib:ExpandContrib",
     "expand-functions": "passes.canonicalize.expand_functions:ExpandFunctions",

@@ -149,6 +149,17 @@ class AssignPrecision(Pass):
         needed = any(METHODS[method].needs == "second-moments" for method in {*methods, self.chosen_method})
         return prepared.limits is not None or needed
 
+    @property
+    def follows(self) -> bool:
+        """True when the pass recalibrate has to run behind: a method makes up for errors made before a weight.
+
+        Raises:
+            LadingError: as for `needs_statistics`.
+        """
+        rules = self.prepare().rules
+        methods = {rule.storage["method"] for rule in rules if "method" in rule.storage}
+        return any(METHODS[method].follows for method in {*methods, self.chosen_method})
+
     def run(self, graph: Graph, ctx: PassContext) -> Mapping[str, int]:
         """See `Pass.run`."""
         weights = weights_of(graph)

@@ -82,7 +82,7 @@ def _moments(graph: Graph, plan: PrecisionPlan) -> dict[str, str]:
     """Key of the statistics for each planned weight; empty where the method uses none or does without.
 
     Raises:
-        LadingError: Q456 there are none for a weight whose method needs them.
+        LadingError: Q456 there are none for a weight whose method needs them, Q490 they are not of the quantized model.
     """
     fact = graph.fact(Calibration)
     keys = dict(fact.keys) if fact is not None else {}
@@ -99,6 +99,14 @@ def _moments(graph: Graph, plan: PrecisionPlan) -> dict[str, str]:
                 where=name,
                 hint="run the pass calibrate before assign-precision; embedding rows stored on their own have no inputs, "
                 "so give them another method with embedding-method or a rule",
+            )
+        if needs != "nothing" and METHODS[storage.method].follows and (fact is None or name not in fact.behind):
+            raise LadingError(
+                "Q490",
+                f"the method {storage.method} makes up for errors of the weights before %{name}, and nothing has measured "
+                "them",
+                where=name,
+                hint="run the pass recalibrate after assign-precision, or use the method gptq",
             )
         found[name] = keys.get(name, "") if needs != "nothing" else ""
     return found

@@ -378,12 +378,23 @@ def _measured(pipeline: Pipeline, request: Request) -> Pipeline:
     changes = {**(limits if given else {}), **({"device": request.device} if request.device is not None else {})}
     if changes:
         pipeline = pipeline.map(lambda one: replace(one, **changes) if isinstance(one, AssignPrecision) else one)
-    if _calibrates(pipeline) or not any(one.needs_statistics for one in _assigning(pipeline.items[place])):
+    assigning = _assigning(pipeline.items[place])
+    before: list[Pass] = []
+    behind: list[Pass] = []
+    if not _calibrates(pipeline) and any(one.needs_statistics for one in assigning):
+        from passes.calibration.calibrate import Calibrate
+
+        before.append(Calibrate())
+    if any(one.follows for one in assigning) and not any(one.name == "recalibrate" for one in pipeline.passes()):
+        from passes.calibration.recalibrate import Recalibrate
+
+        behind.append(Recalibrate())
+    if not before and not behind:
         return pipeline
-    from passes.calibration.calibrate import Calibrate
     from passes.framework.pipeline import Pipeline
 
-    return Pipeline((*pipeline.items[:place], Calibrate(), *pipeline.items[place:]))
+    items = pipeline.items
+    return Pipeline((*items[:place], *before, items[place], *behind, *items[place + 1 :]))
 
 
 def _calibrates(pipeline: Pipeline) -> bool:

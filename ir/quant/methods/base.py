@@ -101,6 +101,8 @@ class QuantMethod(Protocol):
         needs: statistics that `quantize` uses. ``nothing``: it is always given None. ``diagonal``: it weighs errors by
             the mean squares of the features, and all alike when it is given None. ``second-moments``: it cannot work
             without them.
+        follows: it makes up for errors that weights before have made, so its statistics are to be gathered once those
+            are quantized, by the pass recalibrate.
         slow: a whole weight is quantized once and kept on disk, since doing it again would take long.
         version: to be raised whenever the method gives other bytes than before, so that kept results are not used.
     """
@@ -108,6 +110,7 @@ class QuantMethod(Protocol):
     name: str
     accepts: frozenset[DType]
     needs: Needs = "nothing"
+    follows: bool = False
     slow: bool = False
     version: int = 1
 
@@ -136,6 +139,7 @@ METHODS: Table[QuantMethod] = Table(
         "clip": "ir.quant.methods.clip:METHOD",
         "hqq": "ir.quant.methods.hqq:METHOD",
         "gptq": "ir.quant.methods.gptq:METHOD",
+        "gptaq": "ir.quant.methods.gptaq:METHOD",
         "stored": "ir.quant.stored_codes:METHOD",
     },
     rows_of("quantizers"),

@@ -7,7 +7,7 @@ key is a digest of everything the numbers depend on, so that a stale entry is ne
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from ir.quant.statistics.sums import MomentSums
 
+HEAD = 6
+"""Single-precision numbers in front of an entry's, which hold three integers."""
 MIRROR = 256
 """Rows and columns of the squares in which a triangle is mirrored."""
 
@@ -68,6 +70,10 @@ class Moments:
         second: float32[in, in], the mean of ``x x^T``, symmetric.
         mean: float32[in], the mean of ``x``.
         low, high: float32[in], extremes of ``x``.
+        drift: float32[in, in], the mean of ``(y - x) x^T`` where ``y`` is what flows into the weight in the float model
+            and ``x`` what does when weights before it are quantized; None when nothing is known of that.
+        lag: float32[out, in], the mean of ``(z - W x) x^T`` where ``z`` is what the outputs should be for the model
+            to go on as the float model does, and ``W`` the float weight; given instead of `drift`.
     """
 
     key: str
@@ -76,6 +82,20 @@ class Moments:
     mean: np.ndarray
     low: np.ndarray
     high: np.ndarray
+    drift: np.ndarray | None = None
+    lag: np.ndarray | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the matrices."""
+        return sum(part.nbytes for part in (self.second, self.drift, self.lag) if part is not None)
+
+    def for_rows(self, places: Sequence[int] | np.ndarray) -> Moments:
+        """The statistics as some rows of the weight need them."""
+        if self.lag is None:
+            return self
+        chosen = slice(places.start, places.stop) if isinstance(places, range) and places.step == 1 else list(places)
+        return replace(self, lag=self.lag[chosen])
 
     @property
     def features(self) -> int:
@@ -109,21 +129,43 @@ class MomentStore:
             LadingError: Q431 no room or no permission.
         """
         rows = (moments.second[row, : row + 1] for row in range(moments.features))
-        self.write(moments.key, moments.tokens, (moments.mean, moments.low, moments.high), rows)
+        more = moments.drift if moments.drift is not None else moments.lag
+        vectors = (moments.mean, moments.low, moments.high)
+        self.write(moments.key, moments.tokens, vectors, rows, more, lags=moments.lag is not None)
 
-    def save_sums(self, key: str, sums: MomentSums) -> None:
-        """Write what was summed up, without making the square matrix; errors as for `save`."""
-        self.write(key, sums.tokens, sums.vectors(), sums.second())
+    def save_sums(self, key: str, sums: MomentSums, more: np.ndarray | None = None, *, lags: bool = False) -> None:
+        """Write what was summed up, without making the square matrix; `more` as for `write`, errors as for `save`."""
+        self.write(key, sums.tokens, sums.vectors(), sums.second(), more, lags=lags)
 
-    def write(self, key: str, tokens: int, vectors: Sequence[np.ndarray], rows: Iterable[np.ndarray]) -> None:
-        """Write statistics from mean, low and high and the rows of the lower triangle; errors as for `save`."""
+    def write(
+        self,
+        key: str,
+        tokens: int,
+        vectors: Sequence[np.ndarray],
+        rows: Iterable[np.ndarray],
+        more: np.ndarray | None = None,
+        *,
+        lags: bool = False,
+    ) -> None:
+        """Write statistics; errors as for `save`.
+
+        Args:
+            key: their name.
+            tokens: positions seen.
+            vectors: mean, low and high.
+            rows: of the lower triangle of the second moments.
+            more: the drift, or, when `lags`, the lag, which has as many columns.
+        """
         size = len(vectors[0])
-        count = 4 + 3 * size + size * (size + 1) // 2
+        extra = 0 if more is None else len(more)
+        # The sign says which of the two matrices it is: both may have as many rows as columns.
+        kind = -extra if lags else extra
+        count = HEAD + 3 * size + size * (size + 1) // 2 + extra * size
         header = {"descr": "<f4", "fortran_order": False, "shape": (count,)}
         with self.store.put(entry_of(key), "Q431", "calibration statistics") as scratch, scratch.open("wb") as file:
             np.lib.format.write_array_header_1_0(file, header)
-            file.write(np.array([tokens, size], "<i8").tobytes())
-            for part in (*vectors, *rows):
+            file.write(np.array([tokens, size, kind], "<i8").tobytes())
+            for part in (*vectors, *rows, *(() if more is None else more)):
                 file.write(np.ascontiguousarray(part, "<f4").tobytes())
 
     def save_even(self, key: str, features: int, level: float) -> None:
@@ -135,9 +177,9 @@ class MomentStore:
 
     def summary(self, key: str) -> tuple[int, float]:
         """Positions seen, and the mean square of a feature on average; errors as for `load`."""
-        flat, tokens, size = self._open(key)
+        flat, tokens, size, _ = self._open(key)
         places = np.arange(1, size + 1)
-        return tokens, float(flat[4 + 3 * size - 1 + places * (places + 1) // 2].mean(dtype=np.float64))
+        return tokens, float(flat[HEAD + 3 * size - 1 + places * (places + 1) // 2].mean(dtype=np.float64))
 
     def load(self, key: str) -> Moments:
         """Read statistics.
@@ -145,24 +187,31 @@ class MomentStore:
         Raises:
             LadingError: Q430 they are not there or damaged.
         """
-        flat, tokens, size = self._open(key)
-        mean, low, high = np.array(flat[4 : 4 + 3 * size]).reshape(3, size)
-        return Moments(key, tokens, _square(flat[4 + 3 * size :], size), mean, low, high)
+        flat, tokens, size, kind = self._open(key)
+        mean, low, high = np.array(flat[HEAD : HEAD + 3 * size]).reshape(3, size)
+        start = HEAD + 3 * size
+        end = start + size * (size + 1) // 2
+        found = Moments(key, tokens, _square(flat[start:end], size), mean, low, high)
+        if not kind:
+            return found
+        more = np.array(flat[end:]).reshape(-1, size)
+        return replace(found, drift=more) if kind > 0 else replace(found, lag=more)
 
-    def _open(self, key: str) -> tuple[np.ndarray, int, int]:
-        """The numbers of a key, mapped, positions seen and features; errors as for `load`."""
+    def _open(self, key: str) -> tuple[np.ndarray, int, int, int]:
+        """The numbers of a key, mapped, positions seen, features, and rows of the matrix behind the second moments,
+        negative for a lag; errors as for `load`."""
         hint = "run the pipeline with the pass calibrate before it, on the same model and text"
         kept = self.store.find(entry_of(key))
         if kept is None:
             raise LadingError("Q430", "no sound calibration statistics are kept", where=entry_of(key), hint=hint)
         try:
             flat = np.load(kept.path, mmap_mode="r", allow_pickle=False)
-            tokens, size = (int(number) for number in flat[:4].view(np.int64))
-            if flat.dtype != np.float32 or flat.shape != (4 + 3 * size + size * (size + 1) // 2,):
+            tokens, size, kind = (int(number) for number in flat[:HEAD].view(np.int64))
+            if flat.dtype != np.float32 or flat.shape != (HEAD + 3 * size + size * (size + 1) // 2 + abs(kind) * size,):
                 raise ValueError("its size does not fit")
         except (OSError, ValueError, EOFError) as error:
             raise LadingError("Q430", f"no calibration statistics: {error}", where=str(kept.path), hint=hint) from error
-        return flat, tokens, size
+        return flat, tokens, size, kind
 
 
 def entry_of(key: str) -> str:

@@ -1,0 +1,39 @@
+"""Sums over positions of how far the inputs or outputs of a weight have moved since weights before it were quantized."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ir.quant.statistics.sums import MomentSums
+
+
+class DriftSums:
+    """Running sums for one input of weights: second moments of ``x`` and the products of errors with ``x``.
+
+    Attributes:
+        moments: sums of ``x``, what flows in once the weights before are quantized.
+    """
+
+    def __init__(self, features: int, errors: int) -> None:
+        """`errors` is the length of an error: as many as features, or as outputs."""
+        self.moments = MomentSums(features)
+        self._products = np.zeros((errors, features), np.float32)
+
+    def add(self, error: np.ndarray, x: np.ndarray) -> None:
+        """Count in positions: float32 ``[n, errors]`` and ``[n, features]``."""
+        if len(x):
+            self.moments.add(x)
+            with np.errstate(over="ignore", invalid="ignore"):
+                self._products += error.T @ x
+
+    @property
+    def is_finite(self) -> bool:
+        """False when NaN or infinity was seen, or a sum has become infinite."""
+        return self.moments.is_finite and bool(np.isfinite(self._products).all())
+
+    def products(self) -> np.ndarray:
+        """float32[errors, features]: the mean of ``error x^T``."""
+        return self._products / np.float32(max(1, self.moments.tokens))
+
+
+__all__ = ["DriftSums"]

@@ -8,6 +8,7 @@ import numpy as np
 
 from ir.quant.form import Form, Numbers
 from ir.quant.methods.base import Scratch
+from ir.tensor.native import native
 
 PIECE = 1 << 16
 """Weights searched at a time: several arrays of them fit the second-level cache."""
@@ -27,6 +28,7 @@ class Columns:
 
     def __init__(self, values: np.ndarray, share: np.ndarray, form: Form, scratch: Scratch) -> None:
         self.form = form
+        self.loops = native()
         shape = values.shape
         self.values = scratch.take("clip-values", shape, np.float32)
         np.copyto(self.values, values)
@@ -37,6 +39,12 @@ class Columns:
 
     def error(self, numbers: Numbers) -> np.ndarray:
         """Weighted squared error of each block, float32; leaves the codes behind."""
+        if self.loops is not None:
+            found = np.empty(self.values.shape[1], np.float32)
+            scale, zero = np.ascontiguousarray(numbers.scale), np.ascontiguousarray(numbers.zero)
+            form = self.form
+            self.loops.column_errors(self.values, self.share, scale, zero, self.codes, found, form.low, form.high)
+            return found
         self.form.round(self.values, numbers, self.codes)
         np.multiply(self.codes, numbers.scale, out=self.work)
         np.add(self.work, numbers.zero, out=self.work)
@@ -53,22 +61,34 @@ class Columns:
 
     def least_squares(self, now: Numbers, free: bool) -> tuple[np.ndarray, np.ndarray]:
         """Best real scale and zero, float64, for the codes at hand; unless `free` the zero point stays as it is."""
-        codes, work = self.codes, self.work
-        if not free and now.point is not None:
-            np.subtract(codes, now.point, out=codes)
-        np.multiply(codes, self.share, out=work)
-        first = _sum(work)
-        product = _sum(np.multiply(work, self.values))
-        square = _sum(np.multiply(work, codes, out=work))
+        first, product, square = self._sums(None if free else now.point)
         with np.errstate(divide="ignore", invalid="ignore"):
             if not free:
                 scale = np.where(square > 0, product / square, now.scale)
                 return scale, 0 * scale if now.point is None else -now.point * scale
             total = _sum(self.share)
-            value = _sum(np.multiply(self.share, self.values, out=work))
+            value = _sum(np.multiply(self.share, self.values, out=self.work))
             spread = total * square - first * first
             scale = np.where(spread > 1e-9 * total * square, (total * product - first * value) / spread, now.scale)
             return scale, (value - scale * first) / total
+
+    def _sums(self, point: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Weighted sums, float64, of the codes, of their products with the weights and of their squares.
+
+        The codes are those less `point`, where there is one. They are lost.
+        """
+        codes, work = self.codes, self.work
+        if self.loops is not None:
+            first, product, square = np.empty((3, codes.shape[1]), np.float32)
+            moved = np.empty(0, np.float32) if point is None else np.ascontiguousarray(point)
+            self.loops.column_sums(self.values, self.share, codes, moved, first, product, square)
+            return first.astype(np.float64), product.astype(np.float64), square.astype(np.float64)
+        if point is not None:
+            np.subtract(codes, point, out=codes)
+        np.multiply(codes, self.share, out=work)
+        first = _sum(work)
+        product = _sum(np.multiply(work, self.values))
+        return first, product, _sum(np.multiply(work, codes, out=work))
 
 
 def _sum(columns: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 
 from ir.base.diag import LadingError
 from ir.quant.weight import QuantizedWeight, real_zero, thread_scratch
+from ir.tensor.native import native
 
 
 def row_alignment(bits: int, features: int) -> int:
@@ -41,6 +42,10 @@ def pack_codes(codes: np.ndarray, bits: int, out: np.ndarray | None = None) -> n
     if out.shape != (size,) or out.dtype != np.uint8:
         raise ValueError(f"{codes.size} codes of {bits} bits need uint8[{size}], not {out.dtype}{list(out.shape)}")
     flat = np.ascontiguousarray(codes).reshape(-1).view(np.uint8)
+    loops = native()
+    if loops is not None:
+        loops.pack(flat, out, bits)
+        return out
     half = np.uint8(1 << (bits - 1))
     if bits == 8:
         np.add(flat, half, out=out)

@@ -9,7 +9,7 @@ are stored; each of its steps can only lower the error.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from ir.quant.statistics.exact_products import Tiles, one_thread
 from ir.quant.statistics.moments import Moments
 from ir.quant.statistics.second_moments import Factor, factor_of
 from ir.quant.storage import Storage
+from ir.tensor.native import native
 
 WIDTH = 1024
 """Columns of the arrays of rows that are treated together."""
@@ -127,7 +128,12 @@ class Group:
             self._descend(last=not left)
 
     def _in_turn(
-        self, coupling: np.ndarray, moved: np.ndarray, changes: np.ndarray, step: Callable[[int], None]
+        self,
+        coupling: np.ndarray,
+        moved: np.ndarray,
+        changes: np.ndarray,
+        step: Callable[[int], None],
+        compiled: Callable[[slice], None] | None,
     ) -> None:
         """Take the features of a batch one after the other, each change moving the later ones.
 
@@ -136,12 +142,15 @@ class Group:
             moved: float32[b, n], what the steps read; written to.
             changes: float32[b, n], where step ``i`` leaves its change.
             step: called with each place in turn.
+            compiled: does the same for a run of at most `MICRO` places, each change moving the later ones of the run.
         """
         size = len(moved)
         outer = self._take("outer", BATCH)
         for first in range(0, size, MICRO):
             last = min(size, first + MICRO)
-            for place in range(first, last):
+            if compiled is not None:
+                compiled(slice(first, last))
+            for place in range(first, last) if compiled is None else ():
                 step(place)
                 if place + 1 < last:
                     part = outer[: last - place - 1]
@@ -151,6 +160,16 @@ class Group:
                 part = outer[: size - last]
                 self.tiles.product(coupling[first:last, last:], changes[first:last], part)
                 np.add(moved[last:], part, out=moved[last:])
+
+    def _compiled(
+        self, name: str, coupling: np.ndarray, shares: np.ndarray, tables: Sequence[np.ndarray]
+    ) -> Callable[[slice], None] | None:
+        """The compiled loop of a name over tables of a batch, for `_in_turn`; None without compiled loops."""
+        loops = native()
+        if loops is None:
+            return None
+        loop, low, high = getattr(loops, name), self.form.low, self.form.high
+        return lambda run: loop(coupling[run, run], shares[run], *(table[run] for table in tables), low, high)
 
     # --- feedback -----------------------------------------------------------------------------------------------------
 
@@ -187,7 +206,8 @@ class Group:
             np.multiply(code, scale[place], out=error)
             np.subtract(shifted[place], error, out=error)
 
-        self._in_turn(coupling, moved, errors, step)
+        tables = (moved, shifted, scale, inverse, codes, errors, errors)
+        self._in_turn(coupling, moved, errors, step, self._compiled("feed_back", coupling, self.factor.pivots, tables))
         codes = codes[: len(features)]
         self.codes[features] = codes
         self.pull[features] = moved + zero
@@ -262,7 +282,8 @@ class Group:
             np.subtract(new, error, out=changes[place])
             error[:] = new
 
-        self._in_turn(coupling, pull, changes, step)
+        tables = (pull, shifted, scale, inverse, codes, errors, changes)
+        self._in_turn(coupling, pull, changes, step, self._compiled("descend", coupling, shares, tables))
 
     def _refit(self, first: int, pull: np.ndarray, place: int, near: np.ndarray) -> None:
         """Move scale and zero of the block that begins with feature `first` to the least error for its codes.

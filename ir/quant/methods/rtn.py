@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +13,7 @@ from ir.quant.methods.base import Blocks, NotFinite, OutOfScale, QuantMethod, Sc
 from ir.quant.statistics.moments import Moments
 from ir.quant.storage import Storage
 from ir.tensor.elementwise import widen_halves
+from ir.tensor.native import native
 
 LONG_BLOCK = 512
 F32_MAX = np.finfo(np.float32).max
@@ -54,7 +57,9 @@ class RoundToNearest(QuantMethod):
                 else np.zeros((count, per_row), np.int8 if storage.zero == "int" else np.float32)
             )
             return Blocks(np.zeros((count, length), np.int8), np.ones((count, per_row), np.float32), zero)
-        layout = _Layout(np.ascontiguousarray(rows), length // per_row, scratch)
+        loops = native()
+        arranged = _Layout if loops is None else partial(_Compiled, loops)
+        layout = arranged(np.ascontiguousarray(rows), length // per_row, scratch)
         low, high = layout.extremes(with_zero=storage.symmetric or storage.zero == "int")
         with np.errstate(over="ignore", invalid="ignore"):
             numbers = block_numbers(low, high, storage)
@@ -122,6 +127,29 @@ def stored(values: np.ndarray, storage: Storage) -> np.ndarray:
     return values if storage.scale == "f32" else values.astype(np.float16).astype(np.float32)
 
 
+class _Compiled:
+    """As `_Layout`, by compiled loops, which need no arranging."""
+
+    def __init__(self, loops: ModuleType, rows: np.ndarray, block: int, scratch: Scratch) -> None:
+        self.loops = loops
+        self.kind = rows.dtype
+        self.scratch = scratch
+        self.words = rows.view(f"u{rows.itemsize}").reshape(rows.size // block, block)
+
+    def extremes(self, with_zero: bool) -> tuple[np.ndarray, np.ndarray]:
+        """See `_Layout`."""
+        low, high = np.empty((2, len(self.words)), self.words.dtype)
+        self.loops.block_extremes(self.words, low, high, with_zero)
+        return _to_float(low, self.kind), _to_float(high, self.kind)
+
+    def codes(self, inverse: np.ndarray, shift: np.ndarray | np.float32, storage: Storage) -> np.ndarray:
+        """See `_Layout`."""
+        codes = self.scratch.take("codes", self.words.shape, np.int8)
+        kind = {F32.numpy: "f32", F16.numpy: "f16", BF16.numpy: "bf16"}[self.kind]
+        self.loops.block_codes(self.words, inverse, np.atleast_1d(shift), codes, kind, storage.bits)
+        return codes
+
+
 class _Layout:
     """A piece of rows arranged so that every pass runs over long contiguous vectors.
 
@@ -164,7 +192,7 @@ class _Layout:
             least = self._reduce(np.minimum, self.unsigned)
             np.copyto(high, least.view(signed), where=high < 0)
             np.copyto(low, least, where=low < sign)
-        return self._to_float(low), self._to_float(high.view(self.unsigned))
+        return _to_float(low, self.kind), _to_float(high, self.kind)
 
     def _reduce(self, operation: np.ufunc, kind: np.dtype) -> np.ndarray:
         words = self.words.view(kind)
@@ -176,9 +204,6 @@ class _Layout:
         across = self.scratch.take("b", (self.lanes, self.count), kind)
         np.copyto(across, columns.reshape(self.count, self.lanes).T)
         return operation.reduce(across, axis=0)
-
-    def _to_float(self, words: np.ndarray) -> np.ndarray:
-        return words.view(self.kind).astype(np.float32, copy=False)
 
     def codes(self, inverse: np.ndarray, shift: np.ndarray | np.float32, storage: Storage) -> np.ndarray:
         """int8[blocks, block]: ``clip(trunc(w * inverse + shift), 0, span) - half``, in scratch memory."""
@@ -211,6 +236,10 @@ class _Layout:
     def _per_element(self, numbers: np.ndarray) -> np.ndarray:
         """One number per block, repeated so that it broadcasts against the words."""
         return numbers[:, None] if self.long else np.repeat(numbers, self.lanes)
+
+
+def _to_float(words: np.ndarray, kind: np.dtype) -> np.ndarray:
+    return words.view(kind).astype(np.float32, copy=False)
 
 
 def _transpose_units(rows: np.ndarray, out: np.ndarray, unit: int) -> None:

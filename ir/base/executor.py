@@ -49,10 +49,14 @@ class JobExecutor(Executor):
     `here`, and at ``reads``, names of entries of the store that it looks for.
 
     Attributes:
-        shares_files: what a job writes to a path can be read there by whoever handed it in.
+        shares_files: what a job writes to a path can be read there by whoever handed it in, and by other jobs.
+        width: how many jobs that are alone run at the same time.
+        threads: how many others each of these makes room for.
     """
 
     shares_files = True
+    width = 1
+    threads = 1
 
     @abstractmethod
     def run_jobs(self, run: Callable[[A], T], jobs: Iterable[A]) -> Iterator[T]:
@@ -110,7 +114,7 @@ def run_jobs(executor: Executor, run: Callable[[A], T], jobs: Iterable[A]) -> It
 
 
 class Spread(JobExecutor):
-    """Jobs spread over processes or machines, by any executor that has them; single calls go there too.
+    """Jobs spread over processes or machines, by any executor that has them; single calls stay here.
 
     Jobs are sent in bundles, only some ahead of those whose results are taken, so that a million of them never wait in
     memory, here or elsewhere.
@@ -127,8 +131,8 @@ class Spread(JobExecutor):
         self.shares_files = shares_files
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        """Call on the executor."""
-        return self._executor.submit(fn, *args, **kwargs)
+        """Call now, in this thread; see `SerialExecutor`."""
+        return SERIAL.submit(fn, *args, **kwargs)
 
     def run_jobs(self, run: Callable[[A], T], jobs: Iterable[A]) -> Iterator[T]:
         """See `JobExecutor.run_jobs`."""

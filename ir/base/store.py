@@ -116,6 +116,10 @@ class Store(Protocol):
         """While the block runs, entries that are found or put, here or in another thread, do not vanish."""
         ...
 
+    def hold(self, name: str) -> None:
+        """Hold an entry that somebody else has put there, as `holding` does what is found or put."""
+        ...
+
     def take_warnings(self) -> list[Diagnostic]:
         """What was found damaged since the last call."""
         ...
@@ -149,7 +153,7 @@ class FolderStore:
 
     def find(self, name: str) -> Kept | None:
         """The content of an entry, whose digest is compared once for each state of the file."""
-        self._hold(name)
+        self.hold(name)
         path = self._path(name)
         try:
             with path.open("rb") as file:
@@ -179,7 +183,7 @@ class FolderStore:
                 try:
                     yield scratch
                     size = add_record(scratch)
-                    self._hold(name)
+                    self.hold(name)
                     os.replace(scratch, path)
                 finally:
                     with suppress(OSError):
@@ -310,8 +314,8 @@ class FolderStore:
                     self._run.close()
                     self._run = None
 
-    def _hold(self, name: str) -> None:
-        """Note that this process uses an entry; before looking whether it is there."""
+    def hold(self, name: str) -> None:
+        """See `Store.hold`; to be called before looking whether the entry is there."""
         with self._guard:
             if not self._holders:
                 return

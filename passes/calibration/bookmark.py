@@ -34,6 +34,22 @@ class Bookmark:
         with self._store.put(self._name, "Q431", "calibration statistics") as scratch, scratch.open("wb") as file:
             np.savez(file, **arrays)
 
+    @property
+    def name(self) -> str:
+        """Name of the entry in the store."""
+        return self._name
+
+    def place(self) -> int | None:
+        """The segment of what was remembered, without the values; None as for `load`."""
+        kept = self._store.find(self._name)
+        try:
+            if kept is not None:
+                with np.load(kept.path, allow_pickle=False) as held:
+                    return int(held["place"])
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+            pass
+        return None
+
     def load(self) -> tuple[int, list[dict[str, np.ndarray]]] | None:
         """What was remembered; None when there is nothing, or nothing that can be read."""
         kept = self._store.find(self._name)

@@ -16,6 +16,7 @@ from hashlib import blake2b
 import numpy as np
 
 from ir.base.diag import LadingError
+from ir.base.executor import JobExecutor
 from ir.dialects.experts import DISPATCH
 from ir.evaluate.evaluator import Evaluator, Track
 from ir.evaluate.token_feeds import window_feeds
@@ -27,6 +28,7 @@ from ir.quant.statistics.moments import CalibrationText, MomentStore, windows_di
 from ir.quant.statistics.sums import MomentSums
 from ir.tensor.identity import tensor_identity
 from passes.calibration.bookmark import Bookmark
+from passes.calibration.by_data import Setting, Spreading, Sums, Work, save_sums
 from passes.framework.base import Pass
 from passes.framework.context import PassContext
 from passes.framework.options import option
@@ -79,7 +81,7 @@ class Calibrate(Pass):
         entries = entries_of(graph, windows)
         store = MomentStore(ctx.store)
         missing = [entry for entry in entries if not store.has(entry.key)]
-        if missing:
+        if missing and not self._spread(graph, entries, windows, ctx):
             _Gathering(graph, entries, store, self, ctx).run(feeds, sum(map(len, windows)))
         keys = {name: entry.key for entry in entries for name in entry.weights}
         reached, instead = _unreached(graph, entries, keys, store)
@@ -87,6 +89,23 @@ class Calibrate(Pass):
         digest = windows_digest(windows)
         graph.set_fact(Calibration.name, Calibration(digest, sum(map(len, windows)), keys, reached, instead))
         return {"weights": len(keys), "computed": len(missing), "cached": len(entries) - len(missing)}
+
+    def _spread(self, graph: Graph, entries: Sequence[Entry], windows: Sequence[np.ndarray], ctx: PassContext) -> bool:
+        """Gather on other machines, where the executor has some that share files; False when nothing was done."""
+        executor = ctx.executor
+        if not isinstance(executor, JobExecutor) or not executor.shares_files:
+            return False
+        state = blake2b(digest_size=16)
+        for part in (FORMAT, str(self.memory), windows_digest(windows), *(entry.key for entry in entries)):
+            state.update(part.encode() + b"\0")
+        sums = [
+            Sums(entry.key, tuple(value.name for value in entry.values), entry.weights, entry.features)
+            for entry in entries
+        ]
+        setting = Setting(ctx.store, state.hexdigest(), self.memory << 20, self.threads or executor.threads)
+        what = f"calibrating on {sum(map(len, windows))} tokens"
+        work = Work(graph, sums, setting)
+        return Spreading(work, setting, windows, executor, lambda done, total: ctx.progress(done, total, what)).run()
 
 
 def entries_of(graph: Graph, windows: Sequence[np.ndarray]) -> list[Entry]:
@@ -259,23 +278,12 @@ class _Gathering:
         for entry in self.by_value[name]:
             if entry.key not in self.missing:
                 continue
-            sums = self.sums.setdefault(entry.key, MomentSums(entry.features))
+            sums = self.sums.setdefault(entry.key, MomentSums(entry.features, self.ctx.executor))
             sums.add(array)
             self.seen[entry.key] = self.seen.get(entry.key, 0) + 1
             if self.seen[entry.key] == len(entry.values) * len(track.states):
                 self._save(entry, self.sums.pop(entry.key))
 
     def _save(self, entry: Entry, sums: MomentSums) -> None:
-        if not sums.tokens:
-            self.store.save_even(entry.key, entry.features, 1.0)
-            self.missing.discard(entry.key)
-            return
-        if not sums.is_finite:
-            raise LadingError(
-                "Q436",
-                "what flows into a weight is not finite on the calibration text",
-                where="\n".join(entry.weights),
-                hint="check the checkpoint with --verify; text of another kind does not help",
-            )
-        self.store.save_sums(entry.key, sums)
+        save_sums(self.store, entry.key, entry.weights, sums)
         self.missing.discard(entry.key)

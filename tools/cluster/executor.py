@@ -56,6 +56,10 @@ class ClusterExecutor(Spread):
         self.workers = len(workers)
         self._count()
 
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """Call in a thread of this process."""
+        return self._executor.submit(fn, *args, **kwargs)
+
     def trust(self, paths: Iterable[str]) -> None:
         """Have workers compare files with those of this machine before they run anything.
 
@@ -90,7 +94,7 @@ class ClusterExecutor(Spread):
                 raise LadingError("B797", f"a worker cannot load this program: {answer}", address, hint) from answer
         return [answer for answer in found.values() if not isinstance(answer, BaseException)]
 
-    def send(self, run: Callable[[A], T], bundle: list[A]) -> Future[list[T]]:
+    def send(self, run: Callable[[A], T], bundle: list[A]) -> Any:
         """Give a bundle to the scheduler, as bytes, so that only the worker opens it."""
         payload = pickle.dumps((run, bundle), pickle.HIGHEST_PROTOCOL)
         return self._client.submit(run_here, payload, self._terms, pure=False)

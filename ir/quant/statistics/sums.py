@@ -1,15 +1,20 @@
 """Sums over positions of what flows into a weight: products of pairs of features, sums and extremes.
 
-Products are summed in single precision over `CHUNK` positions, by the fastest kernel there is, and the sums of the
-chunks in double precision. Only the lower triangle is held, in slabs of rows, so that a matrix of features never exists
-in double precision as a whole square.
+Products are summed in single precision over `CHUNK` positions, by the fastest kernel there is on one thread, so that
+bits do not depend on threads, and the sums of the chunks in double precision. Only the lower triangle is held, in slabs
+of rows, so that a matrix of features never exists in double precision as a whole square.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Executor
+from itertools import repeat
 
 import numpy as np
+
+from ir.base.executor import SERIAL
+from ir.tensor.one_thread import one_thread
 
 CHUNK = 2048
 """Positions that are summed in single precision."""
@@ -24,8 +29,10 @@ class MomentSums:
         features: length of a position.
     """
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int, executor: Executor = SERIAL) -> None:
+        """`executor` computes several slabs at the same time."""
         self.features = features
+        self._executor = executor
         self._tokens = 0
         self._low = np.full(features, np.inf, np.float32)
         self._high = np.full(features, -np.inf, np.float32)
@@ -86,15 +93,22 @@ class MomentSums:
         np.minimum(self._low, x.min(axis=0), out=self._low)
         np.maximum(self._high, x.max(axis=0), out=self._high)
         self._total += x.sum(axis=0, dtype=np.float64)
-        with np.errstate(over="ignore", invalid="ignore"):
-            for (start, stop), slab in self._pairs():
-                mine = x[:, start:stop]
-                if start:
-                    slab[:, :start] += mine.T @ x[:, :start]
-                # A matrix times its own transpose is computed with half the work.
-                slab[:, start:] += mine.T @ mine
+        starts, stops = zip(*_slab_ranges(self.features), strict=True)
+        with one_thread():
+            products = self._executor.map(_products, repeat(x), starts, stops)
+            for start, slab, (before, own) in zip(starts, self._slabs, products, strict=True):
+                slab[:, :start] += before
+                slab[:, start:] += own
         self._tokens += len(x)
         self._filled = 0
+
+
+def _products(x: np.ndarray, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+    """Products of some features with those before them, and with each other."""
+    mine = x[:, start:stop]
+    with one_thread(), np.errstate(over="ignore", invalid="ignore"):
+        # A matrix times its own transpose is computed with half the work.
+        return mine.T @ x[:, :start], mine.T @ mine
 
 
 def _slab_ranges(features: int) -> Iterator[tuple[int, int]]:

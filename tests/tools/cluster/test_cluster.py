@@ -9,6 +9,8 @@ import filecmp
 import logging
 import os
 import signal
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +19,7 @@ import pytest
 from distributed import Client, LocalCluster
 
 from ir.base.diag import LadingError
-from tests.support.paths import EXAMPLE
+from tests.support.paths import EXAMPLE, ROOT
 from tools.cluster.connect import working_on
 from tools.cluster.worker import Terms, mark_of, own_versions, require_versions, run_here
 from tools.compile.job import Listener, Request, compile_model
@@ -68,8 +70,12 @@ def scaled(cluster: LocalCluster, workers: int) -> list[int]:
 
 def request_for(pipeline: str, folder: Path, **more) -> Request:
     """The example, not run."""
-    text = EXAMPLE / "calibration.txt" if pipeline == "calibrated" else None
-    return Request(str(EXAMPLE), folder / pipeline, pipeline, verify="none", calibration=text, **more)
+    if pipeline == "default":
+        return Request(str(EXAMPLE), folder / pipeline, pipeline, verify="none", **more)
+    # A part of the text, and little memory, so that there are several segments.
+    text = folder / "calibration.txt"
+    text.write_bytes((EXAMPLE / "calibration.txt").read_bytes()[:16_000])
+    return Request(str(EXAMPLE), folder / pipeline, "calibrated{memory=2}", verify="none", calibration=text, **more)
 
 
 def assert_same(made: Path, wanted: Path) -> None:
@@ -80,39 +86,98 @@ def assert_same(made: Path, wanted: Path) -> None:
 
 
 @pytest.mark.mnn
-@pytest.mark.parametrize("workers", [1, 2, 4])
-@pytest.mark.parametrize("pipeline", PIPELINES)
+@pytest.mark.parametrize(
+    ("pipeline", "workers"), [("default", 1), ("default", 2), ("default", 4), ("calibrated", 4), ("calibrated", 1)]
+)
 def test_bytes_do_not_depend_on_the_workers(pipeline, workers, cluster, alone, fresh):
     scaled(cluster, workers)
     compile_model(request_for(pipeline, fresh, cluster=cluster.scheduler_address))
     assert_same(fresh / pipeline, alone / pipeline)
+    if pipeline == "calibrated":
+        assert_same(fresh / "cache" / "moments", alone / "cache" / "moments")
+        assert not list((fresh / "cache" / "running").iterdir())
 
 
 class _Killer(Listener):
-    """Kills a worker, as the system does that has no memory left, when work is under way."""
+    """Ends processes, as the system does that has no memory left, when work is under way.
 
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.killed = 0
+    Attributes:
+        steps: how far each pass said to be.
+    """
 
-    def _kill(self) -> None:
-        if not self.killed:
-            self.killed += 1
-            os.kill(self.number, signal.SIGKILL)
+    def __init__(self, at_step: int = -1, step: int = -1, at_weights: int = -1) -> None:
+        self._waiting = {"step": at_step, "weights": at_weights}
+        self._at = step
+        self.steps: list[int] = []
+
+    def _kill(self, when: str) -> None:
+        number, self._waiting[when] = self._waiting[when], -1
+        if number > 0:
+            os.kill(number, signal.SIGKILL)
+
+    def step(self, done: int, total: int, what: str) -> None:
+        """When the pass has come so far."""
+        if what.startswith("calibrating"):
+            self.steps.append(done)
+            if done == self._at:
+                self._kill("step")
 
     def weights(self, done: int, total: int) -> None:
         """After the first bundle."""
         if 0 < done < total:
-            self._kill()
+            self._kill("weights")
+
+    @property
+    def is_done(self) -> bool:
+        """Everybody was killed who was to be."""
+        return not any(number > 0 for number in self._waiting.values())
 
 
 @pytest.mark.mnn
 @pytest.mark.parametrize("pipeline", PIPELINES)
 def test_a_worker_that_is_killed_costs_its_own_work(pipeline, cluster, alone, fresh):
-    killer = _Killer(scaled(cluster, 2)[0])
+    first, second = scaled(cluster, 2)
+    killer = _Killer(first if pipeline == "calibrated" else -1, 1, second)
     compile_model(request_for(pipeline, fresh, cluster=cluster.scheduler_address), killer)
-    assert killer.killed == 1
+    assert killer.is_done
     assert_same(fresh / pipeline, alone / pipeline)
+
+
+@pytest.fixture
+def doomed(tmp_path):
+    """The address of a scheduler with one worker, and its process."""
+    file = tmp_path / "scheduler.json"
+    common = ["--scheduler-file", str(file), "--no-dashboard"]
+    dask = [sys.executable, "-m", "dask"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": ROOT}
+    scheduler = subprocess.Popen([*dask, "scheduler", "--host", "127.0.0.1", "--port", "0", *common], **quiet)
+    worker = subprocess.Popen(
+        [*dask, "worker", "--nthreads", "1", "--no-nanny", "--memory-limit", "0", "--death-timeout", "30", *common],
+        **quiet,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    while not file.exists():
+        assert scheduler.poll() is None
+        time.sleep(0.05)
+    yield str(file), scheduler.pid
+    for process in (worker, scheduler):
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.mnn
+def test_a_run_goes_on_after_the_scheduler_was_killed(doomed, cluster, alone, fresh, monkeypatch):
+    monkeypatch.setattr("tools.cluster.connect.REACH_S", 5.0)
+    file, scheduler = doomed
+    killer = _Killer(scheduler, 2)
+    with pytest.raises(LadingError) as caught:
+        compile_model(request_for("calibrated", fresh, cluster=file), killer)
+    assert caught.value.code == "B799" and killer.is_done
+    assert not (fresh / "calibrated").exists()
+    again = _Killer()
+    compile_model(request_for("calibrated", fresh, cluster=cluster.scheduler_address), again)
+    assert again.steps[0] >= 1
+    assert_same(fresh / "calibrated", alone / "calibrated")
 
 
 def _own_end(job: int) -> None:

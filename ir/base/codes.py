@@ -326,7 +326,6 @@ CODES: dict[str, str] = {
     "Q484": "Static quantization found nothing that it could, or was allowed to, compute in 8-bit integers.",
     "Q450": "A limit for measured precision cannot be read.",
     "Q493": "Gradients cannot pass an operator of the model, so that what needs them is left out or refused.",
-    "Q450": "A limit for measured precision cannot be read, or more than one is given.",
     "Q451": "The limit on the size is less than the smallest plan that the candidates, rules and floors allow.",
     "Q485": "Two limits on a precision plan cannot be kept together, such as few bytes and a high speed.",
     "Q477": "A plan decodes slower on its device than 4 bits in every weight would at the same size.",

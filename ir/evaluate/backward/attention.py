@@ -44,8 +44,9 @@ def attention(node: Node, inputs: Arrays) -> Applied:
     Raises:
         ValueError: the node has a past or a mask for each head, which training windows never have.
     """
-    query, key, value, mask, *past = (*inputs, *(None,) * (4 - len(inputs)))
-    if any(item is not None for item in past):
+    padded = [*inputs, *[None] * (4 - len(inputs))]
+    query, key, value, mask = padded[:4]
+    if any(item is not None for item in padded[4:]):
         raise ValueError("attention with a past has no rule")
     assert query is not None and key is not None and value is not None
     heads = node.attrs.get("q_num_heads", query.shape[1])

@@ -1,7 +1,8 @@
 """Write a legal graph as an MNN model, by way of ONNX and the converter of MNN's wheel.
 
 The converter runs in a child process and a folder of its own, since it crashes on some graphs and writes files under fixed names
-into the folder in which it stands. Sides of choices are converted as parts of one flat graph (`backends.mnn.modules.parts`).
+into the folder in which it stands. Bodies of choices and loops are converted as parts of one flat graph
+(`backends.mnn.modules.parts`).
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def emit(graph: Graph, out: Path, converter: Converter, *, inside: bool = True) 
         LadingError: B776 the converter died or took too long, and what `check_net` raises. Nothing is written then.
     """
     seconds = LEAST_SECONDS + ROOM * expected_seconds(graph)
-    flat, choices = apart(graph)
+    flat, joints = apart(graph)
     with scratch_folder() as folder:
         source, made = folder / "model.onnx", folder / "model.mnn"
         write_model(flat, source)
@@ -91,8 +92,8 @@ def emit(graph: Graph, out: Path, converter: Converter, *, inside: bool = True) 
             weights = made.with_name(made.name + ".weight")
             if weights.is_file():
                 shutil.move(weights, out.with_name(weights.name))
-        if choices:
-            together(made, choices, [value.name for value in graph.outputs], folder / "joined.mnn")
+        if joints:
+            together(made, joints, [value.name for value in graph.outputs], folder / "joined.mnn")
             made = folder / "joined.mnn"
             check_joined(made, graph)
         data = made.read_bytes()

@@ -13,7 +13,7 @@ from ir.tensor.inline import InlineTensor
 CONVERTED = 1 << 30
 """The converter takes 64-bit integers beyond this for this one."""
 
-BOUNDS = {"Slice": (1, 2), "Clip": (1, 2), "Max": (0, 1), "Min": (0, 1)}
+BOUNDS = {"Slice": (1, 2), "Clip": (1, 2), "Max": (0, 1), "Min": (0, 1), "Loop": (0,)}
 """Operands that mean the same with a number beyond the range of 32 bits as with the last one within it: all that they are
 compared with is within it."""
 

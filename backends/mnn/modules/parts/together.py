@@ -1,4 +1,4 @@
-"""Put the net of a graph that was taken apart together: each part becomes a graph of the net, and each choice an operator."""
+"""Put the net of a graph that was taken apart together: a graph of the net for each part, an operator for each choice."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from pathlib import Path
 
 from backends.mnn.modules.edit.net import Net, Operator, reference
 from backends.mnn.modules.edit.relink import Item, New, Objects, Old, Scalar, Text, copied, relink, vector
-from backends.mnn.modules.parts.apart import Choice, Side
+from backends.mnn.modules.parts.apart import Choice, Joint, Loop, Part
 from backends.mnn.read.net_file import OPS, PARAMETERS, number_kinds, slot_of
 from ir.base.diag import LadingError
 
-OPERATOR = next(number for number, name in OPS.items() if name == "If")
-"""The number of the operator that chooses."""
+NUMBERS = {name: number for number, name in OPS.items()}
+"""Numbers of operators."""
 
-Step = Operator | Choice
+Step = Operator | Joint
 """What a graph of the net computes one after the other."""
 
 
-def together(path: Path, choices: Sequence[Choice], outputs: Sequence[str], out: Path) -> None:
-    """Write a net whose sides of choices are graphs of their own; weights beside it stay where they are.
+def together(path: Path, joints: Sequence[Joint], outputs: Sequence[str], out: Path) -> None:
+    """Write a net whose bodies of choices and loops are graphs of their own; weights beside it stay where they are.
 
     Args:
         path: what the converter made of a flat graph, and what may have been edited since.
-        choices: how its parts belong together.
+        joints: how its parts belong together.
         outputs: names of the outputs of the main graph, in their order.
         out: the file to write.
 
@@ -32,18 +32,18 @@ def together(path: Path, choices: Sequence[Choice], outputs: Sequence[str], out:
         LadingError: B774 a value that joins two parts is not in the net, B791 the file would be too large.
     """
     net = Net(path)
-    out.write_bytes(relink(net.buffer, _Joined(net, choices).root(outputs)))
+    out.write_bytes(relink(net.buffer, _Joined(net, joints).root(outputs)))
 
 
 class _Joined:
-    def __init__(self, net: Net, choices: Sequence[Choice]) -> None:
+    def __init__(self, net: Net, joints: Sequence[Joint]) -> None:
         self._net = net
-        self._choices = {name: choice for choice in choices for name in choice.results}
-        self._sides = [side for choice in choices for side in (choice.then, choice.other)]
-        self._graphs = {side: f"side{number}" for number, side in enumerate(self._sides)}
+        self._joints = {name: joint for joint in joints for name in joint.results}
+        self._parts = [part for joint in joints for part in joint.parts]
+        self._graphs = {part: f"part{number}" for number, part in enumerate(self._parts)}
         self._names = net.names
         self._index = {name: number for number, name in enumerate(self._names)}
-        for name in self._choices:
+        for name in self._joints:
             if name not in self._index:
                 self._index[name] = len(self._names)
                 self._names.append(name)
@@ -52,17 +52,17 @@ class _Joined:
 
     def root(self, outputs: Sequence[str]) -> New:
         """The net."""
-        inner = {name for side in self._sides for name in side.inputs.values()}
+        inner = {own for part in self._parts for _, own in part.inputs}
         own = [
             self._names[number]
             for operator in self._net.levels[0]
             if operator.type == "Input"
             for number in operator.outputs
-            if self._names[number] not in inner and self._names[number] not in self._choices
+            if self._names[number] not in inner and self._names[number] not in self._joints
         ]
-        # What a graph of the net calls must come before it: loops that the converter made of operators, then inner sides.
+        # What a graph of the net calls must come before it: loops that the converter made of operators, then inner parts.
         loops = [Old(body.position) for body in self._net.root.tables(slot_of("Net", "subgraphs")) or ()]
-        graphs = [self._graph(side) for side in reversed(self._sides)]
+        graphs = [self._graph(part) for part in reversed(self._parts)]
         changes: dict[int, Item | None] = {
             slot_of("Net", "oplists"): self._written([*own, *outputs]),
             slot_of("Net", "outputName"): _texts(outputs),
@@ -71,14 +71,14 @@ class _Joined:
         }
         return copied(self._net.root, number_kinds("Net"), changes)
 
-    def _graph(self, side: Side) -> New:
-        inputs = [name for name in side.inputs.values() if name in self._index]
+    def _graph(self, part: Part) -> New:
+        inputs = [own for _, own in part.inputs]
         fields: dict[str, Item | None] = {
-            "name": Text(self._graphs[side]),
-            "inputs": vector([self._index[name] for name in inputs], "<i4"),
-            "outputs": vector([self._number(name) for name in side.outputs], "<i4"),
+            "name": Text(self._graphs[part]),
+            "inputs": vector([self._number(name) for name in inputs], "<i4"),
+            "outputs": vector([self._number(name) for name in part.outputs], "<i4"),
             "tensors": self._tensors(),
-            "nodes": self._written([*inputs, *side.outputs]),
+            "nodes": self._written([*inputs, *part.outputs]),
             "extraTensorDescribe": reference(self._net.root, slot_of("Net", "extraTensorDescribe")),
         }
         return New({slot_of("SubGraphProto", name): item for name, item in fields.items() if item is not None})
@@ -90,7 +90,7 @@ class _Joined:
     def _number(self, name: str) -> int:
         found = self._index.get(name)
         if found is None:
-            message = f"the converted model has no tensor {name!r}, by which a choice is joined to what is around it"
+            message = f"the converted model has no tensor {name!r}, by which two graphs are joined"
             raise LadingError("B774", message, hint="please report the model; --to onnx runs it in onnxruntime")
         return found
 
@@ -126,47 +126,59 @@ class _Joined:
 
     def _maker(self, number: int) -> Step:
         name = self._names[number]
-        if name in self._choices:
-            return self._choices[name]
+        if name in self._joints:
+            return self._joints[name]
         return self._makers[number]
 
     def _rank(self, step: Step) -> int:
         return self._place[step] if isinstance(step, Operator) else len(self._place)
 
     def _read(self, step: Step) -> list[int]:
-        if isinstance(step, Operator):
-            return step.inputs
-        return [self._number(name) for name in (step.condition, *self._held(step))]
-
-    def _held(self, choice: Choice) -> Mapping[str, list[str]]:
-        """Values that the sides of a choice read, with the inputs of the sides that hold them."""
-        found: dict[str, list[str]] = {}
-        for side in (choice.then, choice.other):
-            for value, own in side.inputs.items():
-                if own in self._index:
-                    found.setdefault(value, []).append(own)
-        return found
+        return step.inputs if isinstance(step, Operator) else [self._number(name) for name in _given(step)]
 
     def _step(self, step: Step) -> New | Old:
         if isinstance(step, Operator):
             return Old(step.table.position)
-        held = self._held(step)
-        pairs = zip(step.then.outputs, step.other.outputs, strict=True)
-        main: dict[str, Item] = {
-            "then_graph": Text(self._graphs[step.then]),
-            "else_graph": Text(self._graphs[step.other]),
-            "aliases_inputs": Objects((New({}), *(_named(own) for own in held.values()))),
-            "aliases_outputs": Objects(tuple(_named(pair) for pair in pairs)),
-        }
+        kind, main = self._chosen(step) if isinstance(step, Choice) else self._repeated(step)
+        parameter = f"{kind}Param"
         fields: dict[str, Item] = {
-            "inputIndexes": vector([self._number(name) for name in (step.condition, *held)], "<i4"),
-            "main_type": Scalar("B", PARAMETERS.index("IfParam")),
-            "main": New({slot_of("IfParam", name): item for name, item in main.items()}),
+            "inputIndexes": vector(self._read(step), "<i4"),
+            "main_type": Scalar("B", PARAMETERS.index(parameter)),
+            "main": New({slot_of(parameter, name): item for name, item in main.items()}),
             "name": Text(step.name),
             "outputIndexes": vector([self._number(name) for name in step.results], "<i4"),
-            "type": Scalar("i", OPERATOR),
+            "type": Scalar("i", NUMBERS[kind]),
         }
         return New({slot_of("Op", name): item for name, item in fields.items()})
+
+    def _chosen(self, choice: Choice) -> tuple[str, dict[str, Item]]:
+        """An operator that finds inputs and outputs of its graphs by their names."""
+        pairs = zip(choice.then.outputs, choice.other.outputs, strict=True)
+        return "If", {
+            "then_graph": Text(self._graphs[choice.then]),
+            "else_graph": Text(self._graphs[choice.other]),
+            "aliases_inputs": Objects((New({}), *(_named(own) for own in _held(choice).values()))),
+            "aliases_outputs": Objects(tuple(_named(pair) for pair in pairs)),
+        }
+
+    def _repeated(self, loop: Loop) -> tuple[str, dict[str, Item]]:
+        """An operator that finds them by their places, as there is no graph for the condition."""
+        return "While", {"body_graph": Text(self._graphs[loop.body])}
+
+
+def _held(choice: Choice) -> Mapping[str, list[str]]:
+    """Values that the sides of a choice read, with the inputs of the sides that hold them."""
+    found: dict[str, list[str]] = {}
+    for value, own in (*choice.then.inputs, *choice.other.inputs):
+        found.setdefault(value, []).append(own)
+    return found
+
+
+def _given(joint: Joint) -> list[str]:
+    """What an operator with graphs of its own reads."""
+    if isinstance(joint, Choice):
+        return [joint.condition, *_held(joint)]
+    return [value for value, _ in joint.body.inputs]
 
 
 def _texts(names: Iterable[str]) -> Objects:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from backends.mnn.modules.build import Build, numbers, type_of
+from backends.mnn.modules.build import Build, type_of
 from backends.mnn.modules.rewrites.types import Table
+from backends.mnn.modules.table.control import MOST_NODES, steps_written_out
 from ir.base.types import BOOL, I64
 from ir.graph.copy import add_again
 from ir.graph.graph import Graph, Node, Value
 from ir.infer.engine import infer_node
-
-MOST_NODES = 4096
-"""Nodes that a loop may become."""
 
 
 class _Known(dict[Value, Value]):
@@ -107,15 +105,10 @@ def _joined(b: Build, parts: Sequence[Value], axis: int) -> Value:
 
 def loop(node: Node, b: Build) -> Sequence[Value] | None:
     """One copy of the body for each step of a loop that goes on for a known number of steps."""
-    body, trips = _body(node), numbers(node.input(0))
-    if body is None or trips is None or None in node.inputs[2:] or len(body.inputs) != max(len(node.inputs), 2):
-        return None
-    steps, start, goes_on = int(trips.reshape(-1)[0]), numbers(node.input(1)), _goes_on(body)
-    if node.input(1) is not None and (start is None or not start.all()):
+    body, steps = _body(node), steps_written_out(node)
+    if body is None or steps is None or None in node.inputs[2:] or len(body.inputs) != max(len(node.inputs), 2):
         return None
     held = len(node.inputs) - 2
-    if not goes_on or not 0 < steps * _size(body) <= MOST_NODES:
-        return None
     constants, condition = _constants(b, body), b.scalar(True, BOOL)
     states = [node.operand(2 + index) for index in range(held)]
     parts: list[list[Value]] = [[] for _ in node.outputs[held:]]
@@ -125,15 +118,6 @@ def loop(node: Node, b: Build) -> Sequence[Value] | None:
         for part, value in zip(parts, made[held:], strict=True):
             part.append(value)
     return [*states, *(_joined(b, part, 0) for part in parts)]
-
-
-def _goes_on(body: Graph) -> bool:
-    """True for a body that never says that the loop is to end."""
-    found = body.outputs[0]
-    while found.producer is not None and found.producer.op == "Identity":
-        found = found.producer.operand(0)
-    known = numbers(found)
-    return found is body.inputs[1] or (known is not None and bool(known.all()))
 
 
 REWRITES: Table = {"Loop": (loop,), "Scan": (scan,)}

@@ -12,15 +12,18 @@ from onnx import TensorProto, helper, numpy_helper
 
 from backends.mnn.modules.child import Converter
 from backends.mnn.modules.emit import emit
-from backends.mnn.modules.parts.apart import apart
+from backends.mnn.modules.parts.apart import NESTING, apart
 from backends.mnn.target.environments import module_packages
 from backends.mnn.target.releases import target
 from ir.base.diag import LadingError
 from ir.evaluate.evaluator import evaluate
+from ir.text.printer import print_graph
 from tests.support.modules.models import legal
 
 F32, I64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 RNG = np.random.default_rng(8)
+QUIET = onnxruntime.SessionOptions()
+QUIET.log_severity_level = 4
 
 
 def value(name: str, shape=None, kind: int = F32) -> onnx.ValueInfoProto:
@@ -90,6 +93,8 @@ HELD = [
     ("w", RNG.normal(size=(1, 8, 3)).astype(np.float32)),
     ("r", RNG.normal(size=(1, 8, 2)).astype(np.float32)),
     ("row", np.array([[1, -2, 3]], np.float32)),
+    ("kernel1", np.array([[[0.5]]], np.float32)),
+    ("third", np.array(1)),
 ]
 
 
@@ -178,6 +183,83 @@ CHOSEN = {
 }  # fmt: skip
 """Choices that the runtime makes."""
 
+
+def repeated(body, states, given, results, limit: str = "", begins: str = "", behind=()) -> onnx.ModelProto:
+    """A loop over a state or several and what its steps give, the outputs of the body as they are named."""
+    inputs = [value("i", [], I64), value("go", [], BOOL), *(value(name, ["n", 3]) for name in states)]
+    outputs = [value(results[0], [], BOOL), *(value(name) for name in results[1:])]
+    graph = helper.make_graph([node("Identity", "go", "same"), *body], "body", inputs, outputs)
+    names = [f"y{place}" for place in range(len(results) - 1)]
+    nodes = [
+        helper.make_node("ReduceSum", ["x"], ["total"], keepdims=0),
+        helper.make_node("Abs", ["total"], ["size"]),
+        helper.make_node("Cast", ["size"], ["steps"], to=I64),
+        helper.make_node("Shape", ["x"], ["sizes"]),
+        helper.make_node("Gather", ["sizes", "first"], ["rows"]),
+        helper.make_node("Tanh", ["x"], ["around"]),
+        helper.make_node("Greater", ["total", "zero"], ["positive"]),
+        helper.make_node("Loop", [limit, begins, *given], names, body=graph),
+        *behind,
+    ]
+    outputs = [value(name) for item in (behind or nodes[-1:]) for name in item.output]
+    return model(nodes, [value("x", ["n", 3])], outputs, [*HELD, ("ever", np.array(2**63 - 1))])
+
+
+def loop_within_a_loop() -> onnx.ModelProto:
+    body = helper.make_graph(
+        [node("Identity", "g1", "g2"), node("Add", "a", "around", "b")],
+        "inner", [value("j", [], I64), value("g1", [], BOOL), value("a", ["n", 3])], [value("g2", [], BOOL), value("b")],
+    )  # fmt: skip
+    inner = helper.make_node("Loop", ["i", "", "s"], ["s2"], body=body)
+    return repeated([inner], ["s"], ["x"], ["same", "s2"], "steps")
+
+
+def choice_within_a_loop() -> onnx.ModelProto:
+    inner = helper.make_node(
+        "If", ["more"], ["s2"], then_branch=side("t", [node("Tanh", "s", "p")], ["p"]),
+        else_branch=side("e", [node("Neg", "s", "q")], ["q"]),
+    )  # fmt: skip
+    return repeated([node("Greater", "i", "third", "more"), inner], ["s"], ["x"], ["same", "s2"], "steps")
+
+
+STOPS = [node("ReduceMax", "s2", "most", keepdims=0), node("Less", "most", "limit", "small")]
+REPEATED = {
+    "as often as computed": repeated([node("Add", "s", "around", "s2")], ["s"], ["x"], ["same", "s2"], "steps"),
+    "until something is reached": repeated(
+        [node("Add", "s", "limit", "s2"), *STOPS], ["s"], ["x"], ["small", "s2"], "ever", "positive"
+    ),
+    "what steps give": repeated(
+        [node("Tanh", "s", "s2"), node("Cast", "i", "f", to=F32), node("Mul", "s2", "f", "given")],
+        ["s"],
+        ["x"],
+        ["same", "s2", "given"],
+        "rows",
+        behind=[node("Neg", "y0", "z0"), node("Exp", "y1", "z1")],
+    ),
+    "a row for each step": repeated(
+        [node("Gather", "around", "i", "taken", axis=0), node("Add", "s", "taken", "s2")], ["s"], ["x"], ["same", "s2"], "rows"
+    ),
+    "states that change places": repeated(
+        [node("Identity", "t", "s2"), node("Neg", "s", "t2")], ["s", "t"], ["x", "around"], ["same", "s2", "t2"], "steps"
+    ),
+    "a constant to begin with": repeated([node("Add", "s", "x", "s2")], ["s"], ["row"], ["same", "s2"], "steps"),
+    "a convolution": repeated(
+        [
+            node("Unsqueeze", "s", "second", "u"),
+            node("Conv", "u", "kernel1", "v"),
+            node("Squeeze", "v", "second", "s2"),
+        ],
+        ["s"],
+        ["x"],
+        ["same", "s2"],
+        "steps",
+    ),
+    "within a loop": loop_within_a_loop(),
+    "a choice within": choice_within_a_loop(),
+}  # fmt: skip
+"""Loops that the runtime goes through."""
+
+
 MODELS = [
     *(scanned(axis, direction) for axis in (0, 1) for direction in (0, 1)),
     looped("same"),
@@ -197,7 +279,7 @@ def feeds(made: onnx.ModelProto) -> list[dict[str, np.ndarray]]:
 
 @pytest.mark.parametrize("made", MODELS)
 def test_numbers_of_what_is_written_out(made):
-    session = onnxruntime.InferenceSession(made.SerializeToString())
+    session = onnxruntime.InferenceSession(made.SerializeToString(), QUIET)
     graph = legal(made)
     assert not {"If", "Loop", "Scan"} & {node.op for node in graph.walk()}
     for feed in feeds(made):
@@ -213,8 +295,8 @@ def test_mnn_computes_it(release, tmp_path: Path):
     if release not in packages:
         pytest.skip(f"no environment of MNN {release}")
     with Converter(packages[release]) as converter:
-        for place, made in enumerate([*MODELS, *CHOSEN.values()]):
-            session = onnxruntime.InferenceSession(made.SerializeToString())
+        for place, made in enumerate([*MODELS, *CHOSEN.values(), *REPEATED.values()]):
+            session = onnxruntime.InferenceSession(made.SerializeToString(), QUIET)
             emit(legal(made, release), tmp_path / f"{place}.mnn", converter)
             names = [item.name for item in made.graph.output]
             sets = feeds(made)
@@ -223,32 +305,35 @@ def test_mnn_computes_it(release, tmp_path: Path):
                     np.testing.assert_allclose(found[name], wanted, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("made", CHOSEN.values(), ids=CHOSEN)
-def test_parts_of_a_graph_with_choices_are_told_by_names_alone(made):
+@pytest.mark.parametrize("made", [*CHOSEN.values(), *REPEATED.values()], ids=[*CHOSEN, *REPEATED])
+def test_parts_of_a_graph_with_bodies_are_told_by_names_alone(made):
     graph = legal(made)
-    before = str(graph)
-    flat, choices = apart(graph)
-    assert str(graph) == before and len(choices) == sum(each.op == "If" for each in graph.walk())
-    assert not any(each.op == "If" for each in flat.walk())
+    before = print_graph(graph)
+    flat, joints = apart(graph)
+    assert print_graph(graph) == before
+    assert len(joints) == sum(each.op in NESTING for each in graph.walk()) > 0
+    assert not any(each.op in NESTING for each in flat.walk())
     given = {item.name for item in flat.inputs}
     known = given | {item.name for item in flat.outputs}
-    for choice in choices:
-        assert given.issuperset(choice.results) and choice.condition in known
-        for one in (choice.then, choice.other):
-            assert one.inputs and given.issuperset(one.inputs.values())
-            assert known.issuperset(one.inputs) and known.issuperset(one.outputs)
+    for joint in joints:
+        assert given.issuperset(joint.results)
+        for part in joint.parts:
+            assert part.inputs and given.issuperset(own for _, own in part.inputs)
+            assert known.issuperset(value for value, _ in part.inputs) and known.issuperset(part.outputs)
 
 
 OPEN = chosen(
     [node("ReduceSum", "x", "second", "a", keepdims=0)], [node("Neg", "x", "b")], ("p",), [node("Exp", "p", "y0")]
 )
 """What reads the result of a choice may get one axis or two."""
+UNSURE = repeated([node("Neg", "s", "s2"), node("Exp", "s", "given")], ["s"], ["x"], ["same", "s2", "given"], "steps")
+"""It may be that there is no step to put results together of."""
 
 
 @pytest.mark.parametrize(
     ("made", "words"),
     [
-        (looped("small"), "Loop has no form that MNN computes right"),
+        (UNSURE, "Loop has no form that MNN computes right: it may not run at all, and gives what its steps gave"),
         (OPEN, "If has no form that MNN computes right: the number of axes of %p is not known"),
     ],
 )

@@ -16,7 +16,7 @@ from backends.mnn.modules.table.row import HELD, Right
 from ir.base.types import BOOL
 from ir.graph.graph import Graph, Node, Value
 from ir.ops.registry import rank_of
-from passes.choices.possible_ranks import sides
+from passes.control.possible_ranks import sides
 
 MOST_NODES = 4096
 """Nodes that a loop may become when its steps are written out."""

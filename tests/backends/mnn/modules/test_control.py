@@ -222,6 +222,27 @@ def choice_within_a_loop() -> onnx.ModelProto:
     return repeated([node("Greater", "i", "third", "more"), inner], ["s"], ["x"], ["same", "s2"], "steps")
 
 
+def list_of_steps() -> onnx.ModelProto:
+    body = helper.make_graph(
+        [
+            node("Identity", "go", "same"),
+            node("Gather", "x", "i", "taken", axis=0),
+            node("SequenceInsert", "list", "taken", "more"),
+        ],
+        "body",
+        [value("i", [], I64), value("go", [], BOOL), helper.make_tensor_sequence_value_info("list", F32, None)],
+        [value("same", [], BOOL), helper.make_tensor_sequence_value_info("more", F32, None)],
+    )
+    nodes = [
+        helper.make_node("SequenceEmpty", [], ["empty"]),
+        node("Shape", "x", "sizes"),
+        node("Gather", "sizes", "first", "rows"),
+        helper.make_node("Loop", ["rows", "", "empty"], ["all"], body=body),
+        node("ConcatFromSequence", "all", "y0", axis=1, new_axis=1),
+    ]
+    return model(nodes, [value("x", ["n", 3])], [value("y0")], [("first", np.array([0]))])
+
+
 STOPS = [node("ReduceMax", "s2", "most", keepdims=0), node("Less", "most", "limit", "small")]
 REPEATED = {
     "as often as computed": repeated([node("Add", "s", "around", "s2")], ["s"], ["x"], ["same", "s2"], "steps"),
@@ -256,6 +277,7 @@ REPEATED = {
     ),
     "within a loop": loop_within_a_loop(),
     "a choice within": choice_within_a_loop(),
+    "a list": list_of_steps(),
 }  # fmt: skip
 """Loops that the runtime goes through."""
 

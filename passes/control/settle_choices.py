@@ -12,7 +12,7 @@ from ir.graph.graph import Graph, Node
 from ir.infer.engine import infer_types
 from ir.tensor.inline import InlineTensor
 from passes.canonicalize.fold import Fold
-from passes.choices.possible_ranks import PossibleRanks, Ranks, meet, sides
+from passes.control.possible_ranks import PossibleRanks, Ranks, meet, sides
 from passes.framework.base import Pass, Result
 from passes.framework.context import PassContext
 

@@ -1,1 +1,0 @@
-"""Choices between graphs (`If`) that can be made while a graph is compiled."""

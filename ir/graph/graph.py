@@ -248,13 +248,18 @@ class Node:
     @property
     def subgraphs(self) -> tuple[Graph, ...]:
         """Graphs held by attributes (bodies of If, Loop, Scan)."""
+        # Asked of every node in every walk, and nearly always none; the elements of a tuple are of one kind.
+        attrs = self._attrs
+        if not attrs:
+            return ()
         found: list[Graph] = []
-        for value in self._attrs.values():
-            if isinstance(value, Graph):
+        for value in attrs.values():
+            kind = type(value)
+            if kind is Graph:
                 found.append(value)
-            elif isinstance(value, tuple):
-                found.extend(item for item in value if isinstance(item, Graph))
-        return tuple(found)
+            elif kind is tuple and value and type(value[0]) is Graph:
+                found.extend(value)
+        return tuple(found) if found else ()
 
     def input(self, index: int) -> Value | None:
         """Input `index`, or None when it is absent or left out."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ir.infer import by_onnx, control_flow, numeric, shapes, values
+from ir.infer import by_onnx, control_flow, numeric, shapes, values, windows
 from ir.infer.rule_table import RULES, rule_of, value_rule_of
 
-FILLED_BY = (numeric, shapes, control_flow, values, by_onnx)
+FILLED_BY = (numeric, shapes, control_flow, values, windows, by_onnx)
 """Modules with rules of ONNX operators."""
 
 __all__ = ["FILLED_BY", "RULES", "rule_of", "value_rule_of"]

@@ -1,9 +1,9 @@
 """Operators that change the shape alone, written with constants and joined where types tell the shape.
 
 An exporter computes the shape of a reshape from sizes of other values, with five operators for a batch that stays as it
-is. Types have the result: a number, the size that the operand has at the same place (0 in the shape), or the one that
-is left (-1). The last is taken only where no other size can be 0, since -1 of nothing is not defined, or where the exporter
-wrote it.
+is. Type inference follows such numbers: each is known, or the size that the operand has at the same place (0 in the
+shape), or the one that is left (-1). The last is taken only where no other size can be 0, since -1 of nothing is not
+defined, or where the exporter wrote it.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ REDUCTIONS = "ReduceMean|ReduceSum|ReduceMax|ReduceMin|ReduceProd"
 
 x = Var("x")
 Shape = tuple["int | Dim", ...]
+Wanted = Sequence["int | Dim | None"]
 
 
 def shape_of(value: Value) -> Shape | None:
@@ -36,34 +37,32 @@ def shape_of(value: Value) -> Shape | None:
     return value.type.shape if isinstance(value.type, TensorType) else None
 
 
-def constant_shape(source: Shape, target: Shape, free: Sequence[int] = ()) -> list[int] | None:
+def constant_shape(source: Shape, target: Wanted) -> list[int] | None:
     """The second input of a Reshape with ``allowzero = 0`` from one shape to another; None when no constant says it.
 
     Args:
-        source, target: dimensions before and after.
-        free: places at which the exporter had -1, so that what it could not do with it need not be kept.
+        source: dimensions before.
+        target: what the shape is to be: sizes, 0 and -1 as a Reshape reads them, None for what is not known.
     """
-    sizes: list[int | None] = []
-    for axis, size in enumerate(target):
-        if isinstance(size, int) and size:
-            sizes.append(size)
-        else:
-            sizes.append(0 if axis < len(source) and source[axis] == size else None)
+    sizes = [
+        size if isinstance(size, int) else 0 if axis < len(source) and source[axis] == size else None
+        for axis, size in enumerate(target)
+    ]
     unknown = [axis for axis, size in enumerate(sizes) if size is None]
-    if len(unknown) > 1:
+    if not unknown:
+        return [size for size in sizes if size is not None]
+    if len(unknown) > 1 or any(size == 0 and axis >= len(source) for axis, size in enumerate(sizes)):
         return None
-    if unknown and unknown[0] not in free:
-        rest = [size for axis, size in enumerate(target) if axis != unknown[0]]
-        if not all(size > 0 if isinstance(size, int) else size.low > 0 for size in rest):
-            return None
-    return [-1 if size is None else size for size in sizes]
+    rest = [source[axis] if size == 0 else size for axis, size in enumerate(sizes) if size is not None]
+    sure = all(size > 0 if isinstance(size, int) else size.low > 0 for size in rest)
+    return [-1 if size is None else size for size in sizes] if sure else None
 
 
-def ones_between(shorter: Shape, longer: Shape) -> tuple[int, ...] | None:
+def ones_between(shorter: Wanted, longer: Wanted) -> tuple[int, ...] | None:
     """The axes of ones that make the longer shape of the shorter one; None when something else differs."""
     axes, at = [], 0
     for axis, size in enumerate(longer):
-        if at < len(shorter) and shorter[at] == size and len(longer) - axis >= len(shorter) - at:
+        if size is not None and at < len(shorter) and shorter[at] == size and len(longer) - axis >= len(shorter) - at:
             at += 1
         elif size == 1:
             axes.append(axis)
@@ -72,12 +71,12 @@ def ones_between(shorter: Shape, longer: Shape) -> tuple[int, ...] | None:
     return tuple(axes) if at == len(shorter) else None
 
 
-def moved(m: Match, rw: Rewriter, value: Value, free: Sequence[int] = ()) -> Value | None:
-    """A value in the shape of the root's output, by one operator; None when no constant says how."""
-    source, target = shape_of(value), shape_of(m.output)
-    if source is None or target is None:
-        return m.skip("a shape is unknown")
-    sizes = constant_shape(source, target, free)
+def moved(m: Match, rw: Rewriter, value: Value, target: Wanted) -> Value | None:
+    """A value in another shape, by one operator; None when no constant says how."""
+    source = shape_of(value)
+    if source is None:
+        return m.skip("the shape of the operand is unknown")
+    sizes = constant_shape(source, target)
     if sizes is not None:
         return rw.op("Reshape", value, rw.const(np.array(sizes, np.int64)), types=[m.output.type])
     for op, shorter, longer in (("Unsqueeze", source, target), ("Squeeze", target, source)):
@@ -103,33 +102,42 @@ def opset_of(graph: Graph) -> int:
 
 @rule(Op("Reshape", x, Var("shape", when=lambda value: value.const is None)))
 def reshape_to_known_shape(m: Match, rw: Rewriter) -> Value | None:
-    """A reshape to a computed shape that types tell."""
-    if attribute(m.root, "allowzero"):
-        return m.skip("a 0 in its shape is a size")
+    """A reshape to a shape that is computed from sizes."""
     known = Inference(m.root.home, lazy=True).known_of(m.shape)
-    free = [axis for axis, entry in enumerate(known.entries) if entry == -1] if known is not None else ()
-    return moved(m, rw, m.x, free)
+    if known is None or attribute(m.root, "allowzero"):
+        return m.skip("the shape is unknown, or a 0 in it is a size")
+    return moved(m, rw, m.x, known.entries)
 
 
 @rule(Op("Expand", x, Var("shape", when=lambda value: value.const is None)))
 def expand_to_known_shape(m: Match, rw: Rewriter) -> Value | None:
-    """A broadcast to a computed shape that types tell; where the operand is longer than 1, 1 keeps it."""
-    source, target = shape_of(m.x), shape_of(m.output)
-    if source is None or target is None:
+    """A broadcast to a shape that is computed from sizes; where the operand is as long, 1 keeps it."""
+    source, known = shape_of(m.x), Inference(m.root.home, lazy=True).known_of(m.shape)
+    if source is None or known is None:
         return m.skip("a shape is unknown")
-    kept = (1,) * (len(target) - len(source)) + source
+    entries = (1,) * (len(source) - len(known.entries)) + known.entries
+    kept = (1,) * (len(entries) - len(source)) + source
     sizes = [
-        size if isinstance(size, int) else 1 if size == old else None for size, old in zip(target, kept, strict=True)
+        entry if isinstance(entry, int) else 1 if entry is not None and entry == old else None
+        for entry, old in zip(entries, kept, strict=True)
     ]
     if None in sizes:
         return m.skip("a size that the operand does not have is not a number")
     return rw.op("Expand", m.x, rw.const(np.array(sizes, np.int64)), types=[m.output.type])
 
 
-@rule(Op(MOVES, Op(MOVES, x, Rest("inner"), users=1), Rest("outer")))
+def is_fixed(value: Value | None) -> bool:
+    """True for a shape or axes that are left out or constant."""
+    return value is None or value.const is not None
+
+
+@rule(Op(MOVES, Op(MOVES, x, Rest("inner", when=is_fixed), users=1), Rest("outer", when=is_fixed)))
 def join_moves(m: Match, rw: Rewriter) -> Value | None:
     """Two changes of the shape are one."""
-    return moved(m, rw, m.x)
+    target = shape_of(m.output)
+    if target is None or 0 in target:
+        return m.skip("the shape is unknown, or nothing")
+    return moved(m, rw, m.x, target)
 
 
 @rule(Op(REDUCTIONS, x, Maybe(Const("axes"))))

@@ -66,7 +66,7 @@ def is_right(node: Node) -> bool:
     length = node.operand(0).dims[0] if node.operand(0).rank == 3 else None
     if node.op == "GRU":
         return bool(attribute(node, "linear_before_reset")) and all(
-            isinstance(each, int) for each in node.operand(0).dims
+            isinstance(each, int) for each in node.operand(0).shape or (None,)
         )
     return node.op == "RNN" or isinstance(length, int) or directions(node) == 2 or node.input(5) is None
 
@@ -109,6 +109,9 @@ def one_way(node: Node, b: Build) -> Sequence[Value | None] | None:
 
 def _gets_right(node: Node) -> bool:
     """Whether a node is right once a bias is given and all results are named."""
+    shape = node.operand(0).shape
+    if shape is None:
+        return False
     weights = [node.input(index) for index in (1, 2)]
     bias = node.input(3)
     if not is_usual(node) or any(value is None or not value.is_const for value in weights):
@@ -116,9 +119,7 @@ def _gets_right(node: Node) -> bool:
     if bias is not None and not bias.is_const:
         return False
     if node.op == "GRU":
-        return bool(attribute(node, "linear_before_reset")) and all(
-            isinstance(each, int) for each in node.operand(0).dims
-        )
+        return bool(attribute(node, "linear_before_reset")) and all(isinstance(each, int) for each in shape)
     return True
 
 

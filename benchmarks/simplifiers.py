@@ -3,10 +3,11 @@
     python -m benchmarks.simplifiers PATH... [--repeat 3] [--limit 300] [--json FILE]
 
 PATH is an ONNX file or a folder of them. Each measurement is a process of its own, on one thread, that reads the file,
-simplifies, and serializes the result. Before that it simplifies a model of two nodes, for every tool alike, so that what
-a tool imports and starts on first use is its start-up, which is measured apart. The tools take turns. Of each result the
-outputs are compared with those of the original in onnxruntime, on made-up inputs. ``pip install 'lading[bench]'`` brings
-the other tools; one that is not installed is named and left out.
+simplifies, and serializes the result. Counted are seconds of the processor, which do not depend on what else runs, those
+of processes that a tool starts included. Before that it simplifies a model of two nodes, for every tool alike, so that
+what a tool imports and starts on first use is its start-up, which is measured apart. The tools take turns. Of each result
+the outputs are compared with those of the original in onnxruntime, on made-up inputs. ``pip install 'lading[bench]'``
+brings the other tools; one that is not installed is named and left out.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ class Simplified:
         tool: name of the tool.
         model: name of the file.
         nodes: nodes of the result, those of subgraphs included; Constant nodes, which hold numbers, are not counted.
-        seconds: from the file to the bytes of the result: median.
-        start_up: seconds to import the tool and simplify a model of two nodes: median.
+        seconds: seconds of the processor from the file to the bytes of the result: median.
+        start_up: the same to import the tool and simplify a model of two nodes.
         difference: largest difference of any output from the original's, relative to its largest number.
         failure: why there is no result.
     """
@@ -92,13 +93,24 @@ def child(tool: str, path: Path, out: Path) -> None:
     """Start a tool on a small model, simplify one file, write the result, print the seconds of both."""
     simplify = TOOLS[tool][1]
     small = small_model(out.with_name(f"small-{tool}.onnx"))
-    started = time.perf_counter()
+    started = processor_seconds()
     simplify(small)
-    start = time.perf_counter()
+    start = processor_seconds()
     data = simplify(path)
-    seconds = time.perf_counter() - start
+    seconds = processor_seconds() - start
     out.write_bytes(data)
     print(json.dumps({"seconds": seconds, "start_up": start - started}))
+
+
+def processor_seconds() -> float:
+    """Seconds of the processor that this process took, its children included, whether they have ended or not."""
+    ended = os.times()
+    total = time.process_time() + ended.children_user + ended.children_system
+    for task in Path("/proc/self/task").iterdir():
+        for child_process in (task / "children").read_text().split():
+            fields = Path(f"/proc/{child_process}/stat").read_text().rpartition(")")[2].split()
+            total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return total
 
 
 def small_model(path: Path) -> Path:
@@ -200,8 +212,8 @@ def table(rows: Iterable[Simplified], before: dict[str, int]) -> str:
     for model in dict.fromkeys(row.model for row in rows):
         cells = [model, str(before[model])]
         for row in (row for row in rows if row.model == model):
-            failed = [row.failure, "", ""]
-            cells += failed if row.failure else [str(row.nodes), f"{row.seconds:.2f}", f"{row.difference:.0e}"]
+            failed = [row.failure.removeprefix("==> "), "", ""]
+            cells += failed if row.failure else [str(row.nodes), f"{row.seconds:.3f}", f"{row.difference:.0e}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -292,7 +292,8 @@ class _Run:
             return
         for round_ in range(1, item.max + 1):
             version = self.graph.version
-            self.items(item.body.items, f"{path}.{round_}.")
+            with paused_collection():
+                self.items(item.body.items, f"{path}.{round_}.")
             if self.graph.version == version or item.max == 1:
                 return
         message = f"the graph still changed in round {item.max} of {item}"

@@ -56,7 +56,7 @@ PASSES: dict[str, str] = {
 
 PIPELINES: dict[str, str] = {
     "canonicalize": "repeat{max=8}(infer-types,fold,simplify,cse,dce),toposort",
-    "smallest": "canonicalize,fold-batch-norms,fuse-linears,cse,dce",
+    "smallest": "canonicalize,fold-batch-norms,fuse-linears",
     "int8-static": "repeat{max=1 foreign}(expand-functions),canonicalize,fold-batch-norms,observe,"
     "assign-int8,bias-correct,insert-static-qdq,dce",
     "newest-opset": "repeat{max=1 foreign}(expand-functions,infer-types,upgrade-opset)",

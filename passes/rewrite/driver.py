@@ -48,6 +48,10 @@ class _Lineage:
         return list(dict.fromkeys(reversed(names)))
 
 
+_NOTHING = State(False)
+"""What was bound where nothing can match."""
+
+
 class Driver:
     """One application of a rule set to a graph."""
 
@@ -121,10 +125,15 @@ class Driver:
 
     def find(self, item: Rule, node: Node) -> tuple[State, Node | None]:
         """The bindings of a rule's pattern at a node, and the node, or None when it does not match."""
+        heads = [root for root in item.heads if root.ops is None or node.op in root.ops]
+        if not self.explain:
+            heads = [root for root in heads if root.may_match(node)]
+            if not heads:
+                return _NOTHING, None
         state = State(self.explain)
         value = node.outputs[0] if node.outputs else None
-        for root in item.heads:
-            if (root.ops is None or node.op in root.ops) and root.match_node(node, value, None, state):
+        for root in heads:
+            if root.match_node(node, value, None, state):
                 return state, node
         return state, None
 

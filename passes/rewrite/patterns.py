@@ -236,6 +236,9 @@ class Op(Pattern):
             raise ValueError(f"any_order of Op({op!r}) is for two to four inputs")
         count = len(self.inputs)
         self.orders = tuple(permutations(range(count))) if any_order else (tuple(range(count)),)
+        fixed = [] if any_order else [(i, p) for i, p in enumerate(self.inputs) if p is not None]
+        self.made_by = tuple((i, p.ops) for i, p in fixed if isinstance(p, Op) and p.ops is not None)
+        self.constant = tuple(i for i, p in fixed if isinstance(p, Const))
         self.least = max(
             (i + 1 for i, p in enumerate(self.inputs) if p is not None and not isinstance(p, Maybe)), default=0
         )
@@ -295,6 +298,21 @@ class Op(Pattern):
         if self.name is None:
             return proceed(captured, state)
         return state.bind(self.name, value if value is not None else node.outputs[0], captured)
+
+    def may_match(self, node: Node) -> bool:
+        """False where a node of the right operator cannot match, for what makes its inputs: told without bindings."""
+        inputs = node.inputs
+        if len(inputs) < self.least:
+            return False
+        for place, ops in self.made_by:
+            value = inputs[place]
+            if value is None or value.producer is None or value.producer.op not in ops:
+                return False
+        for place in self.constant:
+            value = inputs[place]
+            if value is None or value.const is None:
+                return False
+        return True
 
     def names(self) -> Iterator[str]:
         """See `Pattern.names`."""

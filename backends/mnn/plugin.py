@@ -17,9 +17,9 @@ PLUGIN = Plugin(
     pipelines={
         "default": "absorb-latent,lift-decoder,infer-types,discover-inputs,assign-precision,insert-qdq,legalize-mnn,"
         "sink-layouts,fuse-mnn,cse,dce",
-        "calibrated": "absorb-latent,lift-decoder,infer-types,discover-inputs,calibrate,assign-precision{method=gptq},"
-        "insert-qdq,legalize-mnn,sink-layouts,fuse-mnn,cse,dce",
-        "mixed": "calibrated{budget=4.5bpw}",
+        "calibrated": "absorb-latent,lift-decoder,infer-types,discover-inputs,calibrate,"
+        "assign-precision{method=gptq block-trade=3},insert-qdq,legalize-mnn,sink-layouts,fuse-mnn,cse,dce",
+        "mixed": "calibrated{budget=5bpw min-speed=0.85x}",
         "fp32": "default{bits=32 logits-bits=32}",
         "fp16": "default{bits=16 logits-bits=16}",
         "int8": "default{bits=8 logits-bits=8}",

@@ -47,6 +47,11 @@ class Target:
         return True
 
     @property
+    def ties_rows(self) -> bool:
+        """True when embedding rows can be read from a logits matrix that has one scale a row."""
+        return True
+
+    @property
     def symmetric(self) -> bool:
         """True when weights without a zero are computed right."""
         return True

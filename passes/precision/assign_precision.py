@@ -59,6 +59,12 @@ class AssignPrecision(Pass):
     )
     embedding_bits: Literal[0, 4, 8, 16, 32] = option(0, help="width of the embedding rows; 0 follows logits-bits")
     block: int = option(64, help="input features that share a scale; 0 for one scale a row", low=0)
+    block_trade: float = option(
+        0.0,
+        help="measure the errors of larger blocks, too, and take them where each percent fewer bytes read for a token "
+        "costs at most this many percent of the error; 0 leaves the block as it is",
+        low=0,
+    )
     symmetric: bool = option(False, help="no zero point")
     zero: Literal["int", "float"] = option(
         "int", help="integer zero point (ONNX) or a real one; always real with scale=f16"
@@ -167,6 +173,10 @@ class AssignPrecision(Pass):
         require_used((*wanted.rules, *wanted.floors), weights, [item.name for item in kept_weights(graph)])
         if wanted.limits is None:
             plan = _by_policy(weights, wanted, ctx)
+            if self.block_trade > 0 and plan.storage:
+                from passes.precision.measured.block_choice import with_larger_blocks
+
+                plan = with_larger_blocks(graph, ctx, wanted, weights, plan, self.block_trade)
         elif not weights:
             plan = _nothing_to_choose(graph, wanted)
         else:

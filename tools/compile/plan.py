@@ -158,7 +158,7 @@ def _without_text(pipeline: Pipeline) -> Pipeline:
             message = f"precision is chosen by measurement here ({limit}), which no plan can foresee"
             hint = "the weight file then has the size that is asked for; plan with --passes default, int4 or int8"
             raise LadingError("U957", message, hint=hint)
-        return replace(one, method="rtn") if one.needs_statistics else one
+        return replace(one, method="rtn", block_trade=0.0) if one.needs_statistics else one
 
     kept = Pipeline(tuple(item for item in pipeline.items if getattr(item, "name", "") != "calibrate"))
     return kept.map(untaught)

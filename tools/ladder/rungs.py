@@ -30,7 +30,7 @@ FLOOR = 1e-7
 
 Kind = Literal["fixed", "mixed", "uniform", "pipeline"]
 
-_LIMITS = {"bpw": "budget", "kB": "max-size", "MB": "max-size", "GB": "max-size"}
+_LIMITS = {"bpw": "budget", "kB": "max-size", "MB": "max-size", "GB": "max-size", "x": "min-speed"}
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ def slug(name: str) -> str:
 def parse_rungs(text: str, uniform: Iterable[int] = ()) -> list[Spec]:
     """Rungs by comma-separated names, and `uniform` widths after them; empty text for `DEFAULT_RUNGS`.
 
-    A name is a fixed policy, ``mixed:LIMIT``, ``uniform:BITS``, or any pipeline (a TOML file where it has several
-    steps), with ``NAME=`` before it or not. Commas inside braces belong to a pipeline.
+    A name is a fixed policy, ``mixed:LIMIT`` with ``+`` between several limits, ``uniform:BITS``, or any pipeline (a TOML
+    file where it has several steps), with ``NAME=`` before it or not. Commas inside braces belong to a pipeline.
 
     Raises:
         LadingError: U933 an unknown, malformed or repeated rung; the errors of the pipeline's text.
@@ -91,7 +91,8 @@ def parse_rung(name: str) -> Spec:
         return Spec(name, "fixed", name)
     head, colon, rest = name.partition(":")
     if colon and head == "mixed":
-        spec = Spec(name, "mixed", f"mixed{{{_limit(name, rest)}}}")
+        limits = " ".join(_limit(name, part) for part in rest.split("+"))
+        spec = Spec(name, "mixed", f"calibrated{{{limits}}}")
     elif colon and head == "uniform":
         spec = Spec(name, "uniform", uniform_pipeline(name, rest))
     else:
@@ -111,10 +112,13 @@ def _named(text: str) -> tuple[str, bool, str]:
 
 
 def _limit(name: str, text: str) -> str:
-    """The options of assign-precision that keep a limit such as ``4.5bpw``, ``300MB`` or ``kl=0.02``."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(bpw|kB|MB|GB)|kl=(\d+(?:\.\d+)?(?:e-?\d+)?)", text)
+    """The options of assign-precision that keep a limit such as ``4.5bpw``, ``300MB``, ``kl=0.02`` or ``0.9x``."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(bpw|kB|MB|GB|x)|kl=(\d+(?:\.\d+)?(?:e-?\d+)?)", text)
     if found is None:
-        hint = "write mixed:4.5bpw (bits per weight), mixed:300MB (size) or mixed:kl=0.02 (divergence)"
+        hint = (
+            "write mixed:4.5bpw (bits per weight), mixed:300MB (size), mixed:kl=0.02 (divergence) or mixed:0.9x (speed), "
+            "several with + between: mixed:5bpw+0.85x"
+        )
         raise LadingError("U933", f"the rung {name!r} has no limit that can be read", hint=hint)
     return f"max-kl={found[3]}" if found[3] else f"{_LIMITS[found[2]]}={text}"
 

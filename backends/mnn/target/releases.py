@@ -449,6 +449,11 @@ class MnnTarget(Target):
         return devices(self.versions)
 
     @property
+    def ties_rows(self) -> bool:
+        """True when every release reads embedding rows from a matrix of one scale a row."""
+        return "row" in self.common("tie_embeddings")
+
+    @property
     def symmetric(self) -> bool:
         """True when every release computes weights right that have no zeros."""
         return self.all("symmetric")

@@ -83,9 +83,10 @@ def test_rungs_are_read():
 @pytest.mark.parametrize(
     ("name", "pipeline"),
     [
-        ("mixed:4.5bpw", "mixed{budget=4.5bpw}"),
-        ("mixed:300MB", "mixed{max-size=300MB}"),
-        ("mixed:kl=0.02", "mixed{max-kl=0.02}"),
+        ("mixed:4.5bpw", "calibrated{budget=4.5bpw}"),
+        ("mixed:300MB", "calibrated{max-size=300MB}"),
+        ("mixed:5bpw+0.85x", "calibrated{budget=5bpw min-speed=0.85x}"),
+        ("mixed:kl=0.02", "calibrated{max-kl=0.02}"),
     ],
 )
 def test_rungs_of_mixed_precision_have_a_limit(name, pipeline):

@@ -123,6 +123,33 @@ def curve(rungs: Sequence[Rung], data: Mapping[str, Any], *, by: str) -> str:
     )
 
 
+def plane(rungs: Sequence[Rung], data: Mapping[str, Any]) -> str:
+    """Size, speed of decoding and divergence of all rungs that were timed: places in a plane, divergences beside them."""
+    timed = [rung for rung in rungs if rung["decode_tokens_per_s"]]
+    if len(timed) < 2:
+        return ""
+    unit, name = _unit(max(float(rung["bytes"]) for rung in timed))
+    across = size_axis([float(rung["bytes"]) for rung in timed], unit, "")
+    up = size_axis([float(rung["decode_tokens_per_s"]) for rung in timed], 1.0, "")
+    places = {rung["name"]: (across.share(rung["bytes"]), 1 - up.share(rung["decode_tokens_per_s"])) for rung in timed}
+    chosen = data["recommendation"]["rung"]
+    ordered = sorted(timed, key=lambda rung: rung["bytes"])
+    grid = [f'<path class="grid" d="M0 {1000 * (1 - up.share(v)):.1f}H1000"/>' for v, _ in up.ticks]
+    grid += [f'<path class="grid" d="M{1000 * across.share(v):.1f} 0V1000"/>' for v, _ in across.ticks]
+    parts = [
+        f'<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" aria-hidden="true">{"".join(grid)}</svg>',
+        *(_tick("y", 1 - up.share(value), text) for value, text in up.ticks),
+        *(_tick("x", across.share(value), text, number) for number, (value, text) in enumerate(across.ticks)),
+        *_labels(ordered, places, chosen, lambda rung: f"{short_name(rung)}, KL {divergence(rung['kl'])}"),
+        *(_point(rung, places[rung["name"]], rung["name"] == chosen) for rung in ordered),
+    ]
+    label = esc("decoding speed against size; the table below has the same numbers")
+    return (
+        f'<div class="curve" role="group" aria-label="{label}"><p class="axis y">decode, tokens a second</p>'
+        f'<div class="frame">{"".join(parts)}</div><p class="axis x">size of the model directory, {name}</p></div>'
+    )
+
+
 def _unit(most: float) -> tuple[float, str]:
     return (1e9, "GB") if most >= 3e9 else (1e6, "MB") if most >= 3e6 else (1e3, "kB")
 
@@ -179,6 +206,8 @@ def details(rung: Rung, taken: bool) -> str:
         f"perplexity {rung['perplexity']:.3f} ({change(rung['perplexity_rise'])})",
         f"tokens a second: decode {speed_with_spread(rung, 'decode')}, prefill {speed_with_spread(rung, 'prefill')}",
     ]
+    if rung["streamed"]:
+        lines.append("reads for a token: " + ", ".join(f"{n} {megabytes(b)}" for n, b in rung["streamed"].items()))
     if rung["on_front"]:
         lines.append("best for its size")
     return "\n".join(lines)
@@ -204,7 +233,12 @@ def short_name(rung: Rung) -> str:
     return name if len(name) <= 18 else f"{name[:17]}…"
 
 
-def _labels(rungs: Sequence[Rung], places: Mapping[str, tuple[float, float]], chosen: str | None) -> list[str]:
+def _labels(
+    rungs: Sequence[Rung],
+    places: Mapping[str, tuple[float, float]],
+    chosen: str | None,
+    text: Callable[[Rung], str] = short_name,
+) -> list[str]:
     found = []
     for screen, width, height in _SIZES:
         spots = [(width * x, height * y) for x, y in places.values()]
@@ -212,14 +246,12 @@ def _labels(rungs: Sequence[Rung], places: Mapping[str, tuple[float, float]], ch
         first = sorted(rungs, key=lambda rung: (rung["name"] != chosen, not rung["on_front"], rung["bytes"]))
         for rung in first:
             x, y = places[rung["name"]]
-            side = free_side(
-                short_name(rung), (width * x, height * y), (width, height), taken, bold=rung["name"] == chosen
-            )
+            side = free_side(text(rung), (width * x, height * y), (width, height), taken, bold=rung["name"] == chosen)
             if side is not None:
                 mark = " taken" if rung["name"] == chosen else ""
                 found.append(
                     f'<span class="label {screen} {side}{mark}" style="left:{100 * x:.2f}%;top:{100 * y:.2f}%" '
-                    f'aria-hidden="true">{esc(short_name(rung))}</span>'
+                    f'aria-hidden="true">{esc(text(rung))}</span>'
                 )
     return found
 

@@ -79,6 +79,7 @@ def built(result: Result) -> dict[str, Any]:
         "bytes": sum(item.bytes for item in contract.files),
         "weight_bytes": stored,
         "bits_per_weight": 8 * stored / sum(item.shape[0] * item.shape[1] for item in own),
+        "streamed": dict(contract.runtime.streamed),
         "model": contract.model.to_json(),
         "releases": list(contract.target.releases),
         "settings": {"memory": settings.memory, "precision": settings.precision, "threads": settings.threads},

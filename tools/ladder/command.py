@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 @command("ladder")
 @click.argument("model", required=False)
 @click.option("--rungs", default="", metavar="LIST",
-              help=f"What to build: {', '.join(DEFAULT_RUNGS[:5])}, mixed:4.5bpw, mixed:300MB, mixed:kl=0.02, uniform:3, "
-              "or pipelines, NAME= before them or not.  [default: the first five, and mixed at 3.5 to 6 bpw]")  # fmt: skip
+              help=f"What to build: {', '.join(DEFAULT_RUNGS[:5])}, mixed:4.5bpw, mixed:300MB, mixed:kl=0.02, "
+              "mixed:5bpw+0.85x, uniform:3, or pipelines, NAME= before them or not.  [default: the first five, and mixed at "
+              "3.5 to 6 bpw]")  # fmt: skip
 @click.option("--uniform", metavar="BITS", default="",
               help="Also build uniform widths, such as 2-8 or 3,4,6, to compare the others with.")  # fmt: skip
 @click.option("-o", "--out", type=click.Path(path_type=Path), metavar="DIR",

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from backends.templates import render
-from tools.ladder.charts import bars, bits_map, curve, esc, legend, sensitivity_map, stored_as
+from tools.ladder.charts import bars, bits_map, curve, esc, legend, plane, sensitivity_map, stored_as
 from tools.ladder.report import deviation, measured_on, speed, speed_with_spread
 from tools.ladder.rungs import change, divergence, measured, small
 from tools.shared.cli import megabytes
@@ -59,6 +59,7 @@ def html_page(data: Mapping[str, Any]) -> str:
         why=Markup(_prose(data["recommendation"]["why"])),
         curves=Markup("".join(curve(ready, data, by=by) for by in ("size", "bits")) if ready else ""),
         legend=Markup(legend(ready)),
+        plane=Markup(plane(ready, data)),
         measured_on=measured_on(data),
         heads=HEADS,
         bars=Markup(_bars(data, ready)),

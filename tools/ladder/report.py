@@ -142,6 +142,7 @@ COLUMNS: tuple[tuple[str, Cell], ...] = (
     ("decode/s", lambda rung: speed_with_spread(rung, "decode")),
     ("prefill/s", lambda rung: speed_with_spread(rung, "prefill")),
     ("load", lambda rung: f"{rung['load_s']:.2f} s"),
+    ("read", lambda rung: megabytes(next(iter(rung["streamed"].values()))) if rung["streamed"] else "?"),
     ("memory", lambda rung: f"{rung['peak_rss'] / 1e6:,.0f} MB" if rung["peak_rss"] else "?"),
 )
 """Columns behind the name: head, and the text of a cell."""

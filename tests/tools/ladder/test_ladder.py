@@ -599,7 +599,7 @@ def full_rung(name: str, kind: str, bpw: float, kl: float, layers: int, rng: ran
         "name": name, "kind": kind, "pipeline": name, "status": "ok", "reused": False, "error": None, "folder": None,
         "bytes": int(5e8 * bpw / 8), "weight_bytes": int(5e8 * bpw / 8), "bits_per_weight": bpw,
         "settings": {"memory": "low", "precision": "low", "threads": 4}, "weights": weights, "warnings": [],
-        "streamed": {"x86": int(6e8 * bpw / 8), "arm86": int(5e8 * bpw / 8)},
+        "streamed": dict.fromkeys(("x86", "arm82", "arm86", "metal", "opencl"), int(6e8 * bpw / 8)),
         "sensitivity": {"limit": "budget=4bpw", "tokens": [512, 2048], "weights": probes, "plans": [plan]}
         if kind == "mixed" else None,
         "kl": kl, "kl_error": kl / 30, "top1": max(0.0, 1 - kl), "perplexity": 10 * (1 + kl), "perplexity_rise": kl,

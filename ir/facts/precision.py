@@ -27,6 +27,8 @@ class Outcome:
         streamed: bytes that `device` reads for each token.
         speed: predicted speed of decoding there, for that of its fastest uniform width.
         device: whose kernels that was foretold of.
+        rounding: KL divergence that rounding of activations adds on the runtime, predicted; `predicted` and `measured` are
+            without it.
     """
 
     limit: str
@@ -39,6 +41,7 @@ class Outcome:
     streamed: int = 0
     speed: float = 0.0
     device: str = ""
+    rounding: float = 0.0
 
 
 @dataclass(frozen=True)

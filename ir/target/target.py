@@ -7,7 +7,7 @@ reads every storage the IR has, such as onnxruntime. Passes get it from `passes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from ir.base.diag import LadingError, suggest
 from ir.base.plugins import rows_of
@@ -45,6 +45,11 @@ class Target:
     def rows_in_weight_file(self) -> bool:
         """False when embedding rows have to be kept exactly, in a file of their own."""
         return True
+
+    def rounds(self, storage: Storage) -> Literal["no", "row", "block"]:
+        """How activations are rounded to 8 bits before a product with a weight stored so: not at all, by row, or by block
+        of the weight where all weights of the model are such."""
+        return "no"
 
     @property
     def ties_rows(self) -> bool:

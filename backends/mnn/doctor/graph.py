@@ -12,8 +12,7 @@ from backends.mnn.doctor.findings import Finding
 from backends.mnn.doctor.rows import row_choice
 from backends.mnn.read.model_folder import Subject, alpha_form
 from backends.mnn.read.net_file import PARAMETERS, numbers
-from backends.mnn.target.releases import Release
-from backends.mnn.write.configs import BLOCK_UNIT
+from backends.mnn.target.releases import ROUNDED_UNIT, Release
 
 REPAIR = "lading repair writes a copy in forms that these releases read"
 """What is advised where nothing else is."""
@@ -349,7 +348,7 @@ def _ragged(subject: Subject, release: Release) -> list[dict[str, Any]]:
     if subject.setting(release, "memory", "low") != "low":
         return []
     by_block = subject.setting(release, "dynamic_option", 0) == 2
-    unit = BLOCK_UNIT if by_block else release.block_unit
+    unit = ROUNDED_UNIT if by_block else release.block_unit
 
     def fails(op: dict[str, Any]) -> bool:
         form = alpha_form(op)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from backends.mnn.target.devices import devices
 from backends.mnn.target.sizes import exact_rows_bytes, fixed_bytes, weight_bytes
@@ -22,6 +22,10 @@ from ir.quant.storage import Storage
 from ir.target.device import Device
 from ir.target.target import Target
 
+FINE_BITS = 6
+"""Width of stored weights from which on activations rounded by row cost more than the weights do."""
+ROUNDED_UNIT = 8
+"""Blocks that are multiples of this can be quantized on their own by ``dynamic_option`` 2."""
 VERSIONS = ("3.0.0", "3.1.0", "3.2.0", "3.4.0", "3.4.1", "3.5.0", "3.6.0", "3.6.1")
 """Releases on PyPI, oldest first."""
 
@@ -447,6 +451,12 @@ class MnnTarget(Target):
     def devices(self) -> dict[str, Device]:
         """What the releases of the target stream on each kind of processor."""
         return devices(self.versions)
+
+    def rounds(self, storage: Storage) -> Literal["no", "row", "block"]:
+        """As `ir.target.target.Target.rounds`, with the settings that are recommended."""
+        if not storage.is_integer:
+            return "no"
+        return "block" if storage.bits >= FINE_BITS and storage.block % ROUNDED_UNIT == 0 else "row"
 
     @property
     def ties_rows(self) -> bool:

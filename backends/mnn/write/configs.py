@@ -13,7 +13,7 @@ from typing import Any
 
 from backends.contract.records import Memory
 from backends.mnn.card import completed
-from backends.mnn.target.releases import RELEASES
+from backends.mnn.target.releases import FINE_BITS, RELEASES, ROUNDED_UNIT
 from backends.mnn.write.weight_layout import Layout, Matrix
 from ir.facts.inputs import DynamicInputs
 from ir.facts.precision import PrecisionPlan
@@ -78,13 +78,6 @@ class Recommendation:
     reason: str
 
 
-FINE_BITS = 6
-"""Width of stored weights from which on quantized activations cost more than the weights do."""
-
-BLOCK_UNIT = 8
-"""Blocks that are multiples of this can be quantized on their own by ``dynamic_option`` 2."""
-
-
 def deciding(graph: Graph) -> list[Storage]:
     """The storages that decide on settings and bars: those planned, and those that came quantized unless floats were
     asked for. `graph` is MNN-legal."""
@@ -112,8 +105,7 @@ def recommend(storage: Iterable[Storage]) -> Recommendation:
         return Recommendation(
             "normal", precision, 0, "no weight is stored as integers, so nothing is gained by low memory"
         )
-    blocks = all(item.block % BLOCK_UNIT == 0 for item in integer)
-    if blocks and min(item.bits for item in integer) >= FINE_BITS:
+    if all(item.bits >= FINE_BITS and item.block % ROUNDED_UNIT == 0 for item in integer):
         reason = "the weights are so exact that activations rounded by row would cost more than they do; by block they do not"
         return Recommendation("low", "low", 2, reason)
     return Recommendation("low", "low", 0, "codes stay packed, and activations cost little beside the weights")

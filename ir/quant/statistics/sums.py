@@ -14,6 +14,7 @@ from itertools import repeat
 import numpy as np
 
 from ir.base.executor import SERIAL
+from ir.quant.statistics.rounding import RoundingSums
 from ir.tensor.one_thread import one_thread
 
 CHUNK = 2048
@@ -40,6 +41,7 @@ class MomentSums:
         self._slabs = [np.zeros((stop - start, stop), np.float64) for start, stop in _slab_ranges(features)]
         self._chunk = np.empty((CHUNK, features), np.float32)
         self._filled = 0
+        self._rounding = RoundingSums(features)
 
     @staticmethod
     def nbytes(features: int) -> int:
@@ -76,6 +78,11 @@ class MomentSums:
             for place, row in enumerate(slab):
                 yield (row[: start + place + 1] / self._tokens).astype(np.float32)
 
+    def rounding(self) -> dict[int, float]:
+        """Mean square error of a feature when positions are rounded to 8 bits, by block; see `RoundingSums`."""
+        self._sum_chunk()
+        return self._rounding.means(self._tokens)
+
     @property
     def is_finite(self) -> bool:
         """False when NaN or infinity was seen, or a sum has become infinite."""
@@ -93,6 +100,7 @@ class MomentSums:
         np.minimum(self._low, x.min(axis=0), out=self._low)
         np.maximum(self._high, x.max(axis=0), out=self._high)
         self._total += x.sum(axis=0, dtype=np.float64)
+        self._rounding.add(x)
         starts, stops = zip(*_slab_ranges(self.features), strict=True)
         with one_thread():
             products = self._executor.map(_products, repeat(x), starts, stops)

@@ -53,7 +53,7 @@ def by_measurement(
     require_room(items, wanted.limits, given)
     meter = Meter(graph, _held_out(ctx), ctx)
     fact = graph.fact(Calibration)
-    prices = price(items, keys, fact.reached if fact is not None else {}, meter, ctx)
+    prices = price(items, keys, fact.reached if fact is not None else {}, meter, ctx, wanted.target)
     search = Search(prices, meter, wanted.limits, given)
     others = _competitors(search, wanted)
     rounds = wanted.rounds if wanted.rounds is not None else 0 if prices.large else 1
@@ -186,6 +186,7 @@ def _plan(search: Search, taken: Tried, rules: Mapping[str, str], device: Device
         streamed=search.streamed(taken.picks),
         speed=search.given.fastest / max(1, search.streamed(taken.picks)),
         device=device.name,
+        rounding=search.rounding(taken.picks),
     )
     return PrecisionPlan({name: storage[name] for name in rules}, tied, outcome, rules)
 

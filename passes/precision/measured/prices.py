@@ -5,15 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
+from ir.base.store import Store
+from ir.base.types import F32
 from ir.quant.storage import Storage
+from ir.target.target import Target
 from ir.tensor.base import Tensor
+from ir.tensor.elementwise import convert
 from passes.framework.context import PassContext
 from passes.precision.measured.candidates import Choice, Item, moments_for
 from passes.precision.measured.error_curves import Curve, Wanted, error_curves
+from passes.precision.measured.kept import recall_rounding
 from passes.precision.measured.probes import PROBE_BITS, PROBE_TOKENS, Meter, Probe, RowsLoss, WeightLoss
 from passes.precision.planned_weights import Weight
 
@@ -47,6 +52,8 @@ class Prices:
         bytes, bits, streamed: sizes of the choices of each item, and what the device reads of them for each token, float64
             holding whole numbers.
         losses: predicted KL divergence of the choices, nats per token.
+        by_row, by_block: what rounding the activations before them adds, by row and by block of the weight; by block it is
+            infinite for choices that have it rounded by row in the whole model.
         probes: by weight.
         models: prediction by weight.
         curves: errors by weight.
@@ -60,6 +67,8 @@ class Prices:
     bits: list[np.ndarray]
     streamed: list[np.ndarray]
     losses: list[np.ndarray]
+    by_row: list[np.ndarray]
+    by_block: list[np.ndarray]
     probes: Mapping[Key, Sequence[Probe]]
     models: Mapping[Key, WeightLoss | RowsLoss]
     curves: Mapping[Key, Curve]
@@ -91,7 +100,12 @@ def source_of(item: Item, weight: Weight, tied: bool) -> str:
 
 
 def price(
-    items: Sequence[Item], keys: Mapping[str, str], reached: Mapping[str, int], meter: Meter, ctx: PassContext
+    items: Sequence[Item],
+    keys: Mapping[str, str],
+    reached: Mapping[str, int],
+    meter: Meter,
+    ctx: PassContext,
+    target: Target,
 ) -> Prices:
     """Measure curves and probes and price every choice.
 
@@ -101,6 +115,7 @@ def price(
         reached: positions of the calibration text that reached each weight of an expert.
         meter: measures divergences.
         ctx: as for passes.
+        target: knows how activations are rounded.
     """
     large = sum(weight.elements for item in items for weight in item.weights) > LARGE
     asked = _asked(items, large)
@@ -131,8 +146,22 @@ def price(
     bits = [np.array([choice.bits for choice in item.choices], np.float64) for item in items]
     streamed = [np.array([choice.streamed for choice in item.choices], np.float64) for item in items]
     losses = [np.array([_loss(item, choice, models) for choice in item.choices]) for item in items]
+    rounding = Rounding(keys, models, target, ctx.store)
+    by_row, by_block = ([np.array([rounding.of(item, c, how) for c in item.choices]) for item in items] for how in HOW)
     return Prices(
-        items, keys, sizes, bits, streamed, losses, probes, models, curves, min(tokens, meter.available), large
+        items,
+        keys,
+        sizes,
+        bits,
+        streamed,
+        losses,
+        by_row,
+        by_block,
+        probes,
+        models,
+        curves,
+        min(tokens, meter.available),
+        large,
     )
 
 
@@ -179,6 +208,51 @@ def _loss(item: Item, choice: Choice, models: Mapping[Key, WeightLoss | RowsLoss
         if storage.bits < 32:
             total += models[key].of(storage)
     return total
+
+
+HOW: tuple[Literal["row", "block"], ...] = ("row", "block")
+SAMPLED_RUNS, SAMPLED_ROWS = 8, 32
+"""Rows of a weight that its sum of squares is estimated from: so many runs of so many."""
+
+
+class Rounding:
+    """What rounding the activations before a weight costs, from how far off it makes the outputs."""
+
+    def __init__(
+        self, keys: Mapping[str, str], models: Mapping[Key, WeightLoss | RowsLoss], target: Target, store: Store
+    ) -> None:
+        self._keys, self._models, self._target, self._store = keys, models, target, store
+        self._squares: dict[str, float] = {}
+
+    def of(self, item: Item, choice: Choice, how: Literal["row", "block"]) -> float:
+        """Nats per token of a choice."""
+        total = 0.0
+        for weight, storage in zip(item.weights, choice.storages, strict=True):
+            rounds = self._target.rounds(storage) if weight.role != "embedding" else "no"
+            if rounds == "no":
+                continue
+            if how == "block" and rounds == "row":
+                return math.inf
+            model = self._models[weight.name, False]
+            means = recall_rounding(self._store, self._keys.get(weight.name, ""))
+            if not means or not isinstance(model, WeightLoss):
+                continue
+            block = storage.block if how == "block" else 0
+            error = means.get(block, means[0]) * self._square(weight)
+            total += error * model.rate(error)
+        return total
+
+    def _square(self, weight: Weight) -> float:
+        """Sum of the squares of a weight, estimated from some of its rows."""
+        if weight.name not in self._squares:
+            count = min(SAMPLED_ROWS, weight.rows)
+            starts = sorted(
+                {(weight.rows - count) * place // max(1, SAMPLED_RUNS - 1) for place in range(SAMPLED_RUNS)}
+            )
+            parts = [convert(weight.source.rows(start, start + count), F32, weight.name) for start in starts]
+            mean = np.mean([np.square(part, dtype=np.float64).sum(axis=1).mean() for part in parts])
+            self._squares[weight.name] = float(mean) * weight.rows
+        return self._squares[weight.name]
 
 
 def storages_of(item: Item, weight: Weight, tied: bool) -> list[Storage]:

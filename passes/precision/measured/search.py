@@ -176,6 +176,36 @@ class Search:
     def _losses(self) -> list[np.ndarray]:
         return [factor * loss for factor, loss in zip(self.factors, self.prices.losses, strict=True)]
 
+    def rounding(self, picks: Picks) -> float:
+        """KL divergence that rounding of activations adds: by block where every choice has it so, else by row."""
+        by_block = self._sum(self.prices.by_block, picks)
+        return by_block if math.isfinite(by_block) else self._sum(self.prices.by_row, picks)
+
+    def _least_loss(self) -> Picks | None:
+        """The choice of least predicted divergence that keeps the limits: with activations rounded by row, or by block
+        among the choices that allow it, whichever is better."""
+        prices = self.prices
+        found: list[tuple[float, int, Picks]] = []
+        for extra in (prices.by_row, prices.by_block):
+            allowed = [np.flatnonzero(np.isfinite(item)) for item in extra]
+            if not all(map(len, allowed)):
+                continue
+            losses = [loss + more for loss, more in zip(self._losses(), extra, strict=True)]
+            limits = [
+                (
+                    [item[places] for item, places in zip(self._sizes(limit), allowed, strict=True)],
+                    self.given.room(limit),
+                )
+                for limit in self.limits.on_plans
+            ]
+            chosen = _solve(limits, [item[places] for item, places in zip(losses, allowed, strict=True)])
+            if chosen is not None:
+                picks = tuple(int(places[pick]) for places, pick in zip(allowed, chosen, strict=True))
+                found.append((self._sum(losses, picks), len(found), picks))
+            if all(map(np.array_equal, prices.by_row, prices.by_block)):
+                break
+        return min(found)[2] if found else None
+
     # ---- measuring ----
 
     def measure(self, plans: Sequence[tuple[str, Picks]]) -> list[Tried]:
@@ -232,7 +262,9 @@ class Search:
             plan = self.measure(plans)[0]
             if number < rounds:
                 self.correct(plan)
-        return min(self.tried, key=lambda item: (item.measured.kl, self.bytes_of(item.picks)))
+        return min(
+            self.tried, key=lambda item: (item.measured.kl + self.rounding(item.picks), self.bytes_of(item.picks))
+        )
 
     def solve_size(self) -> Picks:
         """The plan of least predicted divergence that fits.
@@ -240,8 +272,7 @@ class Search:
         Raises:
             LadingError: Q485 the limits cannot be kept together.
         """
-        limits = self.limits.on_plans
-        found = _solve([(self._sizes(limit), self.given.room(limit)) for limit in limits], self._losses())
+        found = self._least_loss()
         if found is None:
             # `require_room` knows that each and any two of them can.
             raise LadingError("Q485", f"no plan was found that keeps {self.limits.text}", hint="ask for less of one")

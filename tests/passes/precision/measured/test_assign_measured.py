@@ -406,6 +406,7 @@ class FakePrices:
     def __init__(self, sizes, losses, truth):
         self.bytes = self.bits = self.streamed = [np.array(item, np.float64) for item in sizes]
         self.losses = [np.array(item, np.float64) for item in losses]
+        self.by_row = self.by_block = [np.zeros(len(item)) for item in sizes]
         self.truth = truth
         self.keys = {}
         self.items = [SimpleNamespace(weights=[SimpleNamespace(name=f"w{n}")]) for n in range(len(sizes))]
@@ -445,6 +446,20 @@ def test_correction_finds_what_single_weights_do_not_show():
     assert found.measured.kl < 0.8 * blind.measured.kl
     assert corrected.bytes_of(found.picks) <= 6000
     assert corrected.predicted(found.picks) == pytest.approx(found.measured.kl, rel=0.1)
+
+
+def test_rounding_by_block_is_weighed_against_what_it_asks_for():
+    """Choices of 6 bits and more allow it; a single narrower one has activations rounded by row everywhere."""
+    limits = Limits((Limit("max-size", 1000 + 1200 * 6, "max-size=8200B"),))
+    work = search(limits)
+    assert min(work.solve_size()) < 4 < max(work.solve_size())
+    work.prices.by_row = [np.full(7, 0.5) for _ in range(6)]
+    work.prices.by_block = [np.array([np.inf] * 4 + [0.001] * 3) for _ in range(6)]
+    picks = work.solve_size()
+    assert set(picks) == {4} and work.rounding(picks) == pytest.approx(0.006)
+    assert work.rounding((3, 4, 4, 4, 4, 4)) == pytest.approx(3.0)
+    work.prices.by_row = [np.full(7, 1e-9) for _ in range(6)]
+    assert min(work.solve_size()) < 4
 
 
 def test_a_better_uniform_plan_is_taken():
@@ -524,7 +539,18 @@ def test_uniform_plans_of_large_models_compete_only_where_they_might_win(calibra
     items = make_items(weights_of(graph), wanted)
     bits = [np.array([choice.bits for choice in item.choices], np.float64) for item in items]
     losses = [4.0 ** -np.array([min(s.bits for s in c.storages) for c in item.choices], np.float64) for item in items]
-    prices = SimpleNamespace(items=items, bytes=bits, bits=bits, streamed=bits, losses=losses, keys={}, large=False)
+    none = [np.zeros(len(item)) for item in bits]
+    prices = SimpleNamespace(
+        items=items,
+        bytes=bits,
+        bits=bits,
+        streamed=bits,
+        losses=losses,
+        by_row=none,
+        by_block=none,
+        keys={},
+        large=False,
+    )
     elements = planned_elements(weights_of(graph))
     work = Search(prices, FakeMeter(), Limits((Limit("budget", 5.2, "budget=5.2bpw"),)), Given(elements, 0))
     found = measured._competitors(work, wanted)

@@ -2,8 +2,9 @@
 
 Runtimes that compute with codes round the other side of the product, too: every position by one step for its whole row,
 ``max |x| / 127``, or each block of features by a step of its own, ``(max - min) / 255``. The error of a feature is then
-spread evenly over a step, so that its mean square is a twelfth of the step's square; the extremes are met exactly. Errors of features have nothing to
-do with each other, and so the outputs of a weight ``W`` are off by ``sum(W ** 2)`` times that mean square.
+spread evenly over a step, so that its mean square is a twelfth of the step's square; the extremes are met exactly. Errors
+of features have nothing to do with each other, and so the outputs of a weight ``W`` are off by ``sum(W ** 2)`` times that
+mean square.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ bytes as Lading's result has, with nothing in between. Linux only.
 
     python -m benchmarks.official MODEL --mnn-checkout MNN --torch-python ENV/bin/python --json results.json
 
+`--more-lading NAME=PIPELINE` and `--more-official NAME=OPTIONS` compile further results, once each, which are run beside the two.
+
 MNN is a checkout of MNN's repository; ENV has torch, transformers, onnx, yaspin, tqdm and the MNN wheel. The exporter
 is given a converter of its own that calls the wheel's extension module, because importing ``MNN.tools``, which it would
 do otherwise, installs a package and contacts a server.
@@ -34,11 +36,10 @@ from backends.mnn.run.native import run_model
 from backends.mnn.target.environments import installed_version
 
 ROOT = Path(__file__).resolve().parents[1]
-LADING = "{python} -m tools.compile {model} -o {out} --force --verify none --passes int4"
-OFFICIAL = (
-    "{torch} {exporter} --path {model} --export mnn --dst_path {out} --quant_bit 4 --quant_block 64 "
-    "--mnnconvert {converter}"
-)
+EXPORT = "{torch} {exporter} --path {model} --export mnn --dst_path {out} --mnnconvert {converter} "
+OFFICIAL = EXPORT + "--quant_bit 4 --quant_block 64"
+COMPILE = "{python} -m tools.compile {model} -o {out} --force --verify none --passes "
+LADING = COMPILE + "int4"
 CONVERTER = """#!{python} -I
 import sys
 import _tools
@@ -157,8 +158,8 @@ class Contender:
         return measure(self.argv, self.cwd, self.env)
 
 
-def contenders(args: argparse.Namespace, work: Path) -> tuple[Contender, Contender]:
-    """The two commands with their places filled in."""
+def contenders(args: argparse.Namespace, work: Path) -> list[Contender]:
+    """The two commands with their places filled in, and those of further results."""
     converter = work / "mnnconvert"
     converter.write_text(CONVERTER.format(python=args.torch_python.absolute()))
     converter.chmod(0o755)
@@ -170,10 +171,25 @@ def contenders(args: argparse.Namespace, work: Path) -> tuple[Contender, Contend
         "model": args.model.absolute(),
     }
     offline = {**os.environ, "PIP_NO_INDEX": "1", "HF_HUB_OFFLINE": "1"}
-    out = work / "official"
-    official = Contender("official", _fill(args.official_cmd, places, out), work, offline, out)
-    out = work / "lading"
-    return official, Contender("lading", _fill(args.lading_cmd, places, out), ROOT, os.environ, out)
+    sides = {"official": (work, offline, EXPORT), "lading": (ROOT, dict(os.environ), COMPILE)}
+    found = []
+    for side, (cwd, env, command) in sides.items():
+        whole = getattr(args, f"{side}_cmd")
+        found.append(Contender(side, _fill(whole, places, work / side), cwd, env, work / side))
+        for name, options in map(_named, getattr(args, f"more_{side}")):
+            argv = (*_fill(command, places, work / name), *shlex.split(options))
+            found.append(Contender(name, argv, cwd, env, work / name))
+    if len({entry.name for entry in found}) < len(found):
+        raise SystemExit("two results have one name")
+    return found
+
+
+def _named(text: str) -> tuple[str, str]:
+    """NAME=OPTIONS as its two parts; SystemExit for other texts."""
+    name, sign, options = text.partition("=")
+    if not sign or not name or "/" in name:
+        raise SystemExit(f"{text!r} is not NAME=OPTIONS")
+    return name, options
 
 
 def _fill(template: str, places: Mapping[str, Any], out: Path) -> tuple[str, ...]:
@@ -216,19 +232,30 @@ def bytes_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def run_result(folder: Path, args: argparse.Namespace) -> dict[str, float]:
+def run_result(folder: Path, threads: int, args: argparse.Namespace) -> dict[str, float]:
     """Load a result in a fresh process of the installed MNN and time it."""
     prompt = [(37 * number + 11) % args.prompt_ids for number in range(args.prompt_tokens)]
     action = {"do": "bench", "prompt": prompt, "tokens": args.decode_tokens, "repeat": 3}
-    settings = {"memory": args.memory, "thread_num": args.threads, "use_mmap": False, "sampler_type": "greedy"}
+    settings = {"memory": args.memory, "thread_num": threads, "sampler_type": "greedy", **mapping(folder)}
     run = run_model(folder / "config.json", [action], overrides=settings, timeout_s=600).require(str(folder))
     bench = run.results[0] or {}
     return {
         "load_s": run.load["load_s"],
+        "load_cpu_s": run.load["load_cpu_s"],
         "rss_after_load": run.load["rss"],
         "prefill_tokens_per_s": bench["prefill_tokens_per_s"],
+        "prefill_cpu_s": statistics.median(bench["prefill_cpu_s"]),
         "decode_tokens_per_s": bench["decode_tokens_per_s"],
+        "decode_cpu_s": statistics.median(bench["decode_cpu_s"]),
     }
+
+
+def mapping(folder: Path) -> dict[str, Any]:
+    """Settings by which a result that maps its weights finds those of its first load again; for others none are mapped."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if not config.get("use_mmap"):
+        return {"use_mmap": False}
+    return {"tmp_path": str(folder.with_name(f"{folder.name}.mapped"))}
 
 
 ROWS = (
@@ -264,6 +291,34 @@ def spread(values: Sequence[float], to: str = "-") -> str:
     return f"{middle} ({low}{to}{high})"
 
 
+def speeds(runs: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]], sizes: Mapping[str, int]) -> str:
+    """Medians of all results by number of threads, and how many times better they are than the exporter's."""
+    lines = []
+    for threads, results in runs.items():
+        base = results["official"]
+        cells = "".join(f"{label:>22}" for label, *_ in SPEEDS)
+        lines.append(f"{f'{threads} threads':16}{'MB':>7}{cells}")
+        for name, found in results.items():
+            line = f"{name:16}{sizes[name] / 1e6:>7.0f}"
+            for _, key, scale, more in SPEEDS:
+                value, other = statistics.median(found[key]), statistics.median(base[key])
+                ratio = value / other if more else other / value
+                line += f"{f'{value * scale:.4g} ({ratio:.2f}x)':>22}"
+            lines.append(line)
+    return "\n".join(lines)
+
+
+SPEEDS = (
+    ("load, s", "load_s", 1, False),
+    ("load, CPU s", "load_cpu_s", 1, False),
+    ("prefill, tokens/s", "prefill_tokens_per_s", 1, True),
+    ("prefill, CPU s", "prefill_cpu_s", 1, False),
+    ("decode, tokens/s", "decode_tokens_per_s", 1, True),
+    ("decode, CPU ms", "decode_cpu_s", 1e3, False),
+)
+"""Columns of the last table: label, key, factor, and whether more is better."""
+
+
 def columns(samples: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
     """A list of records as lists by key."""
     return {key: [sample[key] for sample in samples] for key in samples[0]}
@@ -284,26 +339,47 @@ def machine() -> dict[str, Any]:
 def compare(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     """All measurements as one record."""
     load_before = os.getloadavg()[0]
-    pair = {entry.name: entry for entry in contenders(args, work)}
+    entries = {entry.name: entry for entry in contenders(args, work)}
+    pair = {name: entries[name] for name in ("official", "lading")}
     names = tuple(pair)
+    for name, entry in entries.items():
+        if name not in pair:
+            entry.run()
     compiled = alternate(names, args.runs, lambda name: asdict(pair[name].run()))
     results = {name: columns(compiled[name]) for name in names}
-    sizes = {name: bytes_of(pair[name].out) for name in names}
+    sizes = {name: bytes_of(entry.out) for name, entry in entries.items()}
     floors = floor(args.model, sizes["lading"], work, args.runs)
-    if args.runtime_runs:
-        ran = alternate(names, args.runtime_runs, lambda name: run_result(pair[name].out, args))
-        for name in names:
-            results[name].update(columns(ran[name]))
+    runs = run_all(entries, args) if args.runtime_runs else {}
+    for name in names:
+        results[name].update(next(iter(runs.values()), {}).get(name, {}))
     options = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
-    commands = {name: list(entry.argv) for name, entry in pair.items()}
+    commands = {name: list(entry.argv) for name, entry in entries.items()}
     return {
         "machine": {**machine(), "load_before": load_before},
         "options": options,
         "commands": commands,
         "results": results,
+        "runs": runs,
         "output_bytes": sizes,
         "floor_s": floors,
     }
+
+
+def run_all(entries: Mapping[str, Contender], args: argparse.Namespace) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """Figures of all results by number of threads; results that map their weights were loaded once before."""
+    found = {}
+    for name, entry in entries.items():
+        if "tmp_path" in mapping(entry.out):
+            run_result(entry.out, args.threads[0], args)
+            print(f"  first load: {name}", file=sys.stderr)
+    for threads in args.threads:
+        ran = alternate(
+            tuple(entries),
+            args.runtime_runs,
+            lambda name, threads=threads: run_result(entries[name].out, threads, args),
+        )
+        found[str(threads)] = {name: columns(ran[name]) for name in entries}
+    return found
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -316,7 +392,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--official-cmd", default=OFFICIAL, help=f"default: {OFFICIAL}")
     parser.add_argument("--runs", type=int, default=5, help="compilations of each")
     parser.add_argument("--runtime-runs", type=int, default=5, help="loads of each result; 0 leaves them out")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--more-lading", action="append", default=[], metavar="NAME=PIPELINE", help="pipeline and options "
+                        "of compile of a further result; may be repeated")  # fmt: skip
+    parser.add_argument("--more-official", action="append", default=[], metavar="NAME=OPTIONS", help="options of the "
+                        "exporter of a further result; may be repeated")  # fmt: skip
+    parser.add_argument("--threads", type=int, nargs="+", default=[1], help="numbers of threads to run results with")
     parser.add_argument("--memory", choices=("low", "normal", "high"), default="low")
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--prompt-ids", type=int, default=1000, help="ids of the prompt are below this")
@@ -336,6 +416,8 @@ def main() -> None:
         work.mkdir(parents=True, exist_ok=True)
         record = compare(args, work)
     print(table(record["results"]))
+    if record["runs"]:
+        print(speeds(record["runs"], record["output_bytes"]))
     for name, size in record["output_bytes"].items():
         print(f"{name} output: {size / 1e6:.1f} MB")
     print(f"floor (read the checkpoint, write as many bytes): {spread(record['floor_s'])} s")

@@ -6,6 +6,7 @@ continues, sampling settings, the runtime's own configuration.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -61,7 +62,7 @@ class MnnLlm(Backend):
 
     runtime = "MNN"
     passes = "default"
-    options = frozenset({"embedding", "kl_bar", "memory", "precision", "text", "threads", "tokenizer"})
+    options = frozenset({"embedding", "kl_bar", "memory", "mmap", "precision", "text", "threads", "tokenizer"})
     frontends = ("checkpoint", "torch", "mnn")
 
     def accepts(self, graph: Graph) -> bool:
@@ -145,7 +146,8 @@ def chosen_settings(graph: Graph, given: Mapping[str, Any]) -> Settings:
     best = recommend(deciding(graph))
     memory = given.get("memory") or best.memory
     option = best.dynamic_option if memory == "low" else 0
-    return Settings(given.get("precision") or best.precision, memory, given.get("threads") or THREADS, option)
+    mapped = bool(given.get("mmap"))
+    return Settings(given.get("precision") or best.precision, memory, given.get("threads") or THREADS, option, mapped)
 
 
 class LlmCompilation(Compilation):
@@ -404,6 +406,9 @@ class LlmCompilation(Compilation):
             progress=order.say,
         )
         self.verification.require()
+        if emission.mapped:
+            order.say("loading again with mapped weights")
+            self._check_mapped(version)
         self.warnings += [*self.verification.warnings, *self._other_ids(version)]
         self.tried = [version] if self.verification.trial is not None else []
         if order.verify == "full":
@@ -412,6 +417,16 @@ class LlmCompilation(Compilation):
         order.say("waiting for the releases to render chats")
         chats()
         order.lap("verify")
+
+    def _check_mapped(self, version: str) -> None:
+        """Load with mapped weights on the release that the model is for, where this machine has it."""
+        from backends.mnn.target.environments import interpreters
+        from backends.mnn.write.mapped import check_second_load
+
+        wanted = self.target.versions[0]
+        python = sys.executable if version == wanted else interpreters().get(wanted)
+        if python is not None:
+            check_second_load(self.emission.folder, self.emission.settings.as_run(), python)
 
     @property
     def _ends(self) -> list[int]:

@@ -172,6 +172,8 @@ CODES: dict[str, str] = {
     "B790": "A release encodes test strings otherwise than the original tokenizer does, although its form is the exact one.",
     "B791": "A model with its weights inside would be larger than the 2 GiB that one file of MNN holds.",
     "B792": "The converter's weight file is shorter than its model says, so something was lost while it was written.",
+    "B793": "Weights cannot be mapped: the target has several releases, or its release maps weights stored so wrong.",
+    "B794": "With mapped weights the model computes other logits than without.",
     "B787": "The text to measure perplexity on is shorter than what is measured at once, so no perplexity is told.",
     "F642": "A weight of the MNN model lies beyond the end of the weight file. The file is cut off or of another model.",
     "F643": "A weight or constant of the MNN model is in a form that is not read back.",

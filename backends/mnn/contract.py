@@ -17,6 +17,7 @@ from backends.mnn.streamed import streamed
 from backends.mnn.target.releases import MnnTarget
 from backends.mnn.write import configs
 from backends.mnn.write.llm_folder import Emission
+from backends.mnn.write.mapped import REASON as MAPPED
 from backends.mnn.write.weight_layout import Matrix
 from ir.base.types import Dim
 from ir.facts.inputs import DynamicInputs
@@ -199,9 +200,10 @@ def _runtime(graph: Graph, emission: Emission, target: MnnTarget, measurements: 
     if emission.layout.embedding is not None or emission.copied_table:
         keys["tie_embeddings"] = "where the embedding rows lie; without it they are uninitialised memory"
     settings = emission.settings
+    keys |= dict.fromkeys(emission.mapped, MAPPED)
     return c.Runtime(
         requires=c.Requirements(min_release=target.versions[0], memory=settings.memory if integer else None, keys=keys),
-        settings=settings.as_run() | {"backend_type": emission.backend_type},
+        settings={**settings.as_run(), "backend_type": emission.backend_type, **emission.mapped},
         choices=tuple(_choices(measurements, configs.recommend(configs.deciding(graph)))),
         streamed=streamed(graph, emission.layout, target.devices),
     )

@@ -33,7 +33,7 @@ SAFE = {None: "int8", "mnn-llm": "int8", "onnx": "onnx-fp16"}
 CALIBRATING = ("calibrated", "mixed")
 """Those of them that read text."""
 
-KEPT = ("to", "target", "device", "text", "revision", "tokenizer", "memory", "precision", "threads", "verify")
+KEPT = ("to", "target", "device", "text", "revision", "tokenizer", "memory", "precision", "threads", "mmap", "verify")
 """Options of a request that a further one has too."""
 
 
@@ -48,7 +48,7 @@ def command_to_try(request: Request, problems: Sequence[Diagnostic]) -> str:
     for name in ("calibration", *KEPT) if pipeline in CALIBRATING else KEPT:
         value = getattr(request, name)
         if value is not None and not (name == "verify" and value == "quick"):
-            words += [f"--{name.replace('_', '-')}", str(value)]
+            words += [f"--{name.replace('_', '-')}", *(() if value is True else (str(value),))]
     for adapter in request.lora:
         words += ["--lora", adapter]
     return shlex.join(words)

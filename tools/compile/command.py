@@ -74,6 +74,8 @@ if TYPE_CHECKING:
               help="Version of ONNX's operators to write, with --to onnx; default that of the passes.")  # fmt: skip
 @click.option("--external-data", is_flag=True, default=None,
               help="Write the weights of an ONNX model beside it, whatever their size.")  # fmt: skip
+@click.option("--mmap", is_flag=True, default=None, help="Have the runtime keep the weights as it rearranges them in a "
+              "folder where the program runs, from which later loads map them in an instant.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(1), help="Runtime threads to write; default 4.")
 @click.option("--workers", type=click.IntRange(1), help="Threads of the compiler; default one per processor.")
 @click.option("--cluster", metavar="ADDRESS|local:N", help="Give the work to the workers of a Dask scheduler, by address "

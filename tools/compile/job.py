@@ -54,6 +54,7 @@ BACKEND_OPTIONS = (
     "memory",
     "precision",
     "threads",
+    "mmap",
     "embedding",
     "inputs",
     "opset",
@@ -91,6 +92,7 @@ class Request:
         opset: version of ONNX's operators to write; None for that which the passes end with.
         external_data: write the weights of an ONNX model beside it, whatever their size; None for large ones alone.
         threads: runtime threads to write; None for the usual number.
+        mmap: later loads map weights that the first rearranged.
         guard: also write the modules that check inputs in an application.
         workers: threads of this process; None takes one per processor.
         cluster: where jobs run, in the words of `tools.cluster.connect.working_on`; None for these threads.
@@ -123,6 +125,7 @@ class Request:
     memory: str | None = None
     precision: str | None = None
     threads: int | None = None
+    mmap: bool | None = None
     opset: int | None = None
     external_data: bool | None = None
     guard: bool = False

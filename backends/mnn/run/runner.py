@@ -17,7 +17,8 @@ Actions, by ``do``:
     sample         the same, and the ids once more through forward calls: gives ``logits`` too, those before each id.
     stops          ``ids``: whether the runtime's own loop ends at each of them. Gives ``stops``.
     bench          ``prompt``, ``tokens``, ``repeat``: seconds of each prefill and of each decoded token through forward
-                   calls, and ``prefill_tokens_per_s``, ``decode_tokens_per_s`` from their medians.
+                   calls, and ``prefill_tokens_per_s``, ``decode_tokens_per_s`` from their medians; with ``_cpu`` the
+                   processor's seconds, which other work on the machine changes less.
     encode         ``texts``: base64 of UTF-8. Gives ``ids``; null for a text with NUL, which the binding would cut.
     decode         ``ids``: lists of ids. Gives ``texts``: base64 of the bytes, token by token.
     chat_template  ``chats``: strings or lists of {role, content}. Gives ``prompts``.
@@ -92,13 +93,14 @@ class Session:
         import MNN.llm
 
         before, _ = memory()
-        started = time.perf_counter()
+        started, worked = time.perf_counter(), time.process_time()
         self.llm = MNN.llm.create(self.request["config"])._c_obj
         if self.request["overrides"]:
             self.llm.set_config(json.dumps(self.request["overrides"]))
         returned = self.llm.load()
-        seconds = time.perf_counter() - started
-        self.record(-1, {"version": MNN.version(), "load_s": seconds, "rss_before": before, "returned": returned})
+        seconds, cpu = time.perf_counter() - started, time.process_time() - worked
+        times = {"load_s": seconds, "load_cpu_s": cpu}
+        self.record(-1, {"version": MNN.version(), **times, "rss_before": before, "returned": returned})
         return returned is not False
 
     def run(self, index: int, action: dict[str, Any]) -> None:
@@ -197,24 +199,26 @@ class Session:
 
     def do_bench(self, action: dict[str, Any]) -> dict[str, Any]:
         prompt = [int(token) for token in action["prompt"]]
-        prefill: list[float] = []
-        decode: list[float] = []
+        prefill: list[tuple[float, float]] = []
+        decode: list[tuple[float, float]] = []
         with self.last_row_only():
             for _ in range(action.get("repeat", 3)):
                 self.restart()
                 token = self.timed(prompt, prefill)
                 for _ in range(action["tokens"]):
                     token = self.timed([token], decode)
-        fields: dict[str, Any] = {"prefill_s": prefill, "decode_s": decode}
-        fields["prefill_tokens_per_s"] = len(prompt) / statistics.median(prefill)
+        fields: dict[str, Any] = {}
+        for name, pairs in (("prefill", prefill), ("decode", decode)):
+            fields[f"{name}_s"], fields[f"{name}_cpu_s"] = ([pair[place] for pair in pairs] for place in (0, 1))
+        fields["prefill_tokens_per_s"] = len(prompt) / statistics.median(fields["prefill_s"])
         if decode:
-            fields["decode_tokens_per_s"] = 1 / statistics.median(decode)
+            fields["decode_tokens_per_s"] = 1 / statistics.median(fields["decode_s"])
         return fields
 
-    def timed(self, ids: list[int], seconds: list[float]) -> int:
-        started = time.perf_counter()
+    def timed(self, ids: list[int], seconds: list[tuple[float, float]]) -> int:
+        started, worked = time.perf_counter(), time.process_time()
         token = self.next_token(ids)
-        seconds.append(time.perf_counter() - started)
+        seconds.append((time.perf_counter() - started, time.process_time() - worked))
         return token
 
     def do_encode(self, action: dict[str, Any]) -> dict[str, Any]:

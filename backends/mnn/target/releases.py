@@ -217,6 +217,12 @@ HISTORIES = (
         ("3.1.0", True, f"{_LAYER}; rows of 117 and 118"),
     ),
     _history(
+        "mapped_widths", "bits of weights that second loads compute right with use_mmap and memory low",
+        ("3.0.0", (), "not tried"),
+        ("3.4.0", (2, 3, 4, 5, 6, 7, 8), "probe: logits of three loads; half and single floats crash at the second"),
+        ("3.6.0", (4, 5, 6, 7, 8), "probe: logits of three loads; garbage with 2 and 3 bits, floats crash"),
+    ),
+    _history(
         "row_widths", "bits of embedding rows that are read right from the weight file",
         ("3.0.0", (), f"{_LLM}: q41_dequant_ref and q81_dequant_ref take codes as unsigned"),
         ("3.1.0", (4, 8), f"{_LLM}: q41_dequant_ref and q81_dequant_ref, nothing else"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from backends.contract.records import Memory
@@ -42,6 +43,7 @@ def runtime_config(
     memory: str,
     threads: int = 4,
     dynamic_option: int = 0,
+    mapped: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """``config.json``: file names, backend settings and sampling.
 
@@ -52,6 +54,7 @@ def runtime_config(
         precision, memory: ``low``, ``normal`` or ``high``, see the MNN documentation of its CPU backend.
         threads: CPU threads.
         dynamic_option: how low memory quantizes activations; 0, the runtime's default, is not written.
+        mapped: keys by which later loads map the weights; none for loads that all read them.
     """
     config: dict[str, Any] = {"llm_model": MODEL, "llm_weight": WEIGHTS, "llm_config": LLM_CONFIG}
     if layout.embedding_file is not None:
@@ -65,7 +68,7 @@ def runtime_config(
     }
     if dynamic_option:
         config["dynamic_option"] = dynamic_option
-    return {**config, **sampler}
+    return {**config, **mapped, **sampler}
 
 
 @dataclass(frozen=True)

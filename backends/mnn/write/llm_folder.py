@@ -18,6 +18,7 @@ from backends.mnn.sampling.translate import Sampler, translate
 from backends.mnn.target.releases import MnnTarget, Release
 from backends.mnn.tokenizer.write_files import TokenizerFiles, TokenizerRequest
 from backends.mnn.write import configs
+from backends.mnn.write.mapped import check_mapped, mapped_keys
 from backends.mnn.write.net_json import build_net
 from backends.mnn.write.weight_file import embedding_jobs, fill, weight_jobs
 from backends.mnn.write.weight_layout import Layout, plan_layout
@@ -34,12 +35,14 @@ class Settings:
             expand weights to floats when loading.
         threads: CPU threads.
         dynamic_option: how low memory quantizes activations: 0 by row, 2 by block of the weight.
+        mapped: later loads map weights as the first rearranged them, see `backends.mnn.write.mapped`.
     """
 
     precision: str = "low"
     memory: Memory = "low"
     threads: int = 4
     dynamic_option: int = 0
+    mapped: bool = False
 
     def as_run(self) -> dict[str, Any]:
         """The settings under the names that the runtime reads; ``dynamic_option`` only where it is not the default."""
@@ -63,6 +66,7 @@ class Emission:
         declared_by: who found the others.
         copied_table: embedding rows were copied as they were.
         backend_type: backend written into the configuration.
+        mapped: keys of the configuration by which later loads map the weights.
     """
 
     folder: Path
@@ -76,6 +80,7 @@ class Emission:
     declared_by: str = "discover-inputs"
     copied_table: bool = False
     backend_type: str = "cpu"
+    mapped: Mapping[str, Any] = field(default_factory=dict)
 
 
 def emit(
@@ -104,12 +109,14 @@ def emit(
         progress: called with (weights done, weights in all).
 
     Raises:
-        LadingError: B600 to B632, B702, and what `backends.mnn.run.native` and `backends.mnn.tokenizer.forms` raise.
+        LadingError: B600 to B632, B702, B793, and what `backends.mnn.run.native` and `backends.mnn.tokenizer.forms` raise.
     """
     started = time.perf_counter()
     fit(graph, target)
     layout = plan_layout(graph)
     check_storage(layout, target)
+    if settings.mapped:
+        check_mapped(layout, settings.memory, target)
     net = build_net(graph, layout)
     emission = Emission(folder, layout, {}, settings)
     emission.seconds["layout"] = time.perf_counter() - started
@@ -121,6 +128,8 @@ def emit(
         failed = converting.exception()
     if failed is not None:
         raise failed
+    if settings.mapped:
+        emission.mapped = mapped_keys(folder, target.versions[0])
     emission.tokenizer = tokenizer()
     names = (emission.tokenizer.exact, emission.tokenizer.text)
     emission.roles |= dict.fromkeys(filter(None, names), "tokenizer")
@@ -193,6 +202,7 @@ def _write_configs(graph: Graph, emission: Emission, sampling: Mapping[str, Any]
             memory=settings.memory,
             threads=settings.threads,
             dynamic_option=settings.dynamic_option,
+            mapped=emission.mapped,
         )
         write_json(emission, name, data, "config")
     data = configs.model_config(graph, emission.layout, tokenizer.template)

@@ -18,7 +18,7 @@ PLUGIN = Plugin(
         "default": "absorb-latent,lift-decoder,infer-types,discover-inputs,assign-precision,insert-qdq,legalize-mnn,"
         "sink-layouts,fuse-mnn,cse,dce",
         "calibrated": "absorb-latent,lift-decoder,infer-types,discover-inputs,calibrate,"
-        "assign-precision{method=gptq block-trade=4},insert-qdq,legalize-mnn,sink-layouts,fuse-mnn,cse,dce",
+        "assign-precision{method=gptaq block-trade=4},recalibrate,insert-qdq,legalize-mnn,sink-layouts,fuse-mnn,cse,dce",
         "mixed": "calibrated{budget=5bpw min-speed=0.85x}",
         "fp32": "default{bits=32 logits-bits=32}",
         "fp16": "default{bits=16 logits-bits=16}",

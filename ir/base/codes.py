@@ -317,6 +317,7 @@ CODES: dict[str, str] = {
     "Q483": "Experts that the calibration text hardly reaches are priced as if it reached them more often.",
     "Q490": "A quantization method makes up for errors made before a weight, and no pass has measured them.",
     "Q491": "The passes calibrate and recalibrate were given different calibration texts.",
+    "Q492": "A measured plan was closer to the float model before errors of earlier weights were made up for, and stays so.",
     "Q472": "Activation ranges are observed on calibration data, and none was given.",
     "Q473": "Calibration data of a model that reads no text cannot be read, or there is none in it.",
     "Q474": "Calibration data does not fit the inputs of the model: an array is missing, or has another type or shape.",

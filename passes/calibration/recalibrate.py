@@ -9,7 +9,7 @@ evaluated.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 
@@ -29,6 +29,7 @@ from ir.quant.storage import Storage
 from ir.quant.weight import keep_all
 from ir.tensor.base import Tensor
 from ir.tensor.identity import joined_digest, tensor_identity
+from ir.tensor.one_thread import one_thread
 from passes.calibration.bookmark import Bookmark
 from passes.calibration.calibrate import Entry, entries_of, fed_digest
 from passes.framework.base import Pass
@@ -77,7 +78,9 @@ class Recalibrate(Pass):
     to the next. Weights whose method follows what lies before (`gptaq`) are quantized on the way, by statistics of the
     quantized model's inputs and of what the float model makes of its own. Weights that are read in several places and
     a logits matrix that is the embedding, too, keep the statistics that they have, since errors before them would follow
-    from themselves. Does nothing where no method follows. Statistics stay in the cache folder as those of calibrate do.
+    from themselves. A plan that was chosen by measurement is measured again, and keeps the statistics of the float
+    model, with a method that uses those, where it was better as it was. Does nothing where no method follows. Statistics
+    stay in the cache folder as those of calibrate do.
     """
 
     name = "recalibrate"
@@ -111,8 +114,14 @@ class Recalibrate(Pass):
         missing = [step for step in work.steps if not store.has(step.key)]
         if missing:
             _Following(graph, work, store, self, ctx).run(windows)
-        graph.set_fact(Calibration.name, replace(fact, keys=work.keys, behind=tuple(sorted(following))))
-        _measure_again(graph, ctx, plan, work)
+        if _measure_again(graph, ctx, plan, work):
+            graph.set_fact(Calibration.name, replace(fact, keys=work.keys, behind=tuple(sorted(following))))
+        else:
+            plain = {
+                name: replace(plan.storage[name], method=METHODS[plan.storage[name].method].follows)
+                for name in following
+            }
+            graph.set_fact(PrecisionPlan.name, replace(plan, storage={**plan.storage, **plain}))
         weights = sum(len(step.entry.weights) for step in work.steps)
         return {"weights": weights, "computed": len(missing), "cached": len(work.steps) - len(missing)}
 
@@ -184,7 +193,7 @@ class _Planned:
 
     def _follows(self, name: str) -> bool:
         storage = self._plan.storage.get(name)
-        return storage is not None and storage.bits <= 8 and METHODS[storage.method].follows
+        return storage is not None and storage.bits <= 8 and METHODS[storage.method].follows != ""
 
     def _store(self, weight: Weight, key: str) -> None:
         storage = self._plan.storage.get(weight.name)
@@ -297,16 +306,16 @@ class _Following:
             if step.key not in self.missing:
                 continue
             weight = None if step.weight is None else step.weight.source.load().astype(np.float32)
-            sums = DriftSums(step.entry.features, step.entry.features if weight is None else len(weight))
+            errors = step.entry.features if weight is None else len(weight)
+            sums = DriftSums(step.entry.features, errors, self.ctx.executor)
             for number in range(len(tracks[0].states)):
-                for error, x in self._errors(step, weight, tracks, number):
-                    sums.add(error, x)
+                sums.add(*self._errors(step, weight, tracks, number))
             self._save(step, sums)
             self.missing.discard(step.key)
 
     def _errors(
         self, step: Step, weight: np.ndarray | None, tracks: tuple[Track, Track], number: int
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Errors of a window, and the inputs of the quantized model that they belong to."""
         wanted, x = (self._rows(track, number, step.value) for track in tracks)
         if step.seat is not None:
@@ -314,11 +323,12 @@ class _Following:
             wanted, x = wanted[first], x[second]
         error = (wanted - x) * np.float32(self.settings.drift)
         if weight is not None:
-            error = error @ weight.T
+            with one_thread():
+                error = error @ weight.T
         if step.beside is not None:
             before, now = (self._rows(track, number, step.beside) for track in tracks)
             error += (before - now) * np.float32(self.settings.residual)
-        yield error, x
+        return error, x
 
     def _rows(self, track: Track, number: int, value: Value) -> np.ndarray:
         """float32[positions, features] of a value that was computed."""
@@ -353,16 +363,27 @@ class _Following:
         self.store.save_sums(step.key, sums.moments, sums.products(), lags=step.weight is not None)
 
 
-def _measure_again(graph: Graph, ctx: PassContext, plan: PrecisionPlan, work: _Planned) -> None:
-    """Bring what is known of a measured plan up to date: its weights have other codes now."""
+def _measure_again(graph: Graph, ctx: PassContext, plan: PrecisionPlan, work: _Planned) -> bool:
+    """Bring what is known of a measured plan up to date, whose weights have other codes now; False, and nothing done,
+    where it was closer to the float model on held-out text as it was."""
     text = ctx.get(CalibrationText)
     if plan.outcome is None or not text.held_out:
-        return
+        return True
     from passes.precision.measured.probes import Meter
 
     (found,) = Meter(graph, text.held_out, ctx).measure([work.replaced], plan.outcome.positions, "measuring the plan")
+    if found.kl >= plan.outcome.measured:
+        ctx.note(
+            "Q492",
+            f"with errors of earlier weights made up for, the plan has a KL divergence of {found.kl:.2e} on held-out text, "
+            f"and {plan.outcome.measured:.2e} without: it is stored without",
+            graph.name,
+            "give more text: --calibration",
+        )
+        return False
     outcome = replace(plan.outcome, measured=found.kl, top1=found.top1, positions=found.positions)
     graph.set_fact(PrecisionPlan.name, replace(plan, outcome=outcome))
+    return True
 
 
 __all__ = ["Recalibrate"]

@@ -73,7 +73,7 @@ class AssignPrecision(Pass):
         "auto",
         help="element type of scales; auto is f16 where every release of the target reads it, else f32",
     )
-    method: str = option("auto", help="quantization method; auto is rtn, and gptq with a limit")
+    method: str = option("auto", help="quantization method; auto is rtn, and gptaq with a limit")
     embedding_method: str = option(
         "clip", help="method of embedding rows stored on their own when the other method needs inputs, which they lack"
     )
@@ -141,7 +141,7 @@ class AssignPrecision(Pass):
         if self.method != "auto":
             return self.method
         measured = any(limit is not None for limit in self._limits)
-        return "gptq" if measured else "rtn"
+        return "gptaq" if measured else "rtn"
 
     @property
     def needs_statistics(self) -> bool:
@@ -164,7 +164,7 @@ class AssignPrecision(Pass):
         """
         rules = self.prepare().rules
         methods = {rule.storage["method"] for rule in rules if "method" in rule.storage}
-        return any(METHODS[method].follows for method in {*methods, self.chosen_method})
+        return any(METHODS[method].follows != "" for method in {*methods, self.chosen_method})
 
     def run(self, graph: Graph, ctx: PassContext) -> Mapping[str, int]:
         """See `Pass.run`."""

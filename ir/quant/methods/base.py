@@ -101,8 +101,9 @@ class QuantMethod(Protocol):
         needs: statistics that `quantize` uses. ``nothing``: it is always given None. ``diagonal``: it weighs errors by
             the mean squares of the features, and all alike when it is given None. ``second-moments``: it cannot work
             without them.
-        follows: it makes up for errors that weights before have made, so its statistics are to be gathered once those
-            are quantized, by the pass recalibrate.
+        follows: for a method that makes up for errors that weights before have made, the name of the one that it is
+            where nothing is known of those. Its statistics are to be gathered once those weights are quantized, by the
+            pass recalibrate.
         slow: a whole weight is quantized once and kept on disk, since doing it again would take long.
         version: to be raised whenever the method gives other bytes than before, so that kept results are not used.
     """
@@ -110,7 +111,7 @@ class QuantMethod(Protocol):
     name: str
     accepts: frozenset[DType]
     needs: Needs = "nothing"
-    follows: bool = False
+    follows: str = ""
     slow: bool = False
     version: int = 1
 

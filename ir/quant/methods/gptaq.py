@@ -24,7 +24,7 @@ class Following(SecondOrder):
     """`SecondOrder` for the targets; for the weights themselves where statistics know nothing of errors before."""
 
     name = "gptaq"
-    follows = True
+    follows = SecondOrder.name
 
     def quantize(self, rows: np.ndarray, storage: Storage, scratch: Scratch, moments: Moments | None) -> Blocks:
         """See `QuantMethod`."""

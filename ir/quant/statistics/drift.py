@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Executor
+
 import numpy as np
 
+from ir.base.executor import SERIAL
 from ir.quant.statistics.sums import MomentSums
+from ir.tensor.one_thread import one_thread
 
 
 class DriftSums:
@@ -14,16 +18,16 @@ class DriftSums:
         moments: sums of ``x``, what flows in once the weights before are quantized.
     """
 
-    def __init__(self, features: int, errors: int) -> None:
-        """`errors` is the length of an error: as many as features, or as outputs."""
-        self.moments = MomentSums(features)
+    def __init__(self, features: int, errors: int, executor: Executor = SERIAL) -> None:
+        """`errors` is the length of an error: as many as features, or as outputs; `executor` is for the moments."""
+        self.moments = MomentSums(features, executor)
         self._products = np.zeros((errors, features), np.float32)
 
     def add(self, error: np.ndarray, x: np.ndarray) -> None:
         """Count in positions: float32 ``[n, errors]`` and ``[n, features]``."""
         if len(x):
             self.moments.add(x)
-            with np.errstate(over="ignore", invalid="ignore"):
+            with one_thread(), np.errstate(over="ignore", invalid="ignore"):
                 self._products += error.T @ x
 
     @property

@@ -38,7 +38,7 @@ from ir.tensor.inline import InlineTensor
 f32 = np.float32
 FORMS = [(True, "int"), (False, "int"), (False, "float")]
 NAMES = ["symmetric", "int", "float"]
-SEARCHES = ["clip", "hqq", "gptq"]
+SEARCHES = ["clip", "hqq", "gptq", "gptaq"]
 
 
 @pytest.fixture(autouse=True)

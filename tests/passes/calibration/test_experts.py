@@ -127,12 +127,12 @@ def test_without_a_router_over_the_same_rows_nothing_stands_in():
     assert set(graph.required_fact(Calibration).instead.values()) == {"even"}
 
 
-@pytest.mark.parametrize("method", ["gptq", "hqq", "clip", "rtn"])
+@pytest.mark.parametrize("method", ["gptaq", "gptq", "hqq", "clip", "rtn"])
 def test_every_method_stores_the_weights_of_experts(method):
     graph = mixture_model(4, 2, dead=1)
     feeds = {"input_ids": text().held_out[0][None].astype(np.int64)}
     (want,) = evaluate(graph, feeds).values()
-    run(graph, f"calibrate,assign-precision{{bits=6 method={method} embedding-bits=32}},insert-qdq")
+    run(graph, f"calibrate,assign-precision{{bits=6 method={method} embedding-bits=32}},recalibrate,insert-qdq")
     plan = graph.required_fact(PrecisionPlan)
     assert plan.storage[f"{AT}.gate.weight"].bits == 16
     assert {item.bits for name, item in plan.storage.items() if ".experts." in name} == {6}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -157,19 +158,37 @@ def test_nothing_happens_where_no_method_follows(checkpoint: Path) -> None:
 
 
 def test_a_measured_plan_is_measured_again(checkpoint: Path) -> None:
-    graph = load(checkpoint)
-    assign = "assign-precision{budget=4bpw method=gptaq widths=[3,5] blocks=[32] rounds=0}"
-    run(graph, f"infer-types,calibrate,{assign}")
+    graph, text = load(checkpoint), CalibrationText(WINDOWS, WINDOWS[:1])
+    assign = "assign-precision{budget=6.5bpw method=gptaq widths=[4,6] blocks=[32] rounds=0}"
+    run(graph, f"infer-types,calibrate,{assign}", text)
     before = graph.required_fact(PrecisionPlan).outcome
-    run(graph, "recalibrate")
+    run(graph, "recalibrate", text)
     after = graph.required_fact(PrecisionPlan).outcome
     assert before is not None and after is not None
-    assert after.measured != before.measured and after.bytes == before.bytes and after.positions == before.positions
+    assert after.measured < before.measured and after.bytes == before.bytes and after.positions == before.positions
     run(graph, "insert-qdq")
-    logits = [evaluate(g, window_feeds(g, TEXT.held_out)[0])[g.outputs[0].name] for g in (load(checkpoint), graph)]
+    logits = [evaluate(g, window_feeds(g, text.held_out)[0])[g.outputs[0].name] for g in (load(checkpoint), graph)]
     first, second = (item.astype(np.float64) - np.logaddexp.reduce(item, axis=-1, keepdims=True) for item in logits)
     kl = (np.exp(first) * (first - second)).sum(axis=-1).mean()
     assert after.measured == pytest.approx(kl, rel=1e-3)
+
+
+def test_a_measured_plan_that_was_better_as_it_was_stays(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = load(checkpoint)
+    run(graph, "infer-types,calibrate,assign-precision{budget=4bpw method=gptaq widths=[3,5] blocks=[32] rounds=0}")
+    plan, fact = graph.required_fact(PrecisionPlan), graph.required_fact(Calibration)
+    assert plan.outcome is not None
+    graph.set_fact(PrecisionPlan.name, replace(plan, outcome=replace(plan.outcome, measured=1e-9)))
+    report = PassManager(load_pipeline("recalibrate")).run(graph, PassContext(TEXT))
+    assert [(item.code, item.severity) for item in report.all_diagnostics()] == [("Q492", "note")]
+    after = graph.required_fact(PrecisionPlan).outcome
+    assert after is not None and after.measured == 1e-9
+    assert graph.required_fact(Calibration) == fact
+    stored = graph.required_fact(PrecisionPlan).storage
+    assert {item.method for item in stored.values() if item.bits <= 8} == {"gptq"} and list(stored) == list(
+        plan.storage
+    )
+    run(graph, "insert-qdq")
 
 
 # ---- experts ----

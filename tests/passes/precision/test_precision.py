@@ -151,7 +151,8 @@ def test_a_tied_matrix_that_is_stored_twice_is_told_with_its_cost(tied, tmp_path
 def test_a_method_that_looks_at_inputs_needs_statistics(tmp_path):
     assert not AssignPrecision().needs_statistics
     assert AssignPrecision(budget="4bpw").needs_statistics
-    assert AssignPrecision(method="gptq").needs_statistics
+    assert AssignPrecision(method="gptq").needs_statistics and not AssignPrecision(method="gptq").follows
+    assert AssignPrecision(method="gptaq").follows and AssignPrecision(budget="4bpw").follows
     assert AssignPrecision(plan=rules_file(tmp_path, '[[rule]]\nmatch="*"\nmethod="gptq"\n')).needs_statistics
     assert not AssignPrecision(plan=rules_file(tmp_path, '[[rule]]\nmatch="*"\nmethod="hqq"\n')).needs_statistics
 

@@ -60,7 +60,7 @@ def test_a_size_is_kept_by_the_file_that_is_written(source, text, tmp_path):
 def test_the_packaged_sample_serves_when_no_text_is_named(source, tmp_path):
     result = run(source, "-o", tmp_path / "out", "--passes", "calibrated", "--verify", "none")
     assert result.exit_code == 0, result.output
-    assert {item.storage.method for item in read(tmp_path / "out").weights if "embed" not in item.name} == {"gptq"}
+    assert {item.storage.method for item in read(tmp_path / "out").weights if "embed" not in item.name} == {"gptaq"}
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ def test_limits_are_read_one_and_several():
 
 def test_the_method_is_chosen_by_the_mode():
     assert AssignPrecision().chosen_method == "rtn"
-    assert AssignPrecision(budget="4bpw").chosen_method == "gptq"
+    assert AssignPrecision(budget="4bpw").chosen_method == "gptaq"
     assert AssignPrecision(budget="4bpw", method="clip").chosen_method == "clip"
 
 
@@ -644,8 +644,8 @@ def test_a_fresh_cache_gives_the_same_plan(calibrated, tied, text, tmp_path, mon
 
 @pytest.mark.mnn
 def test_the_plan_and_what_is_kept_do_not_depend_on_the_executor(tied, text, processes, tmp_path, monkeypatch):
-    options = "budget=5bpw widths=[3,4,6] blocks=[32] rounds=1 method=gptq"
-    pipeline = f"{BEFORE},assign-precision{{{options}}},insert-qdq"
+    options = "budget=5bpw widths=[3,4,6] blocks=[32] rounds=1 method=gptaq"
+    pipeline = f"{BEFORE},assign-precision{{{options}}},recalibrate,insert-qdq"
     found = []
     with ThreadPoolExecutor(3) as threads:
         for number, executor in enumerate((None, threads, processes)):

@@ -16,6 +16,7 @@ from ir.facts.free_tensors import FreeTensor, FreeTensors
 from ir.facts.model_card import AdapterCard, ModelCard, SourceFile
 from ir.facts.precision import PrecisionPlan
 from ir.facts.raised import Raised
+from ir.facts.tuning import Tuning
 from ir.graph.graph import Graph, Value
 
 
@@ -121,11 +122,26 @@ def calibration(graph: Graph) -> c.Calibration | None:
     if fact is None:
         return None
     plan = graph.required_fact(PrecisionPlan)
-    made = c.Calibration(tokens=fact.tokens, digest=fact.digest, unreached=dict(fact.instead))
+    made = c.Calibration(tokens=fact.tokens, digest=fact.digest, unreached=dict(fact.instead), steps=_steps(graph))
     found = plan.outcome
     if found is None:
         return made
     return replace(made, limit=found.limit, kl_predicted=found.predicted, kl=found.measured)
+
+
+def _steps(graph: Graph) -> tuple[c.TuningStep, ...]:
+    """What was tried after the choice of widths."""
+    return tuple(
+        c.TuningStep(
+            step=step.step,
+            tokens=step.tokens,
+            kl_before=step.before,
+            kl_after=step.after,
+            positions=step.positions,
+            kept=step.kept,
+        )
+        for step in (graph.fact(Tuning) or Tuning()).steps
+    )
 
 
 def shape(value: Value) -> tuple[int | str, ...]:

@@ -261,7 +261,9 @@ class Storage(Record):
     symmetric: Annotated[bool, "true when the codes lie evenly around zero"] = True
     zero: Annotated[Literal["int", "float", "none"], "kind of the stored zero points"] = "none"
     scale_dtype: Annotated[DTypeName | None, "element type of the scales; null without scales"] = None
-    method: Annotated[Name, "how the codes were chosen, such as cast, rtn, gptq; stored for codes kept as they came"]
+    method: Annotated[
+        Name, "how the codes were chosen, such as cast, rtn, gptq, yaqa; stored for codes kept as they came"
+    ]
     layout: Annotated[Name, "byte layout in the file, such as mnn-dense-codes, mnn-f16, rows-bf16"]
 
     @classmethod
@@ -322,6 +324,18 @@ class Pipeline(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TuningStep(Record):
+    """A step after the choice of widths, and what it gained on text that it did not look at."""
+
+    step: Annotated[Name, "name of the pass"]
+    tokens: Annotated[Positive, "calibration tokens that it looked at"]
+    kl_before: Annotated[float, "divergence on the held-out windows without it, activations in float"]
+    kl_after: Annotated[float, "divergence on the held-out windows with it"]
+    positions: Annotated[Positive, "held-out positions"]
+    kept: Annotated[bool, "false when it gained nothing, so that it was left out"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Calibration(Record):
     """Text that quantization was measured with, and what it promised there."""
 
@@ -335,6 +349,7 @@ class Calibration(Record):
         "weights of experts that no token reached, and what they were quantized by: what enters their layer, or as if "
         "all features counted the same",
     ] = field(default_factory=dict)
+    steps: Annotated[tuple[TuningStep, ...], "steps after the choice of widths, in order"] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -83,7 +83,7 @@ def _checked(graph: Graph, variant: Variant) -> dict[str, Tensor]:
     return found
 
 
-def _head(graph: Graph) -> Node | None:
+def head_of(graph: Graph) -> Node | None:
     """The product with a constant matrix that gives the logits; None when they are computed otherwise."""
     node = graph.outputs[0].producer
     if node is None or node.op != "MatMul":
@@ -113,7 +113,7 @@ class _Comparison:
         self.progress = progress or (lambda done, total, what: None)
         self.executor = executor
         self.memory_limit = memory_limit
-        self.head = _head(graph)
+        self.head = head_of(graph)
         self.wanted = self.head.operand(0) if self.head is not None else graph.outputs[0]
         self.evaluator = Evaluator(
             graph,
@@ -241,4 +241,4 @@ class _Meters:
         return [meter.results(version) for meter in self._meters]
 
 
-__all__ = ["Divergence", "Variant", "divergences"]
+__all__ = ["Divergence", "Variant", "divergences", "head_of"]

@@ -57,6 +57,7 @@ FACTS: Table[type[Fact]] = Table(
         "precision-plan": "ir.facts.precision:PrecisionPlan",
         "sensitivity": "ir.facts.sensitivity:Sensitivity",
         "calibration": "ir.facts.calibration:Calibration",
+        "tuning": "ir.facts.tuning:Tuning",
         "activation-ranges": "ir.facts.activation_ranges:ActivationRanges",
         "int8-plan": "ir.facts.int8_plan:Int8Plan",
         "model-card": "ir.facts.model_card:ModelCard",

@@ -79,6 +79,22 @@ def loaded_moments(key: str) -> Moments:
     return _MOMENTS.get((found.store, key), lambda: found.load(key))
 
 
+_OUTPUTS: Held[np.ndarray] = Held(HELD_MOMENTS, lambda item: item.nbytes)
+
+
+def loaded_outputs(key: str) -> np.ndarray:
+    """float32[rows, rows], the damped second moments of gradients behind a run of rows; errors as for `loaded_moments`."""
+    from ir.quant.statistics.second_moments import damped
+
+    found = MomentStore()
+
+    def load() -> np.ndarray:
+        moments = found.load(key)
+        return damped(moments.second, moments.tokens)
+
+    return _OUTPUTS.get((found.store, key), load)
+
+
 class Shape(NamedTuple):
     """Sizes of a quantized weight.
 
@@ -132,9 +148,12 @@ def result_key(source: str, storage: Storage, moments: str, version: int) -> str
     return blake2b(text.encode(), digest_size=20).hexdigest()
 
 
-def ranges_of(shape: Shape, workers: int) -> list[tuple[int, int]]:
-    """The rows of a weight in ranges that are quantized at a time, at least one for each worker."""
-    step = max(1, min(CHUNK_WEIGHTS // max(1, shape.columns), -(-shape.rows // workers)))
+def ranges_of(shape: Shape, workers: int, together: int = 0) -> list[tuple[int, int]]:
+    """The rows of a weight in ranges that are quantized at a time, at least one for each worker.
+
+    With `together`, as many rows as that are quantized at a time, whoever works.
+    """
+    step = together or max(1, min(CHUNK_WEIGHTS // max(1, shape.columns), -(-shape.rows // workers)))
     return [(start, min(shape.rows, start + step)) for start in range(0, shape.rows, step)]
 
 

@@ -10,7 +10,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,17 @@ from ir.base.diag import LadingError, suggest
 from ir.base.executor import SERIAL, JobExecutor, here, run_jobs, shares_files
 from ir.base.store import Store, default_store, using_store
 from ir.base.types import F32, TensorType, int_type
-from ir.quant.cache import Shape, find_blocks, loaded_moments, make_blocks, ranges_of, result_key, shape_of, write_rows
+from ir.quant.cache import (
+    Shape,
+    find_blocks,
+    loaded_moments,
+    loaded_outputs,
+    make_blocks,
+    ranges_of,
+    result_key,
+    shape_of,
+    write_rows,
+)
 from ir.quant.methods.base import (
     METHODS,
     Blocks,
@@ -35,7 +45,7 @@ from ir.quant.methods.base import (
     real_zero,
     thread_scratch,
 )
-from ir.quant.statistics.moments import Moments, entry_of
+from ir.quant.statistics.moments import Moments, entry_of, parts_of
 from ir.quant.storage import Storage
 from ir.tensor.base import Derived, Tensor
 from ir.tensor.elementwise import convert
@@ -53,10 +63,11 @@ class QuantizedWeight:
         source: the float matrix.
         storage: how it is quantized.
         moments: key of the statistics of the input features in the `MomentStore`; empty for none.
+        tuned: name of the result, where codes of the method got other scales and zeros afterwards; else empty.
         blocks: blocks per row.
     """
 
-    def __init__(self, source: Tensor, storage: Storage, moments: str = "") -> None:
+    def __init__(self, source: Tensor, storage: Storage, moments: str = "", tuned: str = "") -> None:
         """Raises LadingError: Q400 a storage of floats, Q401 block, Q404 unknown method, Q405 not a float matrix, Q440 no
         statistics."""
         if not storage.is_integer:
@@ -66,7 +77,7 @@ class QuantizedWeight:
         if storage.method not in METHODS:
             hint = suggest(storage.method, list(METHODS)) or f"known: {', '.join(sorted(METHODS))}"
             raise LadingError("Q404", f"unknown quantization method {storage.method!r}", hint=hint)
-        if METHODS[storage.method].needs == "second-moments" and not moments:
+        if METHODS[storage.method].needs in ("second-moments", "both-sides") and not moments:
             message = (
                 f"the method {storage.method!r} needs statistics of what flows into the weight, and there are none"
             )
@@ -75,13 +86,14 @@ class QuantizedWeight:
         self.source = source
         self.storage = storage
         self.moments = moments
+        self.tuned = tuned
         self.blocks = _blocks_of(source, storage)
 
     def __repr__(self) -> str:
         return f"<QuantizedWeight {self.source.type} {self.storage} {self.source.loc}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return shared_quantized, (self.source, self.storage, self.moments)
+        return shared_quantized, (self.source, self.storage, self.moments, self.tuned)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -161,6 +173,9 @@ class QuantizedWeight:
         found = find_blocks(store, key, shape)
         if found is not None:
             return found
+        if self.tuned:
+            message = "the tuned scales of a weight are not kept any more"
+            raise LadingError("Q495", message, where=self.source.loc, hint="compile again from the checkpoint")
 
         if not shares_files(executor):
             for _ in keep_each([self], executor):
@@ -176,23 +191,33 @@ class QuantizedWeight:
     def _jobs(self, store: Store) -> list[_RowsJob]:
         """Jobs that quantize all rows."""
         shape = shape_of(*self.shape, self.storage)
-        return [_RowsJob(self, store, *rows) for rows in ranges_of(shape, len(os.sched_getaffinity(0)))]
+        together = getattr(METHODS[self.storage.method], "together", 0)
+        ranges = ranges_of(shape, len(os.sched_getaffinity(0)), together)
+        return [_RowsJob(self, store, *rows) for rows in ranges]
 
     def _place(self) -> tuple[str, Shape]:
         """Name of the result in the store, and its sizes."""
+        shape = shape_of(*self.shape, self.storage)
+        if self.tuned:
+            return self.tuned, shape
         version = METHODS[self.storage.method].version
         key = result_key(tensor_identity(self.source), self.storage, self.moments, version)
-        return key, shape_of(*self.shape, self.storage)
+        return key, shape
 
     @property
     def is_slow(self) -> bool:
         """True when reading any row quantizes all of them first, or maps what was kept of that."""
-        return METHODS[self.storage.method].slow and not hasattr(self.source, "stored_blocks")
+        slow = METHODS[self.storage.method].slow or bool(self.tuned)
+        return slow and not hasattr(self.source, "stored_blocks")
 
-    def _statistics(self, method: QuantMethod) -> Moments | None:
+    def _statistics(self, method: QuantMethod, first: int) -> Moments | None:
+        """What a method is given for rows from `first` on."""
         if method.needs == "nothing" or not self.moments:
             return None
-        moments = loaded_moments(self.moments)
+        inputs, *outputs = parts_of(self.moments)
+        moments = loaded_moments(inputs)
+        if outputs and method.needs == "both-sides":
+            moments = replace(moments, outputs=loaded_outputs(outputs[first // method.together]))
         if moments.features != self.shape[1]:
             message = f"statistics of {moments.features} features do not fit {self.source.type}"
             raise LadingError("Q442", message, where=self.source.loc, hint="calibrate the model that is compiled")
@@ -212,7 +237,7 @@ class QuantizedWeight:
         """
         method = METHODS[self.storage.method]
         try:
-            moments = self._statistics(method)
+            moments = self._statistics(method, int(places[0]))
             moments = moments if moments is None else moments.for_rows(places)
             return method.quantize(rows, self.storage, thread_scratch(), moments)
         except NotFinite as error:
@@ -251,7 +276,7 @@ class _RowsJob:
     @property
     def reads(self) -> tuple[str, ...]:
         """The entry of the store that it looks for."""
-        return (entry_of(self.weight.moments),) if self.weight.moments else ()
+        return tuple(map(entry_of, parts_of(self.weight.moments)))
 
 
 def _fill_rows(path: Path, shape: Shape, job: _RowsJob) -> None:
@@ -313,6 +338,8 @@ class _Part(Derived):
         }
         if parent.moments:
             described["moments"] = parent.moments
+        if parent.tuned:
+            described["tuned"] = parent.tuned
         super().__init__(type, parent.source, **described)
         self.quantized = parent
 
@@ -356,7 +383,7 @@ class _Dequantized(_Part):
         return dequantize(part)
 
 
-_SHARED: WeakValueDictionary[tuple[str, Storage, str], QuantizedWeight] = WeakValueDictionary()
+_SHARED: WeakValueDictionary[tuple[str, Storage, str, str], QuantizedWeight] = WeakValueDictionary()
 
 
 def quantized_of(tensor: Tensor) -> QuantizedWeight | None:
@@ -414,39 +441,39 @@ def _slow_weights(tensors: Iterable[Tensor]) -> list[QuantizedWeight]:
     return list(found.values())
 
 
-def shared_quantized(source: Tensor, storage: Storage, moments: str = "") -> QuantizedWeight:
+def shared_quantized(source: Tensor, storage: Storage, moments: str = "", tuned: str = "") -> QuantizedWeight:
     """The quantization of an equal source to the same storage with the same statistics that is alive, or a new one.
 
     Parts rebuilt one by one, such as those of a parsed graph, get one parent this way.
     """
-    key = (source.fingerprint(), storage, moments)
+    key = (source.fingerprint(), storage, moments, tuned)
     found = _SHARED.get(key)
     if found is None:
-        found = _SHARED[key] = QuantizedWeight(source, storage, moments)
+        found = _SHARED[key] = QuantizedWeight(source, storage, moments, tuned)
     return found
 
 
-def rebuild_codes(source: Tensor, *, moments: str = "", **storage: Any) -> Tensor:
+def rebuild_codes(source: Tensor, *, moments: str = "", tuned: str = "", **storage: Any) -> Tensor:
     """The recipe ``quantized_codes``."""
-    return shared_quantized(source, Storage(**storage), moments).codes
+    return shared_quantized(source, Storage(**storage), moments, tuned).codes
 
 
-def rebuild_scale(source: Tensor, *, moments: str = "", **storage: Any) -> Tensor:
+def rebuild_scale(source: Tensor, *, moments: str = "", tuned: str = "", **storage: Any) -> Tensor:
     """The recipe ``quantized_scale``."""
-    return shared_quantized(source, Storage(**storage), moments).scale
+    return shared_quantized(source, Storage(**storage), moments, tuned).scale
 
 
-def rebuild_zero_point(source: Tensor, *, moments: str = "", **storage: Any) -> Tensor:
+def rebuild_zero_point(source: Tensor, *, moments: str = "", tuned: str = "", **storage: Any) -> Tensor:
     """The recipe ``quantized_zero_point``; Q400 when the storage is symmetric and so has none."""
-    found = shared_quantized(source, Storage(**storage), moments).zero_point
+    found = shared_quantized(source, Storage(**storage), moments, tuned).zero_point
     if found is None:
         raise LadingError("Q400", "a symmetric weight has no zero point", where=source.loc)
     return found
 
 
-def rebuild_dequantized(source: Tensor, *, moments: str = "", **storage: Any) -> Tensor:
+def rebuild_dequantized(source: Tensor, *, moments: str = "", tuned: str = "", **storage: Any) -> Tensor:
     """The recipe ``quantized_dequantized``."""
-    return shared_quantized(source, Storage(**storage), moments).dequantized()
+    return shared_quantized(source, Storage(**storage), moments, tuned).dequantized()
 
 
 __all__ = [

@@ -96,7 +96,7 @@ class Balance(Pass):
         if self.method not in METHODS:
             hint = f"known: {', '.join(sorted(METHODS))}"
             raise LadingError("Q460", f"there is no quantization method {self.method!r}", hint=hint)
-        if METHODS[self.method].needs == "second-moments":
+        if METHODS[self.method].needs in ("second-moments", "both-sides"):
             hint = "search with rtn or clip; the weights may still be quantized with any method"
             raise LadingError(
                 "Q460", f"balance searches with many scalings, which {self.method} is too slow for", hint=hint

@@ -121,7 +121,10 @@ class AssignPrecision(Pass):
         for method in sorted({*methods, self.chosen_method, self.embedding_method}):
             if method not in METHODS:
                 raise LadingError("Q413", f"unknown quantization method {method!r}", hint=f"known: {sorted(METHODS)}")
-        if METHODS[self.embedding_method].needs == "second-moments":
+            if METHODS[method].needs == "both-sides":
+                hint = "choose gptq, and put the pass calibrate-outputs behind assign-precision: --passes tuned"
+                raise LadingError("Q413", f"the method {method!r} cannot be chosen before widths are", hint=hint)
+        if METHODS[self.embedding_method].needs in ("second-moments", "both-sides"):
             raise LadingError("Q413", f"embedding-method={self.embedding_method} needs inputs, which rows do not have")
         return Prepared(rules, tuple(floor_of(text) for text in self.floor), limits)
 

@@ -9,8 +9,10 @@ from ir.base.diag import LadingError
 from ir.base.types import F16, F32, TensorType
 from ir.facts.calibration import Calibration
 from ir.facts.precision import PrecisionPlan
+from ir.facts.tuning import Tuning
 from ir.graph.graph import Graph, Node, Value
 from ir.ops.opset import upgrade
+from ir.quant.statistics.moments import parts_of
 from ir.quant.storage import Storage
 from ir.quant.weight import METHODS, shared_quantized
 from ir.tensor.base import Tensor
@@ -44,6 +46,7 @@ class InsertQdq(Pass):
         plan = graph.required_fact(PrecisionPlan)
         tables = set(graph.tables.values())
         moments = _moments(graph, plan)
+        tuning = graph.fact(Tuning) or Tuning()
         _bring_to_blocks(graph, plan)
         counts = {"dequantize": 0, "cast": 0}
         for name, storage in plan.storage.items():
@@ -55,7 +58,7 @@ class InsertQdq(Pass):
                 _store_half(graph, value, by_rows)
                 counts["cast"] += 1
             elif storage.bits <= 8:
-                _store_blocks(graph, value, storage, moments[name], by_rows)
+                _store_blocks(graph, value, storage, (moments[name], tuning.tuned.get(name, "")), by_rows)
                 counts["dequantize"] += 1
         return counts
 
@@ -92,6 +95,13 @@ def _moments(graph: Graph, plan: PrecisionPlan) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, storage in plan.storage.items():
         needs = METHODS[storage.method].needs if storage.bits <= 8 else "nothing"
+        if needs == "both-sides" and len(parts_of(keys.get(name, ""))) < 2:
+            raise LadingError(
+                "Q456",
+                f"the method {storage.method} needs statistics of both sides of %{name}, and there are none",
+                where=name,
+                hint="do not choose the method by name: the pass calibrate-outputs gives it to weights stored by gptq",
+            )
         if needs == "second-moments" and name not in keys:
             raise LadingError(
                 "Q456",
@@ -108,7 +118,8 @@ def _moments(graph: Graph, plan: PrecisionPlan) -> dict[str, str]:
                 where=name,
                 hint="run the pass recalibrate after assign-precision, or use the method gptq",
             )
-        found[name] = keys.get(name, "") if needs != "nothing" else ""
+        key = keys.get(name, "") if needs != "nothing" else ""
+        found[name] = key if needs == "both-sides" else next(iter(parts_of(key)), "")
     return found
 
 
@@ -120,9 +131,10 @@ def _store_half(graph: Graph, value: Value, by_rows: bool) -> None:
     _take_over(graph, value, node)
 
 
-def _store_blocks(graph: Graph, value: Value, storage: Storage, moments: str, by_rows: bool) -> None:
+def _store_blocks(graph: Graph, value: Value, storage: Storage, looked: tuple[str, str], by_rows: bool) -> None:
+    """Store codes; `looked` has the key of the statistics and the name of tuned numbers, empty for none."""
     source = value.tensor if by_rows else transposed(value.tensor)
-    recipe = shared_quantized(as_stored(source), storage, moments)
+    recipe = shared_quantized(as_stored(source), storage, *looked)
     # MatMul orientation [in, out] runs along axis 0; rows of a table [rows, in] along axis 1.
     parts = [recipe.codes, recipe.scale, recipe.zero_point]
     oriented: list[Tensor | None] = [part if by_rows or part is None else transposed(part) for part in parts]

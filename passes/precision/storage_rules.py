@@ -101,7 +101,7 @@ class Preferences:
 
     def own_rows(self, storage: Storage) -> Storage:
         """The storage of embedding rows that are not read from the logits matrix: by a method that needs no inputs."""
-        if storage.bits > 8 or METHODS[storage.method].needs != "second-moments":
+        if storage.bits > 8 or METHODS[storage.method].needs in ("nothing", "diagonal"):
             return storage
         return replace(storage, method=self.embedding_method)
 

@@ -17,7 +17,7 @@ from ir.base.types import DType
 from ir.quant.statistics.moments import Moments
 from ir.quant.storage import Storage
 
-Needs = Literal["nothing", "diagonal", "second-moments"]
+Needs = Literal["nothing", "diagonal", "second-moments", "both-sides"]
 
 
 class Blocks(NamedTuple):
@@ -91,7 +91,7 @@ class OutOfScale(ValueError):
 
 
 class QuantMethod(Protocol):
-    """A way to choose codes. Rows must be treated independently of each other and without randomness.
+    """A way to choose codes, without randomness. Rows are treated independently of each other unless `together` says so.
 
     Independent means that a row gets the same bytes whatever rows come with it, however many threads there are.
 
@@ -100,10 +100,12 @@ class QuantMethod(Protocol):
         accepts: element types that `quantize` takes as they are; rows of any other type come as float32.
         needs: statistics that `quantize` uses. ``nothing``: it is always given None. ``diagonal``: it weighs errors by
             the mean squares of the features, and all alike when it is given None. ``second-moments``: it cannot work
-            without them.
+            without them. ``both-sides``: nor without those of the gradients behind the rows.
         follows: for a method that makes up for errors that weights before have made, the name of the one that it is
             where nothing is known of those. Its statistics are to be gathered once those weights are quantized, by the
             pass recalibrate.
+        together: rows from a multiple of it on, as many or those that are left, are quantized in one call and depend on
+            each other; 0 for rows that do not.
         slow: a whole weight is quantized once and kept on disk, since doing it again would take long.
         version: to be raised whenever the method gives other bytes than before, so that kept results are not used.
     """
@@ -114,6 +116,7 @@ class QuantMethod(Protocol):
     follows: str = ""
     slow: bool = False
     version: int = 1
+    together: int = 0
 
     def quantize(self, rows: np.ndarray, storage: Storage, scratch: Scratch, moments: Moments | None) -> Blocks:
         """Quantize rows ``[n, length]``, any rows of a weight, whose length is a multiple of the block.
@@ -141,6 +144,7 @@ METHODS: Table[QuantMethod] = Table(
         "hqq": "ir.quant.methods.hqq:METHOD",
         "gptq": "ir.quant.methods.gptq:METHOD",
         "gptaq": "ir.quant.methods.gptaq:METHOD",
+        "yaqa": "ir.quant.methods.yaqa:METHOD",
         "stored": "ir.quant.stored_codes:METHOD",
     },
     rows_of("quantizers"),

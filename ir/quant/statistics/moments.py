@@ -74,6 +74,8 @@ class Moments:
             and ``x`` what does when weights before it are quantized; None when nothing is known of that.
         lag: float32[out, in], the mean of ``(z - W x) x^T`` where ``z`` is what the outputs should be for the model
             to go on as the float model does, and ``W`` the float weight; given instead of `drift`.
+        outputs: float32[rows, rows], the second moments of the gradients with respect to the products with the rows
+            that are quantized, damped; None where nothing is known of them.
     """
 
     key: str
@@ -84,6 +86,7 @@ class Moments:
     high: np.ndarray
     drift: np.ndarray | None = None
     lag: np.ndarray | None = None
+    outputs: np.ndarray | None = None
 
     @property
     def nbytes(self) -> int:
@@ -214,6 +217,16 @@ class MomentStore:
         return flat, tokens, size, kind
 
 
+def joined(inputs: str, outputs: Sequence[str]) -> str:
+    """One key for the statistics of a weight's input and those of the gradients behind its rows, run by run."""
+    return "+".join((inputs, *outputs))
+
+
+def parts_of(key: str) -> list[str]:
+    """The keys that `joined` made one of: that of the input, then those of the gradients; nothing for no key."""
+    return key.split("+") if key else []
+
+
 def entry_of(key: str) -> str:
     """Name of the statistics of a key in the store."""
     return f"moments/{key}"
@@ -239,5 +252,7 @@ __all__ = [
     "MomentStore",
     "Moments",
     "entry_of",
+    "joined",
+    "parts_of",
     "windows_digest",
 ]

@@ -58,7 +58,9 @@ class StoreWeights(Pass):
         """
         for pattern in self.keep:
             check_pattern(pattern, f"keep={pattern[:200]}")
-        known = [name for name, method in METHODS.items() if method.needs != "second-moments" and name != "stored"]
+        known = [
+            name for name, method in METHODS.items() if method.needs in ("nothing", "diagonal") and name != "stored"
+        ]
         if self.method not in known:
             message = f"store-weights has no quantization method {self.method!r}"
             raise LadingError("Q413", message, hint=f"known: {', '.join(sorted(known))}")

@@ -1,0 +1,156 @@
+"""Steps behind the choice of widths: statistics of outputs, tuned scales, and what is recorded of both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from backends.described import calibration
+from frontends.checkpoint.load import load
+from ir.base.diag import LadingError
+from ir.evaluate.replaced_weights import divergences
+from ir.facts.calibration import Calibration
+from ir.facts.precision import PrecisionPlan
+from ir.facts.tuning import Tuning
+from ir.quant.statistics.moments import CalibrationText, MomentStore, parts_of
+from ir.quant.stored_weight import storage_of
+from passes.calibration.planned import stored_as_planned
+from passes.framework.context import PassContext
+from passes.framework.load import load as load_pipeline
+from passes.framework.manager import PassManager
+from tests.support.checkpoints import make_checkpoint
+from tests.support.families.checkpoints import kept
+
+RNG = np.random.default_rng(5)
+TEXT = CalibrationText(
+    tuple(RNG.integers(0, 320, 96).astype(np.int32) for _ in range(12)),
+    tuple(RNG.integers(0, 320, 96).astype(np.int32) for _ in range(8)),
+)
+OTHER = [RNG.integers(0, 320, 96).astype(np.int32) for _ in range(8)]
+START = "infer-types,calibrate,assign-precision{method=gptq bits=6 block=32}"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch, request) -> Path:
+    folder = request.getfixturevalue("shared_cache")
+    monkeypatch.setenv("LADING_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shared_cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("model"), "qwen2", num_hidden_layers=2)
+
+
+def run(folder: Path, pipeline: str):
+    graph, ctx = load(folder), PassContext(TEXT)
+    report = PassManager(load_pipeline(pipeline)).run(graph, ctx)
+    return graph, report
+
+
+def kl(graph) -> float:
+    return divergences(graph, OTHER, [stored_as_planned(graph, graph.required_fact(PrecisionPlan))])[0].kl
+
+
+def test_statistics_of_outputs_are_those_of_torch(checkpoint):
+    """The second moments of the gradients of the log likelihood of tokens that the model draws."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    graph, report = run(checkpoint, f"{START},calibrate-outputs{{gradient-tokens=1152}}")
+    assert report.passes[-1].counts["weights"] == 14
+    keys = graph.required_fact(Calibration).keys
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="eager")
+    name = "model.layers.1.self_attn.o_proj"
+    outputs = []
+    model.get_submodule(name).register_forward_hook(lambda module, given, made: outputs.append(made))
+    generator = torch.Generator().manual_seed(0)
+    draws, total = 8, 0.0
+    for window in TEXT.calibration:
+        logits = model(torch.from_numpy(window.astype(np.int64))[None]).logits[0]
+        for _ in range(draws):
+            tokens = torch.multinomial(torch.softmax(logits.detach(), -1), 1, generator=generator)
+            value = torch.log_softmax(logits, -1).gather(-1, tokens).sum()
+            (gradient,) = torch.autograd.grad(value, outputs[-1], retain_graph=True)
+            rows = gradient[0].double().numpy()
+            total = total + rows.T @ rows
+    wanted = total / draws / sum(map(len, TEXT.calibration))
+    (key,) = parts_of(keys[f"{name}.weight"])[1:]
+    found = MomentStore().load(key).second
+    assert np.trace(found) == pytest.approx(np.trace(wanted), rel=0.15)
+    alike = np.sum(found * wanted) / np.linalg.norm(found) / np.linalg.norm(wanted)
+    assert alike > 0.95
+
+
+def test_both_steps_come_nearer_to_the_float_model_on_text_that_neither_saw(checkpoint):
+    plain, _ = run(checkpoint, START)
+    sided, _ = run(checkpoint, f"{START},calibrate-outputs")
+    tuned, report = run(checkpoint, f"{START},calibrate-outputs,tune-scales{{passes=3}}")
+    assert kl(tuned) < kl(sided) < kl(plain)
+    steps = tuned.required_fact(Tuning).steps
+    assert [step.step for step in steps] == ["calibrate-outputs", "tune-scales"]
+    assert steps[0].after == steps[1].before and steps[1].after < steps[1].before < steps[0].before
+    assert {item.method for item in tuned.required_fact(PrecisionPlan).storage.values()} == {"yaqa", "gptq"}
+    said = calibration(tuned)
+    assert [(item.step, item.kl_after, item.kept) for item in said.steps] == [
+        (step.step, step.after, True) for step in steps
+    ]
+    again, report = run(checkpoint, f"{START},calibrate-outputs,tune-scales{{passes=3}}")
+    assert [entry.counts.get("cached") for entry in report.passes[-2:]] == [14, 14]
+    assert again.required_fact(Tuning) == tuned.required_fact(Tuning)
+
+
+def test_tuned_numbers_are_what_is_stored(checkpoint):
+    name = "model.layers.0.mlp.down_proj.weight"
+    graph, _ = run(checkpoint, f"{START},calibrate-outputs,tune-scales{{passes=3}}")
+    wanted = stored_as_planned(graph, graph.required_fact(PrecisionPlan))[name].load()
+    plain, _ = run(checkpoint, f"{START},calibrate-outputs,insert-qdq")
+    PassManager(load_pipeline("insert-qdq")).run(graph, PassContext(TEXT))
+    stored, other = (storage_of(item.value(name), matmul=True).quantized for item in (graph, plain))
+    rows = stored.rows(0, stored.shape[0])
+    before = other.rows(0, other.shape[0])
+    assert np.array_equal(rows.codes, before.codes) and np.array_equal(rows.zero, before.zero)
+    assert not np.array_equal(rows.scale, before.scale)
+    points = np.repeat(rows.zero.astype(np.float64), 32, axis=1)
+    real = (rows.codes - points) * np.repeat(rows.scale.astype(np.float64), 32, axis=1)
+    assert np.abs(real - wanted.T).max() < 1e-5
+
+
+def test_what_gains_nothing_is_left_out_and_told(checkpoint):
+    graph, report = run(checkpoint, f"{START},tune-scales{{rate=30 passes=1}}")
+    (step,) = graph.required_fact(Tuning).steps
+    assert not step.kept and step.after == step.before
+    assert not graph.required_fact(Tuning).tuned
+    assert [item.code for item in report.passes[-1].diagnostics] == ["Q494"]
+    assert "gain nothing on held-out text" in report.passes[-1].diagnostics[0].message
+
+
+def test_tuned_numbers_that_are_gone_are_missed(checkpoint, cache, tmp_path, monkeypatch):
+    graph, _ = run(checkpoint, f"{START},calibrate-outputs,tune-scales{{passes=3}},insert-qdq")
+    name = "model.layers.0.mlp.down_proj.weight"
+    monkeypatch.setenv("LADING_CACHE", str(tmp_path / "empty"))
+    stored = storage_of(graph.value(name), matmul=True).quantized
+    stored.__dict__.pop("_kept", None)
+    with pytest.raises(LadingError) as caught:
+        stored.rows(0, 1)
+    assert caught.value.code == "Q495"
+
+
+def test_the_method_is_not_chosen_by_name(checkpoint):
+    with pytest.raises(LadingError) as caught:
+        run(checkpoint, "infer-types,calibrate,assign-precision{method=yaqa}")
+    assert caught.value.code == "Q413" and "calibrate-outputs" in str(caught.value)
+
+
+def test_mixtures_are_refused(tmp_path):
+    folder = kept(tmp_path, "qwen3_moe", tokenizer=False)[0]
+    with pytest.raises(LadingError) as caught:
+        run(folder, f"{START},calibrate-outputs")
+    assert caught.value.code == "Q493"

@@ -246,10 +246,10 @@ class FileEntry(Record):
     ]
 
     @classmethod
-    def of(cls, folder: str | os.PathLike[str], path: str, role: Any) -> FileEntry:
-        """The entry of a file that exists; OSError when it cannot be read."""
+    def of(cls, folder: str | os.PathLike[str], path: str, role: Any, digest: str | None = None) -> FileEntry:
+        """The entry of a file that exists, digested unless `digest` is given; OSError when it cannot be read."""
         full = Path(folder, path)
-        return cls(path=path, bytes=full.stat().st_size, sha256=sha256_of(full), role=role)
+        return cls(path=path, bytes=full.stat().st_size, sha256=digest or sha256_of(full), role=role)
 
 
 @dataclass(frozen=True, kw_only=True)

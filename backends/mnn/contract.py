@@ -58,7 +58,8 @@ def make_contract(
     """
     card = completed(graph)
     entries = executor.map(
-        lambda item: c.FileEntry.of(emission.folder, item[0], item[1]), sorted(emission.roles.items())
+        lambda item: c.FileEntry.of(emission.folder, item[0], item[1], emission.digests.get(item[0])),
+        sorted(emission.roles.items()),
     )
     return c.Contract(
         compiler=described.compiler(),

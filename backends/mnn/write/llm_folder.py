@@ -67,6 +67,7 @@ class Emission:
         copied_table: embedding rows were copied as they were.
         backend_type: backend written into the configuration.
         mapped: keys of the configuration by which later loads map the weights.
+        digests: SHA-256 (hex) of files that were digested while they were written, by name.
     """
 
     folder: Path
@@ -81,6 +82,7 @@ class Emission:
     copied_table: bool = False
     backend_type: str = "cpu"
     mapped: Mapping[str, Any] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
 
 
 def emit(
@@ -158,10 +160,11 @@ def _fill_all(emission: Emission, executor: Executor, progress: Callable[[int, i
             progress(done, total)
 
     started = time.perf_counter()
-    fill(path, layout.nbytes, weights, executor, advance)
+    emission.digests[configs.WEIGHTS] = fill(path, layout.nbytes, weights, executor, advance)
     if layout.embedding_file is not None:
         table = layout.embedding_file
-        fill(rows_path, 2 * table.rows * table.columns, rows, executor, advance)
+        size = 2 * table.rows * table.columns
+        emission.digests[configs.EMBEDDING] = fill(rows_path, size, rows, executor, advance)
         emission.roles[configs.EMBEDDING] = "embedding"
     emission.seconds["weights"] = time.perf_counter() - started
 

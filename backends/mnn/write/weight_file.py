@@ -7,6 +7,8 @@ can run them: in threads, in processes, or elsewhere. Where they do not share it
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import math
 import os
 from collections import deque
@@ -14,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -32,6 +34,9 @@ PIECE_ELEMENTS = 1 << 18
 
 JOB_ELEMENTS = 1 << 21
 """Weights per job: large enough that scheduling costs nothing."""
+
+DIGESTED = 1 << 20
+"""Bytes that are read and digested at once."""
 
 _LATELY: deque[StoredWeight] = deque(maxlen=2)
 """Weights of the last jobs that came from another process, so that those of one weight share what is mapped of it."""
@@ -170,6 +175,8 @@ class MatrixJob:
 Job = RowsJob | SmallJob | MatrixJob
 """A part of the weight file, with the path of the file; plain data that pickles."""
 
+Done = TypeVar("Done")
+
 Part = tuple[int, bytes]
 """Bytes and their place in the file."""
 
@@ -225,11 +232,11 @@ def embedding_jobs(table: StoredWeight, path: Path) -> list[Job]:
 
 def fill(
     path: Path, nbytes: int, jobs: Sequence[Job], executor: Executor, progress: Callable[[int], None] | None = None
-) -> None:
-    """Create a file of a known size and run the jobs that fill it.
+) -> str:
+    """Create a file of a known size and run the jobs that fill it; returns the SHA-256 (hex) of its content.
 
     Weights of slow methods are quantized by jobs of their own, one weight after the other, before their rows are
-    written.
+    written. The file is digested from its beginning as far as it is finished while the rest is written.
 
     Raises:
         LadingError: B620 no room or no permission, or whatever a job found wrong with its source (first one wins).
@@ -245,19 +252,72 @@ def fill(
     if not shares_files(executor):
         done = _joined(path, jobs, executor)
     elif isinstance(executor, JobExecutor):
-        done = run_jobs(executor, run, _by_matrix(jobs))
+        done = _in_order(run, _by_matrix(jobs), executor)
     else:
         done = _in_turn(jobs, executor)
-    for elements in done:
+    content = _Content(path, nbytes, jobs)
+    for job, elements in done:
         if progress is not None:
             progress(elements)
+        content.finished(job)
+    return content.digest()
+
+
+class _Content:
+    """The digest of a file that jobs fill, taken from its beginning as far as no job is left to write."""
+
+    def __init__(self, path: Path, nbytes: int, jobs: Sequence[Job]) -> None:
+        self._path, self._size, self._done = path, nbytes, 0
+        self._state = hashlib.sha256()
+        self._buffer = memoryview(bytearray(min(nbytes, DIGESTED)))
+        # Whatever begins first and is not finished ends what can be digested.
+        self._order = sorted(jobs, key=_first_byte)
+        self._finished: set[int] = set()
+        self._next = 0
+
+    def finished(self, job: Job) -> None:
+        """A job has written all of its part."""
+        self._finished.update(map(id, job.parts if isinstance(job, MatrixJob) else [job]))
+        while self._next < len(self._order) and id(self._order[self._next]) in self._finished:
+            self._next += 1
+        if self._next < len(self._order):
+            self._advance(_first_byte(self._order[self._next]))
+
+    def digest(self) -> str:
+        """The digest of the whole, hex; all jobs are finished."""
+        self._advance(self._size)
+        return self._state.hexdigest()
+
+    def _advance(self, stop: int) -> None:
+        """Digest what lies before `stop`. The file is opened anew: only then are writes of other machines sure to be seen.
+
+        Raises:
+            LadingError: B620 it cannot be read.
+        """
+        try:
+            with self._path.open("rb", buffering=0) as file:
+                file.seek(self._done)
+                while self._done < stop:
+                    count = file.readinto(self._buffer[: stop - self._done])
+                    if not count:
+                        raise OSError(errno.EIO, "it is shorter than what was written")
+                    self._state.update(self._buffer[:count])
+                    self._done += count
+        except OSError as error:
+            message = f"{self._path.name} cannot be read again: {error.strerror}"
+            raise LadingError("B620", message, where=str(self._path)) from error
+
+
+def _first_byte(job: Job) -> int:
+    """Where the part of a job begins; 0 for the small parts of all weights."""
+    return job.offset if isinstance(job, RowsJob) else 0
 
 
 def _by_speed(jobs: Sequence[Job]) -> tuple[list[Job], list[tuple[QuantizedWeight, list[RowsJob]]]]:
-    """Jobs that need nothing, and those of each weight that has to be quantized first; large ones first."""
+    """Jobs that need nothing, and those of each weight that has to be quantized first, by their places in the file."""
     slow: dict[int, tuple[QuantizedWeight, list[RowsJob]]] = {}
     ready: list[Job] = []
-    for job in sorted(jobs, key=lambda job: -job.elements):
+    for job in sorted(jobs, key=_first_byte):
         recipe = job.weight.quantized if isinstance(job, RowsJob) else None
         if isinstance(job, RowsJob) and recipe is not None and recipe.is_slow:
             slow.setdefault(id(recipe), (recipe, []))[1].append(job)
@@ -266,38 +326,43 @@ def _by_speed(jobs: Sequence[Job]) -> tuple[list[Job], list[tuple[QuantizedWeigh
     return ready, list(slow.values())
 
 
-def _in_turn(jobs: Sequence[Job], executor: Executor) -> Iterator[int]:
-    """Elements written: by jobs that need nothing, then of one slow weight after the other, its rows in several jobs."""
+def _in_order(work: Callable[[Job], Done], jobs: Sequence[Job], executor: Executor) -> Iterator[tuple[Job, Done]]:
+    """Jobs with what they gave, each when it is done."""
+    yield from zip(jobs, run_jobs(executor, work, jobs), strict=True)
+
+
+def _in_turn(jobs: Sequence[Job], executor: Executor) -> Iterator[tuple[Job, int]]:
+    """Jobs that are done, with the elements written: those that need nothing, then of one slow weight after the other,
+    its rows in several jobs."""
     ready, slow = _by_speed(jobs)
-    yield from run_jobs(executor, run, ready)
+    yield from _in_order(run, ready, executor)
     for shared, waiting in slow:
         shared.keep(executor)
-        yield from run_jobs(executor, run, waiting)
+        yield from _in_order(run, waiting, executor)
 
 
-def _by_matrix(jobs: Sequence[Job]) -> Iterator[Job]:
+def _by_matrix(jobs: Sequence[Job]) -> list[Job]:
     """Jobs for other machines: slow weights as a whole, the largest first, since they take longest."""
     ready, slow = _by_speed(jobs)
-    yield from sorted((MatrixJob(tuple(waiting)) for _, waiting in slow), key=lambda job: -job.elements)
-    yield from ready
+    return [*sorted((MatrixJob(tuple(waiting)) for _, waiting in slow), key=lambda job: -job.elements), *ready]
 
 
-def _joined(path: Path, jobs: Sequence[Job], executor: Executor) -> Iterator[int]:
-    """Elements written from what comes back of other machines, none of which sees the file.
+def _joined(path: Path, jobs: Sequence[Job], executor: Executor) -> Iterator[tuple[Job, int]]:
+    """Jobs that are done, with the elements written from what comes back of other machines, none of which sees the file.
 
     Slow weights come back as codes, which are kept like those that are quantized here.
     """
     ready, slow = _by_speed(jobs)
     with path.open("r+b", buffering=0) as file:
-        for elements, parts in run_jobs(executor, parts_of, ready):
+        for job, (elements, parts) in _in_order(parts_of, ready, executor):
             try:
                 for offset, data in parts:
                     _pwrite(file.fileno(), np.frombuffer(data, np.uint8), offset)
             except OSError as error:
                 raise LadingError("B620", f"writing failed: {error.strerror}", where=str(path)) from error
-            yield elements
+            yield job, elements
     for number, _ in enumerate(keep_each([shared for shared, _ in slow], executor)):
-        yield from map(run, slow[number][1])
+        yield from ((job, run(job)) for job in slow[number][1])
 
 
 def _reserve(fd: int, nbytes: int, path: Path) -> None:

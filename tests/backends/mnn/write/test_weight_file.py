@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from concurrent.futures import Executor, ThreadPoolExecutor
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -37,14 +38,16 @@ def layout_of(source: Path, pipeline: str) -> Layout:
 
 
 def written(layout: Layout, folder: Path, executor: Executor) -> tuple[bytes, bytes, list[int]]:
-    """Bytes of the weight file and of the embedding file, and what progress was told."""
+    """Bytes of the weight file and of the embedding file, which must be those digested, and what progress was told."""
     folder.mkdir()
     told: list[int] = []
     weights, rows = folder / "weights", folder / "rows"
-    fill(weights, layout.nbytes, weight_jobs(layout, weights), executor, told.append)
+    digest = fill(weights, layout.nbytes, weight_jobs(layout, weights), executor, told.append)
+    assert digest == sha256(weights.read_bytes()).hexdigest()
     if layout.embedding_file is not None:
         table = layout.embedding_file
-        fill(rows, 2 * table.rows * table.columns, embedding_jobs(table, rows), executor, told.append)
+        digest = fill(rows, 2 * table.rows * table.columns, embedding_jobs(table, rows), executor, told.append)
+        assert digest == sha256(rows.read_bytes()).hexdigest()
     return weights.read_bytes(), rows.read_bytes() if rows.exists() else b"", told
 
 

@@ -256,10 +256,16 @@ class Search:
     # ---- the search under limits on size and speed ----
 
     def best_within_size(self, rounds: int, others: Sequence[tuple[str, Picks]]) -> Tried:
-        """The plan of least measured divergence that fits; `others` compete with it."""
+        """The plan of least measured divergence that fits; `others` compete with it.
+
+        Of a large model, whose plans take minutes to make, only those compete that promise less than was measured.
+        """
         for number in range(rounds + 1):
-            plans = [(f"mixed, round {number}", self.solve_size()), *(others if number == 0 else ())]
-            plan = self.measure(plans)[0]
+            mixed = (f"mixed, round {number}", self.solve_size())
+            compete = others if number == 0 and not self.prices.large else ()
+            plan = self.measure([mixed, *compete])[0]
+            if number == 0 and self.prices.large:
+                self.measure([other for other in others if self.predicted(other[1]) < plan.measured.kl])
             if number < rounds:
                 self.correct(plan)
         return min(

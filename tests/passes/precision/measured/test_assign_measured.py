@@ -409,6 +409,7 @@ class FakePrices:
         self.by_row = self.by_block = [np.zeros(len(item)) for item in sizes]
         self.truth = truth
         self.keys = {}
+        self.large = False
         self.items = [SimpleNamespace(weights=[SimpleNamespace(name=f"w{n}")]) for n in range(len(sizes))]
 
     def variant(self, picks, leave_out=frozenset()):
@@ -472,6 +473,15 @@ def test_a_better_uniform_plan_is_taken():
     assert taken.measured.kl == min(item.measured.kl for item in work.tried)
     assert {item.name for item in work.tried} == {"mixed, round 0", "uniform"}
     assert sum(item.taken for item in work.report(taken)) == 1
+
+
+@pytest.mark.parametrize(("truth", "competes"), [((1.0,) * 6, False), ((30.0, 0.01, 1.0, 0.1, 20.0, 5.0), True)])
+def test_of_a_large_model_only_plans_that_promise_less_than_was_measured_compete(truth, competes):
+    work = search(Limits((Limit("max-size", 1000 + 1200 * 4, "max-size=5800B"),)), truth)
+    work.prices.large = True
+    taken = work.best_within_size(0, [("uniform", (2,) * 6)])
+    assert ("uniform" in {item.name for item in work.tried}) == competes
+    assert taken.measured.kl == min(item.measured.kl for item in work.tried)
 
 
 def test_a_limit_below_the_smallest_plan_says_what_is_needed():

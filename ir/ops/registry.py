@@ -7,9 +7,11 @@ rows.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
+from pathlib import Path
 from typing import Any
 
 from ir.base.plugins import rows_of
@@ -20,6 +22,9 @@ from ir.ops.roles import ROLE_OF
 
 ANY = 1 << 30
 """Number of inputs or outputs of a variadic operator."""
+
+USUAL = Path(__file__).with_name("usual.json")
+"""What ONNX's schemas say of usual operators; written by the test that compares it with them, with ``--accept``."""
 
 
 def _names(text: str) -> frozenset[str]:
@@ -213,27 +218,54 @@ def schema_of(domain: str, name: str, opset: int) -> Any:
 
 @lru_cache(maxsize=4096)
 def _onnx_definition(domain: str, name: str, opset: int) -> OpDef | None:
-    schema = schema_of(domain, name, opset)
-    if schema is None:
+    row = _usual_rows().get(name) if not domain and opset == OPSET else None
+    if row is None:
+        row = schema_row(domain, name, opset)
+    if row is None:
         return None
+    inputs, (least_in, most_in, least_out, most_out), attrs = row
     return OpDef(
         name=f"{domain}.{name}" if domain else name,
-        inputs=tuple(formal.name for formal in schema.inputs),
-        min_inputs=schema.min_input,
-        max_inputs=min(schema.max_input, ANY),
-        min_outputs=schema.min_output,
-        max_outputs=min(schema.max_output, ANY),
-        attrs={name: _onnx_attribute(attr) for name, attr in schema.attributes.items()},
+        inputs=tuple(inputs),
+        min_inputs=least_in,
+        max_inputs=most_in,
+        min_outputs=least_out,
+        max_outputs=most_out,
+        attrs={name: AttrDef(name, kind, _hashable(default), need) for name, (kind, default, need) in attrs.items()},
         traits=_onnx_traits(name),
         rowwise=_onnx_rowwise,
         weight_input=1 if name in ("MatMul", "Gemm") else None,
         role=ROLE_OF.get(name, "math"),
         package="onnx",
-        doc=schema.doc or "",
     )
 
 
-def _onnx_attribute(attr: Any) -> AttrDef:
+@cache
+def _usual_rows() -> Mapping[str, Any]:
+    """What `schema_row` gives at `OPSET` for the operators of decoders: ONNX's package takes longer to load than they
+    take to compile."""
+    return json.loads(USUAL.read_bytes())
+
+
+def schema_row(domain: str, name: str, opset: int) -> list[Any] | None:
+    """What ONNX's schema says of an operator; None when there is no such schema.
+
+    Returns:
+        Names of the inputs; least and most inputs, least and most outputs; kind, default and whether it is needed of each
+        attribute, by name. JSON-able unless a default is a tensor or the like.
+    """
+    schema = schema_of(domain, name, opset)
+    if schema is None:
+        return None
+    most = [min(count, ANY) for count in (schema.max_input, schema.max_output)]
+    return [
+        [formal.name for formal in schema.inputs],
+        [schema.min_input, most[0], schema.min_output, most[1]],
+        {name: _attribute_row(attr) for name, attr in schema.attributes.items()},
+    ]
+
+
+def _attribute_row(attr: Any) -> list[Any]:
     from onnx import helper
 
     kind = str(attr.type).rpartition(".")[2].lower()
@@ -242,8 +274,11 @@ def _onnx_attribute(attr: Any) -> AttrDef:
     if attr.default_value is not None and attr.default_value.name:
         default = helper.get_attribute_value(attr.default_value)
         default = default.decode() if isinstance(default, bytes) else default
-        default = tuple(default) if isinstance(default, list) else default
-    return AttrDef(attr.name, kind, default, attr.required)
+    return [kind, default, attr.required]
+
+
+def _hashable(default: Any) -> Any:
+    return tuple(default) if isinstance(default, list) else default
 
 
 def _onnx_traits(name: str) -> frozenset[str]:

@@ -7,10 +7,9 @@ attributes and element types are made for the node at hand.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 
 from backends.mnn.modules.build import Build
 from ir.base.types import TensorType
@@ -22,9 +21,14 @@ from ir.ops.registry import opsets_of, root_of, schema_of
 from ir.tensor.base import Tensor
 from ir.tensor.inline import InlineTensor
 
+if TYPE_CHECKING:
+    import onnx
+
 
 def schema_body(node: Node) -> onnx.FunctionProto | None:
     """The body that ONNX gives for a node at the opset of its graph; None where it gives none."""
+    import onnx
+
     opset = opsets_of(node.home).get(node.domain, OPSET)
     schema = schema_of(node.domain, node.op_type, opset)
     if schema is None:
@@ -67,6 +71,8 @@ def _copy(
     made: list[Node] | None,
 ) -> None:
     """One node of a body; nodes of inner graphs stand at their end (`made` is None)."""
+    import onnx
+
     inner = [item for item in proto.attribute if item.type == onnx.AttributeProto.GRAPH]
     attrs: dict[str, Any] = {}
     for item in proto.attribute:
@@ -143,6 +149,8 @@ def _default(call: Node, name: str) -> onnx.AttributeProto | None:
 
 def _type_proto(value: Value | None, opset: int) -> onnx.TypeProto | None:
     """The type of an operand as ONNX writes it, an empty one for an operand that is left out; None where it is not known."""
+    import onnx
+
     found = onnx.TypeProto()
     if value is None:
         return found
@@ -153,6 +161,8 @@ def _type_proto(value: Value | None, opset: int) -> onnx.TypeProto | None:
 
 
 def _node_proto(node: Node) -> onnx.NodeProto:
+    import onnx
+
     proto = onnx.NodeProto()
     Exporter(root_of(node.home), None, False, {}).node(proto, node)
     return proto

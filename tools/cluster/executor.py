@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ir.base.diag import LadingError
 from ir.base.executor import Spread
-from tools.cluster.worker import Terms, describe, mark_of, own_versions, require_versions, run_here, sees
+from ir.base.store import default_store
+from tools.cluster.worker import Terms, describe, mark_of, own_versions, packed, require_versions, run_here, sees
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -22,6 +22,8 @@ T = TypeVar("T")
 
 LOOK_S = 5.0
 """Seconds after which a wait looks whether anybody is still working."""
+SENT = 8
+"""Entries of the store that workers hold for each other, where they share no files."""
 ALONE_S = 300.0
 """Seconds without any worker after which work is given up."""
 
@@ -49,6 +51,7 @@ class ClusterExecutor(Spread):
         self._client = client
         self._terms = Terms(own_versions(), threads=threads)
         self._alone_s = alone_s
+        self._entries: dict[str, Any] = {}
         workers = self._ask(describe, threads)
         for worker in workers:
             require_versions(self._terms.versions, worker.host, worker.versions)
@@ -92,12 +95,30 @@ class ClusterExecutor(Spread):
             if isinstance(answer, ImportError | AttributeError):
                 hint = "install the same environment on all machines, best on a file system that they share"
                 raise LadingError("B797", f"a worker cannot load this program: {answer}", address, hint) from answer
+            # A worker that has ended meanwhile does not answer.
+            if isinstance(answer, BaseException) and not isinstance(answer, OSError):
+                raise answer
         return [answer for answer in found.values() if not isinstance(answer, BaseException)]
 
     def send(self, run: Callable[[A], T], bundle: list[A]) -> Any:
         """Give a bundle to the scheduler, as bytes, so that only the worker opens it."""
-        payload = pickle.dumps((run, bundle), pickle.HIGHEST_PROTOCOL)
-        return self._client.submit(run_here, payload, self._terms, pure=False)
+        payload = packed(run, bundle)
+        if self.shares_files:
+            return self._client.submit(run_here, payload, replace(self._terms, store=default_store()), pure=False)
+        names = list(dict.fromkeys(name for job in bundle for name in getattr(job, "reads", ())))
+        contents = [self._sent(name) for name in names]
+        return self._client.submit(run_here, payload, self._terms, names, *contents, pure=False)
+
+    def _sent(self, name: str) -> Any:
+        """What an entry of the store holds, given to the workers, which hand it on among themselves."""
+        found = self._entries.pop(name, None)
+        if found is None:
+            kept = default_store().find(name)
+            found = self._client.scatter(kept.read() if kept is not None else b"", hash=False)
+        self._entries[name] = found
+        while len(self._entries) > SENT:
+            del self._entries[next(iter(self._entries))]
+        return found
 
     def result(self, future: Any) -> list[T]:
         """The results of a bundle.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import pickle
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +17,7 @@ from typing import Any
 
 from ir.base.diag import LadingError
 from ir.base.executor import spreading_over
+from ir.base.store import FolderStore, Store, default_store
 
 ROOMS = ("ir", "passes", "frontends", "backends", "tools")
 """Packages whose source must be the same on all machines."""
@@ -50,11 +52,13 @@ class Terms:
         versions: of this program, its source, and the packages that it computes with.
         inputs: the files of the model.
         threads: of one task; 0 for the worker's share of its machine.
+        store: where work is kept; None where machines share no files, and each has a store of its own.
     """
 
     versions: Mapping[str, str]
     inputs: tuple[Mark, ...] = ()
     threads: int = 0
+    store: Store | None = None
 
 
 @dataclass(frozen=True)
@@ -102,9 +106,9 @@ def mark_of(path: str) -> Mark:
     return Mark(path, size, state.hexdigest())
 
 
-def describe(threads: int) -> Described:
-    """The worker that this runs on."""
-    return Described(socket.gethostname(), own_versions(), threads or _share())
+def describe(threads: int, dask_worker: Any) -> Described:
+    """The worker that this runs on, which Dask gives."""
+    return Described(socket.gethostname(), own_versions(), threads or _share(dask_worker))
 
 
 def sees(path: str, token: str) -> bool:
@@ -124,15 +128,52 @@ def require_versions(wanted: Mapping[str, str], host: str, found: Mapping[str, s
         raise LadingError("B797", f"a worker has {', '.join(parts)}", where=host, hint=hint)
 
 
-def run_here(payload: bytes, terms: Terms) -> list[Any]:
+class Packer(pickle.Pickler):
+    """Leaves the store out of jobs."""
+
+    def persistent_id(self, obj: Any) -> str | None:
+        """A word for the store."""
+        return "store" if isinstance(obj, FolderStore) else None
+
+
+class Unpacker(pickle.Unpickler):
+    """Puts in the store of this machine."""
+
+    def __init__(self, payload: bytes, store: Store) -> None:
+        super().__init__(io.BytesIO(payload))
+        self._store = store
+
+    def persistent_load(self, pid: str) -> Store:
+        """The store."""
+        return self._store
+
+
+def packed(run: Callable[..., Any], jobs: Sequence[Any]) -> bytes:
+    """A bundle as bytes, without the store."""
+    out = io.BytesIO()
+    Packer(out, pickle.HIGHEST_PROTOCOL).dump((run, jobs))
+    return out.getvalue()
+
+
+def run_here(payload: bytes, terms: Terms, names: Sequence[str] = (), *contents: bytes) -> list[Any]:
     """Run the jobs of a bundle: several at the same time, or one that spreads its own work.
+
+    Args:
+        payload: from `packed`.
+        terms: what to agree with.
+        names, contents: entries of the store that jobs look for, where this machine has a store of its own.
 
     Raises:
         LadingError: B797, B798 the worker does not agree, and what the jobs raise.
     """
     _agree(terms)
-    run, jobs = pickle.loads(payload)
-    pool = _pool(terms.threads or _share())
+    store = terms.store or default_store()
+    for name, content in zip(names, contents, strict=True):
+        if store.find(name) is None:
+            with store.put(name, "Q431", "calibration statistics") as scratch:
+                scratch.write_bytes(content)
+    run, jobs = Unpacker(payload, store).load()
+    pool = _pool(terms.threads or _share(_this_worker()))
     if len(jobs) == 1:
         with spreading_over(pool):
             return [run(jobs[0])]
@@ -186,16 +227,31 @@ def _not_here(mark: Mark, why: str) -> LadingError:
     return LadingError("B798", f"{Path(mark.path).name} {why}", where=f"{host}:{mark.path}", hint=hint)
 
 
+def _this_worker() -> Any:
+    from distributed import get_worker
+
+    return get_worker()
+
+
 @cache
 def _pool(threads: int) -> Executor:
     return ThreadPoolExecutor(threads)
 
 
-def _share() -> int:
+def _share(worker: Any) -> int:
     """Threads of one task: the processors that this process may use, divided by the tasks that it runs at a time."""
-    from distributed import get_worker
-
-    return max(1, len(os.sched_getaffinity(0)) // max(1, get_worker().state.nthreads))
+    return max(1, len(os.sched_getaffinity(0)) // max(1, worker.state.nthreads))
 
 
-__all__ = ["Described", "Mark", "Terms", "describe", "mark_of", "own_versions", "require_versions", "run_here", "sees"]
+__all__ = [
+    "Described",
+    "Mark",
+    "Terms",
+    "describe",
+    "mark_of",
+    "own_versions",
+    "packed",
+    "require_versions",
+    "run_here",
+    "sees",
+]

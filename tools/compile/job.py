@@ -507,7 +507,9 @@ class _Job:
         self.jobs.trust(file.path for file in files)
         self.jobs.look_for_files([staging, cache_folder()])
         where = "shared files" if self.jobs.shares_files else "parts are sent"
-        self.told.append(("cluster", f"{self.jobs.workers} workers of {self.jobs.threads} threads, {where}"))
+        workers = f"{self.jobs.workers} worker{'s' * (self.jobs.workers != 1)}"
+        threads = f"{self.jobs.threads} thread{'s' * (self.jobs.threads != 1)}"
+        self.told.append(("cluster", f"{workers} of {threads}, {where}"))
 
     def _verify(self, graph: Graph, original: Graph, compilation: Compilation) -> None:
         """Run what was written; what is refused is told with what was measured."""

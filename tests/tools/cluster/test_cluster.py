@@ -144,8 +144,8 @@ def test_a_worker_that_is_killed_costs_its_own_work(pipeline, cluster, alone, fr
 
 
 @pytest.fixture
-def doomed(tmp_path):
-    """The address of a scheduler with one worker, and its process."""
+def remote(tmp_path):
+    """The file of a scheduler with one worker whose cache is its own, and the scheduler's process."""
     file = tmp_path / "scheduler.json"
     common = ["--scheduler-file", str(file), "--no-dashboard"]
     dask = [sys.executable, "-m", "dask"]
@@ -154,30 +154,48 @@ def doomed(tmp_path):
     worker = subprocess.Popen(
         [*dask, "worker", "--nthreads", "1", "--no-nanny", "--memory-limit", "0", "--death-timeout", "30", *common],
         **quiet,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "LADING_CACHE": str(tmp_path / "other")},
     )
     while not file.exists():
         assert scheduler.poll() is None
         time.sleep(0.05)
-    yield str(file), scheduler.pid
+    yield file, scheduler.pid
     for process in (worker, scheduler):
         process.kill()
         process.wait()
 
 
 @pytest.mark.mnn
-def test_a_run_goes_on_after_the_scheduler_was_killed(doomed, cluster, alone, fresh, monkeypatch):
+def test_a_run_goes_on_after_the_scheduler_was_killed(remote, cluster, alone, fresh, monkeypatch):
     monkeypatch.setattr("tools.cluster.connect.REACH_S", 5.0)
-    file, scheduler = doomed
+    file, scheduler = remote
     killer = _Killer(scheduler, 2)
     with pytest.raises(LadingError) as caught:
-        compile_model(request_for("calibrated", fresh, cluster=file), killer)
+        compile_model(request_for("calibrated", fresh, cluster=str(file)), killer)
     assert caught.value.code == "B799" and killer.is_done
     assert not (fresh / "calibrated").exists()
+    assert not (fresh / "other" / "moments").exists(), "files are shared, and so is the cache"
     again = _Killer()
     compile_model(request_for("calibrated", fresh, cluster=cluster.scheduler_address), again)
     assert again.steps[0] >= 1
     assert_same(fresh / "calibrated", alone / "calibrated")
+
+
+@pytest.mark.mnn
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_parts_come_back_where_files_are_not_shared(pipeline, remote, alone, fresh, monkeypatch):
+    monkeypatch.setattr("tools.cluster.executor.sees", _sees_nothing)
+    result = compile_model(request_for(pipeline, fresh, cluster=str(remote[0])))
+    assert dict(result.lines)["cluster"] == "1 worker of 2 threads, parts are sent"
+    assert_same(fresh / pipeline, alone / pipeline)
+    if pipeline == "calibrated":
+        sent = {path.name for path in (fresh / "other" / "moments").iterdir()}
+        assert sent == {path.name for path in (fresh / "cache" / "moments").iterdir()}
+        assert not (fresh / "other" / "quantized").exists()
+
+
+def _sees_nothing(path: str, token: str) -> bool:
+    return False
 
 
 def _own_end(job: int) -> None:

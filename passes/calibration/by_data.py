@@ -318,9 +318,12 @@ class Spreading:
         self._work.save(self._setting)
         for place in range(start, steps + 1):
             self._progress(place, steps)
+            evaluating = list(self._windows_jobs(place))
             ready = [self._sums_job(item) for item in self._missing.values() if self._places[item.key][-1] < place]
-            # Jobs of a segment wait for those of the one before, sums for no one: the next segment fills the gaps.
-            jobs: list[WindowsJob | SumsJob] = [*self._windows_jobs(place), *ready]
+            # A segment waits for all jobs of the one before: sums wait until there are enough for everybody.
+            if evaluating and len(ready) < self._executor.width:
+                ready.clear()
+            jobs: list[WindowsJob | SumsJob] = [*evaluating, *ready]
             if not all(run_jobs(self._executor, _run, jobs)):
                 return False
             for job in ready:

@@ -28,8 +28,9 @@ PLUGIN = Plugin(
         "int4": "default{bits=4 logits-bits=4}",
         "mnn": "canonicalize,spell-linears,raise-weights,assign-precision{bits=32 logits-bits=32},insert-qdq,"
         "legalize-mnn,cse,dce",
-        "mnn-module": "infer-types,upgrade-opset,canonicalize,settle-choices,stack-lists,widen-floats,infer-types,"
-        "take-qdq,store-weights{bits=32},widen-integers,legalize-module,cse,dce,infer-types",
+        "mnn-module": "infer-types,upgrade-opset,repeat{max=1 foreign}(expand-contrib),canonicalize,settle-choices,"
+        "stack-lists,widen-floats,infer-types,take-qdq,store-weights{bits=32},widen-integers,legalize-module,"
+        "cse,dce,infer-types",
     },
     dialects={"mnn": "backends.mnn.dialect.table:DEFINITIONS"},
     stages={"mnn": "backends.mnn.lower.stage:STAGE"},

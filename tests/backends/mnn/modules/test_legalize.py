@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from backends.mnn.modules.child import Converter
 from ir.base.diag import LadingError
+from ir.evaluate.evaluator import evaluate
 from ir.onnx.export import write_model
 from tests.support.modules.models import legal, one_node
 
@@ -62,3 +64,37 @@ def test_corners_are_aligned_of_whole_numbers_of_elements_alone(scale, length, r
             legal(model)
     else:
         legal(model)
+
+
+def test_operators_of_onnxruntime_are_taken_apart():
+    """What its optimizer makes of a part of a transformer, and a product with a weight in codes of 4 bits."""
+    rng = np.random.default_rng(4)
+    shapes = {"gain": (32,), "shift": (32,), "w": (6, 32), "b": (6,)}
+    held = [numpy_helper.from_array(rng.normal(0, 0.3, size).astype(np.float32), name) for name, size in shapes.items()]
+    held.append(numpy_helper.from_array(rng.integers(0, 256, (8, 1, 16)).astype(np.uint8), "codes"))
+    held.append(numpy_helper.from_array(rng.uniform(0.01, 0.02, 8).astype(np.float32), "scales"))
+    nodes = [
+        helper.make_node(
+            "SkipLayerNormalization", ["x", "x", "gain", "shift"], ["a"], domain="com.microsoft", epsilon=1e-5
+        ),
+        helper.make_node("FusedMatMul", ["a", "w"], ["m"], domain="com.microsoft", alpha=0.5, transB=1),
+        helper.make_node("BiasGelu", ["m", "b"], ["g"], domain="com.microsoft"),
+        helper.make_node("FastGelu", ["g"], ["y"], domain="com.microsoft"),
+        helper.make_node(
+            "MatMulNBits", ["x", "codes", "scales"], ["z"], domain="com.microsoft", K=32, N=8, bits=4, block_size=32
+        ),
+    ]
+    made = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", F32, ["n", 5, 32])],
+        [helper.make_tensor_value_info(name, F32, None) for name in "yz"], held,
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(made, opset_imports=opsets, ir_version=8)
+    graph = legal(model)
+    assert not any("." in node.op for node in graph.walk())
+    x = rng.normal(size=(3, 5, 32)).astype(np.float32)
+    found = evaluate(graph, {"x": x})
+    for name, wanted in zip(
+        "yz", onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x}), strict=True
+    ):
+        np.testing.assert_allclose(found[name], wanted, rtol=1e-4, atol=1e-5)

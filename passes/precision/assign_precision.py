@@ -16,7 +16,7 @@ from ir.target.target import Target
 from passes.framework.base import Pass
 from passes.framework.context import PassContext
 from passes.framework.options import option
-from passes.precision.limits import limits_of
+from passes.precision.limits import Limits, limits_of
 from passes.precision.plan_file import Rule, check_pattern, load_rules
 from passes.precision.planned_weights import Weight, kept_weights, same_matrix, weights_of
 from passes.precision.storage_rules import Preferences, Prepared, floor_of, require_used
@@ -87,7 +87,8 @@ class AssignPrecision(Pass):
     max_kl: float | None = option(None, help="measure: smallest size with at most this KL divergence, nats per token")
     min_speed: str | None = option(
         None,
-        help="measure: least loss at this share of the decoding speed of the fastest uniform width, such as 0.95x",
+        help="measure: least loss at this share of the decoding speed of the fastest uniform width, such as 0.95x; auto for "
+        "that of 4 bits in every weight at the size that is given, as far as it can be had",
     )
     device: str = option("", help="what the model is to run fast on; by default the first that the target knows of")
     widths: tuple[Literal[2, 3, 4, 5, 6, 7, 8, 16], ...] = option(
@@ -262,7 +263,8 @@ def _nothing_to_choose(graph: Graph, wanted: Preferences) -> PrecisionPlan:
     from passes.precision.measured.search import require_room
 
     assert wanted.limits is not None
-    require_room((), wanted.limits, given_of(graph, (), wanted))
+    sizes = Limits(tuple(limit for limit in wanted.limits.each if limit.value))
+    require_room((), sizes, given_of(graph, (), wanted))
     return PrecisionPlan()
 
 

@@ -13,6 +13,7 @@ from ir.base.diag import LadingError
 _UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 _NUMBER = r"(\d+(?:\.\d*)?|\.\d+)"
 
+AUTO = "auto"
 Kind = Literal["budget", "max-size", "max-kl", "min-speed"]
 
 
@@ -23,7 +24,8 @@ class Limit:
     Attributes:
         kind: ``budget`` (bits per weight), ``max-size`` (bytes), ``max-kl`` (nats per token) or ``min-speed`` (share of
             the speed of the fastest uniform width).
-        value: the number.
+        value: the number; of ``min-speed=auto`` 0, which stands for the speed of 4 bits in every weight at the size of a
+            limit, as far as a plan of that size can have it.
         text: as it was asked for, such as ``budget=4.5bpw``.
     """
 
@@ -76,6 +78,11 @@ def limits_of(budget: str | None, max_size: str | None, max_kl: float | None, mi
             raise LadingError("Q450", f"{text} is not a positive number of nats per token")
         found.append(Limit("max-kl", max_kl, text))
     if min_speed is not None:
+        if min_speed.strip() == AUTO and budget is None and max_size is None:
+            message = "min-speed=auto is the speed of 4 bits in every weight at some size, and no size is given"
+            raise LadingError(
+                "Q450", message, hint="give budget or max-size too, or a number, for example min-speed=0.95x"
+            )
         found.append(Limit("min-speed", share_of(min_speed), f"min-speed={min_speed}"))
     return Limits(tuple(found)) if found else None
 
@@ -91,11 +98,13 @@ def bits_per_weight(text: str) -> float:
 
 
 def share_of(text: str) -> float:
-    """``0.95x`` or ``0.95`` as a number above 0 and up to 1; Q450 for anything else."""
+    """``0.95x`` or ``0.95`` as a number above 0 and up to 1, 0 for ``auto``; Q450 for anything else."""
+    if text.strip() == AUTO:
+        return 0.0
     found = re.fullmatch(rf"{_NUMBER}\s*x?", text.strip())
     if found is None or not 0 < float(found[1]) <= 1:
         message = f"min-speed={text!r} is not a share of the speed of the fastest uniform width"
-        raise LadingError("Q450", message, hint="a number above 0 and up to 1, for example min-speed=0.95x")
+        raise LadingError("Q450", message, hint="auto, or a number above 0 and up to 1, for example min-speed=0.95x")
     return float(found[1])
 
 

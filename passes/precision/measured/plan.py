@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -17,6 +18,8 @@ from ir.quant.storage_size import stored_bits
 from ir.target.device import Device
 from ir.target.target import Target
 from passes.framework.context import PassContext
+from passes.precision.decode_speed import SAME, usual_plans
+from passes.precision.limits import Limits
 from passes.precision.measured.candidates import (
     Choice,
     Item,
@@ -31,6 +34,8 @@ from passes.precision.measured.search import Given, Picks, Search, Tried, requir
 from passes.precision.planned_weights import Weight, kept_weights, place_of
 from passes.precision.storage_rules import Preferences
 
+HEADERS = 0.005
+"""Share of a size that may be headers, which a number of bits per weight does not count."""
 UNIFORM_PLANS = 3
 """Uniform plans that compete with the mixed one: those of least predicted loss."""
 HOPELESS = 1.2
@@ -50,11 +55,11 @@ def by_measurement(
     keys = _statistics(graph, weights)
     items = make_items(weights, wanted)
     given = given_of(graph, weights, wanted)
-    require_room(items, wanted.limits, given)
+    limits = _settled(wanted.limits, items, given, weights, wanted)
     meter = Meter(graph, _held_out(ctx), ctx)
     fact = graph.fact(Calibration)
     prices = price(items, keys, fact.reached if fact is not None else {}, meter, ctx, wanted.target)
-    search = Search(prices, meter, wanted.limits, given)
+    search = Search(prices, meter, limits, given)
     others = _competitors(search, wanted)
     rounds = wanted.rounds if wanted.rounds is not None else 0 if prices.large else 1
     if wanted.limits.max_kl is not None:
@@ -64,6 +69,32 @@ def by_measurement(
     order = {weight.name: place for place, weight in enumerate(weights)}
     rules = {weight.name: wanted.why(weight, "measured") for weight in weights}
     return _plan(search, taken, rules, wanted.device), _record(search, taken, order, wanted.target)
+
+
+def _settled(
+    limits: Limits, items: Sequence[Item], given: Given, weights: Sequence[Weight], wanted: Preferences
+) -> Limits:
+    """The limits, each of which can be kept, with a number for ``min-speed=auto``: the speed of 4 bits in every weight at
+    the size allowed, or none where that cannot be had."""
+    auto = next((limit for limit in limits.each if limit.kind == "min-speed" and not limit.value), None)
+    if auto is None:
+        require_room(items, limits, given)
+        return limits
+    others = Limits(tuple(limit for limit in limits.each if limit is not auto))
+    require_room(items, others, given)
+    room = min(given.room(limit) / (8 if limit.kind == "budget" else 1) for limit in others.of(("budget", "max-size")))
+    found = [reads for reads in usual_plans(weights, wanted) if reads.bytes <= room * (1 + HEADERS)]
+    if not found:
+        return others
+    largest = max(reads.bytes for reads in found)
+    streamed = min(reads.streamed for reads in found if reads.bytes >= largest * (1 - SAME))
+    settled = replace(auto, value=given.fastest / (streamed + given.streamed))
+    both = Limits(tuple(settled if limit is auto else limit for limit in limits.each))
+    try:
+        require_room(items, both, given)
+    except LadingError:
+        return others
+    return both
 
 
 def given_of(graph: Graph, weights: Sequence[Weight], wanted: Preferences) -> Given:

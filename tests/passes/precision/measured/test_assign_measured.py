@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,6 +23,7 @@ from ir.text.printer import print_graph
 from passes.framework.context import PassContext
 from passes.framework.manager import PassManager
 from passes.precision.assign_precision import AssignPrecision
+from passes.precision.decode_speed import usual_plans
 from passes.precision.limits import Limit, Limits, limits_of, size_of
 from passes.precision.measured import error_curves as curves
 from passes.precision.measured import kept as measurements
@@ -103,6 +105,7 @@ def test_what_is_no_size_is_refused(written):
         ({"budget": "0bpw"}, "bits per weight"),
         ({"min_speed": "fast"}, "not a share of the speed"),
         ({"min_speed": "0x"}, "not a share of the speed"),
+        ({"min_speed": "auto"}, "no size is given"),
         ({"min_speed": "1.5x"}, "not a share of the speed"),
         ({"max_size": "4bpw"}, "not a size"),
         ({"max_kl": -1.0}, "positive"),
@@ -620,6 +623,26 @@ def test_a_speed_and_a_budget_are_kept_together(calibrated, text):
     assert fast.outcome.bits_per_weight <= 5.5 and fast.outcome.speed >= 0.8 > free.outcome.speed
     assert fast.outcome.streamed < free.outcome.streamed
     assert free.outcome.measured <= fast.outcome.measured
+
+
+@pytest.mark.mnn
+def test_the_speed_of_four_bits_is_kept_where_a_plan_of_the_size_has_it(calibrated, text):
+    graph = calibrated()
+    options = AssignPrecision(budget="5.1bpw", min_speed="auto", widths=(3, 4, 6, 8), blocks=(32, 0))
+    wanted = options.preferences(default_target(), options.prepare())
+    weights = weights_of(graph)
+    items, given = make_items(weights, wanted), measured.given_of(graph, weights, wanted)
+    found = measured._settled(wanted.limits, items, given, weights, wanted)
+    assert [limit.text for limit in found.each] == ["budget=5.1bpw", "min-speed=auto"]
+    assert given.room(found.each[1]) == pytest.approx(min(
+        reads.streamed for reads in usual_plans(weights, wanted)
+        if abs(8 * reads.bytes / given.elements - 5.05) < 0.25
+    ))  # fmt: skip
+    few = replace(wanted, limits=limits_of("3.9bpw", None, None, "auto"))
+    assert measured._settled(few.limits, items, given, weights, few).text == "budget=3.9bpw"
+    wide = replace(wanted, widths=(3, 8))
+    items = make_items(weights, wide)
+    assert measured._settled(wide.limits, items, given, weights, wide).text == "budget=5.1bpw"
 
 
 @pytest.mark.mnn

@@ -255,7 +255,7 @@ def mapping(folder: Path) -> dict[str, Any]:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if not config.get("use_mmap"):
         return {"use_mmap": False}
-    return {"tmp_path": str(folder.with_name(f"{folder.name}.mapped"))}
+    return {"use_mmap": True, "tmp_path": str(folder.with_name(f"{folder.name}.mapped"))}
 
 
 ROWS = (

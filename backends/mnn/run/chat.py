@@ -27,8 +27,8 @@ CHILD = Path(__file__).with_name("chat_child.py")
 TAILS = (b"[MNNLLM] response: \n", b"\n[MNNLLM] response: \n")
 """What the runtime prints behind an answer: the second where an id ended it."""
 LOG_LINES = 8
-SETTINGS: Mapping[str, Any] = {"use_template": False, "reuse_kv": False}
-"""Prompts come rendered, and the cache begins empty with each."""
+SETTINGS: Mapping[str, Any] = {"use_template": False, "reuse_kv": False, "use_mmap": False}
+"""Prompts come rendered, the cache begins empty with each, and no weights are mapped into a folder that will vanish."""
 
 Show = Callable[[bytes], None]
 """Told the next bytes of an answer; a character may come in two pieces."""

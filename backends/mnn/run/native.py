@@ -429,14 +429,15 @@ def run_model(
 
     Args:
         config: path of ``config.json``.
-        overrides: settings merged over the files before loading.
+        overrides: settings merged over the files before loading. Weights are not mapped unless they say so: what is
+            mapped lies in the working directory, which vanishes with the process.
     """
     unknown = [action["do"] for action in actions if action["do"] not in ACTIONS]
     if unknown:
         raise ValueError(f"the runner has no action {unknown[0]!r}")
     request = {
         "config": str(config.resolve()),
-        "overrides": dict(overrides),
+        "overrides": {"use_mmap": False, **overrides},
         "actions": [_encode_action(action) for action in actions],
     }
     child = run_child(RUNNER, request, interpreter=interpreter, timeout_s=timeout_s, memory_limit=memory_limit)

@@ -8,12 +8,13 @@ import sys
 import pytest
 
 from backends.contract import read
+from backends.mnn.run.native import run_model
 from backends.mnn.target.releases import PROFILES, target
 from backends.mnn.write.mapped import check_mapped, check_second_load, mapped_keys
 from backends.mnn.write.weight_layout import plan_layout
 from ir.base.diag import LadingError
 from tests.support.checkpoints import make_checkpoint
-from tests.support.runs import compiled, each_release, interpreters
+from tests.support.runs import compiled, each_release, interpreters, pieces
 
 pytestmark = pytest.mark.mnn
 INSTALLED = "3.6.1"
@@ -99,6 +100,14 @@ def test_what_a_release_maps_wrong_is_refused(source, name, memory, pipeline, sa
     with pytest.raises(LadingError) as caught:
         check_mapped(plan_layout(graph), memory, target(name))
     assert caught.value.code == "B793" and said in str(caught.value)
+
+
+def test_children_map_nothing_unless_told(source, tmp_path):
+    folder = compiled(source, tmp_path / "out", "int4", target=INSTALLED, mmap=True)
+    place = tmp_path / "mapped"
+    for settings, kept in (({}, False), ({"use_mmap": True}, True)):
+        run = run_model(folder / "config.json", [pieces([1, 2])], overrides={**LOW, **settings, "tmp_path": str(place)})
+        assert run.require().results and place.exists() is kept
 
 
 def test_a_refused_model_is_not_written(source, tmp_path):

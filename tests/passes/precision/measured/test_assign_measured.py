@@ -609,7 +609,7 @@ def test_a_plan_keeps_its_limit_in_what_the_backend_writes(calibrated, text, lim
         assert 0.9 * bits < outcome.bits_per_weight <= bits
     else:
         assert 0.9 * 90_000 < outcome.bytes <= 90_000
-    PassManager("insert-qdq,legalize-mnn,sink-layouts,cse,dce").run(
+    PassManager("recalibrate,insert-qdq,legalize-mnn,sink-layouts,cse,dce").run(
         graph, PassContext(text), given=("typed", "signature")
     )
     assert plan_layout(graph).nbytes == outcome.bytes

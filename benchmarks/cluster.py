@@ -2,7 +2,7 @@
 
     python -m benchmarks.make_checkpoint OUT
     python -m benchmarks.cluster OUT --runs 3
-    python -m benchmarks.cluster --schedule
+    python -m benchmarks.cluster
 
 The first compiles a checkpoint with threads and with 1, 2 and 4 local workers, alternating, and prints wall and
 processor time, the start of the cluster apart. The second measures what each kind of task takes on one thread of this
@@ -64,7 +64,7 @@ def compile_once(model: Path, out: Path, cluster: str | None, more: Sequence[str
         ended = subprocess.run(argv, env={**os.environ, CACHE_VARIABLE: cache}, capture_output=True, text=True)
         wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
     if ended.returncode:
-        raise SystemExit(ended.stderr)
+        raise SystemExit(ended.stdout + ended.stderr)
     seconds = json.loads(ended.stdout)["seconds"]
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {"wall": wall, "cpu": cpu, "work": seconds["passes"] + seconds["write"]}
@@ -381,24 +381,21 @@ def _minutes(seconds: float | None) -> str:
 def main() -> None:
     """Compare, or play the schedule."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("model", type=Path, nargs="?", help="checkpoint to compile")
+    parser.add_argument("model", type=Path, nargs="?", help="checkpoint to compile; without one the schedule is played")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--passes", default="default", help="pipeline of the comparison")
     parser.add_argument("--calibration", type=Path, help="text for it")
-    parser.add_argument("--schedule", action="store_true", help="play the schedule")
     parser.add_argument("--threads", type=int, default=32, help="threads of a machine")
     parser.add_argument("--tasks", type=int, default=4, help="tasks that a machine runs at a time")
     parser.add_argument("--link", type=float, default=1.25, help="GB/s of a machine's link")
     parser.add_argument("--files", type=float, default=10.0, help="GB/s of the file system")
     args = parser.parse_args()
-    if args.schedule:
+    if args.model is None:
         schedule(args)
-    elif args.model is not None:
-        more = ["--passes", args.passes]
-        more += ["--calibration", str(args.calibration)] if args.calibration else []
-        compare(args.model, args.runs, more)
-    else:
-        parser.error("name a checkpoint, or --schedule")
+        return
+    more = ["--passes", args.passes]
+    more += ["--calibration", str(args.calibration)] if args.calibration else []
+    compare(args.model, args.runs, more)
 
 
 if __name__ == "__main__":

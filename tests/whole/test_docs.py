@@ -191,7 +191,7 @@ def test_chinese_readme_leads_to_chinese_pages():
 
 def options() -> set[str]:
     """Long options of all commands, and of other programs where pages call them."""
-    found = {"--version", "--help", "--index-url", "--accept", "--check", "--slow", "--nthreads", "--memory-limit"}
+    found = {"--version", "--help", "--index-url", "--accept", "--check", "--slow", "--nthreads"}
     own = [main.get_command(click.Context(main), name) for name in main.list_commands(click.Context(main))]
     for command in [*own, draw, judge, try_mistakes, try_keys]:
         found.update(

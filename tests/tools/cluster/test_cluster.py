@@ -56,6 +56,8 @@ def alone(tmp_path_factory):
 def fresh(tmp_path, monkeypatch):
     """A folder to write to, beside an empty cache."""
     monkeypatch.setenv("LADING_CACHE", str(tmp_path / "cache"))
+    # The example is small; all of it would be one bundle.
+    monkeypatch.setattr("ir.base.executor.BUNDLE_ELEMENTS", 1 << 17)
     return tmp_path
 
 

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import json
 import os
-import threading
-from collections import OrderedDict
 from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
 from ir.base.diag import LadingError
 from ir.base.store import Store
+from ir.quant.held import Held
 from ir.quant.methods.base import Blocks
 from ir.quant.statistics.moments import Moments, MomentStore
+from ir.quant.statistics.second_moments import damped
 from ir.quant.storage import Storage
 
 FORMAT = "quantized 2"
@@ -29,42 +29,6 @@ CHUNK_WEIGHTS = 1 << 21
 """Weights that one thread quantizes at a time."""
 HELD_MOMENTS = 256 << 20
 """Bytes of statistics held in memory; the last one read is held whatever its size."""
-
-Item = TypeVar("Item")
-
-
-class Held(Generic[Item]):
-    """The things used last, up to a number of bytes; made once even when several threads ask at the same time."""
-
-    def __init__(self, limit: int, size: Callable[[Item], int]) -> None:
-        self._limit, self._size = limit, size
-        self._items: OrderedDict[Any, Item] = OrderedDict()
-        self._busy: dict[Any, threading.Lock] = {}
-        self._lock = threading.Lock()
-
-    def get(self, key: Any, make: Callable[[], Item]) -> Item:
-        """The thing of a key, made when it is not held; what `make` raises is passed on and nothing is held."""
-        with self._lock:
-            busy = self._busy.setdefault(key, threading.Lock())
-        with busy:
-            with self._lock:
-                found = self._items.get(key)
-                if found is not None:
-                    self._items.move_to_end(key)
-                    return found
-            made = make()
-            with self._lock:
-                self._items[key] = made
-                self._busy.pop(key, None)
-                while len(self._items) > 1 and sum(map(self._size, self._items.values())) > self._limit:
-                    self._items.popitem(last=False)
-            return made
-
-    def clear(self) -> None:
-        """Hold nothing."""
-        with self._lock:
-            self._items.clear()
-
 
 _MOMENTS: Held[Moments] = Held(HELD_MOMENTS, lambda item: item.nbytes)
 
@@ -84,8 +48,6 @@ _OUTPUTS: Held[np.ndarray] = Held(HELD_MOMENTS, lambda item: item.nbytes)
 
 def loaded_outputs(key: str) -> np.ndarray:
     """float32[rows, rows], the damped second moments of gradients behind a run of rows; errors as for `loaded_moments`."""
-    from ir.quant.statistics.second_moments import damped
-
     found = MomentStore()
 
     def load() -> np.ndarray:

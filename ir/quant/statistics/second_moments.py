@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ir.base.diag import LadingError
-from ir.quant.cache import Held
+from ir.quant.held import Held
 from ir.quant.statistics.moments import Moments
 
 LEAST_DAMPING = 0.01

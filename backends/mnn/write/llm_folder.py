@@ -131,7 +131,7 @@ def emit(
     if failed is not None:
         raise failed
     if settings.mapped:
-        emission.mapped = mapped_keys(folder, target.versions[0])
+        emission.mapped = mapped_keys(folder, target.versions[0], emission.digests)
     emission.tokenizer = tokenizer()
     names = (emission.tokenizer.exact, emission.tokenizer.text)
     emission.roles |= dict.fromkeys(filter(None, names), "tokenizer")

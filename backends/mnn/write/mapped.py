@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from backends.mnn.target.releases import MnnTarget
@@ -47,9 +48,9 @@ def check_mapped(layout: Layout, memory: str, target: MnnTarget) -> None:
             )
 
 
-def mapped_keys(folder: Path, release: str) -> dict[str, Any]:
-    """The keys of ``config.json`` for a written model and weight file."""
-    parts = [sha256_of(folder / name) for name in (configs.MODEL, configs.WEIGHTS)]
+def mapped_keys(folder: Path, release: str, digests: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
+    """The keys of ``config.json`` for a written model and weight file; `digests` are those known already, by name."""
+    parts = [digests.get(name) or sha256_of(folder / name) for name in (configs.MODEL, configs.WEIGHTS)]
     digest = hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
     return {"use_mmap": True, "tmp_path": f"mnn-{release}-{digest}"}
 

@@ -26,7 +26,7 @@ def correlated(size: int, seed: int) -> np.ndarray:
 
 def moments(outputs: np.ndarray | None) -> Moments:
     ends = np.zeros(COLUMNS, np.float32)
-    return Moments("yaqa test", 100_000, correlated(COLUMNS, 1), ends, ends, ends, outputs)
+    return Moments("yaqa test", 100_000, correlated(COLUMNS, 1), ends, ends, ends, outputs=outputs)
 
 
 def cost(rows: np.ndarray, found, given: Moments, outputs: np.ndarray) -> float:

@@ -103,10 +103,9 @@ def table(results: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
 def named_tree(text: str) -> tuple[str, Path]:
     """``NAME=FOLDER``; ValueError for anything else."""
     name, _, folder = text.partition("=")
-    tree = Path(folder).absolute()
-    if not name or name in ("this", FLOOR) or not (tree / "tools" / "compile").is_dir():
+    if not name or not folder or name in ("this", FLOOR):
         raise ValueError(text)
-    return name, tree
+    return name, Path(folder).absolute()
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -124,6 +123,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Measure, print, and write the record."""
     args = parse_arguments()
+    for name, tree in args.tree or ():
+        if not (tree / "tools" / "compile").is_dir():
+            raise SystemExit(f"{name}: {tree} holds no source tree of the compiler")
     with tempfile.TemporaryDirectory(prefix="lading-bench-") as temporary:
         work = (args.work or Path(temporary)).absolute()
         work.mkdir(parents=True, exist_ok=True)

@@ -60,6 +60,10 @@ class JoinedWeight(QuantizedWeight):
         for part in self.parts:
             part.keep(executor)
 
+    def slow_parts(self) -> list[QuantizedWeight]:
+        """As `QuantizedWeight.slow_parts`, of all parts."""
+        return [weight for part in self.parts for weight in part.slow_parts()]
+
     def _reader(self) -> Callable[[int, int], Blocks]:
         readers = [part._reader() for part in self.parts]
 

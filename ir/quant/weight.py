@@ -162,6 +162,10 @@ class QuantizedWeight:
         if self.is_slow and self.shape[0] * self.shape[1]:
             self.__dict__["_kept"] = self._whole(executor)
 
+    def slow_parts(self) -> list[QuantizedWeight]:
+        """The weights that are quantized as a whole before any row of this one can be read."""
+        return [self] if self.is_slow and self.shape[0] * self.shape[1] else []
+
     @cached_property
     def _kept(self) -> Blocks:
         # One weight at a time, which bounds memory; who asks for one that is being made waits.

@@ -361,8 +361,12 @@ def _joined(path: Path, jobs: Sequence[Job], executor: Executor) -> Iterator[tup
             except OSError as error:
                 raise LadingError("B620", f"writing failed: {error.strerror}", where=str(path)) from error
             yield job, elements
-    for number, _ in enumerate(keep_each([shared for shared, _ in slow], executor)):
-        yield from ((job, run(job)) for job in slow[number][1])
+    weights = [shared.slow_parts() for shared, _ in slow]
+    kept = keep_each([weight for found in weights for weight in found], executor)
+    for found, (_, waiting) in zip(weights, slow, strict=True):
+        for _ in found:
+            next(kept)
+        yield from ((job, run(job)) for job in waiting)
 
 
 def _reserve(fd: int, nbytes: int, path: Path) -> None:

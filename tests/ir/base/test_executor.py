@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from ir.base import executor
+from ir.base.diag import LadingError
 from ir.base.executor import SERIAL, SerialExecutor, run_jobs
 
 
@@ -66,3 +69,45 @@ def test_after_a_failure_nothing_begins_and_nothing_is_left_running(workers: int
                 found.append(item)
         assert found == [0] and running == {1}
         assert len(ran) < 1000
+
+
+# ---- other processes ----
+
+
+class _Weighed(int):
+    """A job that is half of a bundle."""
+
+    elements = executor.BUNDLE_ELEMENTS // 2
+
+
+def test_jobs_of_processes_keep_their_order_and_go_in_bundles(processes, monkeypatch) -> None:
+    sent = []
+    spread = executor.Spread(processes, 2)
+    send = spread.send
+    monkeypatch.setattr(spread, "send", lambda run, jobs: sent.append(len(jobs)) or send(run, jobs))
+    assert list(executor.run_jobs(spread, abs, map(_Weighed, range(-5, 0)))) == [5, 4, 3, 2, 1]
+    assert sent == [2, 2, 1]
+    assert spread.submit(os.getpid).result() == os.getpid()
+
+
+def test_jobs_are_taken_as_they_are_needed(processes):
+    taken = []
+
+    def jobs():
+        for number in range(1000):
+            taken.append(number)
+            yield number
+
+    results = executor.run_jobs(executor.Spread(processes, 1), abs, jobs())
+    assert next(results) == 0 and len(taken) <= executor.AHEAD + 2
+    results.close()
+
+
+def test_an_error_in_a_process_ends_the_others(processes):
+    with pytest.raises(LadingError) as caught:
+        list(executor.run_jobs(executor.Spread(processes, 2), _refused, range(100)))
+    assert caught.value.code == "U900" and caught.value.diagnostics[0].hint == "look again"
+
+
+def _refused(job):
+    raise LadingError("U900", f"unknown code {job!r}", hint="look again")

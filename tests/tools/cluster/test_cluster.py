@@ -33,7 +33,7 @@ def cluster(tmp_path_factory):
     with LocalCluster(
         n_workers=2,
         threads_per_worker=1,
-        dashboard_address=None,
+        dashboard_address="127.0.0.1:0",
         silence_logs=logging.CRITICAL,
         memory_limit=0,
         local_directory=str(tmp_path_factory.mktemp("dask")),

@@ -25,7 +25,7 @@ from ir.base.store import Store, default_store, using_store
 from ir.base.types import F32
 from ir.quant.cache import loaded_moments
 from ir.quant.statistics.exact_products import one_thread
-from ir.quant.statistics.moments import Moments
+from ir.quant.statistics.moments import Moments, entry_of
 from ir.quant.storage import Storage
 from ir.quant.weight import METHODS, dequantize, thread_scratch
 from ir.tensor.base import Tensor
@@ -87,6 +87,11 @@ class _Job(NamedTuple):
     moments: str
     storages: tuple[Storage, ...]
     store: Store
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The entry of the store that it looks for."""
+        return (entry_of(self.moments),) if self.moments else ()
 
 
 def error_curves(

@@ -25,6 +25,11 @@ from tools.cluster.worker import Terms, mark_of, own_versions, require_versions,
 from tools.compile.job import Listener, Request, compile_model
 
 PIPELINES = ("default", "calibrated")
+CALIBRATED = (
+    "absorb-latent,infer-types,discover-inputs,calibrate{memory=2},assign-precision{block-trade=4.0 method=gptaq},"
+    "recalibrate{memory=2},insert-qdq,legalize-mnn,sink-layouts,fuse-mnn,cse,dce"
+)
+"""The pipeline of that name for checkpoints, with less memory."""
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +82,7 @@ def request_for(pipeline: str, folder: Path, **more) -> Request:
     # A part of the text, and little memory, so that there are several segments.
     text = folder / "calibration.txt"
     text.write_bytes((EXAMPLE / "calibration.txt").read_bytes()[:16_000])
-    return Request(str(EXAMPLE), folder / pipeline, "calibrated{memory=2}", verify="none", calibration=text, **more)
+    return Request(str(EXAMPLE), folder / pipeline, CALIBRATED, verify="none", calibration=text, **more)
 
 
 def assert_same(made: Path, wanted: Path) -> None:

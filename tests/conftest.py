@@ -26,6 +26,7 @@ inputs at two sizes of every dimension: passes must keep the numbers, up to roun
 some, up to the usual budget. More lines at the head of a case:
 
 ``// tokens: 1 2 3``        a window of token ids for passes that look at text; one line for each window
+``// held-out: 1 2 3``      the same, for what they measure with
 ``// first: b a``          outputs of nodes that are moved to the front of the program, where text cannot have them
 ``// warning: CODE``        a warning that a pass gives; without it none may come
 ``// numbers: REASON``      the numbers cannot be compared, for this reason
@@ -152,7 +153,7 @@ class CaseFile(pytest.File):
 
 def unmeasured(text: str) -> str:
     """A graph as text without the differences that were measured."""
-    return re.sub(r'"difference": [-+.e0-9]+', '"difference": 0.0', text)
+    return re.sub(r'"(difference|before|after)": [-+.e0-9]+', r'"\1": 0.0', text)
 
 
 class Unlike(Exception):

@@ -184,6 +184,8 @@ class FolderStore:
                     yield scratch
                     size = add_record(scratch)
                     self.hold(name)
+                    if path.is_dir() and not path.is_symlink():
+                        self._damaged(name, path)
                     os.replace(scratch, path)
                 finally:
                     with suppress(OSError):

@@ -21,7 +21,7 @@ from tests.support.paths import ROOT
 
 FOLDER = ROOT / "tests" / "cases"
 SEPARATOR = "// -----"
-KEYS = ("pipeline", "tokens", "samples", "numbers", "warning", "first")
+KEYS = ("pipeline", "tokens", "held-out", "samples", "numbers", "warning", "first")
 """What the lines at the head of a case may say."""
 _ERROR = re.compile(r"//\s*error:\s*(\w+)")
 _OUTPUT = re.compile(r'\s*%("[^"]*"|[\w.]+)')
@@ -38,7 +38,7 @@ class Case:
         expect: the graph expected, or ``unchanged``; None where an error is.
         code: of the error expected.
         speaks_of: output of the node that the error is about; empty for any.
-        windows: token ids to calibrate on.
+        windows, held_out: token ids to calibrate on, and to measure with.
         samples: how many made-up inputs to calibrate on.
         unchecked: why numbers cannot be compared before and after; empty where they are.
         warnings: codes of the warnings expected, in order.
@@ -52,6 +52,7 @@ class Case:
     code: str = ""
     speaks_of: str = ""
     windows: tuple[tuple[int, ...], ...] = ()
+    held_out: tuple[tuple[int, ...], ...] = ()
     samples: int = 0
     unchecked: str = ""
     warnings: tuple[str, ...] = ()
@@ -81,6 +82,7 @@ class Case:
             code=_ERROR.search(error)[1] if error else "",
             speaks_of=output[1].strip('"') if output else "",
             windows=tuple(tuple(map(int, line.split())) for line in said["tokens"]),
+            held_out=tuple(tuple(map(int, line.split())) for line in said["held-out"]),
             samples=int(" ".join(said["samples"]) or 0),
             unchecked=" ".join(said["numbers"]),
             warnings=tuple(said["warning"]),
@@ -103,7 +105,8 @@ class Case:
             watch.append(CheckNumbers())
         settings: list[object] = []
         if self.windows:
-            settings.append(CalibrationText(tuple(np.array(ids, np.int32) for ids in self.windows), ()))
+            both = (self.windows, self.held_out)
+            settings.append(CalibrationText(*(tuple(np.array(ids, np.int32) for ids in part) for part in both)))
         if self.samples:
             settings.append(split(ArraySamples([sample_feeds(graph, seed=seed) for seed in range(self.samples)])))
         return PassManager(self.pipeline, watch).run(graph, PassContext(*settings))

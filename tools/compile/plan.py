@@ -121,11 +121,20 @@ def plan_model(request: Request) -> ModelPlan:
     _check(request, formats)
     name = request.to or formats.emitter_of_frontend(CHECKPOINT) or ""
     backend = formats.emitter(name)
-    pipeline = _without_text(pipeline_of(request, formats, backend))
+    pipeline, measured = _without_text(pipeline_of(request, formats, backend))
     fetching = ThreadPoolExecutor(FETCHED_AT_ONCE)
     with fetching as pool, headers_of(request.model, request.revision, pool) as folder, paused_collection():
         few, found = _outline(folder, pipeline)
-        return _plan(request, formats, backend, pipeline, found, few, started)
+        plan = _plan(request, formats, backend, pipeline, found, few, started)
+    return _inexact(plan) if measured else plan
+
+
+def _inexact(plan: ModelPlan) -> ModelPlan:
+    """The plan where blocks are chosen by measurement: sizes are those of the usual blocks."""
+    if plan.planned is None:
+        return plan
+    files = {name: replace(item, exact=False) for name, item in plan.planned.files.items()}
+    return replace(plan, planned=replace(plan.planned, files=files))
 
 
 def _check(request: Request, formats: Formats) -> None:
@@ -141,8 +150,8 @@ def _check(request: Request, formats: Formats) -> None:
         raise LadingError("U918", message, hint="leave it out")
 
 
-def _without_text(pipeline: Pipeline) -> Pipeline:
-    """The pipeline without what looks at text; the sizes are the same.
+def _without_text(pipeline: Pipeline) -> tuple[Pipeline, bool]:
+    """The pipeline without what looks at text, and whether that has a part in the sizes: it chooses blocks.
 
     Raises:
         LadingError: U957 precision is chosen by measurement.
@@ -160,8 +169,9 @@ def _without_text(pipeline: Pipeline) -> Pipeline:
             raise LadingError("U957", message, hint=hint)
         return replace(one, method="rtn", block_trade=0.0) if one.needs_statistics else one
 
+    measured = any(isinstance(one, AssignPrecision) and one.block_trade > 0 for one in pipeline.passes())
     kept = Pipeline(tuple(item for item in pipeline.items if getattr(item, "name", "") != "calibrate"))
-    return kept.map(untaught)
+    return kept.map(untaught), measured
 
 
 def _outline(folder: Any, pipeline: Pipeline) -> tuple[Outline, Outline]:

@@ -6,6 +6,8 @@ others run at last, in the process that started the workers, on what the workers
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.support.suite import code_record
@@ -25,7 +27,8 @@ class Worker:
     def pytest_sessionfinish(self, session):
         """Put the record of codes beside what the worker says of itself."""
         whole = session.config.stash.get(code_record.WHOLE, False)
-        session.config.workeroutput[KEY] = {"codes": code_record.taken(), "whole": whole}
+        # As JSON, which has an escape for every character that a name may hold.
+        session.config.workeroutput[KEY] = json.dumps({"codes": code_record.taken(), "whole": whole})
 
 
 class Starter:
@@ -44,9 +47,9 @@ class Starter:
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node, error):
         """Add what a worker saw; one that crashed saw nothing that counts."""
-        output = getattr(node, "workeroutput", {}).get(KEY)
-        self.whole.append(output is not None and output["whole"])
-        if output is not None:
+        output = json.loads(getattr(node, "workeroutput", {}).get(KEY, "{}"))
+        self.whole.append(output.get("whole", False))
+        if output:
             code_record.add(output["codes"])
 
     @pytest.hookimpl(wrapper=True)

@@ -49,7 +49,7 @@ CASES = {
     "halves": ("llama", {}, "fp16", {}),
     "odd widths": ("llama", {"vocab_size": 321}, "default{bits=3 block=32 symmetric}", {}),
     "newest forms": ("qwen2", {}, "default", {"target": "3.6.1"}),
-    "calibrated": ("qwen2", {}, "calibrated", {}),
+    "calibrated": ("qwen2", {}, "calibrated{block-trade=0}", {}),
     "rules by name": ("qwen2", {}, "default{keep=[*.layers.1.mlp.up_proj.weight]}", {}),
     "two kinds of layers": ("qwen2", SLIDING, "default", {}),
 }
@@ -70,6 +70,18 @@ def test_files_have_the_planned_sizes(case: str, tmp_path: Path) -> None:
     state = contract.signature.state
     assert state is not None
     assert sum(item.per_token for item in plan.planned.caches) == state.bytes_per_token
+
+
+def test_blocks_that_are_measured_are_planned_as_usual_and_told_as_about(tmp_path: Path) -> None:
+    source = make_checkpoint(tmp_path / "model", "qwen2")
+    plan, exact = planned(source, "calibrated").planned, planned(source, "calibrated{block-trade=0}").planned
+    assert plan is not None and exact is not None
+    assert {name: item.bytes for name, item in plan.files.items()} == {
+        name: item.bytes for name, item in exact.files.items()
+    }
+    assert not any(item.exact for item in plan.files.values())
+    written = (compiled(source, tmp_path / "out", "calibrated") / "llm.mnn.weight").stat().st_size
+    assert 0.85 * plan.files["llm.mnn.weight"].bytes < written <= plan.files["llm.mnn.weight"].bytes
 
 
 @pytest.mark.parametrize(
@@ -271,7 +283,7 @@ def test_memory_settings_count(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["--budget", "4.5bpw"], "U957", "chosen by measurement here (4.5bpw)"),
+        (["--budget", "4.5bpw"], "U957", "chosen by measurement here (budget=4.5bpw)"),
         (["--passes", "mixed"], "U957", "chosen by measurement"),
         (["--via", "torch"], "U957", "nothing is planned of --via torch"),
         (["--to", "onnx"], "U957", "nothing is planned"),

@@ -170,8 +170,13 @@ def _without_text(pipeline: Pipeline) -> tuple[Pipeline, bool]:
         return replace(one, method="rtn", block_trade=0.0) if one.needs_statistics else one
 
     measured = any(isinstance(one, AssignPrecision) and one.block_trade > 0 for one in pipeline.passes())
-    kept = Pipeline(tuple(item for item in pipeline.items if getattr(item, "name", "") != "calibrate"))
+    kept = Pipeline(tuple(item for item in pipeline.items if not _looks_at_text(item)))
     return kept.map(untaught), measured
+
+
+def _looks_at_text(item: object) -> bool:
+    """True for the pass that gathers statistics of a text, and for those that need them."""
+    return getattr(item, "name", "") == "calibrate" or "calibration" in getattr(item, "requires", ())
 
 
 def _outline(folder: Any, pipeline: Pipeline) -> tuple[Outline, Outline]:

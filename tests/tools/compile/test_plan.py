@@ -50,6 +50,7 @@ CASES = {
     "odd widths": ("llama", {"vocab_size": 321}, "default{bits=3 block=32 symmetric}", {}),
     "newest forms": ("qwen2", {}, "default", {"target": "3.6.1"}),
     "calibrated": ("qwen2", {}, "calibrated{block-trade=0}", {}),
+    "tuned": ("qwen2", {}, "tuned", {}),
     "rules by name": ("qwen2", {}, "default{keep=[*.layers.1.mlp.up_proj.weight]}", {}),
     "two kinds of layers": ("qwen2", SLIDING, "default", {}),
 }

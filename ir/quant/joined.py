@@ -73,7 +73,7 @@ class JoinedWeight(QuantizedWeight):
                 low, high = max(start - int(first), 0), min(stop - int(first), part.shape[0])
                 if low < high:
                     found.append(reader(low, high) if high - low == stop - start else part.rows(low, high))
-            return found[0] if len(found) == 1 else _stacked(found)
+            return found[0] if len(found) == 1 else Blocks.below(found)
 
         return read
 
@@ -97,15 +97,6 @@ def _parts(tensor: Tensor) -> list[QuantizedWeight] | None:
     parts = [quantized_of(item) for item in inputs] if name == "row_concat" else []
     known = [part for part in parts if part is not None]
     return known if known and len(known) == len(parts) else None
-
-
-def _stacked(blocks: Sequence[Blocks]) -> Blocks:
-    zeros = [part.zero for part in blocks if part.zero is not None]
-    return Blocks(
-        np.concatenate([part.codes for part in blocks]),
-        np.concatenate([part.scale for part in blocks]),
-        np.concatenate(zeros) if zeros else None,
-    )
 
 
 __all__ = ["JoinedWeight", "joined_of"]

@@ -159,7 +159,7 @@ class QuantizedWeight:
         Reading a weight of a slow method would do the same in the thread that reads. Nothing happens for other methods,
         and where the result is kept already. Errors are those of `pieces`.
         """
-        if self.is_slow and self.shape[0] * self.shape[1]:
+        if self.slow_parts():
             self.__dict__["_kept"] = self._whole(executor)
 
     def slow_parts(self) -> list[QuantizedWeight]:
@@ -195,8 +195,7 @@ class QuantizedWeight:
     def _jobs(self, store: Store) -> list[_RowsJob]:
         """Jobs that quantize all rows."""
         shape = shape_of(*self.shape, self.storage)
-        together = getattr(METHODS[self.storage.method], "together", 0)
-        ranges = ranges_of(shape, len(os.sched_getaffinity(0)), together)
+        ranges = ranges_of(shape, len(os.sched_getaffinity(0)), METHODS[self.storage.method].together)
         return [_RowsJob(self, store, *rows) for rows in ranges]
 
     def _place(self) -> tuple[str, Shape]:
@@ -291,9 +290,8 @@ def _fill_rows(path: Path, shape: Shape, job: _RowsJob) -> None:
 
 def _quantized_rows(job: _RowsJob) -> Blocks:
     with using_store(job.store):
-        part = job.weight._quantize(job.start, job.stop)
-    # They lie in the scratch memory of a thread that goes on to other jobs.
-    return Blocks(part.codes.copy(), part.scale.copy(), None if part.zero is None else part.zero.copy())
+        # The thread and its scratch memory go on to other jobs.
+        return job.weight._quantize(job.start, job.stop).kept()
 
 
 def keep_each(weights: Sequence[QuantizedWeight], executor: Executor) -> Iterator[QuantizedWeight]:
@@ -439,8 +437,8 @@ def _slow_weights(tensors: Iterable[Tensor]) -> list[QuantizedWeight]:
             continue
         done.add(id(tensor))
         weight = quantized_of(tensor)
-        if weight is not None and weight.is_slow and weight.shape[0] * weight.shape[1]:
-            found[id(weight)] = weight
+        if weight is not None:
+            found |= {id(part): part for part in weight.slow_parts()}
         pending += reversed(tensor.inputs)
     return list(found.values())
 

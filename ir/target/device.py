@@ -50,20 +50,16 @@ class Device:
             total += rows * blocks * (self.plain if storage.symmetric else self.zeros).value
         return round(total)
 
-    def fastest(self, rows: int, columns: int, widths: tuple[int, ...]) -> int:
-        """Bytes read of the same matrix at the width read fastest, one scale a row."""
-        return min(self.streamed(rows, columns, Storage(bits=bits)) for bits in widths)
 
-
-def as_stored(scale_bytes: int = 4) -> Device:
+def as_stored() -> Device:
     """A device that reads codes as they are stored, for runtimes of which nothing else is known."""
     said = "not measured: taken as stored"
     return Device(
         "stored",
         "reads weights as they are stored",
         {bits: Figure(bits / 8, said) for bits in (*INTEGER_BITS, *FLOAT_BITS)},
-        Figure(2 * scale_bytes, said),
-        Figure(scale_bytes, said),
+        Figure(8, said),
+        Figure(4, said),
         Figure(0, said),
         said,
     )

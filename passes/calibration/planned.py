@@ -14,12 +14,11 @@ from ir.facts.precision import PrecisionPlan
 from ir.facts.tuning import Tuning
 from ir.graph.describe import describe
 from ir.graph.graph import Graph, Node
-from ir.quant.methods.base import METHODS
-from ir.quant.statistics.moments import CalibrationText, parts_of
+from ir.quant.statistics.moments import CalibrationText
 from ir.quant.storage import Storage
 from ir.tensor.base import Tensor
 from passes.framework.context import PassContext
-from passes.precision.planned_weights import Weight, weights_of
+from passes.precision.planned_weights import Weight, moments_for, weights_of
 
 POSITIONS = 2048
 """Positions that gradients are computed for at a time."""
@@ -78,10 +77,8 @@ def logits_product(graph: Graph) -> Node:
 
 def moments_of(graph: Graph, weight: Weight, storage: Storage) -> str:
     """Key of the statistics that a weight is quantized with."""
-    needs = METHODS[storage.method].needs if storage.bits <= 8 else "nothing"
     fact = graph.fact(Calibration)
-    key = fact.keys.get(weight.name, "") if fact is not None and needs != "nothing" else ""
-    return key if needs == "both-sides" else next(iter(parts_of(key)), "")
+    return moments_for(storage, fact.keys.get(weight.name, "")) if fact is not None else ""
 
 
 def stored_as_planned(graph: Graph, plan: PrecisionPlan) -> dict[str, Tensor]:

@@ -25,7 +25,6 @@ from ir.graph.graph import Graph, Node, Value
 from ir.quant.methods.base import METHODS
 from ir.quant.statistics.drift import DriftSums
 from ir.quant.statistics.moments import CalibrationText, MomentStore, windows_digest
-from ir.quant.storage import Storage
 from ir.quant.weight import keep_all
 from ir.tensor.base import Tensor
 from ir.tensor.identity import joined_digest, tensor_identity
@@ -36,7 +35,7 @@ from passes.framework.base import Pass
 from passes.framework.context import PassContext
 from passes.framework.options import option
 from passes.precision.mixtures import Seat, seats_of
-from passes.precision.planned_weights import Weight, bias_of, same_matrix, weights_of
+from passes.precision.planned_weights import Weight, bias_of, moments_for, same_matrix, weights_of
 
 FORMAT = "drift 1"
 """Part of every key; another one when the numbers are computed otherwise."""
@@ -198,12 +197,12 @@ class _Planned:
     def _store(self, weight: Weight, key: str) -> None:
         storage = self._plan.storage.get(weight.name)
         if storage is not None and storage.bits < 32:
-            self.replaced[weight.name] = weight.restored(storage, key if _reads_statistics(storage) else "")
+            self.replaced[weight.name] = weight.restored(storage, moments_for(storage, key))
 
     def _count(self, digests: Digests, name: str) -> None:
         storage = self._plan.storage[name]
         weight = self._weights[name]
-        key = self.keys.get(name, "") if _reads_statistics(storage) else ""
+        key = moments_for(storage, self.keys.get(name, ""))
         digests.count_as(weight.value, joined_digest(tensor_identity(weight.source), json.dumps(asdict(storage)), key))
 
     def _beside(self, weight: Weight, x: Value) -> Value | None:
@@ -227,10 +226,6 @@ def choices_of(graph: Graph, seat: Seat) -> Value:
     dispatch = graph.value(seat.group.rpartition(" ")[0]).producer
     assert dispatch is not None, seat
     return dispatch.operand(1)
-
-
-def _reads_statistics(storage: Storage) -> bool:
-    return storage.bits <= 8 and METHODS[storage.method].needs != "nothing"
 
 
 class _Following:

@@ -20,7 +20,7 @@ from ir.tensor.elementwise import cast
 from ir.tensor.rearranged import transposed
 from passes.framework.base import Pass
 from passes.framework.context import PassContext
-from passes.precision.planned_weights import as_stored, same_matrix, weights_of
+from passes.precision.planned_weights import as_stored, moments_for, same_matrix, weights_of
 
 BLOCKED_OPSET = 21
 """Version of ONNX's operators from which DequantizeLinear knows blocks."""
@@ -118,8 +118,7 @@ def _moments(graph: Graph, plan: PrecisionPlan) -> dict[str, str]:
                 where=name,
                 hint="run the pass recalibrate after assign-precision, or use the method gptq",
             )
-        key = keys.get(name, "") if needs != "nothing" else ""
-        found[name] = key if needs == "both-sides" else next(iter(parts_of(key)), "")
+        found[name] = moments_for(storage, keys.get(name, ""))
     return found
 
 

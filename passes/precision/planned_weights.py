@@ -9,6 +9,8 @@ from typing import Literal
 
 from ir.base.types import BF16, F16, F32, TensorType
 from ir.graph.graph import Graph, Node, Value
+from ir.quant.methods.base import METHODS
+from ir.quant.statistics.moments import parts_of
 from ir.quant.storage import Storage
 from ir.quant.stored_weight import StoredWeight, storage_of
 from ir.quant.weight import QuantizedWeight, shared_quantized
@@ -153,6 +155,19 @@ def place_of(name: str) -> tuple[int | None, str]:
     return layer, words[-1] if words else name
 
 
+def moments_for(storage: Storage, key: str) -> str:
+    """What a storage is quantized with of the statistics of a weight: their key, "" where it uses none.
+
+    Args:
+        storage: how the weight is stored.
+        key: of all that is known of the weight; those of both of its sides may be joined in it.
+    """
+    needs = METHODS[storage.method].needs if storage.bits <= 8 else "nothing"
+    if needs == "nothing":
+        return ""
+    return key if needs == "both-sides" else next(iter(parts_of(key)), "")
+
+
 __all__ = [
     "LAYERS",
     "Role",
@@ -160,6 +175,7 @@ __all__ = [
     "as_stored",
     "bias_of",
     "kept_weights",
+    "moments_for",
     "place_of",
     "same_matrix",
     "weights_of",

@@ -374,6 +374,11 @@ RELEASES: dict[str, Release] = {key: release for key, release in PROFILES.items(
 """The releases whose wheel has a language-model runtime; older ones can be had by building MNN from source."""
 
 
+def rounds_by_block(storage: Storage) -> bool:
+    """True for codes so fine that activations are rounded by their blocks, where all codes of a model are such."""
+    return storage.bits >= FINE_BITS and storage.block % ROUNDED_UNIT == 0
+
+
 @dataclass(frozen=True)
 class MnnTarget(Target):
     """The releases that one artefact must run on, oldest first."""
@@ -462,7 +467,7 @@ class MnnTarget(Target):
         """As `ir.target.target.Target.rounds`, with the settings that are recommended."""
         if not storage.is_integer:
             return "no"
-        return "block" if storage.bits >= FINE_BITS and storage.block % ROUNDED_UNIT == 0 else "row"
+        return "block" if rounds_by_block(storage) else "row"
 
     @property
     def ties_rows(self) -> bool:

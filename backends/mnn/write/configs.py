@@ -14,7 +14,7 @@ from typing import Any
 
 from backends.contract.records import Memory
 from backends.mnn.card import completed
-from backends.mnn.target.releases import FINE_BITS, RELEASES, ROUNDED_UNIT
+from backends.mnn.target.releases import RELEASES, rounds_by_block
 from backends.mnn.write.weight_layout import Layout, Matrix
 from ir.facts.inputs import DynamicInputs
 from ir.facts.precision import PrecisionPlan
@@ -108,7 +108,7 @@ def recommend(storage: Iterable[Storage]) -> Recommendation:
         return Recommendation(
             "normal", precision, 0, "no weight is stored as integers, so nothing is gained by low memory"
         )
-    if all(item.bits >= FINE_BITS and item.block % ROUNDED_UNIT == 0 for item in integer):
+    if all(map(rounds_by_block, integer)):
         reason = "the weights are so exact that activations rounded by row would cost more than they do; by block they do not"
         return Recommendation("low", "low", 2, reason)
     return Recommendation("low", "low", 0, "codes stay packed, and activations cost little beside the weights")

@@ -20,7 +20,6 @@ from ir.evaluate.evaluator import Evaluator
 from ir.evaluate.onnxruntime_session import load_constant
 from ir.graph.describe import describe
 from ir.graph.graph import Graph, Node, Value
-from ir.tensor.one_thread import one_thread
 
 State = dict[Value, np.ndarray]
 Matrices = Callable[[str], np.ndarray]
@@ -237,4 +236,4 @@ def _cut(nodes: Sequence[Node], final: Value, limit: int) -> list[Part]:
     return parts
 
 
-__all__ = ["Backward", "Matrices", "Receive", "State", "one_thread"]
+__all__ = ["Backward", "Matrices", "Receive", "State"]

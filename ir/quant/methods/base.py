@@ -7,6 +7,7 @@ A row of input features is cut into blocks; each block has a scale, and a zero w
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
@@ -36,6 +37,17 @@ class Blocks(NamedTuple):
     def rows(self, chosen: slice) -> Blocks:
         """Those of some rows."""
         return Blocks(self.codes[chosen], self.scale[chosen], None if self.zero is None else self.zero[chosen])
+
+    def kept(self) -> Blocks:
+        """A copy that is no longer in scratch memory."""
+        return Blocks(self.codes.copy(), self.scale.copy(), None if self.zero is None else self.zero.copy())
+
+    @classmethod
+    def below(cls, parts: Sequence[Blocks]) -> Blocks:
+        """Rows of one storage, those of one part below those of the part before."""
+        zeros = [part.zero for part in parts if part.zero is not None]
+        codes, scales = np.concatenate([part.codes for part in parts]), np.concatenate([part.scale for part in parts])
+        return cls(codes, scales, np.concatenate(zeros) if zeros else None)
 
 
 class Scratch:

@@ -52,9 +52,9 @@ class BothSides(QuantMethod):
                 group = slice(first, min(len(rows), first + size))
                 target = rows[group] + moved(factor, group, errors)
                 part = ONE_SIDE.quantize(target, storage, scratch, moments)
-                found.append(Blocks(*(None if item is None else item.copy() for item in part)))  # type: ignore[arg-type]
+                found.append(part.kept())
                 np.subtract(dequantize(part), rows[group], out=errors[group])
-        return _stacked(found[::-1])
+        return Blocks.below(found[::-1])
 
 
 def unit_factor(outputs: np.ndarray) -> np.ndarray:
@@ -70,15 +70,6 @@ def moved(factor: np.ndarray, group: slice, errors: np.ndarray) -> np.ndarray:
         return np.zeros((group.stop - group.start, errors.shape[1]), np.float32)
     shares = np.linalg.solve(factor[group, group].T, behind.T).astype(np.float32)
     return -(shares @ errors[group.stop :])
-
-
-def _stacked(parts: list[Blocks]) -> Blocks:
-    zeros = [part.zero for part in parts if part.zero is not None]
-    return Blocks(
-        np.concatenate([part.codes for part in parts]),
-        np.concatenate([part.scale for part in parts]),
-        np.concatenate(zeros) if zeros else None,
-    )
 
 
 METHOD = BothSides()

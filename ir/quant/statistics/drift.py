@@ -20,7 +20,7 @@ class DriftSums:
 
     def __init__(self, features: int, errors: int, executor: Executor = SERIAL) -> None:
         """`errors` is the length of an error: as many as features, or as outputs; `executor` is for the moments."""
-        self.moments = MomentSums(features, executor)
+        self.moments = MomentSums(features, executor, rounding=False)
         self._products = np.zeros((errors, features), np.float32)
 
     def add(self, error: np.ndarray, x: np.ndarray) -> None:

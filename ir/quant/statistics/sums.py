@@ -30,8 +30,8 @@ class MomentSums:
         features: length of a position.
     """
 
-    def __init__(self, features: int, executor: Executor = SERIAL) -> None:
-        """`executor` computes several slabs at the same time."""
+    def __init__(self, features: int, executor: Executor = SERIAL, *, rounding: bool = True) -> None:
+        """`executor` computes several slabs at the same time; without `rounding` nothing is told of that."""
         self.features = features
         self._executor = executor
         self._tokens = 0
@@ -41,7 +41,7 @@ class MomentSums:
         self._slabs = [np.zeros((stop - start, stop), np.float64) for start, stop in _slab_ranges(features)]
         self._chunk = np.empty((CHUNK, features), np.float32)
         self._filled = 0
-        self._rounding = RoundingSums(features)
+        self._rounding = RoundingSums(features) if rounding else None
 
     @staticmethod
     def nbytes(features: int) -> int:
@@ -81,7 +81,7 @@ class MomentSums:
     def rounding(self) -> dict[int, float]:
         """Mean square error of a feature when positions are rounded to 8 bits, by block; see `RoundingSums`."""
         self._sum_chunk()
-        return self._rounding.means(self._tokens)
+        return self._rounding.means(self._tokens) if self._rounding is not None else {}
 
     @property
     def is_finite(self) -> bool:
@@ -100,7 +100,8 @@ class MomentSums:
         np.minimum(self._low, x.min(axis=0), out=self._low)
         np.maximum(self._high, x.max(axis=0), out=self._high)
         self._total += x.sum(axis=0, dtype=np.float64)
-        self._rounding.add(x)
+        if self._rounding is not None:
+            self._rounding.add(x)
         starts, stops = zip(*_slab_ranges(self.features), strict=True)
         with one_thread():
             products = self._executor.map(_products, repeat(x), starts, stops)

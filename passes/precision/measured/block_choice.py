@@ -18,9 +18,9 @@ from ir.facts.precision import PrecisionPlan
 from ir.graph.graph import Graph
 from ir.quant.storage import Storage
 from passes.framework.context import PassContext
-from passes.precision.measured.candidates import moments_for, streamed_bytes
+from passes.precision.measured.candidates import streamed_bytes
 from passes.precision.measured.error_curves import FULL_STEPS, LEAST, Wanted, error_curves
-from passes.precision.planned_weights import Weight, place_of
+from passes.precision.planned_weights import Weight, moments_for, place_of
 from passes.precision.storage_rules import Preferences
 
 BLOCKS = (128, 256, 0)

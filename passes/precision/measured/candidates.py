@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from ir.base.diag import LadingError
 from ir.quant.storage import Storage
 from ir.quant.storage_size import stored_bits
-from ir.quant.weight import METHODS
 from ir.target.device import Device
 from ir.target.target import Target
 from ir.tensor.bf16_parts import parts_needed
@@ -234,11 +233,6 @@ def planned_elements(weights: Sequence[Weight]) -> int:
     return sum(weight.elements for weight in weights) - (pair[0].elements if pair is not None else 0)
 
 
-def moments_for(storage: Storage, key: str) -> str:
-    """The key of the statistics that a storage is quantized with: the given one, or "" where they are not used."""
-    return key if storage.bits <= 8 and METHODS[storage.method].needs != "nothing" else ""
-
-
 __all__ = [
     "TIES",
     "Choice",
@@ -246,7 +240,6 @@ __all__ = [
     "candidates",
     "fastest_bytes",
     "make_items",
-    "moments_for",
     "planned_elements",
     "size_of_storage",
     "streamed_bytes",

@@ -16,11 +16,11 @@ from ir.target.target import Target
 from ir.tensor.base import Tensor
 from ir.tensor.elementwise import convert
 from passes.framework.context import PassContext
-from passes.precision.measured.candidates import Choice, Item, moments_for
+from passes.precision.measured.candidates import Choice, Item
 from passes.precision.measured.error_curves import Curve, Wanted, error_curves
 from passes.precision.measured.kept import recall_rounding
 from passes.precision.measured.probes import PROBE_BITS, PROBE_TOKENS, Meter, Probe, RowsLoss, WeightLoss
-from passes.precision.planned_weights import Weight
+from passes.precision.planned_weights import Weight, moments_for
 
 LARGE = 50_000_000
 """Models with more numbers than this are probed at one width, with codes by rounding, which are made at once."""

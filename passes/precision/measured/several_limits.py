@@ -62,8 +62,8 @@ def solve_several(
     order = sorted(range(len(items)), key=lambda n: (-float(np.ptp(items[n].cost, axis=1).max()), n))
     room = np.ones(len(limits)) * (1 + 1e-12)
     ordered = [items[n] for n in order]
-    best, value = _repaired(ordered, _duals(ordered, room), room)
     duals = _duals(ordered, room)
+    best, value = _repaired(ordered, duals, room)
     for most in (FEW, MANY):
         found, least = _sweep(ordered, duals, room, value, most)
         if found is not None and least < value:

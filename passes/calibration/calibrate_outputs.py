@@ -8,31 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from ir.base.diag import LadingError
 from ir.base.scratch import scratch_folder
-from ir.base.types import F32
 from ir.evaluate.backward.differentiate import Backward
 from ir.evaluate.backward.head import Head, likelihood_gradients
 from ir.evaluate.token_feeds import window_feeds
 from ir.facts.calibration import Calibration
 from ir.facts.precision import PrecisionPlan
-from ir.facts.tuning import Step, with_step
-from ir.graph.digests import value_digests
+from ir.facts.tuning import with_step
 from ir.graph.graph import Graph
 from ir.quant.methods.yaqa import TOGETHER
 from ir.quant.statistics.moments import MomentStore, joined, parts_of, windows_digest
-from ir.tensor.elementwise import convert
 from ir.tensor.one_thread import one_thread
-from passes.calibration.calibrate import fed_digest
 from passes.calibration.planned import (
-    held_out_divergences,
+    judged,
     logits_product,
+    model_digest,
     planned,
     runs_of,
+    single,
     stored_as_planned,
     windows_of,
 )
@@ -83,20 +82,22 @@ class CalibrateOutputs(Pass):
         self._take(graph, plan, fact, keys)
         after = stored_as_planned(graph, graph.required_fact(PrecisionPlan))
         ctx.progress(0, 1, "quantizing against both sides")
-        found = held_out_divergences(graph, ctx, [before, after])
-        kept = found[1].kl < found[0].kl
-        if not kept:
+        step = judged(graph, ctx, self.name, sum(map(len, windows)), before, after)
+        if not step.kept:
             graph.set_fact(PrecisionPlan.name, plan)
             graph.set_fact(Calibration.name, fact)
             ctx.note(
                 "Q494",
-                f"statistics of outputs gain nothing on held-out text: KL {found[0].kl:.2e} without, {found[1].kl:.2e} with "
+                f"statistics of outputs gain nothing on held-out text: KL {step.before:.2e} without, {step.after:.2e} with "
                 "them; they are left out",
                 hint="give more text to calibrate on",
             )
-        tokens = sum(map(len, windows))
-        with_step(graph, Step(self.name, tokens, found[0].kl, found[1].kl, found[0].positions, kept))
-        return {"weights": len(weights) if kept else 0, "computed": len(missing), "cached": len(weights) - len(missing)}
+        with_step(graph, step)
+        return {
+            "weights": len(weights) if step.kept else 0,
+            "computed": len(missing),
+            "cached": len(weights) - len(missing),
+        }
 
     def _take(self, graph: Graph, plan: PrecisionPlan, fact: Calibration, keys: Mapping[str, Sequence[str]]) -> None:
         """Record that weights are rounded against both sides."""
@@ -108,8 +109,7 @@ class CalibrateOutputs(Pass):
 
 def _keys(graph: Graph, weights: Sequence[Weight], windows: Sequence[np.ndarray]) -> dict[str, list[str]]:
     """Keys of the statistics of each weight's rows, run by run."""
-    output = graph.outputs[0]
-    model = value_digests(graph, [output], lambda value: fed_digest(graph, value))[output]
+    model = model_digest(graph)
     text = windows_digest(windows)
     return {
         weight.name: [
@@ -141,7 +141,7 @@ def _gather(
             states = backward.start(window_feeds(graph, [windows[place] for place in run]))
             backward.run(
                 states,
-                lambda name: convert(graph.value(name).tensor.load(), F32),
+                partial(single, graph),
                 lambda finals, run=run: likelihood_gradients(finals, matrix, run),  # type: ignore[misc]
                 lambda name, _, gradients: _add(sums[name], gradients),
             )

@@ -7,16 +7,19 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from ir.base.diag import LadingError
-from ir.evaluate.divergence import Divergence
+from ir.base.types import F32
 from ir.evaluate.replaced_weights import Variant, divergences, head_of
 from ir.facts.calibration import Calibration
 from ir.facts.precision import PrecisionPlan
-from ir.facts.tuning import Tuning
+from ir.facts.tuning import Step, Tuning
 from ir.graph.describe import describe
+from ir.graph.digests import value_digests
 from ir.graph.graph import Graph, Node
 from ir.quant.statistics.moments import CalibrationText
 from ir.quant.storage import Storage
 from ir.tensor.base import Tensor
+from ir.tensor.elementwise import convert
+from passes.calibration.calibrate import fed_digest
 from passes.framework.context import PassContext
 from passes.precision.planned_weights import Weight, moments_for, weights_of
 
@@ -81,10 +84,11 @@ def moments_of(graph: Graph, weight: Weight, storage: Storage) -> str:
     return moments_for(storage, fact.keys.get(weight.name, "")) if fact is not None else ""
 
 
-def stored_as_planned(graph: Graph, plan: PrecisionPlan) -> dict[str, Tensor]:
-    """What the runtime computes with instead of each planned weight; embedding rows keep their numbers."""
+def stored_as_planned(graph: Graph, plan: PrecisionPlan, tuned: Mapping[str, str] | None = None) -> dict[str, Tensor]:
+    """What the runtime computes with instead of each planned weight, with the numbers tuned so far unless others are given;
+    embedding rows keep their numbers."""
     found: dict[str, Tensor] = {}
-    tuned = (graph.fact(Tuning) or Tuning()).tuned
+    tuned = (graph.fact(Tuning) or Tuning()).tuned if tuned is None else tuned
     for weight in weights_of(graph):
         storage = plan.storage.get(weight.name)
         if storage is not None and storage.bits <= 16 and weight.role != "embedding":
@@ -94,10 +98,23 @@ def stored_as_planned(graph: Graph, plan: PrecisionPlan) -> dict[str, Tensor]:
     return found
 
 
-def held_out_divergences(graph: Graph, ctx: PassContext, variants: Sequence[Variant]) -> list[Divergence]:
-    """Divergence of each variant on the held-out windows."""
+def judged(graph: Graph, ctx: PassContext, step: str, tokens: int, before: Variant, after: Variant) -> Step:
+    """A step that looked at so many tokens, kept if the model stored as after it is nearer to the float model on the
+    held-out windows than as before."""
     windows = ctx.get(CalibrationText).held_out
-    return divergences(graph, windows, variants, executor=ctx.executor, progress=ctx.progress)
+    first, second = divergences(graph, windows, [before, after], executor=ctx.executor, progress=ctx.progress)
+    return Step(step, tokens, first.kl, second.kl, first.positions, second.kl < first.kl)
+
+
+def model_digest(graph: Graph) -> str:
+    """Digest of all that the float model computes, windows aside."""
+    output = graph.outputs[0]
+    return value_digests(graph, [output], lambda value: fed_digest(graph, value))[output]
+
+
+def single(graph: Graph, name: str) -> np.ndarray:
+    """The numbers of a constant of the float model, float32."""
+    return convert(graph.value(name).tensor.load(), F32)
 
 
 def planned(graph: Graph, plan: PrecisionPlan, keys: Mapping[str, str]) -> list[Weight]:
@@ -113,11 +130,13 @@ def planned(graph: Graph, plan: PrecisionPlan, keys: Mapping[str, str]) -> list[
 
 
 __all__ = [
-    "held_out_divergences",
+    "judged",
     "logits_product",
+    "model_digest",
     "moments_of",
     "planned",
     "runs_of",
+    "single",
     "stored_as_planned",
     "windows_of",
 ]

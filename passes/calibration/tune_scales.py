@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from ir.base.types import F32
 from ir.evaluate.backward.differentiate import Backward
 from ir.evaluate.backward.head import Head, Target
 from ir.evaluate.token_feeds import window_feeds
 from ir.facts.calibration import Calibration
 from ir.facts.precision import PrecisionPlan
-from ir.facts.tuning import Step, Tuning, with_step
-from ir.graph.digests import value_digests
+from ir.facts.tuning import with_step
 from ir.graph.graph import Graph
 from ir.quant.cache import find_blocks, make_blocks, shape_of, write_rows
 from ir.quant.methods.base import Blocks
@@ -27,15 +26,15 @@ from ir.quant.statistics.moments import CalibrationText, windows_digest
 from ir.quant.storage import Storage
 from ir.quant.tuned import Scales
 from ir.quant.weight import keep_all
-from ir.tensor.elementwise import convert
 from ir.tensor.one_thread import one_thread
-from passes.calibration.calibrate import fed_digest
 from passes.calibration.planned import (
-    held_out_divergences,
+    judged,
     logits_product,
+    model_digest,
     moments_of,
     planned,
     runs_of,
+    single,
     stored_as_planned,
     windows_of,
 )
@@ -87,20 +86,14 @@ class TuneScales(Pass):
         if missing:
             with one_thread():
                 _Tuning(self, graph, ctx, plan, weights, windows).run(names)
-        earlier = graph.fact(Tuning)
-        graph.set_fact(Tuning.name, replace(earlier or Tuning(), tuned=names))
-        found = held_out_divergences(graph, ctx, [before, stored_as_planned(graph, plan)])
-        kept = found[1].kl < found[0].kl
-        graph.set_fact(Tuning.name, earlier or Tuning())
-        tokens = sum(map(len, windows))
-        step = Step(self.name, tokens, found[0].kl, found[1].kl, found[0].positions, kept)
-        with_step(graph, step, names if kept else None)
-        if not kept:
+        step = judged(graph, ctx, self.name, sum(map(len, windows)), before, stored_as_planned(graph, plan, names))
+        with_step(graph, step, names if step.kept else None)
+        if not step.kept:
             message = (
-                f"tuned scales gain nothing on held-out text: KL {found[0].kl:.2e} as they were; they are left out"
+                f"tuned scales gain nothing on held-out text: KL {step.before:.2e} as they were; they are left out"
             )
             ctx.note("Q494", message, hint="give more text to calibrate on")
-        return {"weights": len(weights) if kept else 0, "cached": len(weights) - len(missing)}
+        return {"weights": len(weights) if step.kept else 0, "cached": len(weights) - len(missing)}
 
     def _names(
         self,
@@ -111,8 +104,7 @@ class TuneScales(Pass):
         ctx: PassContext,
     ) -> dict[str, str]:
         """The name of each weight's result: it depends on all of them."""
-        output = graph.outputs[0]
-        model = value_digests(graph, [output], lambda value: fed_digest(graph, value))[output]
+        model = model_digest(graph)
         texts = [windows_digest(part) for part in (windows, ctx.get(CalibrationText).held_out)]
         moments = [moments_of(graph, weight, plan.storage[weight.name]) for weight in weights]
         settings = [self.passes, self.rate]
@@ -179,11 +171,8 @@ class _Tuning:
         features: list[np.ndarray] = []
         for run in runs_of(windows):
             states = self.backward.start(window_feeds(self.graph, [windows[place] for place in run]))
-            features += self.backward.features(states, self._float)
+            features += self.backward.features(states, partial(single, self.graph))
         return Target(features, self.head)
-
-    def _float(self, name: str) -> np.ndarray:
-        return convert(self.graph.value(name).tensor.load(), F32)
 
     def _matrix(self, name: str) -> np.ndarray:
         return self.scales[name].rows().T

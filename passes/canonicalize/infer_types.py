@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ir.base.diag import LadingError
+from ir.base.diag import Diagnostic, LadingError
 from ir.graph.graph import Graph
 from ir.infer.engine import infer_types
 from passes.framework.base import Pass, Result
@@ -24,9 +24,18 @@ class InferTypes(Pass):
 
     def run(self, graph: Graph, ctx: PassContext) -> Result:
         """See `Pass.run`."""
-        problems = infer_types(graph)
-        errors = [item for item in problems if item.severity == "error"]
-        if errors:
-            raise LadingError.of(errors)
-        ctx.diagnostics += problems
+        ctx.diagnostics += typed(graph)
         return None
+
+
+def typed(graph: Graph) -> list[Diagnostic]:
+    """Infer the types of all values; returns the warnings.
+
+    Raises:
+        LadingError: a recorded type cannot be true, or a node's inputs do not fit its operator.
+    """
+    problems = infer_types(graph)
+    errors = [item for item in problems if item.severity == "error"]
+    if errors:
+        raise LadingError.of(errors)
+    return problems

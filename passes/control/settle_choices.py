@@ -6,12 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ir.base.diag import LadingError
 from ir.base.types import TensorType
 from ir.graph.graph import Graph, Node
-from ir.infer.engine import infer_types
 from ir.tensor.inline import InlineTensor
 from passes.canonicalize.fold import Fold
+from passes.canonicalize.infer_types import typed
 from passes.control.possible_ranks import PossibleRanks, Ranks, meet, sides
 from passes.framework.base import Pass, Result
 from passes.framework.context import PassContext
@@ -37,10 +36,7 @@ class SettleChoices(Pass):
         while found := _settled(graph):
             settled += found
             Fold().run(graph, ctx)
-            problems = infer_types(graph)
-            errors = [item for item in problems if item.severity == "error"]
-            if errors:
-                raise LadingError.of(errors)
+            typed(graph)
             Fold().run(graph, ctx)
         if not settled:
             return None

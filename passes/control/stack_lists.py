@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ir.base.diag import LadingError
 from ir.base.types import TensorType
 from ir.graph.graph import Graph, Node, Value
-from ir.infer.engine import infer_types
 from ir.ops.registry import attribute, rank_of
 from ir.tensor.inline import InlineTensor
+from passes.canonicalize.infer_types import typed
 from passes.framework.base import Pass, Result
 from passes.framework.context import PassContext
 
@@ -39,9 +38,7 @@ class StackLists(Pass):
                 count += len(places)
         if not count:
             return None
-        errors = [item for item in infer_types(graph) if item.severity == "error"]
-        if errors:
-            raise LadingError.of(errors)
+        typed(graph)
         return {"lists": count}
 
 

@@ -55,9 +55,9 @@ def command_to_try(request: Request, problems: Sequence[Diagnostic]) -> str:
 
 
 def _better(request: Request) -> str | None:
-    named = request.pipeline
     from tools.compile.job import LIMITS
 
+    named = request.pipeline
     limited = any(getattr(request, name) is not None for name in LIMITS)
     if not limited and named is None and request.to == "onnx":
         named = "onnx"

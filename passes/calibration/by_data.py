@@ -31,7 +31,6 @@ from ir.quant.statistics.sums import MomentSums
 from ir.text.parser import parse
 from ir.text.printer import print_graph
 from passes.calibration.bookmark import Bookmark
-from passes.precision.measured.kept import keep_rounding
 
 INPUTS = -1
 """The place of values that are fed, before the first segment."""
@@ -273,8 +272,6 @@ def save_sums(store: MomentStore, key: str, weights: Sequence[str], sums: Moment
             where="\n".join(weights),
             hint="check the checkpoint with --verify; text of another kind does not help",
         )
-    # First what nobody looks for, so that statistics that are there are whole.
-    keep_rounding(store.store, key, sums.rounding())
     store.save_sums(key, sums)
 
 

@@ -35,7 +35,7 @@ from passes.framework.options import option
 from passes.precision.mixtures import seats_of
 from passes.precision.planned_weights import weights_of
 
-FORMAT = "moments 3"
+FORMAT = "moments 4"
 """Part of every key; another one when the numbers are computed otherwise."""
 
 

@@ -92,9 +92,11 @@ def _slice(node: Node, inputs: Arrays) -> Applied:
     where = [slice(None)] * x.ndim
     for axis, start, stop, step in zip(axes, starts, stops, steps, strict=True):
         size = x.shape[axis]
-        # A stop before the first element, going backwards, is written so that it counts from no end.
-        end = None if step < 0 and stop < -size else stop
-        where[axis] = slice(start, end, step)
+        if step < 0:
+            # Backwards, a start before the first element is the first one, and a stop before it has no number.
+            where[axis] = slice(max(start, -size), None if stop < -size else stop, step)
+        else:
+            where[axis] = slice(start, stop, step)
 
     def pull(gradient: np.ndarray) -> Arrays:
         whole = np.zeros_like(x)

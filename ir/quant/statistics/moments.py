@@ -6,7 +6,7 @@ key is a digest of everything the numbers depend on, so that a stale entry is ne
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ import numpy as np
 
 from ir.base.diag import LadingError
 from ir.base.store import Store, default_store
+from ir.quant.statistics.rounding import BLOCKS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
     from ir.quant.statistics.sums import MomentSums
 
 HEAD = 6
-"""Single-precision numbers in front of an entry's, which hold three integers."""
+"""Single-precision numbers at the start of an entry, which hold three integers."""
+START = HEAD + len(BLOCKS)
+"""Where the vectors begin, behind what rounding costs by block, NaN where that is not known."""
 MIRROR = 256
 """Rows and columns of the squares in which a triangle is mirrored."""
 
@@ -112,7 +115,7 @@ class Moments:
 
 
 class MomentStore:
-    """Statistics in a store, one entry a key: vectors and the lower triangle of the second moments.
+    """Statistics in a store, one entry a key: what rounding costs, vectors and the lower triangle of the second moments.
 
     Attributes:
         store: where they are kept; a killed run leaves there what it finished.
@@ -138,7 +141,7 @@ class MomentStore:
 
     def save_sums(self, key: str, sums: MomentSums, more: np.ndarray | None = None, *, lags: bool = False) -> None:
         """Write what was summed up, without making the square matrix; `more` as for `write`, errors as for `save`."""
-        self.write(key, sums.tokens, sums.vectors(), sums.second(), more, lags=lags)
+        self.write(key, sums.tokens, sums.vectors(), sums.second(), more, lags=lags, rounding=sums.rounding())
 
     def write(
         self,
@@ -149,6 +152,7 @@ class MomentStore:
         more: np.ndarray | None = None,
         *,
         lags: bool = False,
+        rounding: Mapping[int, float] | None = None,
     ) -> None:
         """Write statistics; errors as for `save`.
 
@@ -158,16 +162,19 @@ class MomentStore:
             vectors: mean, low and high.
             rows: of the lower triangle of the second moments.
             more: the drift, or, when `lags`, the lag, which has as many columns.
+            rounding: mean square error of a feature when positions are rounded to 8 bits, for those of
+                `ir.quant.statistics.rounding.BLOCKS` that are known.
         """
         size = len(vectors[0])
         extra = 0 if more is None else len(more)
         # The sign says which of the two matrices it is: both may have as many rows as columns.
         kind = -extra if lags else extra
-        count = HEAD + 3 * size + size * (size + 1) // 2 + extra * size
+        count = START + 3 * size + size * (size + 1) // 2 + extra * size
         header = {"descr": "<f4", "fortran_order": False, "shape": (count,)}
         with self.store.put(entry_of(key), "Q431", "calibration statistics") as scratch, scratch.open("wb") as file:
             np.lib.format.write_array_header_1_0(file, header)
             file.write(np.array([tokens, size, kind], "<i8").tobytes())
+            file.write(np.array([(rounding or {}).get(block, np.nan) for block in BLOCKS], "<f4").tobytes())
             for part in (*vectors, *rows, *(() if more is None else more)):
                 file.write(np.ascontiguousarray(part, "<f4").tobytes())
 
@@ -182,7 +189,12 @@ class MomentStore:
         """Positions seen, and the mean square of a feature on average; errors as for `load`."""
         flat, tokens, size, _ = self._open(key)
         places = np.arange(1, size + 1)
-        return tokens, float(flat[HEAD + 3 * size - 1 + places * (places + 1) // 2].mean(dtype=np.float64))
+        return tokens, float(flat[START + 3 * size - 1 + places * (places + 1) // 2].mean(dtype=np.float64))
+
+    def rounding(self, key: str) -> dict[int, float]:
+        """What `write` was given of rounding; empty for statistics of no position; errors as for `load`."""
+        costs = self._open(key)[0][HEAD:START]
+        return {block: float(cost) for block, cost in zip(BLOCKS, costs, strict=True) if not np.isnan(cost)}
 
     def load(self, key: str) -> Moments:
         """Read statistics.
@@ -191,8 +203,8 @@ class MomentStore:
             LadingError: Q430 they are not there or damaged.
         """
         flat, tokens, size, kind = self._open(key)
-        mean, low, high = np.array(flat[HEAD : HEAD + 3 * size]).reshape(3, size)
-        start = HEAD + 3 * size
+        mean, low, high = np.array(flat[START : START + 3 * size]).reshape(3, size)
+        start = START + 3 * size
         end = start + size * (size + 1) // 2
         found = Moments(key, tokens, _square(flat[start:end], size), mean, low, high)
         if not kind:
@@ -210,7 +222,9 @@ class MomentStore:
         try:
             flat = np.load(kept.path, mmap_mode="r", allow_pickle=False)
             tokens, size, kind = (int(number) for number in flat[:HEAD].view(np.int64))
-            if flat.dtype != np.float32 or flat.shape != (HEAD + 3 * size + size * (size + 1) // 2 + abs(kind) * size,):
+            if flat.dtype != np.float32 or flat.shape != (
+                START + 3 * size + size * (size + 1) // 2 + abs(kind) * size,
+            ):
                 raise ValueError("its size does not fit")
         except (OSError, ValueError, EOFError) as error:
             raise LadingError("Q430", f"no calibration statistics: {error}", where=str(kept.path), hint=hint) from error

@@ -6,7 +6,7 @@ An entry holds JSON and is named by a digest of everything the numbers follow fr
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from hashlib import blake2b
 from typing import Any
 
@@ -48,15 +48,4 @@ def keep(store: Store, key: str, data: Any) -> None:
         scratch.write_text(json.dumps(data), encoding="utf-8")
 
 
-def keep_rounding(store: Store, key: str, means: Mapping[int, float]) -> None:
-    """Keep what rounding costs the inputs of weights, under the key of their statistics; errors as for `keep`."""
-    keep(store, digest_of(["rounding 1", key]), {str(block): mean for block, mean in means.items()})
-
-
-def recall_rounding(store: Store, key: str) -> dict[int, float]:
-    """What `keep_rounding` kept; empty when there is nothing, as for statistics that no position went into."""
-    found = recall(store, digest_of(["rounding 1", key]))
-    return {int(block): float(mean) for block, mean in found.items()} if isinstance(found, dict) else {}
-
-
-__all__ = ["digest_of", "keep", "keep_rounding", "name_of", "recall", "recall_rounding"]
+__all__ = ["digest_of", "keep", "name_of", "recall"]

@@ -11,6 +11,7 @@ import numpy as np
 
 from ir.base.store import Store
 from ir.base.types import F32
+from ir.quant.statistics.moments import MomentStore, parts_of
 from ir.quant.storage import Storage
 from ir.target.target import Target
 from ir.tensor.base import Tensor
@@ -18,7 +19,6 @@ from ir.tensor.elementwise import convert
 from passes.framework.context import PassContext
 from passes.precision.measured.candidates import Choice, Item
 from passes.precision.measured.error_curves import Curve, Wanted, error_curves
-from passes.precision.measured.kept import recall_rounding
 from passes.precision.measured.probes import PROBE_BITS, PROBE_TOKENS, Meter, Probe, RowsLoss, WeightLoss
 from passes.precision.planned_weights import Weight, moments_for
 
@@ -221,8 +221,9 @@ class Rounding:
     def __init__(
         self, keys: Mapping[str, str], models: Mapping[Key, WeightLoss | RowsLoss], target: Target, store: Store
     ) -> None:
-        self._keys, self._models, self._target, self._store = keys, models, target, store
+        self._keys, self._models, self._target, self._store = keys, models, target, MomentStore(store)
         self._squares: dict[str, float] = {}
+        self._means: dict[str, dict[int, float]] = {}
 
     def of(self, item: Item, choice: Choice, how: Literal["row", "block"]) -> float:
         """Nats per token of a choice."""
@@ -234,13 +235,22 @@ class Rounding:
             if how == "block" and rounds == "row":
                 return math.inf
             model = self._models[weight.name, False]
-            means = recall_rounding(self._store, self._keys.get(weight.name, ""))
-            if not means or not isinstance(model, WeightLoss):
+            if not isinstance(model, WeightLoss) or weight.name not in self._keys:
+                continue
+            means = self._errors(self._keys[weight.name])
+            if not means:
                 continue
             block = storage.block if how == "block" else 0
             error = means.get(block, means[0]) * self._square(weight)
             total += error * model.rate(error)
         return total
+
+    def _errors(self, key: str) -> dict[int, float]:
+        """Mean square error of an input feature by block; nothing for statistics of no position."""
+        inputs = parts_of(key)[0]
+        if inputs not in self._means:
+            self._means[inputs] = self._store.rounding(inputs)
+        return self._means[inputs]
 
     def _square(self, weight: Weight) -> float:
         """Sum of the squares of a weight, estimated from some of its rows."""

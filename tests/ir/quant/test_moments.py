@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,9 @@ def test_sums_equal_those_in_double_precision(monkeypatch: pytest.MonkeyPatch, t
     np.testing.assert_allclose(found.mean, x.mean(0), atol=1e-5)
     np.testing.assert_array_equal(found.low, x.min(0))
     np.testing.assert_array_equal(found.high, x.max(0))
+    assert store.rounding("k") == pytest.approx(sums.rounding(), rel=1e-6)
+    store.save(replace(found, key="without"))
+    assert store.rounding("without") == {}
 
 
 def test_sums_do_not_depend_on_how_positions_come(tmp_path: Path) -> None:

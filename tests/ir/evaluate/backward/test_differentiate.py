@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
+import onnxruntime as ort
 import pytest
 
 from frontends.checkpoint.load import load
 from ir.base.diag import LadingError
 from ir.evaluate.backward.differentiate import Backward
+from ir.evaluate.backward.shapes import SHAPE_RULES
 from ir.evaluate.token_feeds import window_feeds
+from ir.graph.graph import Graph
 from passes.framework.manager import PassManager
 from passes.precision.planned_weights import weights_of
 from tests.support.families.cases import CASES
@@ -90,6 +94,32 @@ def test_parts_do_not_change_gradients(folder):
     assert len(whole.parts) == 1 and len(parted.parts) > 10
     for name, gradient in one.items():
         assert np.array_equal(gradient, other[name])
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "step"),
+    [(1, 3, 1), (-9, 99, 2), (9, -99, -1), (-1, -9, -2), (-9, -99, -1), (-9, 0, -1), (2, 0, -1)],
+)
+def test_slices_are_those_of_onnxruntime_whatever_their_ends(start, stop, step):
+    array = np.arange(20, dtype=np.float32).reshape(4, 5)
+    inputs = [array, *(np.array([number]) for number in (start, stop, 1, step))]
+    graph = Graph()
+    applied = SHAPE_RULES["Slice"](graph.add("Slice", [graph.add_input("x", None)]), inputs)
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph(
+            [onnx.helper.make_node("Slice", list("xseat"), ["y"])],
+            "slice",
+            [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, array.shape)],
+            [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
+            [onnx.numpy_helper.from_array(part, name) for name, part in zip("seat", inputs[1:], strict=True)],
+        ),
+        opset_imports=[onnx.helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    (wanted,) = ort.InferenceSession(model.SerializeToString()).run(None, {"x": array})
+    assert np.array_equal(applied.output, wanted)
+    (gradient, *_) = applied.pull(np.ones_like(wanted))
+    assert np.array_equal(gradient, np.isin(array, wanted))
 
 
 def test_an_operator_without_a_rule_is_named(folder):

@@ -14,7 +14,8 @@ from ir.base.diag import LadingError
 from ir.base.store import default_store, folder_store
 from ir.facts.precision import PrecisionPlan
 from ir.facts.sensitivity import Sensitivity
-from ir.quant.statistics.moments import CalibrationText
+from ir.quant.statistics.moments import CalibrationText, MomentStore, joined
+from ir.quant.statistics.sums import MomentSums
 from ir.quant.storage import Storage
 from ir.quant.stored_weight import storage_of
 from ir.target.target import Target, default_target
@@ -30,6 +31,7 @@ from passes.precision.measured import kept as measurements
 from passes.precision.measured import plan as measured
 from passes.precision.measured import search as rounds
 from passes.precision.measured.candidates import Choice, Item, candidates, make_items, planned_elements
+from passes.precision.measured.prices import Rounding
 from passes.precision.measured.probes import Measured, Probe, RowsLoss, WeightLoss, first_tokens
 from passes.precision.measured.search import Given, Search, require_room
 from passes.precision.plan_file import load_rules, plan_text, write_plan
@@ -450,6 +452,25 @@ def test_correction_finds_what_single_weights_do_not_show():
     assert found.measured.kl < 0.8 * blind.measured.kl
     assert corrected.bytes_of(found.picks) <= 6000
     assert corrected.predicted(found.picks) == pytest.approx(found.measured.kl, rel=0.1)
+
+
+def test_rounding_is_found_where_gradients_are_known_too(tied):
+    graph = load(tied)
+    PassManager("infer-types").run(graph)
+    weight = next(weight for weight in weights_of(graph) if weight.role == "layer")
+    storage = Storage(bits=4, block=32)
+    item = Item((weight,), (Choice((storage,), False, 0, 0, 0),))
+    sums = MomentSums(weight.columns)
+    sums.add(np.random.default_rng(8).standard_normal((50, weight.columns)).astype(np.float32))
+    store = default_store()
+    MomentStore(store).save_sums("inputs", sums)
+    models = {(weight.name, False): WeightLoss({storage: (1.0, 1.0)}, [Probe(storage, 0.5)])}
+    costs = [
+        Rounding({weight.name: key}, models, default_target(), store).of(item, item.choices[0], "row")
+        for key in ("inputs", joined("inputs", ["outputs"]))
+    ]
+    squares = float(np.square(weight.source.load().astype(np.float64)).sum())
+    assert costs == pytest.approx([0.5 * squares * sums.rounding()[0]] * 2, rel=0.03)
 
 
 def test_rounding_by_block_is_weighed_against_what_it_asks_for():

@@ -402,6 +402,8 @@ CODES: dict[str, str] = {
     "U973": "Models and checkpoints of the matrix belong together: one checkpoint for each model, or none at all.",
     "U974": "The contract of the compiled model names another configuration than this checkpoint has.",
     "U975": "A report of the matrix cannot be written.",
+    "U976": "Weights of the compiled model were fitted to a calibration text before they were stored, so that the matrix "
+    "cannot make its reference from the checkpoint.",
     "Q440": "The quantization method works on statistics of what flows into the weight. Calibrate before, on some text.",
     "Q441": "A quantized weight cannot be kept in the cache folder. There must be room for it, and leave to write.",
     "Q443": "The calibration statistics are damaged: numbers in them are not finite, or contradict each other.",

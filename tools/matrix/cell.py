@@ -21,6 +21,7 @@ import numpy as np
 from ir.base.diag import LadingError
 from ir.base.types import F32, TensorType
 from ir.tensor.base import Tensor
+from passes.framework.pipeline import Pipeline, Repeat
 
 if TYPE_CHECKING:
     from backends.contract import Contract, Verification
@@ -30,8 +31,9 @@ if TYPE_CHECKING:
     from ir.evaluate.evaluator import Evaluator
     from ir.facts.model_card import ModelCard
     from ir.graph.graph import Graph
+    from passes.framework.base import Pass
 
-FORMAT = 2
+FORMAT = 3
 """Counts up when cells are made or judged otherwise, so that older ones are run again."""
 
 TOKENS, PIECED, PROMPT, DECODED = 48, 40, 8, 24
@@ -244,7 +246,8 @@ class Artefact:
 
     @cached_property
     def _stored(self) -> tuple[Evaluator, Any]:
-        """The float graph with every weight replaced by what the reader decodes from the files."""
+        """The float graph, rewritten as the model's was, with every weight replaced by what the reader decodes from the
+        files."""
         from backends.mnn.read.decoded_weights import MnnModel
         from backends.mnn.verify.logits import MEMORY_LIMIT
         from frontends.checkpoint.load import load
@@ -254,13 +257,29 @@ class Artefact:
 
         model = MnnModel(self.folder)
         graph = load(self.source.folder)
-        PassManager("infer-types,discover-inputs").run(graph)
+        PassManager(rewriting_of(self.contract.pipeline.text)).run(graph)
         names = {name.removesuffix(".conv").removesuffix(".matmul"): name for name in model.linears}
         for node in list(graph.nodes):
             if node.op == "MatMul":
                 name = names[node.output.name.removesuffix(".matmul")]
-                graph.set_const(node.inputs[1], transposed(_StoredRows(model, name)))
+                graph.set_input(node, 1, graph.add_const(name, transposed(_StoredRows(model, name))))
         return Evaluator(graph, memory_limit=MEMORY_LIMIT), model
+
+
+def rewriting_of(text: str) -> Pipeline:
+    """Of a pipeline, what it does to a graph before weights are given a storage: matrices joined, turned or absorbed have
+    other names and numbers from there on. Statistics are not gathered."""
+    from passes.framework.load import load
+
+    passes = load(text).items
+    stored = next((place for place, one in enumerate(passes) if "precision-plan" in _told(one)), len(passes))
+    return Pipeline(tuple(one for one in passes[:stored] if "calibration" not in _told(one)))
+
+
+def _told(item: Pass | Repeat) -> frozenset[str]:
+    """Properties that a part of a pipeline establishes."""
+    passes = item.body.passes() if isinstance(item, Repeat) else [item]
+    return frozenset(name for one in passes for name in one.establishes)
 
 
 class _StoredRows(Tensor):

@@ -179,7 +179,8 @@ def given_rows(models: Sequence[Path], sources: Sequence[Path], matrix: Matrix, 
     `chosen` releases are run even where the model does not promise them.
 
     Raises:
-        LadingError: U973 not one checkpoint for each model, U974 one of another model, Q435 one without a readable
+        LadingError: U973 not one checkpoint for each model, U974 one of another model, U976 a model whose weights
+            were fitted to a text, Q435 one without a readable
             tokenizer, C800 no contract; of models without a checkpoint B710 to B741 and F640 to F646.
     """
     from backends.contract import read
@@ -207,11 +208,19 @@ def given_rows(models: Sequence[Path], sources: Sequence[Path], matrix: Matrix, 
 
 
 def _checkpoint(model: Path, source: Path, contract: Contract) -> Source:
-    from tools.matrix.cell import Source
+    from tools.matrix.cell import Source, rewriting_of
 
     checkpoint = Source(source)
     if checkpoint.card.config_digest != contract.config_digest:
         raise LadingError("U974", f"{model} was not compiled from {source}", where=str(source / "config.json"))
+    fitted = [one.name for one in rewriting_of(contract.pipeline.text).passes() if "calibration" in one.requires]
+    if fitted:
+        raise LadingError(
+            "U976",
+            f"{model} was made with {', '.join(fitted)}, which fits weights to a calibration text",
+            where=str(model / "contract.json"),
+            hint="run it without --source: then it is compared with what its own files say",
+        )
     return checkpoint
 
 

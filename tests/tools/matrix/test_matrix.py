@@ -19,6 +19,7 @@ from backends.mnn.target.environments import FOLDER_VARIABLE, LLM_RELEASES, inst
 from frontends.families.table import FAMILIES
 from ir.base.diag import LadingError
 from tests.support.checkpoints import make_checkpoint
+from tools.compile.command import main as compile_main
 from tools.matrix import command as tool
 from tools.matrix import rows
 from tools.matrix.cell import CHECKS, Artefact, Source, _Judge, run_cell
@@ -386,6 +387,26 @@ def test_decoded_and_float_references_differ_by_what_rounding_costs(made):
     ids = rounded.source.ids
     gap = np.abs(rounded.logits(ids, "float") - rounded.logits(ids, "decoded weights")).max()
     assert 1e-2 < gap < 10
+
+
+@pytest.mark.mnn
+@pytest.mark.parametrize("before", ["join-linears{narrow=4096}", "rotate"])
+def test_models_that_were_rewritten_are_compared_with_their_checkpoint(made, tmp_path, before):
+    _, source = model_of(made, "fp32")
+    arguments = ["--passes", f"infer-types,{before},int8", "--verify", "none"]
+    assert CliRunner().invoke(compile_main, [str(source), "-o", str(tmp_path / "model"), *arguments]).exit_code == 0
+    place = tmp_path / "out"
+    run("--model", tmp_path / "model", "--source", source, "--releases", HERE, "--out", place)
+
+
+def test_a_model_fitted_to_a_text_has_no_reference_in_its_checkpoint(made, tmp_path):
+    model, source = model_of(made, "fp32")
+    fitted = shutil.copytree(model, tmp_path / "fitted")
+    contract = json.loads((fitted / "contract.json").read_text())
+    contract["pipeline"]["text"] = "infer-types,calibrate,balance," + contract["pipeline"]["text"]
+    (fitted / "contract.json").write_text(json.dumps(contract))
+    arguments = ["--model", fitted, "--source", source, "--releases", HERE, "--out", tmp_path / "out"]
+    assert "U976" in run(*arguments, code=1).output
 
 
 # ---- choosing ----

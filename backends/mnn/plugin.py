@@ -19,8 +19,9 @@ PLUGIN = Plugin(
         "sink-layouts,fuse-mnn,cse,dce",
         "calibrated": "absorb-latent,lift-decoder,infer-types,discover-inputs,calibrate,"
         "assign-precision{method=gptaq block-trade=4},recalibrate,insert-qdq,legalize-mnn,sink-layouts,fuse-mnn,cse,dce",
-        "tuned": "absorb-latent,lift-decoder,infer-types,discover-inputs,calibrate,assign-precision{method=gptq},"
-        "calibrate-outputs,insert-qdq,legalize-mnn,sink-layouts,fuse-mnn,cse,dce",
+        "tuned": "absorb-latent,lift-decoder,infer-types,discover-inputs,calibrate,"
+        "assign-precision{method=gptaq block-trade=4},calibrate-outputs,recalibrate,insert-qdq,legalize-mnn,"
+        "sink-layouts,fuse-mnn,cse,dce",
         "mixed": "calibrated{budget=5bpw min-speed=auto}",
         "fp32": "default{bits=32 logits-bits=32}",
         "fp16": "default{bits=16 logits-bits=16}",

@@ -41,18 +41,21 @@ from passes.framework.options import option
 from passes.precision.measured.kept import digest_of
 from passes.precision.planned_weights import Weight
 
+ONE_SIDE = ("gptq", "gptaq")
+"""Methods of the weights that are rounded against both sides instead."""
 FORMAT = "outputs 1"
 """Part of every key; another one when the numbers are computed otherwise."""
 
 
 @dataclass(frozen=True)
 class CalibrateOutputs(Pass):
-    """Have weights stored by gptq rounded against both sides: what flows in, and what their errors do to the predictions.
+    """Have weights rounded against both sides: what flows in, and what their errors do to the predictions.
 
     To run between assign-precision and insert-qdq. The second moments of the gradients behind every weight of the layers
     are gathered from the calibration text by one pass backwards over the float model, and kept like other statistics.
-    Weights whose method is gptq then take the method yaqa. It is kept only if it lowers the divergence on the held-out
-    windows; what it gained is in the contract.
+    Weights whose method is gptq or gptaq then take the method yaqa. It is kept only if it lowers the divergence on the held-out
+    windows; what it gained is in the contract. The pass recalibrate behind it has them make up for the errors of weights
+    before them, too.
     """
 
     name = "calibrate-outputs"
@@ -68,7 +71,7 @@ class CalibrateOutputs(Pass):
         weights = [
             weight
             for weight in planned(graph, plan, fact.keys)
-            if plan.storage[weight.name].method == "gptq" and len(parts_of(fact.keys[weight.name])) == 1
+            if plan.storage[weight.name].method in ONE_SIDE and len(parts_of(fact.keys[weight.name])) == 1
         ]
         if not weights:
             return {"weights": 0, "computed": 0, "cached": 0}

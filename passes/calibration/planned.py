@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from ir.base.diag import LadingError
 from ir.base.types import F32
-from ir.evaluate.replaced_weights import Variant, divergences, head_of
+from ir.evaluate.replaced_weights import Variant, head_of
 from ir.facts.calibration import Calibration
 from ir.facts.precision import PrecisionPlan
 from ir.facts.tuning import Step, Tuning
@@ -21,14 +22,14 @@ from ir.tensor.base import Tensor
 from ir.tensor.elementwise import convert
 from passes.calibration.calibrate import fed_digest
 from passes.framework.context import PassContext
-from passes.precision.planned_weights import Weight, moments_for, weights_of
+from passes.precision.planned_weights import Weight, moments_for, same_matrix, weights_of
 
 POSITIONS = 2048
 """Positions that gradients are computed for at a time."""
 
 
 def windows_of(ctx: PassContext, tokens: int) -> list[np.ndarray]:
-    """The first calibration windows, of about so many tokens, at least one.
+    """Calibration windows of about so many tokens, at least one, spread evenly over the text.
 
     Raises:
         LadingError: Q433 there are none, or none held out.
@@ -38,14 +39,10 @@ def windows_of(ctx: PassContext, tokens: int) -> list[np.ndarray]:
         raise LadingError(
             "Q433", "there are no windows to look at or to measure with", hint="give the run a longer text"
         )
-    found: list[np.ndarray] = []
-    seen = 0
-    for window in text.calibration:
-        if found and seen + len(window) > tokens:
-            break
-        found.append(window)
-        seen += len(window)
-    return found
+    sizes = np.cumsum([len(window) for window in text.calibration])
+    count = max(1, int(np.searchsorted(sizes, tokens, side="right")))
+    places = np.linspace(0, len(sizes) - 1, count).round().astype(int)
+    return [text.calibration[place] for place in places]
 
 
 def runs_of(windows: Sequence[np.ndarray]) -> Iterator[list[int]]:
@@ -85,25 +82,37 @@ def moments_of(graph: Graph, weight: Weight, storage: Storage) -> str:
 
 
 def stored_as_planned(graph: Graph, plan: PrecisionPlan, tuned: Mapping[str, str] | None = None) -> dict[str, Tensor]:
-    """What the runtime computes with instead of each planned weight, with the numbers tuned so far unless others are given;
-    embedding rows keep their numbers."""
+    """What the runtime computes with instead of each planned weight, embedding rows included, with the numbers tuned so
+    far unless others are given."""
     found: dict[str, Tensor] = {}
     tuned = (graph.fact(Tuning) or Tuning()).tuned if tuned is None else tuned
-    for weight in weights_of(graph):
+    weights = weights_of(graph)
+    pair = same_matrix(weights) if plan.tied else None
+    for weight in weights:
         storage = plan.storage.get(weight.name)
-        if storage is not None and storage.bits <= 16 and weight.role != "embedding":
-            found[weight.name] = weight.restored(
-                storage, moments_of(graph, weight, storage), tuned.get(weight.name, "")
-            )
+        if storage is not None and storage.bits < 32:
+            asked = pair[1] if pair is not None and weight is pair[0] else weight
+            found[weight.name] = weight.restored(storage, moments_of(graph, asked, storage), tuned.get(weight.name, ""))
     return found
 
 
 def judged(graph: Graph, ctx: PassContext, step: str, tokens: int, before: Variant, after: Variant) -> Step:
     """A step that looked at so many tokens, kept if the model stored as after it is nearer to the float model on the
-    held-out windows than as before."""
-    windows = ctx.get(CalibrationText).held_out
-    first, second = divergences(graph, windows, [before, after], executor=ctx.executor, progress=ctx.progress)
-    return Step(step, tokens, first.kl, second.kl, first.positions, second.kl < first.kl)
+    held-out windows than as before. What is known of a plan that was chosen by measurement is brought up to date."""
+    from passes.precision.measured.probes import Meter
+
+    plan = graph.required_fact(PrecisionPlan)
+    meter = Meter(graph, ctx.get(CalibrationText).held_out, ctx)
+    what = "measuring on held-out text"
+    if plan.outcome is None:
+        one, found = meter.measure([before, after], meter.available, what)
+        return Step(step, tokens, one.kl, found.kl, found.positions, found.kl < one.kl)
+    (found,) = meter.measure([after], plan.outcome.positions, what)
+    kept = found.kl < plan.outcome.measured
+    if kept:
+        outcome = replace(plan.outcome, measured=found.kl, top1=found.top1, positions=found.positions)
+        graph.set_fact(PrecisionPlan.name, replace(plan, outcome=outcome))
+    return Step(step, tokens, plan.outcome.measured, found.kl, found.positions, kept)
 
 
 def model_digest(graph: Graph) -> str:

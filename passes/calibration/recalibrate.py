@@ -17,20 +17,23 @@ import numpy as np
 
 from ir.base.diag import LadingError
 from ir.evaluate.evaluator import Evaluator, Track
+from ir.evaluate.replaced_weights import Variant
 from ir.evaluate.token_feeds import window_feeds
 from ir.facts.calibration import Calibration
 from ir.facts.precision import PrecisionPlan
+from ir.facts.tuning import Tuning, with_step
 from ir.graph.digests import Digests
 from ir.graph.graph import Graph, Node, Value
 from ir.quant.methods.base import METHODS
 from ir.quant.statistics.drift import DriftSums
-from ir.quant.statistics.moments import CalibrationText, MomentStore, windows_digest
+from ir.quant.statistics.moments import CalibrationText, MomentStore, joined, parts_of, windows_digest
 from ir.quant.weight import keep_all
 from ir.tensor.base import Tensor
 from ir.tensor.identity import joined_digest, tensor_identity
 from ir.tensor.one_thread import one_thread
 from passes.calibration.bookmark import Bookmark
 from passes.calibration.calibrate import Entry, entries_of, fed_digest
+from passes.calibration.planned import judged, stored_as_planned
 from passes.framework.base import Pass
 from passes.framework.context import PassContext
 from passes.framework.options import option
@@ -74,12 +77,12 @@ class Recalibrate(Pass):
     """Gather statistics of what flows into weights once those before them are quantized, for methods that follow them.
 
     The float model and the model as it is planned are evaluated side by side on the calibration windows, from one weight
-    to the next. Weights whose method follows what lies before (`gptaq`) are quantized on the way, by statistics of the
-    quantized model's inputs and of what the float model makes of its own. Weights that are read in several places and
-    a logits matrix that is the embedding, too, keep the statistics that they have, since errors before them would follow
-    from themselves. A plan that was chosen by measurement is measured again, and keeps the statistics of the float
-    model, with a method that uses those, where it was better as it was. Does nothing where no method follows. Statistics
-    stay in the cache folder as those of calibrate do.
+    to the next. Weights whose method follows what lies before (`gptaq`, `yaqa`) are quantized on the way, by statistics
+    of the quantized model's inputs and of what the float model makes of its own. Weights that are read in several places
+    and a logits matrix that is the embedding, too, keep the statistics that they have, since errors before them would
+    follow from themselves. A plan that was measured, when it was chosen or by calibrate-outputs, is measured again, and
+    keeps the statistics of the float model, with a method that uses those, where it was better as it was. Does nothing
+    where no method follows. Statistics stay in the cache folder as those of calibrate do.
     """
 
     name = "recalibrate"
@@ -113,16 +116,37 @@ class Recalibrate(Pass):
         missing = [step for step in work.steps if not store.has(step.key)]
         if missing:
             _Following(graph, work, store, self, ctx).run(windows)
-        if _measure_again(graph, ctx, plan, work):
-            graph.set_fact(Calibration.name, replace(fact, keys=work.keys, behind=tuple(sorted(following))))
-        else:
+        before = stored_as_planned(graph, plan)
+        graph.set_fact(Calibration.name, replace(fact, keys=work.keys, behind=tuple(sorted(following))))
+        if not self._gains(graph, ctx, fact.tokens, before, work.replaced):
             plain = {
                 name: replace(plan.storage[name], method=METHODS[plan.storage[name].method].follows)
                 for name in following
             }
+            graph.set_fact(Calibration.name, fact)
             graph.set_fact(PrecisionPlan.name, replace(plan, storage={**plan.storage, **plain}))
         weights = sum(len(step.entry.weights) for step in work.steps)
         return {"weights": weights, "computed": len(missing), "cached": len(work.steps) - len(missing)}
+
+    def _gains(self, graph: Graph, ctx: PassContext, tokens: int, before: Variant, after: Variant) -> bool:
+        """False where what was measured of the plan before was better than what comes out now.
+
+        Nothing is measured where nothing was measured before, or there is no text to measure with.
+        """
+        measured = graph.required_fact(PrecisionPlan).outcome is not None or graph.fact(Tuning) is not None
+        if not measured or not ctx.get(CalibrationText).held_out:
+            return True
+        step = judged(graph, ctx, self.name, tokens, before, after)
+        with_step(graph, step)
+        if not step.kept:
+            ctx.note(
+                "Q492",
+                f"with errors of earlier weights made up for, the plan has a KL divergence of {step.after:.2e} on held-out "
+                f"text, and {step.before:.2e} without: it is stored without",
+                graph.name,
+                "give more text: --calibration",
+            )
+        return step.kept
 
 
 class _Planned:
@@ -183,8 +207,10 @@ class _Planned:
                 needs += tuple(
                     value for user in choices_of(weights[0].value.graph, seat).users for value in user.outputs
                 )
-            self.steps.append(Step(key, entry, self.keys[entry.weights[0]], alone, beside, needs, seat))
-            self.keys.update((weight.name, key) for weight in weights if self._follows(weight.name))
+            plain = parts_of(self.keys[entry.weights[0]])[0]
+            self.steps.append(Step(key, entry, plain, alone, beside, needs, seat))
+            for name in filter(self._follows, entry.weights):
+                self.keys[name] = joined(key, parts_of(self.keys[name])[1:])
         for weight in weights:
             self._store(weight, self.keys.get(weight.name, ""))
             if weight.name in self.replaced:
@@ -356,29 +382,6 @@ class _Following:
                 hint="store the weights before it wider, or use method=gptq",
             )
         self.store.save_sums(step.key, sums.moments, sums.products(), lags=step.weight is not None)
-
-
-def _measure_again(graph: Graph, ctx: PassContext, plan: PrecisionPlan, work: _Planned) -> bool:
-    """Bring what is known of a measured plan up to date, whose weights have other codes now; False, and nothing done,
-    where it was closer to the float model on held-out text as it was."""
-    text = ctx.get(CalibrationText)
-    if plan.outcome is None or not text.held_out:
-        return True
-    from passes.precision.measured.probes import Meter
-
-    (found,) = Meter(graph, text.held_out, ctx).measure([work.replaced], plan.outcome.positions, "measuring the plan")
-    if found.kl >= plan.outcome.measured:
-        ctx.note(
-            "Q492",
-            f"with errors of earlier weights made up for, the plan has a KL divergence of {found.kl:.2e} on held-out text, "
-            f"and {plan.outcome.measured:.2e} without: it is stored without",
-            graph.name,
-            "give more text: --calibration",
-        )
-        return False
-    outcome = replace(plan.outcome, measured=found.kl, top1=found.top1, positions=found.positions)
-    graph.set_fact(PrecisionPlan.name, replace(plan, outcome=outcome))
-    return True
 
 
 __all__ = ["Recalibrate"]

@@ -110,7 +110,7 @@ def _moments(graph: Graph, plan: PrecisionPlan) -> dict[str, str]:
                 hint="run the pass calibrate before assign-precision; embedding rows stored on their own have no inputs, "
                 "so give them another method with embedding-method or a rule",
             )
-        if needs != "nothing" and METHODS[storage.method].follows and (fact is None or name not in fact.behind):
+        if needs == "second-moments" and METHODS[storage.method].follows and (fact is None or name not in fact.behind):
             raise LadingError(
                 "Q490",
                 f"the method {storage.method} makes up for errors of the weights before %{name}, and nothing has measured "

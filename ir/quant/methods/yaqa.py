@@ -14,6 +14,7 @@ import numpy as np
 
 from ir.base.types import F32
 from ir.quant.methods.base import Blocks, QuantMethod, Scratch, dequantize
+from ir.quant.methods.gptaq import targets
 from ir.quant.methods.gptq import METHOD as ONE_SIDE
 from ir.quant.statistics.exact_products import one_thread
 from ir.quant.statistics.moments import Moments
@@ -34,6 +35,7 @@ class BothSides(QuantMethod):
     name = "yaqa"
     accepts = frozenset({F32})
     needs = "both-sides"
+    follows = name
     slow = True
     together = TOGETHER
 
@@ -43,6 +45,8 @@ class BothSides(QuantMethod):
             raise ValueError("the method 'yaqa' cannot work without second moments of both sides of all rows")
         if not rows.size:
             return ONE_SIDE.quantize(rows, storage, scratch, moments)
+        if not (moments.drift is None and moments.lag is None):
+            rows = targets(rows, moments, scratch)
         errors = np.zeros(rows.shape, np.float32)
         found: list[Blocks] = []
         size = max(FEWEST, -(-len(rows) // GROUPS))

@@ -62,6 +62,29 @@ def test_rows_without_correlations_are_rounded_as_by_gptq():
     assert all(np.array_equal(a, b) for a, b in zip(both, one, strict=True))
 
 
+@pytest.mark.parametrize("given_as", ["drift", "lag"])
+def test_errors_of_weights_before_are_made_up_for(given_as):
+    """Counted over samples: what the outputs should be, and what they are for the inputs that there are."""
+    rng = np.random.default_rng(4)
+    rows = rng.standard_normal((ROWS, COLUMNS)).astype(np.float32)
+    wanted = rng.standard_normal((4000, COLUMNS)) @ np.linalg.cholesky(correlated(COLUMNS, 1)).T
+    turned = np.eye(COLUMNS) + 0.2 * rng.standard_normal((COLUMNS, COLUMNS)) / np.sqrt(COLUMNS)
+    x = wanted @ turned
+    outputs = correlated(ROWS, 3)
+    plain = replace(moments(outputs), key="behind", tokens=len(x), second=(x.T @ x / len(x)).astype(np.float32))
+    drift = (wanted - x).T @ x / len(x)
+    more = drift if given_as == "drift" else rows @ drift
+    behind = replace(plain, **{given_as: more.astype(np.float32)})
+
+    def felt(name: str, given: Moments) -> float:
+        storage = Storage(bits=3, block=32, zero="float", method=name)
+        stored = dequantize(METHODS[name].quantize(rows, storage, thread_scratch(), given))
+        error = wanted @ rows.T - x @ stored.T
+        return float(np.einsum("ij,ij", error @ outputs, error) / len(x))
+
+    assert felt("yaqa", behind) < 0.8 * min(felt("yaqa", plain), felt("gptaq", behind))
+
+
 def test_statistics_of_both_sides_are_needed():
     rows = np.zeros((ROWS, COLUMNS), np.float32)
     with pytest.raises(ValueError, match="both sides"):

@@ -107,6 +107,41 @@ def test_both_steps_come_nearer_to_the_float_model_on_text_that_neither_saw(chec
     assert again.required_fact(Tuning) == tuned.required_fact(Tuning)
 
 
+def test_errors_of_weights_before_are_made_up_for_as_well(checkpoint):
+    start = START.replace("gptq", "gptaq")
+    followed, _ = run(checkpoint, f"{start},recalibrate")
+    sided, _ = run(checkpoint, f"{start},calibrate-outputs")
+    both, _ = run(checkpoint, f"{start},calibrate-outputs,recalibrate")
+    assert kl(both) < min(kl(followed), kl(sided))
+    fact = both.required_fact(Calibration)
+    name = "model.layers.1.mlp.down_proj.weight"
+    own, outputs = parts_of(fact.keys[name])
+    assert name in fact.behind and outputs == parts_of(sided.required_fact(Calibration).keys[name])[1]
+    assert MomentStore().load(own).lag is not None
+    steps = both.required_fact(Tuning).steps
+    assert [(step.step, step.kept) for step in steps] == [("calibrate-outputs", True), ("recalibrate", True)]
+    assert steps[0].after == steps[1].before
+    run_on = PassManager(load_pipeline("insert-qdq"))
+    wanted = stored_as_planned(both, both.required_fact(PrecisionPlan))[name].load()
+    run_on.run(both, PassContext(TEXT))
+    stored = storage_of(both.value(name), matmul=True).quantized
+    assert np.array_equal(stored.dequantized().load().T, wanted)
+
+
+def test_a_measured_plan_is_measured_again_after_each_step(checkpoint):
+    assign = "assign-precision{method=gptaq budget=6bpw widths=[4,6] blocks=[32] rounds=0}"
+    found = []
+    for steps in ("", ",calibrate-outputs", ",calibrate-outputs,recalibrate"):
+        graph, _ = run(checkpoint, f"infer-types,calibrate,{assign}{steps}")
+        found.append(graph.required_fact(PrecisionPlan).outcome)
+    assert found[2].measured < found[1].measured < found[0].measured
+    assert len({item.bytes for item in found}) == 1
+    last = graph.required_fact(Tuning).steps[-1]
+    assert (last.before, last.after) == (found[1].measured, found[2].measured)
+    plan = graph.required_fact(PrecisionPlan)
+    assert {plan.storage[w].method for w in plan.storage if "layers" in w} == {"yaqa"}
+
+
 def test_tuned_numbers_are_what_is_stored(checkpoint):
     name = "model.layers.0.mlp.down_proj.weight"
     graph, _ = run(checkpoint, f"{START},calibrate-outputs,tune-scales{{passes=3}}")

@@ -19,6 +19,7 @@ and the client needs the measured time to send a task. Whatever is read comes ov
 from __future__ import annotations
 
 import argparse
+import ctypes
 import heapq
 import json
 import os
@@ -62,7 +63,9 @@ def compile_once(model: Path, out: Path, cluster: str | None, more: Sequence[str
         before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
         shutil.rmtree(out, ignore_errors=True)
         ended = subprocess.run(argv, env={**os.environ, CACHE_VARIABLE: cache}, capture_output=True, text=True)
-        wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+        wall = time.perf_counter() - started
+        _wait_for_orphans()
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if ended.returncode:
         raise SystemExit(ended.stdout + ended.stderr)
     seconds = json.loads(ended.stdout)["seconds"]
@@ -70,8 +73,22 @@ def compile_once(model: Path, out: Path, cluster: str | None, more: Sequence[str
     return {"wall": wall, "cpu": cpu, "work": seconds["passes"] + seconds["write"]}
 
 
+SUBREAPER = 36
+"""``PR_SET_CHILD_SUBREAPER`` of Linux: orphans of descendants become children of this process."""
+
+
+def _wait_for_orphans() -> None:
+    """Wait for what the command has left behind for a moment, the process that workers are forked from, to count it."""
+    while True:
+        try:
+            os.wait()
+        except ChildProcessError:
+            return
+
+
 def compare(model: Path, runs: int, more: Sequence[str]) -> None:
     """Print the medians, and ratios to threads."""
+    ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
     found: dict[str | None, list[dict[str, float]]] = {workers: [] for workers in WORKERS}
     with tempfile.TemporaryDirectory() as work:
         for number in range(runs):

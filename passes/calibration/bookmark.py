@@ -12,10 +12,14 @@ from ir.base.store import UNFINISHED, Store
 
 
 class Bookmark:
-    """One entry with the live values before a segment; it is replaced as a whole."""
+    """One entry with the live values before a segment; it is replaced as a whole.
+
+    Attributes:
+        key: what tells it from others.
+    """
 
     def __init__(self, store: Store, key: str) -> None:
-        self._store, self._name = store, f"{UNFINISHED}/{key}"
+        self._store, self._name, self.key = store, f"{UNFINISHED}/{key}", key
 
     def save(self, place: int, states: Sequence[Mapping[str, np.ndarray]]) -> None:
         """Remember the values before segment `place`, for each set of feeds by name.

@@ -34,7 +34,7 @@ from passes.calibration.bookmark import Bookmark
 
 INPUTS = -1
 """The place of values that are fed, before the first segment."""
-_EVALUATING = threading.Lock()
+EVALUATING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -122,13 +122,13 @@ class Work:
 def _opened(setting: Setting) -> Work:
     kept = setting.store.find(setting.work)
     if kept is None:
-        raise _gone(setting.work)
+        raise gone(setting.work)
     data = json.loads(kept.read())
     sums = [Sums(key, tuple(values), tuple(weights), size) for key, values, weights, size in data["sums"]]
     return Work(parse(data["graph"]), sums, setting)
 
 
-def _gone(entry: str) -> LadingError:
+def gone(entry: str) -> LadingError:
     message = "a part of a calibration that is not finished is no longer in the cache folder"
     return LadingError("Q430", message, where=entry, hint="run the same command again")
 
@@ -153,7 +153,7 @@ class WindowsJob:
 
     def run(self) -> bool:
         """False when the live values cannot be kept."""
-        with _EVALUATING:
+        with EVALUATING:
             work = _opened(self.setting)
             states = {number: self.setting.bookmark(number).load() for number, _ in self.windows}
             todo = [(n, ids) for n, ids in self.windows if (found := states[n]) is None or found[0] <= self.place]
@@ -164,7 +164,7 @@ class WindowsJob:
                 found = states[number]
                 values = found[1] if found is not None and found[0] == self.place else []
                 if self.place and not work.evaluator.restore(Track([state]), self.place, values):
-                    raise _gone(self.setting.bookmark(number).name)
+                    raise gone(self.setting.bookmark(number).name)
             keeper = _Keeper(self.setting, work, self.wanted, [number for number, _ in todo])
             if not self.place:
                 keeper.observe_inputs(track)
@@ -244,7 +244,7 @@ class SumsJob:
         for name in self.entries():
             kept = self.setting.store.find(name)
             if kept is None:
-                raise _gone(name)
+                raise gone(name)
             added.add(np.load(kept.path, allow_pickle=False))
         save_sums(moments, self.sums.key, self.sums.weights, added)
         return True

@@ -9,13 +9,18 @@ evaluated.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 
 from ir.base.diag import LadingError
+from ir.base.executor import JobExecutor
+from ir.base.store import Store
 from ir.evaluate.evaluator import Evaluator, Track
 from ir.evaluate.replaced_weights import Variant
 from ir.evaluate.token_feeds import window_feeds
@@ -31,9 +36,12 @@ from ir.quant.weight import keep_all
 from ir.tensor.base import Tensor
 from ir.tensor.identity import joined_digest, tensor_identity
 from ir.tensor.one_thread import one_thread
+from ir.text.parser import parse
+from ir.text.printer import print_graph
 from passes.calibration.bookmark import Bookmark
 from passes.calibration.calibrate import Entry, entries_of, fed_digest
 from passes.calibration.planned import judged, stored_as_planned
+from passes.calibration.side_by_side import Setting, Spreading
 from passes.framework.base import Pass
 from passes.framework.context import PassContext
 from passes.framework.options import option
@@ -99,9 +107,9 @@ class Recalibrate(Pass):
     def run(self, graph: Graph, ctx: PassContext) -> Mapping[str, int]:
         """See `Pass.run`."""
         plan = graph.required_fact(PrecisionPlan)
-        following = {name for name, item in plan.storage.items() if item.bits <= 8 and METHODS[item.method].follows}
+        names = {name for name, item in plan.storage.items() if item.bits <= 8 and METHODS[item.method].follows}
         fact = graph.fact(Calibration)
-        if not following or fact is None:
+        if not names or fact is None:
             return {"weights": 0, "computed": 0, "cached": 0}
         windows = ctx.get(CalibrationText).calibration
         if windows_digest(windows) != fact.digest:
@@ -115,13 +123,14 @@ class Recalibrate(Pass):
         store = MomentStore(ctx.store)
         missing = [step for step in work.steps if not store.has(step.key)]
         if missing:
-            _Following(graph, work, store, self, ctx).run(windows)
+            following = _Following(graph, work, store, self)
+            if not self._spread(graph, following, windows, ctx):
+                following.run(windows, ctx)
         before = stored_as_planned(graph, plan)
-        graph.set_fact(Calibration.name, replace(fact, keys=work.keys, behind=tuple(sorted(following))))
+        graph.set_fact(Calibration.name, replace(fact, keys=work.keys, behind=tuple(sorted(names))))
         if not self._gains(graph, ctx, fact.tokens, before, work.replaced):
             plain = {
-                name: replace(plan.storage[name], method=METHODS[plan.storage[name].method].follows)
-                for name in following
+                name: replace(plan.storage[name], method=METHODS[plan.storage[name].method].follows) for name in names
             }
             graph.set_fact(Calibration.name, fact)
             graph.set_fact(PrecisionPlan.name, replace(plan, storage={**plan.storage, **plain}))
@@ -147,6 +156,30 @@ class Recalibrate(Pass):
                 "give more text: --calibration",
             )
         return step.kept
+
+    def _spread(self, graph: Graph, following: _Following, windows: Sequence[np.ndarray], ctx: PassContext) -> bool:
+        """Gather on other machines, where the executor has some that share files; False when nothing was done."""
+        executor = ctx.executor
+        if not isinstance(executor, JobExecutor) or not executor.shares_files:
+            return False
+        settings = replace(self, threads=self.threads or executor.threads)
+        text = json.dumps(
+            {"graph": print_graph(graph), "windows": [window.tolist() for window in windows], **asdict(settings)}
+        )
+        setting = Setting(ctx.store, f"{following.bookmark.key}.beside", _reopened)
+        what = f"following {len(following.work.steps)} inputs"
+        spreading = Spreading(following, setting, len(windows), executor, partial(ctx.progress, what=what))
+        return spreading.run(text)
+
+
+def _reopened(data: Mapping[str, Any], store: Store) -> _Following:
+    """What `Recalibrate` has made, on another machine."""
+    names = {item.name for item in fields(Recalibrate)}
+    settings = Recalibrate(**{name: value for name, value in data.items() if name in names})
+    graph = parse(data["graph"])
+    windows = [np.array(window, np.int32) for window in data["windows"]]
+    plan, fact = graph.required_fact(PrecisionPlan), graph.required_fact(Calibration)
+    return _Following(graph, _Planned(graph, plan, fact, windows, settings), MomentStore(store), settings, windows)
 
 
 class _Planned:
@@ -255,12 +288,17 @@ def choices_of(graph: Graph, seat: Seat) -> Value:
 
 
 class _Following:
-    """One evaluation of both models that fills the store."""
+    """One evaluation of both models that fills the store; see `passes.calibration.side_by_side.Models`."""
 
     def __init__(
-        self, graph: Graph, work: _Planned, store: MomentStore, settings: Recalibrate, ctx: PassContext
+        self,
+        graph: Graph,
+        work: _Planned,
+        store: MomentStore,
+        settings: Recalibrate,
+        windows: Sequence[np.ndarray] = (),
     ) -> None:
-        self.graph, self.work, self.store, self.settings, self.ctx = graph, work, store, settings, ctx
+        self.graph, self.work, self.store, self.settings, self.windows = graph, work, store, settings, windows
         self.missing = {step.key for step in work.steps if not store.has(step.key)}
         names = list(dict.fromkeys(step.value.name for step in work.steps))
         self.evaluator = Evaluator(
@@ -274,33 +312,49 @@ class _Following:
         )
         made = "\n".join([FORMAT, str(settings.memory), *(step.key for step in work.steps)])
         self.bookmark = Bookmark(store.store, blake2b(made.encode(), digest_size=16).hexdigest())
+        by_value: dict[Value, list[Step]] = {}
+        for step in work.steps:
+            by_value.setdefault(step.value, []).append(step)
+        self.at_inputs = [step for step in work.steps if step.value.is_input]
+        self.places = [
+            [step for value in segment.outputs for step in by_value.get(value, ())]
+            for segment in self.evaluator.segments
+        ]
 
-    def run(self, windows: Sequence[np.ndarray]) -> None:
-        """Evaluate from where an earlier run was stopped until nothing is missing."""
-        tables = {value.name for value in self.graph.tables.values()}
-        rows = {name: tensor for name, tensor in self.work.replaced.items() if name in tables}
-        tracks = (
+    def tracks(self, windows: Sequence[np.ndarray]) -> tuple[Track, Track]:
+        """The float model and the one that is stored, before the first segment."""
+        rows = self.rows()
+        return (
             self.evaluator.track(window_feeds(self.graph, windows)),
             self.evaluator.track(window_feeds(self.graph, windows, rows), self.work.replaced),
         )
-        what, segments = f"following {len(self.work.steps)} inputs", self.evaluator.segments
+
+    def rows(self) -> dict[str, Tensor]:
+        """The tables that embedding rows are fed from, as they are stored."""
+        tables = {value.name for value in self.graph.tables.values()}
+        return {name: tensor for name, tensor in self.work.replaced.items() if name in tables}
+
+    def stored_in(self, place: int) -> list[Tensor]:
+        """What the stored model computes with in a segment instead of weights."""
+        constants = self.evaluator.segments[place].constants
+        return [self.work.replaced[value.name] for value in constants if value.name in self.work.replaced]
+
+    def run(self, windows: Sequence[np.ndarray], ctx: PassContext) -> None:
+        """Evaluate from where an earlier run was stopped until nothing is missing."""
+        tracks = self.tracks(windows)
+        what, count = f"following {len(self.work.steps)} inputs", len(self.places)
         place = self._resume(tracks)
         if not place:
-            self._gather([step for step in self.work.steps if step.value.is_input], tracks)
-        by_value: dict[Value, list[Step]] = {}
-        for step in self.work.steps:
-            by_value.setdefault(step.value, []).append(step)
-        while place < len(segments) and self.missing:
-            self.ctx.progress(place, len(segments), what)
-            segment = segments[place]
-            replaced = tracks[1].replaced
-            keep_all((replaced[value] for value in segment.constants if value in replaced), self.ctx.executor)
+            self._gather(self.at_inputs, tracks, ctx.executor)
+        while place < count and self.missing:
+            ctx.progress(place, count, what)
+            keep_all(self.stored_in(place), ctx.executor)
             self.evaluator.advance(place, tracks)
-            self._gather([step for value in segment.outputs for step in by_value.get(value, ())], tracks)
+            self._gather(self.places[place], tracks, ctx.executor)
             place += 1
             if self.missing:
                 self._remember(place, tracks)
-        self.ctx.progress(len(segments), len(segments), what)
+        ctx.progress(count, count, what)
         self.bookmark.remove()
 
     def _resume(self, tracks: tuple[Track, Track]) -> int:
@@ -321,23 +375,23 @@ class _Following:
         if values[0] is not None and values[1] is not None:
             self.bookmark.save(place, [*values[0], *values[1]])
 
-    def _gather(self, steps: Sequence[Step], tracks: tuple[Track, Track]) -> None:
+    def _gather(self, steps: Sequence[Step], tracks: tuple[Track, Track], executor: Executor) -> None:
         """Statistics of the inputs that were just computed, of one after the other."""
         for step in steps:
-            if step.key not in self.missing:
-                continue
-            weight = None if step.weight is None else step.weight.source.load().astype(np.float32)
-            errors = step.entry.features if weight is None else len(weight)
-            sums = DriftSums(step.entry.features, errors, self.ctx.executor)
-            for number in range(len(tracks[0].states)):
-                sums.add(*self._errors(step, weight, tracks, number))
-            self._save(step, sums)
-            self.missing.discard(step.key)
+            if step.key in self.missing:
+                self.save(step, self.errors(step, tracks), executor)
+                self.missing.discard(step.key)
+
+    def errors(self, step: Step, tracks: tuple[Track, Track]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """For each window errors, and the inputs of the quantized model that they belong to."""
+        weight = None if step.weight is None else step.weight.source.load().astype(np.float32)
+        for number in range(len(tracks[0].states)):
+            yield self._errors(step, weight, tracks, number)
 
     def _errors(
         self, step: Step, weight: np.ndarray | None, tracks: tuple[Track, Track], number: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Errors of a window, and the inputs of the quantized model that they belong to."""
+        """What `errors` gives of a window."""
         wanted, x = (self._rows(track, number, step.value) for track in tracks)
         if step.seat is not None:
             first, second = self._common(step.seat, tracks, number)
@@ -368,7 +422,12 @@ class _Following:
         _, first, second = np.intersect1d(*tokens, return_indices=True)
         return first, second
 
-    def _save(self, step: Step, sums: DriftSums) -> None:
+    def save(self, step: Step, parts: Iterable[tuple[np.ndarray, np.ndarray]], executor: Executor) -> None:
+        """Add up what `errors` gave of all windows, and keep it as statistics."""
+        errors = step.entry.features if step.weight is None else step.weight.rows
+        sums = DriftSums(step.entry.features, errors, executor)
+        for error, x in parts:
+            sums.add(error, x)
         if not sums.moments.tokens:
             # No position in common: what is known of the float model has to do.
             plain = self.store.load(step.plain)

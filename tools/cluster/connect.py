@@ -17,6 +17,23 @@ from tools.cluster.executor import ClusterExecutor
 
 REACH_S = 30.0
 """Seconds to reach a scheduler."""
+LOADED_ONCE = (
+    "distributed.nanny",
+    "tools.cluster.worker",
+    "backends.mnn.write.weight_file",
+    "passes.calibration.by_data",
+    "passes.calibration.recalibrate",
+)
+"""Modules that local workers have from the process that they are forked from."""
+LOCAL_SETTINGS = {
+    "distributed.worker.multiprocessing-method": "forkserver",
+    # Samples of stacks, counts of ticks and states of the machine, which nobody looks at, are 2 % of a processor for
+    # each worker.
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "1s",
+    "distributed.admin.system-monitor.interval": "30s",
+}
+"""Dask's settings for local workers."""
 WORKERS_S = 300.0
 """Seconds to wait for a first worker."""
 _ADDRESS = re.compile(r"(?:(?:tcp|tls|ucx|ws|wss)://)?(?:\[[0-9a-fA-F:]+\]|[^\s:/]+):\d+")
@@ -39,10 +56,25 @@ def working_on(address: str, local: Executor) -> Iterator[ClusterExecutor]:
         _be_quiet()
         if count is not None:
             client = stack.enter_context(_own_cluster(count))
-            yield ClusterExecutor(client, local, max(1, len(os.sched_getaffinity(0)) // count))
+            threads = max(1, len(os.sched_getaffinity(0)) // count)
+            yield ClusterExecutor(client, local, threads, starting=count)
         else:
             client = stack.enter_context(_running_cluster(address))
             yield ClusterExecutor(client, local)
+
+
+def absolute(address: str) -> str:
+    """The same address for processes that stand in other folders.
+
+    Raises:
+        LadingError: U969 it names no cluster.
+    """
+    if _local_count(address) is not None or _ADDRESS.fullmatch(address):
+        return address
+    if not Path(address).is_file():
+        hint = "give local:N, HOST:PORT of a scheduler, or the file that it was told to write"
+        raise LadingError("U969", f"{address!r} is neither an address nor a file that is there", hint=hint)
+    return str(Path(address).absolute())
 
 
 def _local_count(address: str) -> int | None:
@@ -57,22 +89,31 @@ def _local_count(address: str) -> int | None:
 
 @contextmanager
 def _own_cluster(count: int) -> Iterator[Any]:
+    """A client of workers that are starting: work that they are given meanwhile waits for the first of them."""
+    from multiprocessing import forkserver, get_context
+
+    # What all workers need is loaded once, while this process loads the scheduler.
+    get_context("forkserver").set_forkserver_preload(list(LOADED_ONCE))
+    forkserver.ensure_running()
+    import dask
     from distributed import Client, LocalCluster
 
     with (
         TemporaryDirectory(prefix="lading-cluster-", ignore_cleanup_errors=True) as folder,
+        dask.config.set(LOCAL_SETTINGS),
         LocalCluster(
-            n_workers=count,
+            n_workers=0,
             threads_per_worker=1,
             processes=True,
-            dashboard_address="127.0.0.1:0",
+            dashboard_address=None,
             silence_logs=logging.CRITICAL,
             local_directory=folder,
             memory_limit=0,
+            env=dict(os.environ),
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
-        client.wait_for_workers(count, timeout=WORKERS_S)
+        cluster.scale(count)
         yield client
 
 
@@ -80,14 +121,7 @@ def _own_cluster(count: int) -> Iterator[Any]:
 def _running_cluster(address: str) -> Iterator[Any]:
     from distributed import Client
 
-    file = Path(address)
-    if file.is_file():
-        where: dict[str, Any] = {"scheduler_file": str(file)}
-    elif _ADDRESS.fullmatch(address):
-        where = {"address": address}
-    else:
-        hint = "give local:N, HOST:PORT of a scheduler, or the file that it was told to write"
-        raise LadingError("U969", f"{address!r} is neither an address nor a file that is there", hint=hint)
+    where = {"address" if _ADDRESS.fullmatch(address) else "scheduler_file": absolute(address)}
     try:
         client = Client(**where, timeout=REACH_S, set_as_default=False)
     except (OSError, TimeoutError, ValueError) as error:
@@ -108,4 +142,4 @@ def _be_quiet() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-__all__ = ["working_on"]
+__all__ = ["absolute", "working_on"]

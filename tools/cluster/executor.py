@@ -34,24 +34,36 @@ class ClusterExecutor(Spread):
     A worker that dies costs the bundles that it had: Dask gives them to others. What a worker raises is raised here.
 
     Args:
-        client: connected, with at least one worker.
+        client: connected, with at least one worker, or with some that are `starting`.
         local: runs single calls.
         threads: of one task; 0 for each worker's share of its machine.
         shares_files: workers see the paths of this machine; `look_for_files` finds out.
         alone_s: seconds without any worker after which work is given up.
+        starting: workers of this machine that are there soon, and need not be asked what they are.
 
     Raises:
         LadingError: B797 workers have other versions.
     """
 
     def __init__(
-        self, client: Client, local: Executor, threads: int = 0, *, shares_files: bool = True, alone_s: float = ALONE_S
+        self,
+        client: Client,
+        local: Executor,
+        threads: int = 0,
+        *,
+        shares_files: bool = True,
+        alone_s: float = ALONE_S,
+        starting: int = 0,
     ) -> None:
         super().__init__(local, 1, shares_files=shares_files)
         self._client = client
         self._terms = Terms(own_versions(), threads=threads)
         self._alone_s = alone_s
         self._entries: dict[str, Any] = {}
+        self._starting = starting
+        if starting:
+            self.threads, self.workers, self.width = threads, starting, starting
+            return
         workers = self._ask(describe, threads)
         for worker in workers:
             require_versions(self._terms.versions, worker.host, worker.versions)
@@ -72,7 +84,9 @@ class ClusterExecutor(Spread):
         self._terms = replace(self._terms, inputs=tuple(mark_of(path) for path in sorted(set(paths))))
 
     def look_for_files(self, folders: Iterable[Path]) -> None:
-        """Find out whether all workers see what is written to some folders."""
+        """Find out whether all workers see what is written to some folders; those of this machine do."""
+        if self._starting:
+            return
         token = f"{time.time_ns()}"
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
@@ -161,7 +175,7 @@ class ClusterExecutor(Spread):
             found = sum(self._client.nthreads().values())
         except (OSError, TimeoutError) as error:
             raise self._lost() from error
-        self.width = max(1, found)
+        self.width = max(1, found, self._starting)
         return found
 
     def _lost(self) -> LadingError:

@@ -109,42 +109,40 @@ class _Killer(Listener):
     """Ends processes, as the system does that has no memory left, when work is under way.
 
     Attributes:
-        steps: how far each pass said to be.
+        steps: how far each pass said to be, by the first word of what it does.
     """
 
-    def __init__(self, at_step: int = -1, step: int = -1, at_weights: int = -1) -> None:
-        self._waiting = {"step": at_step, "weights": at_weights}
-        self._at = step
-        self.steps: list[int] = []
-
-    def _kill(self, when: str) -> None:
-        number, self._waiting[when] = self._waiting[when], -1
-        if number > 0:
-            os.kill(number, signal.SIGKILL)
+    def __init__(self, *steps: tuple[str, int, int], at_weights: int = -1) -> None:
+        """`steps` are words, how far that pass has come, and the process to end; `at_weights` goes at the first bundle."""
+        self._at = {(word, step): number for word, step, number in steps}
+        self._at_weights = at_weights
+        self.steps: dict[str, list[int]] = {}
 
     def step(self, done: int, total: int, what: str) -> None:
-        """When the pass has come so far."""
-        if what.startswith("calibrating"):
-            self.steps.append(done)
-            if done == self._at:
-                self._kill("step")
+        """When a pass has come so far."""
+        word = what.partition(" ")[0]
+        self.steps.setdefault(word, []).append(done)
+        if (word, done) in self._at:
+            os.kill(self._at.pop((word, done)), signal.SIGKILL)
 
     def weights(self, done: int, total: int) -> None:
         """After the first bundle."""
-        if 0 < done < total:
-            self._kill("weights")
+        if 0 < done < total and self._at_weights > 0:
+            os.kill(self._at_weights, signal.SIGKILL)
+            self._at_weights = -1
 
     @property
     def is_done(self) -> bool:
         """Everybody was killed who was to be."""
-        return not any(number > 0 for number in self._waiting.values())
+        return not self._at and self._at_weights < 0
 
 
 @pytest.mark.mnn
 @pytest.mark.parametrize("pipeline", PIPELINES)
 def test_a_worker_that_is_killed_costs_its_own_work(pipeline, cluster, alone, fresh):
-    first, second = scaled(cluster, 2)
-    killer = _Killer(first if pipeline == "calibrated" else -1, 1, second)
+    first, second, third = scaled(cluster, 3)
+    steps = [("calibrating", 1, first), ("following", 3, third)] if pipeline == "calibrated" else []
+    killer = _Killer(*steps, at_weights=second)
     compile_model(request_for(pipeline, fresh, cluster=cluster.scheduler_address), killer)
     assert killer.is_done
     assert_same(fresh / pipeline, alone / pipeline)
@@ -173,10 +171,11 @@ def remote(tmp_path):
 
 
 @pytest.mark.mnn
-def test_a_run_goes_on_after_the_scheduler_was_killed(remote, cluster, alone, fresh, monkeypatch):
+@pytest.mark.parametrize("during", ["calibrating", "following"])
+def test_a_run_goes_on_after_the_scheduler_was_killed(during, remote, cluster, alone, fresh, monkeypatch):
     monkeypatch.setattr("tools.cluster.connect.REACH_S", 5.0)
     file, scheduler = remote
-    killer = _Killer(scheduler, 2)
+    killer = _Killer((during, 2, scheduler))
     with pytest.raises(LadingError) as caught:
         compile_model(request_for("calibrated", fresh, cluster=str(file)), killer)
     assert caught.value.code == "B799" and killer.is_done
@@ -184,7 +183,8 @@ def test_a_run_goes_on_after_the_scheduler_was_killed(remote, cluster, alone, fr
     assert not (fresh / "other" / "moments").exists(), "files are shared, and so is the cache"
     again = _Killer()
     compile_model(request_for("calibrated", fresh, cluster=cluster.scheduler_address), again)
-    assert again.steps[0] >= 1
+    assert again.steps[during][0] >= 1
+    assert during == "calibrating" or "calibrating" not in again.steps
     assert_same(fresh / "calibrated", alone / "calibrated")
 
 

@@ -6,6 +6,7 @@ the calling thread. Results do not depend on the choice. An executor of other ma
 
 from __future__ import annotations
 
+import concurrent.futures
 import pickle
 from abc import abstractmethod
 from collections import deque
@@ -66,6 +67,11 @@ class JobExecutor(Executor):
 def shares_files(executor: Executor) -> bool:
     """False when jobs cannot write to paths of this process, and have to give back what they would write."""
     return not isinstance(executor, JobExecutor) or executor.shares_files
+
+
+def shares_memory(executor: Executor) -> bool:
+    """True for threads of this process, which can work on one array together."""
+    return isinstance(executor, concurrent.futures.ThreadPoolExecutor)
 
 
 _HERE: ContextVar[Executor] = ContextVar("here", default=SERIAL)
@@ -194,5 +200,6 @@ __all__ = [
     "run_bundle",
     "run_jobs",
     "shares_files",
+    "shares_memory",
     "spreading_over",
 ]

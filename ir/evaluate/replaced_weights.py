@@ -3,6 +3,9 @@
 Each variant replaces some constants. Its values are carried beside those of the float graph from the first segment that
 reads a replaced constant on, so that a weight is loaded once for all variants, and a variant costs nothing before it
 differs. The product with the logits matrix is computed a piece of the vocabulary at a time.
+
+Other machines take some of the variants each, and where there are fewer of them than machines, some of the windows. Each
+evaluates the float graph for itself.
 """
 
 from __future__ import annotations
@@ -10,11 +13,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from itertools import repeat
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import blake2b
+from itertools import pairwise, repeat
 
 import numpy as np
 
-from ir.base.executor import SERIAL
+from ir.base.diag import LadingError
+from ir.base.executor import SERIAL, JobExecutor, here, run_jobs
+from ir.base.store import UNFINISHED, Store, default_store, using_store
 from ir.evaluate.divergence import Divergence, PieceMeter, WindowMeter, combine
 from ir.evaluate.evaluator import Evaluator, Track
 from ir.evaluate.onnxruntime_session import give_memory_back
@@ -26,6 +34,8 @@ from ir.quant.weight import keep_all
 from ir.tensor.base import Tensor
 from ir.tensor.elementwise import cast
 from ir.tensor.rearranged import transposed
+from ir.text.parser import parse
+from ir.text.printer import print_graph
 
 Variant = Mapping[str, Tensor]
 """Other contents for constants, by name, in the orientation of the graph."""
@@ -68,7 +78,15 @@ def divergences(
         LadingError: Q437, Q438 the windows cannot be fed, and whatever evaluation and the replacements raise.
     """
     replaced = [_checked(graph, variant) for variant in variants]
-    return _Comparison(graph, windows, replaced, memory_limit, threads or os.cpu_count() or 1, executor, progress).run()
+    keep_all((tensor for variant in replaced for tensor in variant.values()), executor)
+    tell = progress or (lambda done, total, what: None)
+    piece = _piece_of(graph, replaced)
+    if isinstance(executor, JobExecutor) and executor.shares_files and replaced:
+        parts = _spread(graph, windows, replaced, (memory_limit, threads or executor.threads, piece), executor, tell)
+    else:
+        count = threads or os.cpu_count() or 1
+        parts = _Comparison(graph, windows, replaced, memory_limit, count, piece, executor, tell).run()
+    return [combine([part for window in found for part in window]) for found in parts]
 
 
 def _checked(graph: Graph, variant: Variant) -> dict[str, Tensor]:
@@ -94,8 +112,103 @@ def head_of(graph: Graph) -> Node | None:
     return node if weight.dtype.is_float else None
 
 
+def _piece_of(graph: Graph, variants: Sequence[Variant]) -> int:
+    """Tokens of the vocabulary in a piece of the logits matrices, of which there may be several."""
+    head = head_of(graph)
+    if head is None:
+        return TOKENS
+    weight = head.operand(1)
+    heads = {weight.tensor, *(variant[weight.name] for variant in variants if weight.name in variant)}
+    return max(PIECE_BYTES // (4 * weight.sizes[0] * len(heads)), LEAST_PIECE)
+
+
+Parts = list[list[list[dict[str, np.ndarray]]]]
+"""For each variant and window what `WindowMeter.results` gives of each run of positions."""
+
+
+@dataclass(frozen=True)
+class _Text:
+    """Where the text of a graph is."""
+
+    store: Store
+    name: str
+
+
+@dataclass(frozen=True)
+class _PartJob:
+    """Some variants on some windows; plain data.
+
+    Attributes:
+        graph: where its text is.
+        variants: numbers and replaced constants.
+        windows: the first of them, and token ids.
+        limits: bytes of constants, threads, tokens of a piece of the vocabulary.
+    """
+
+    graph: _Text
+    variants: tuple[tuple[int, dict[str, Tensor]], ...]
+    windows: tuple[int, tuple[np.ndarray, ...]]
+    limits: tuple[int, int, int]
+
+    alone = True
+
+    def run(self) -> Parts:
+        """What the meters found."""
+        with using_store(self.graph.store):
+            graph = _opened(self.graph)
+            variants = [variant for _, variant in self.variants]
+            return _Comparison(graph, self.windows[1], variants, *self.limits, here(), lambda *_: None).run()
+
+
+@lru_cache(maxsize=1)
+def _opened(text: _Text) -> Graph:
+    kept = text.store.find(text.name)
+    if kept is None:
+        message = "the graph of a comparison that is not finished is no longer in the cache folder"
+        raise LadingError("Q430", message, where=text.name, hint="run the same command again")
+    return parse(kept.read().decode())
+
+
+def _run_part(job: _PartJob) -> Parts:
+    return job.run()
+
+
+def _spread(
+    graph: Graph,
+    windows: Sequence[np.ndarray],
+    variants: Sequence[dict[str, Tensor]],
+    limits: tuple[int, int, int],
+    executor: JobExecutor,
+    progress: Callable[[int, int, str], None],
+) -> Parts:
+    """Compare on other machines."""
+    store, text = default_store(), print_graph(graph)
+    name = f"{UNFINISHED}/{blake2b(text.encode(), digest_size=16).hexdigest()}.graph"
+    with store.put(name, "Q431", "the graph of a comparison") as scratch:
+        scratch.write_text(text, encoding="utf-8")
+    turns = min(len(variants), executor.width)
+    runs = min(len(windows), -(-executor.width // turns))
+    edges = np.linspace(0, len(windows), runs + 1).astype(int).tolist()
+    # Late variants cost less than early ones: each machine has some of both.
+    groups = [tuple(enumerate(variants))[turn::turns] for turn in range(turns)]
+    jobs = [
+        _PartJob(_Text(store, name), group, (first, tuple(windows[first:last])), limits)
+        for group in groups
+        for first, last in pairwise(edges)
+    ]
+    found: Parts = [[[] for _ in windows] for _ in variants]
+    what = f"comparing {len(variants)} variants"
+    progress(0, len(jobs), what)
+    for done, (job, parts) in enumerate(zip(jobs, run_jobs(executor, _run_part, jobs), strict=True), 1):
+        for (number, _), of_windows in zip(job.variants, parts, strict=True):
+            found[number][job.windows[0] : job.windows[0] + len(of_windows)] = of_windows
+        progress(done, len(jobs), what)
+    store.remove(name)
+    return found
+
+
 class _Comparison:
-    """One call of `divergences`."""
+    """One evaluation of the graph and some variants."""
 
     def __init__(
         self,
@@ -104,13 +217,15 @@ class _Comparison:
         variants: Sequence[dict[str, Tensor]],
         memory_limit: int,
         threads: int,
+        piece: int,
         executor: Executor,
-        progress: Callable[[int, int, str], None] | None,
+        progress: Callable[[int, int, str], None],
     ) -> None:
         self.graph = graph
         self.windows = windows
         self.variants = variants
-        self.progress = progress or (lambda done, total, what: None)
+        self.progress = progress
+        self.piece = piece
         self.executor = executor
         self.memory_limit = memory_limit
         self.head = head_of(graph)
@@ -123,9 +238,8 @@ class _Comparison:
             replaceable=dict.fromkeys(name for variant in variants for name in variant),
         )
 
-    def run(self) -> list[Divergence]:
+    def run(self) -> Parts:
         """Evaluate segment by segment, then compare."""
-        keep_all((tensor for variant in self.variants for tensor in variant.values()), self.executor)
         segments = self.evaluator.segments
         what, steps = f"comparing {len(self.variants)} variants", len(segments) + 1
         base = self.evaluator.track(window_feeds(self.graph, self.windows))
@@ -152,14 +266,14 @@ class _Comparison:
             if not tables.isdisjoint(variant)
         }
 
-    def _compare(self, base: Track, finals: Sequence[Track]) -> list[Divergence]:
+    def _compare(self, base: Track, finals: Sequence[Track]) -> Parts:
         """Distances from the last values of every version."""
         meters = [_Meters(window, len(finals), self.executor) for window in self.windows]
         if self.head is None:
             self._compare_logits(base, finals, meters)
         else:
             self._compare_products(base, finals, meters)
-        return [combine([part for item in meters for part in item.results(n)]) for n in range(len(finals))]
+        return [[item.results(number) for item in meters] for number in range(len(finals))]
 
     def _compare_logits(self, base: Track, finals: Sequence[Track], meters: Sequence[_Meters]) -> None:
         """Logits that the graph computes as a whole."""
@@ -177,10 +291,9 @@ class _Comparison:
         own = [variant.get(weight.name) for variant in self.variants]
         heads = dict.fromkeys([weight.tensor, *(tensor for tensor in own if tensor is not None)])
         last = [[self._rows(track, place) for place in range(len(meters))] for track in (base, *finals)]
-        width, count = weight.sizes
-        step = max(PIECE_BYTES // (4 * width * len(heads)), LEAST_PIECE)
-        for start in range(0, count, step):
-            stop = min(start + step, count)
+        count = weight.sizes[1]
+        for start in range(0, count, self.piece):
+            stop = min(start + self.piece, count)
             rows = {tensor: _vocabulary(tensor, start, stop) for tensor in heads}
             for place, meter in enumerate(meters):
                 reference = last[0][place] @ rows[weight.tensor].T

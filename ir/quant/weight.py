@@ -46,10 +46,12 @@ from ir.quant.methods.base import (
     thread_scratch,
 )
 from ir.quant.statistics.moments import Moments, entry_of, parts_of
+from ir.quant.statistics.second_moments import factor_of
 from ir.quant.storage import Storage
 from ir.tensor.base import Derived, Tensor
 from ir.tensor.elementwise import convert
 from ir.tensor.identity import tensor_identity
+from ir.tensor.one_thread import one_thread
 
 PIECE_WEIGHTS = 1 << 19
 
@@ -187,10 +189,17 @@ class QuantizedWeight:
             return self._kept
 
         def fill(path: Path) -> None:
+            self._prepare(executor)
             for _ in run_jobs(executor, partial(_fill_rows, path, shape), self._jobs(store)):
                 pass
 
         return make_blocks(store, key, shape, fill)
+
+    def _prepare(self, executor: Executor) -> None:
+        """Factor the statistics over all threads, which every row would wait for that one of them does it."""
+        if self.moments and METHODS[self.storage.method].needs == "second-moments":
+            with one_thread(), np.errstate(over="ignore", invalid="ignore"):
+                factor_of(loaded_moments(parts_of(self.moments)[0]), executor)
 
     def _jobs(self, store: Store) -> list[_RowsJob]:
         """Jobs that quantize all rows."""

@@ -66,6 +66,7 @@ class Job:
         fresh: forget what an earlier run left.
         timeout_s: seconds that one compilation or one measurement may take.
         file: the model where it is an ONNX file; None for a checkpoint.
+        cluster: where rungs are built, as in `tools.compile.job.Request`; they are measured on this machine.
     """
 
     model: str
@@ -83,6 +84,7 @@ class Job:
     fresh: bool = False
     timeout_s: float = 7200
     file: Path | None = None
+    cluster: str | None = None
 
     @property
     def path(self) -> Path:
@@ -238,6 +240,7 @@ def _build(job: Job, spec: Spec, watcher: Watcher) -> dict[str, Any]:
         # The ladder tells divergences, it does not refuse them.
         "kl_bar": None if job.verify == "none" else 1e9,
         "force": True,
+        "cluster": job.cluster,
     }
     return compile_rung(request, watcher.phase, job.timeout_s)
 

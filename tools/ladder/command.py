@@ -18,7 +18,7 @@ from ir.base.diag import LadingError
 from tools.ladder.climb import Job, Watcher
 from tools.ladder.rungs import DEFAULT_RUNGS, Rule, parse_rungs, parse_size
 from tools.ladder.text import Text
-from tools.shared.cli import EXIT_FAILED, QUIET_OPTION, Number, Screen, command, stopped
+from tools.shared.cli import EXIT_FAILED, QUIET_OPTION, Number, Screen, command, require_package, stopped
 
 if TYPE_CHECKING:
     from tools.compile.job import Listener
@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 @click.option("--verify", type=click.Choice(["none", "quick", "full"]), default="quick", show_default=True,
               help="How each rung is checked before it is measured.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(1), default=4, show_default=True, help="Threads of the runtime.")
+@click.option("--cluster", metavar="ADDRESS|local:N", help="Build rungs with the workers of a Dask scheduler, by address "
+              "or scheduler file, or with N processes of this machine.")  # fmt: skip
 @click.option("--resume/--fresh", default=True, show_default=True, help="Keep rungs that nothing has changed for.")
 @click.option("--timeout", type=Number(1), default=7200, show_default=True,
               help="Seconds that building or measuring one rung may take.")  # fmt: skip
@@ -169,7 +171,18 @@ def make_job(model: str | None, specs: Any, options: Mapping[str, Any]) -> Job:
         fresh=not options["resume"],
         timeout_s=options["timeout"],
         file=file,
+        cluster=_cluster(options["cluster"]),
     )
+
+
+def _cluster(address: str | None) -> str | None:
+    """The address of a cluster as the processes that build rungs need it; U969 for what is none."""
+    if address is None:
+        return None
+    from tools.cluster.connect import absolute
+
+    require_package("distributed")
+    return absolute(address)
 
 
 def _file_name(model: str) -> str:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Executor
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from ir.base.diag import LadingError
+from ir.base.executor import SERIAL, shares_memory
 from ir.quant.held import Held
 from ir.quant.statistics.moments import Moments
+from ir.tensor.one_thread import one_thread
 
 LEAST_DAMPING = 0.01
 """Least share of each feature's mean square that is added to it.
@@ -54,21 +58,23 @@ class Factor(NamedTuple):
 _HELD: Held[Factor] = Held(HELD_BYTES, lambda item: item.nbytes)
 
 
-def factor_of(moments: Moments) -> Factor:
+def factor_of(moments: Moments, executor: Executor = SERIAL) -> Factor:
     """The factor of statistics, from memory when they were met lately.
+
+    `executor` is as for `factorize`.
 
     Raises:
         LadingError: Q443 they are not finite, or no second moments of anything.
     """
-    return _HELD.get((moments.key, moments.tokens, moments.features), lambda: _checked_factor(moments))
+    return _HELD.get((moments.key, moments.tokens, moments.features), lambda: _checked_factor(moments, executor))
 
 
-def _checked_factor(moments: Moments) -> Factor:
+def _checked_factor(moments: Moments, executor: Executor) -> Factor:
     hint = "remove them from the cache folder and calibrate again"
     if not np.isfinite(moments.second).all():
         raise LadingError("Q443", "the statistics hold NaN or infinity", where=moments.key, hint=hint)
     try:
-        return factorize(damped(moments.second, moments.tokens))
+        return factorize(damped(moments.second, moments.tokens), executor)
     except np.linalg.LinAlgError as error:
         message = f"the statistics are no second moments: {error}"
         raise LadingError("Q443", message, where=moments.key, hint=hint) from error
@@ -117,15 +123,18 @@ def damped(second: np.ndarray, tokens: int) -> np.ndarray:
     return hessian
 
 
-def factorize(hessian: np.ndarray) -> Factor:
+def factorize(hessian: np.ndarray, executor: Executor = SERIAL) -> Factor:
     """Eliminate features from the last to be quantized to the first, the one with the smallest pivot next.
 
     The error that remains is the sum of the pivots weighed by the rounding errors. Their product is given, so the sum
     is small when they are alike, and taking small ones while they are small keeps them so; on the example this order
     gives 8 % less error than that of descending mean squares. Features are eliminated several at a time, chosen among
     twice as many.
+
+    Threads of an executor share most of the work, in slabs that do not depend on them; other kinds do none of it.
     """
     size = len(hessian)
+    workers = executor if shares_memory(executor) and size >= 4 * SLAB else SERIAL
     step = max(16, size // 64)
     # The features that are left lie in front; those chosen change places with the last of them.
     rest, alive = hessian.copy(), np.arange(size)
@@ -149,10 +158,17 @@ def factorize(hessian: np.ndarray) -> Factor:
             table[holes] = table[movers]
         across = np.linalg.inv(lower).astype(np.float32) @ across[:, :left]
         feedback[np.ix_(alive[:left], places)] = across.T / diagonal.astype(np.float32)
-        for start in range(0, left, SLAB):
-            rest[start : min(left, start + SLAB), :left] -= across[:, start : start + SLAB].T @ across
+        slabs = [slice(start, min(left, start + SLAB)) for start in range(0, left, SLAB)]
+        for _ in workers.map(partial(_eliminate, rest[:, :left], across), slabs):
+            pass
         count = left
     return Factor(hessian, order, feedback[order], pivots)
+
+
+def _eliminate(rest: np.ndarray, across: np.ndarray, rows: slice) -> None:
+    """Take from some rows what the features that are done account for."""
+    with one_thread():
+        rest[rows] -= across[:, rows].T @ across
 
 
 def _smallest(rest: np.ndarray, step: int) -> np.ndarray:

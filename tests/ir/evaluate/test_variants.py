@@ -11,7 +11,7 @@ import pytest
 
 from frontends.checkpoint.load import load
 from ir.base.diag import LadingError
-from ir.base.executor import SERIAL
+from ir.base.executor import SERIAL, Spread
 from ir.base.types import F32, TensorType
 from ir.evaluate import replaced_weights as variants
 from ir.evaluate import segments
@@ -242,13 +242,17 @@ def test_numbers_do_not_depend_on_the_executor(
     name = "model.layers.1.mlp.up_proj.weight"
     slow = QuantizedWeight(transposed(graph.value(name).const), Storage(bits=4, block=32, method="hqq")).dequantized()
     chosen = [{name: transposed(slow)}, whole, {"lm_head.weight": whole["lm_head.weight"]}]
-    found = []
+    found, alone = [], []
     with ThreadPoolExecutor(3) as threads:
-        for number, executor in enumerate((SERIAL, threads, processes)):
+        spread = (Spread(processes, 2), Spread(processes, 5), Spread(processes, 2, shares_files=False))
+        for number, executor in enumerate((SERIAL, threads, processes, *spread)):
             monkeypatch.setenv("LADING_CACHE", str(tmp_path / str(number)))
             found.append(divergences(graph, windows(320), chosen, executor=executor))
-    assert found[1] == found[0] and found[2] == found[0]
+            alone += divergences(graph, windows(320), chosen[1:2], executor=executor)
+    assert all(item == found[0] for item in found)
+    assert all(item == found[0][1] for item in alone)
     assert found[0][0].kl > 0
+    assert not list((tmp_path / "3" / "running").iterdir())
 
 
 def test_a_replacement_is_evaluated_once(untied: Path) -> None:

@@ -267,6 +267,14 @@ def test_linear_algebra_gets_one_thread_in_every_thread():
 # --- second moments ---------------------------------------------------------------------------------------------------
 
 
+def test_the_factor_does_not_depend_on_threads(monkeypatch):
+    monkeypatch.setattr(second_moments, "SLAB", 24)
+    hessian = second_moments.damped(moments_of(200).second, 10**6)
+    with one_thread(), ThreadPoolExecutor(3) as threads:
+        alone, spread = second_moments.factorize(hessian), second_moments.factorize(hessian, threads)
+    assert all(map(np.array_equal, alone, spread))
+
+
 @pytest.mark.parametrize("size", [1, 3, 33, 200])
 def test_the_factor_multiplies_out(size):
     hessian = second_moments.damped(moments_of(size).second, 10**6)

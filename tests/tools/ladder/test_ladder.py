@@ -4,6 +4,7 @@ data."""
 from __future__ import annotations
 
 import base64
+import filecmp
 import json
 import os
 import random
@@ -381,6 +382,15 @@ def test_fresh_does_all_again_and_nothing_is_kept_when_so_asked(copy, work):
 
 
 @needs_runtime
+def test_rungs_that_a_cluster_builds_have_the_same_bytes(copy, work, made):
+    out, arguments = copy
+    run("--rungs", "int4", *arguments[2:], "--fresh", "--quiet", "--cluster", "local:2")
+    assert work == {"built": ["int4"], "measured": ["int4"]}
+    names = sorted(path.name for path in (made[0] / "int4").iterdir())
+    assert filecmp.cmpfiles(out / "int4", made[0] / "int4", names, shallow=False) == (names, [], [])
+
+
+@needs_runtime
 def test_a_rung_that_fails_is_shown_and_the_others_go_on(tmp_path):
     (tmp_path / "fp16").mkdir()
     (tmp_path / "fp16" / "diary.txt").write_text("not ours")
@@ -425,6 +435,8 @@ def test_limits_that_cannot_be_kept_give_exit_code_one(copy):
         (("--uniform", "1-9"), "U933"),
         (("--html", "/dev/null/page.html"), "U935"),
         (("-o", "/dev/null/out"), "B632"),
+        (("--cluster", "local:none"), "U969"),
+        (("--cluster", "nowhere"), "U969"),
     ],
 )
 def test_what_is_wrong_with_the_options(copy, options, code):

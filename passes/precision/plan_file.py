@@ -35,6 +35,7 @@ from ir.base.diag import LadingError, suggest
 from ir.base.whole_files import write_whole
 from ir.facts.precision import PrecisionPlan
 from ir.facts.sensitivity import Sensitivity
+from ir.quant.methods.base import METHODS
 from ir.quant.storage import Storage
 
 WIDTHS = (2, 3, 4, 5, 6, 7, 8, 16, 32)
@@ -220,7 +221,7 @@ def _storage_lines(storage: Storage) -> list[str]:
         f"symmetric = {'true' if storage.symmetric else 'false'}",
         f'zero = "{storage.zero}"',
         f'scale = "{storage.scale}"',
-        f"method = {json.dumps(storage.method)}",
+        f"method = {json.dumps(METHODS[storage.method].chosen_as or storage.method)}",
     ]
 
 

@@ -34,7 +34,7 @@ class Blocks(NamedTuple):
     scale: np.ndarray
     zero: np.ndarray | None
 
-    def rows(self, chosen: slice) -> Blocks:
+    def rows(self, chosen: slice | np.ndarray) -> Blocks:
         """Those of some rows."""
         return Blocks(self.codes[chosen], self.scale[chosen], None if self.zero is None else self.zero[chosen])
 
@@ -116,6 +116,7 @@ class QuantMethod(Protocol):
         follows: for a method that makes up for errors that weights before have made, the name of the one that it is
             where nothing is known of those. Its statistics are to be gathered once those weights are quantized, by the
             pass recalibrate.
+        chosen_as: for a method that a pass gives to weights once widths are chosen, the one to choose before.
         together: rows from a multiple of it on, as many or those that are left, are quantized in one call and depend on
             each other; 0 for rows that do not.
         slow: a whole weight is quantized once and kept on disk, since doing it again would take long.
@@ -126,6 +127,7 @@ class QuantMethod(Protocol):
     accepts: frozenset[DType]
     needs: Needs = "nothing"
     follows: str = ""
+    chosen_as: str = ""
     slow: bool = False
     version: int = 1
     together: int = 0

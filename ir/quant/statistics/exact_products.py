@@ -26,8 +26,9 @@ class Tiles:
         places: int[count], the columns in use.
     """
 
-    def __init__(self, count: int) -> None:
-        self._tile, guard = _sound_tile()
+    def __init__(self, count: int, *, alone: bool = False) -> None:
+        """`alone` is for columns that are always computed together, which need no room beside them."""
+        self._tile, guard = (max(1, count), 0) if alone else _sound_tile()
         usable = self._tile - 2 * guard
         index = np.arange(count)
         self.places = index // usable * self._tile + guard + index % usable

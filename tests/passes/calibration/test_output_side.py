@@ -20,6 +20,7 @@ from passes.calibration.planned import stored_as_planned
 from passes.framework.context import PassContext
 from passes.framework.load import load as load_pipeline
 from passes.framework.manager import PassManager
+from passes.precision.plan_file import write_plan
 from tests.support.checkpoints import make_checkpoint
 from tests.support.families.checkpoints import kept
 
@@ -128,7 +129,7 @@ def test_errors_of_weights_before_are_made_up_for_as_well(checkpoint):
     assert np.array_equal(stored.dequantized().load().T, wanted)
 
 
-def test_a_measured_plan_is_measured_again_after_each_step(checkpoint):
+def test_a_measured_plan_is_measured_again_after_each_step_and_can_be_taken_up(checkpoint, tmp_path):
     assign = "assign-precision{method=gptaq budget=6bpw widths=[4,6] blocks=[32] rounds=0}"
     found = []
     for steps in ("", ",calibrate-outputs", ",calibrate-outputs,recalibrate"):
@@ -140,6 +141,11 @@ def test_a_measured_plan_is_measured_again_after_each_step(checkpoint):
     assert (last.before, last.after) == (found[1].measured, found[2].measured)
     plan = graph.required_fact(PrecisionPlan)
     assert {plan.storage[w].method for w in plan.storage if "layers" in w} == {"yaqa"}
+    write_plan(plan, tmp_path / "plan.toml")
+    given = f'assign-precision{{plan="{tmp_path / "plan.toml"}"}}'
+    again, _ = run(checkpoint, f"infer-types,calibrate,{given},calibrate-outputs,recalibrate")
+    assert again.required_fact(PrecisionPlan).storage == plan.storage
+    assert again.required_fact(Calibration).keys == graph.required_fact(Calibration).keys
 
 
 def test_tuned_numbers_are_what_is_stored(checkpoint):

@@ -9,7 +9,7 @@ computed where it is read.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -192,19 +192,15 @@ class Evaluator:
         if self.memory_limit is not None:
             give_memory_back()
 
-    def live(self, track: Track) -> list[dict[str, np.ndarray]] | None:
-        """The values of each state that nodes have computed, by name; None when one of them is not plain numbers."""
-        found: list[dict[str, np.ndarray]] = []
+    def live(self, track: Track) -> list[Mapping[str, np.ndarray]] | None:
+        """The values of each state that nodes have computed, by name, each an array of its own whenever it is asked for;
+        None when one of them is not plain numbers."""
         for state in track.states:
-            arrays: dict[str, np.ndarray] = {}
             for value in state:
-                if value.producer is None:
-                    continue
-                if not isinstance(value.type, TensorType) or value.dtype.numpy.kind not in "fiubc":
+                plain = isinstance(value.type, TensorType) and value.dtype.numpy.kind in "fiubc"
+                if value.producer is not None and not plain:
                     return None
-                arrays[value.name] = _array(value, state, self._kernels)
-            found.append(arrays)
-        return found
+        return [_Live(state, self._kernels) for state in track.states]
 
     def restore(self, track: Track, place: int, values: Sequence[Mapping[str, np.ndarray]]) -> bool:
         """Put back what `live` gave before segment `place`; False, and nothing done, when it does not fit the plan."""
@@ -347,6 +343,23 @@ class Evaluator:
     def fetch(self, track: Track, number: int) -> dict[str, np.ndarray]:
         """The wanted values of one state after the last segment."""
         return {name: _array(value, track.states[number], self._kernels) for name, value in self._wanted.items()}
+
+
+class _Live(Mapping[str, np.ndarray]):
+    """The computed values of a state, by name, each made an array when it is asked for."""
+
+    def __init__(self, state: Mapping[Value, Any], kernels: Kernels) -> None:
+        self._state, self._kernels = state, kernels
+        self._values = {value.name: value for value in state if value.producer is not None}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return _array(self._values[name], self._state, self._kernels)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
 
 
 class _Replacements:

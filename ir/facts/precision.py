@@ -21,9 +21,10 @@ class Outcome:
         bytes: size of the weight file and of embedding rows kept in a file of their own.
         bits_per_weight: stored bits of the planned weights, scales and zeros included, for each of them.
         predicted: KL divergence from the float model that was predicted before it was measured, nats per token.
-        measured: KL divergence on held-out text.
-        top1: share of held-out positions whose most likely token is that of the float model.
-        positions: held-out positions.
+        measured: KL divergence on held-out text; None until the pass recalibrate has measured it, where the codes of a large
+            model are made but once.
+        top1: share of held-out positions whose most likely token is that of the float model; None likewise.
+        positions: held-out positions that are measured on.
         streamed: bytes that `device` reads for each token.
         speed: predicted speed of decoding there, for that of its fastest uniform width.
         device: whose kernels that was foretold of.
@@ -35,8 +36,8 @@ class Outcome:
     bytes: int
     bits_per_weight: float
     predicted: float
-    measured: float
-    top1: float
+    measured: float | None
+    top1: float | None
     positions: int
     streamed: int = 0
     speed: float = 0.0

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping, Sequence
-from typing import Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 
 from ir.base.store import UNFINISHED, Store
+
+SMALL = 16 << 20
+"""Bytes of values that are remembered whenever there is something to remember."""
+SECONDS = 20.0
+"""How long larger ones are left alone once they were written."""
 
 
 class Bookmark:
@@ -20,23 +26,39 @@ class Bookmark:
 
     def __init__(self, store: Store, key: str) -> None:
         self._store, self._name, self.key = store, f"{UNFINISHED}/{key}", key
+        self._saved, self._bytes = -math.inf, 0
+
+    @property
+    def is_due(self) -> bool:
+        """False shortly after large values were remembered, which takes longer than what would be lost."""
+        return self._bytes <= SMALL or time.monotonic() - self._saved >= SECONDS
 
     def save(self, place: int, states: Sequence[Mapping[str, np.ndarray]]) -> None:
-        """Remember the values before segment `place`, for each set of feeds by name.
+        """Remember the values before segment `place`, for each set of feeds by name; each is asked for once, and let go
+        before the next.
 
         Raises:
             LadingError: Q431 no room or no permission.
         """
         names = sorted(states[0])
-        arrays: dict[str, Any] = {
-            "place": np.array(place),
-            "sets": np.array(len(states)),
-            "names": np.array(names, dtype=np.str_),
-        }
-        for number, state in enumerate(states):
-            arrays.update((f"{number}.{index}", state[name]) for index, name in enumerate(names))
-        with self._store.put(self._name, "Q431", "calibration statistics") as scratch, scratch.open("wb") as file:
-            np.savez(file, **arrays)
+        self._bytes = 0
+        with (
+            self._store.put(self._name, "Q431", "calibration statistics") as scratch,
+            scratch.open("wb") as file,
+            ZipFile(file, "w") as entries,
+        ):
+            self._write(entries, "place", np.array(place))
+            self._write(entries, "sets", np.array(len(states)))
+            self._write(entries, "names", np.array(names, dtype=np.str_))
+            for number, state in enumerate(states):
+                for index, name in enumerate(names):
+                    self._write(entries, f"{number}.{index}", state[name])
+        self._saved = time.monotonic()
+
+    def _write(self, entries: ZipFile, name: str, array: np.ndarray) -> None:
+        self._bytes += array.nbytes
+        with entries.open(f"{name}.npy", "w", force_zip64=True) as entry:
+            np.lib.format.write_array(entry, array, allow_pickle=False)
 
     @property
     def name(self) -> str:

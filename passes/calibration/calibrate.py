@@ -246,7 +246,7 @@ class _Gathering:
             self.ctx.progress(place, steps, what)
             self.evaluator.advance(place, [track], self._observe)
             place += 1
-            if self.missing and not self.sums:
+            if self.missing and not self.sums and self.bookmark.is_due:
                 self._remember(place, track)
         self.ctx.progress(steps, steps, what)
         self.bookmark.remove()

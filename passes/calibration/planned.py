@@ -107,12 +107,28 @@ def judged(graph: Graph, ctx: PassContext, step: str, tokens: int, before: Varia
     if plan.outcome is None:
         one, found = meter.measure([before, after], meter.available, what)
         return Step(step, tokens, one.kl, found.kl, found.positions, found.kl < one.kl)
+    if plan.outcome.measured is None:
+        plan = measured_now(graph, ctx, before)
+    assert plan.outcome is not None and plan.outcome.measured is not None
     (found,) = meter.measure([after], plan.outcome.positions, what)
     kept = found.kl < plan.outcome.measured
     if kept:
-        outcome = replace(plan.outcome, measured=found.kl, top1=found.top1, positions=found.positions)
-        graph.set_fact(PrecisionPlan.name, replace(plan, outcome=outcome))
+        measured_now(graph, ctx, after)
     return Step(step, tokens, plan.outcome.measured, found.kl, found.positions, kept)
+
+
+def measured_now(graph: Graph, ctx: PassContext, variant: Variant) -> PrecisionPlan:
+    """The plan, chosen by measurement, with what is known of it brought up to date: it is stored as the variant says."""
+    from passes.precision.measured.probes import Meter
+
+    plan = graph.required_fact(PrecisionPlan)
+    assert plan.outcome is not None
+    meter = Meter(graph, ctx.get(CalibrationText).held_out, ctx)
+    (found,) = meter.measure([variant], plan.outcome.positions, "measuring on held-out text")
+    outcome = replace(plan.outcome, measured=found.kl, top1=found.top1, positions=found.positions)
+    plan = replace(plan, outcome=outcome)
+    graph.set_fact(PrecisionPlan.name, plan)
+    return plan
 
 
 def model_digest(graph: Graph) -> str:
@@ -141,6 +157,7 @@ def planned(graph: Graph, plan: PrecisionPlan, keys: Mapping[str, str]) -> list[
 __all__ = [
     "judged",
     "logits_product",
+    "measured_now",
     "model_digest",
     "moments_of",
     "planned",

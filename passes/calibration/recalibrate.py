@@ -40,7 +40,7 @@ from ir.text.parser import parse
 from ir.text.printer import print_graph
 from passes.calibration.bookmark import Bookmark
 from passes.calibration.calibrate import Entry, entries_of, fed_digest
-from passes.calibration.planned import judged, stored_as_planned
+from passes.calibration.planned import judged, measured_now, stored_as_planned
 from passes.calibration.side_by_side import Setting, Spreading
 from passes.framework.base import Pass
 from passes.framework.context import PassContext
@@ -140,10 +140,14 @@ class Recalibrate(Pass):
     def _gains(self, graph: Graph, ctx: PassContext, tokens: int, before: Variant, after: Variant) -> bool:
         """False where what was measured of the plan before was better than what comes out now.
 
-        Nothing is measured where nothing was measured before, or there is no text to measure with.
+        Nothing is measured where nothing was measured before, or there is no text to measure with; of a plan that waits for
+        its codes, what comes out now is.
         """
-        measured = graph.required_fact(PrecisionPlan).outcome is not None or graph.fact(Tuning) is not None
-        if not measured or not ctx.get(CalibrationText).held_out:
+        outcome = graph.required_fact(PrecisionPlan).outcome
+        if (outcome is None and graph.fact(Tuning) is None) or not ctx.get(CalibrationText).held_out:
+            return True
+        if outcome is not None and outcome.measured is None:
+            measured_now(graph, ctx, after)
             return True
         step = judged(graph, ctx, self.name, tokens, before, after)
         with_step(graph, step)
@@ -352,7 +356,7 @@ class _Following:
             self.evaluator.advance(place, tracks)
             self._gather(self.places[place], tracks, ctx.executor)
             place += 1
-            if self.missing:
+            if self.missing and self.bookmark.is_due:
                 self._remember(place, tracks)
         ctx.progress(count, count, what)
         self.bookmark.remove()

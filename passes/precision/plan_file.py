@@ -182,8 +182,10 @@ def plan_text(plan: PrecisionPlan, sensitivity: Sensitivity | None = None) -> st
         made = plan.outcome
         lines += [
             f"# {made.limit}: {made.bytes:,} bytes, {made.bits_per_weight:.3f} bits per weight",
-            f"# KL from the float model: {made.measured:.6f} on {made.positions:,} held-out positions, "
-            f"{made.predicted:.6f} predicted; most likely token kept at {made.top1:.2%}",
+            "# KL from the float model: "
+            + (f"{made.measured:.6f} on {made.positions:,} held-out positions, " if made.measured is not None else "")
+            + f"{made.predicted:.6f} predicted"
+            + (f"; most likely token kept at {made.top1:.2%}" if made.top1 is not None else ""),
         ]
     if plan.tied:
         lines.append("# The embedding rows are read from the stored logits matrix.")

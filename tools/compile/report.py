@@ -119,7 +119,8 @@ def _summary(result: Result) -> Group:
         table.add_row("stored as", "\n".join(map(str, grouped(contract.weights))))
     plan = _outcome(result)
     if plan is not None:
-        kept = f"{plan.limit}: KL {plan.measured:.2g} on {plan.positions:,} held-out tokens, {plan.predicted:.2g} predicted"
+        found = f"{plan.measured:.2g} on {plan.positions:,} held-out tokens, " if plan.measured is not None else ""
+        kept = f"{plan.limit}: KL {found}{plan.predicted:.2g} predicted"
         if plan.device:
             kept += f"; {plan.speed:.2f} of the fastest uniform speed on {plan.device}"
         table.add_row("measured", Text(kept))

@@ -30,7 +30,7 @@ from passes.precision.measured.candidates import (
 )
 from passes.precision.measured.prices import Prices, price, storages_of
 from passes.precision.measured.probes import Meter
-from passes.precision.measured.search import Given, Picks, Search, Tried, require_room
+from passes.precision.measured.search import Given, Picks, Proposed, Search, Tried, require_room
 from passes.precision.planned_weights import Weight, kept_weights, place_of
 from passes.precision.storage_rules import Preferences
 
@@ -62,10 +62,12 @@ def by_measurement(
     search = Search(prices, meter, limits, given)
     others = _competitors(search, wanted)
     rounds = wanted.rounds if wanted.rounds is not None else 0 if prices.large else 1
+    taken: Proposed | None = None
     if wanted.limits.max_kl is not None:
         taken = search.smallest_within_loss(rounds, others)
-    else:
-        taken = search.best_within_size(rounds, others)
+    elif not rounds and not others:
+        taken = search.proposed()
+    taken = taken or search.best_within_size(rounds, others)
     order = {weight.name: place for place, weight in enumerate(weights)}
     rules = {weight.name: wanted.why(weight, "measured") for weight in weights}
     return _plan(search, taken, rules, wanted.device), _record(search, taken, order, wanted.target)
@@ -198,7 +200,7 @@ def _agrees(weight: Weight, storage: Storage, width: int, block: int, symmetric:
 # ---- the record ----
 
 
-def _plan(search: Search, taken: Tried, rules: Mapping[str, str], device: Device) -> PrecisionPlan:
+def _plan(search: Search, taken: Proposed, rules: Mapping[str, str], device: Device) -> PrecisionPlan:
     """The plan, its weights in the order of `rules`, which say what chose their storages."""
     storage: dict[str, Storage] = {}
     tied = False
@@ -206,14 +208,15 @@ def _plan(search: Search, taken: Tried, rules: Mapping[str, str], device: Device
         choice = item.choices[pick]
         tied = tied or choice.tied
         storage.update(zip((weight.name for weight in item.weights), choice.storages, strict=True))
+    measured = taken.measured if isinstance(taken, Tried) else None
     outcome = Outcome(
         limit=search.limits.text,
         bytes=search.bytes_of(taken.picks),
         bits_per_weight=search.bits_per_weight(taken.picks),
         predicted=taken.predicted,
-        measured=taken.measured.kl,
-        top1=taken.measured.top1,
-        positions=taken.measured.positions,
+        measured=measured.kl if measured is not None else None,
+        top1=measured.top1 if measured is not None else None,
+        positions=_positions(search, taken),
         streamed=search.streamed(taken.picks),
         speed=search.given.fastest / max(1, search.streamed(taken.picks)),
         device=device.name,
@@ -222,7 +225,11 @@ def _plan(search: Search, taken: Tried, rules: Mapping[str, str], device: Device
     return PrecisionPlan({name: storage[name] for name in rules}, tied, outcome, rules)
 
 
-def _record(search: Search, taken: Tried, order: Mapping[str, int], target: Target) -> Sensitivity:
+def _positions(search: Search, taken: Proposed) -> int:
+    return taken.measured.positions if isinstance(taken, Tried) else search.later_positions()
+
+
+def _record(search: Search, taken: Proposed, order: Mapping[str, int], target: Target) -> Sensitivity:
     prices = search.prices
     weights = []
     for number, (item, pick) in enumerate(zip(prices.items, taken.picks, strict=True)):
@@ -230,7 +237,7 @@ def _record(search: Search, taken: Tried, order: Mapping[str, int], target: Targ
             weights.append(_weight(prices, item, item.choices[pick], place, float(search.factors[number]), target))
     weights.sort(key=lambda item: order[item.name])
     return Sensitivity(
-        search.limits.text, (prices.tokens, taken.measured.positions), tuple(weights), search.report(taken)
+        search.limits.text, (prices.tokens, _positions(search, taken)), tuple(weights), search.report(taken)
     )
 
 

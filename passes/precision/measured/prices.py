@@ -20,7 +20,7 @@ from passes.framework.context import PassContext
 from passes.precision.measured.candidates import Choice, Item
 from passes.precision.measured.error_curves import Curve, Wanted, error_curves
 from passes.precision.measured.probes import PROBE_BITS, PROBE_TOKENS, Meter, Probe, RowsLoss, WeightLoss
-from passes.precision.planned_weights import Weight, moments_for
+from passes.precision.planned_weights import Weight, moments_for, place_of
 
 LARGE = 50_000_000
 """Models with more numbers than this are probed at one width, with codes by rounding, which are made at once."""
@@ -33,9 +33,14 @@ Key = tuple[str, bool]
 """Name of a weight, and whether its rows are read from the logits matrix."""
 
 
+NEIGHBOURS = 3
+"""Neighbouring layers of a large model whose weights of one kind are probed together; the first and the last layer are
+probed by themselves, since they are least like others."""
+
+
 class Asked(NamedTuple):
-    """A storage of one weight to be probed; weights with the same place in the experts of a mixture have one group, and
-    are probed together."""
+    """A storage of one weight to be probed; those with one group are probed together: weights with the same place in the
+    experts of a mixture, and in large models weights of one kind in neighbouring layers."""
 
     key: Key
     weight: Weight
@@ -137,7 +142,7 @@ def price(
     for members, found in zip(together.values(), measured, strict=True):
         for one, part in zip(members, _shares(members, curves, reached), strict=True):
             probes.setdefault(one.key, []).append(Probe(one.storage, found.kl * part))
-    _tell(ctx, [one for members in together.values() for one in members if one.group], reached)
+    _tell(ctx, [one for one in asked if one.weight.seat is not None], reached)
     models: dict[Key, WeightLoss | RowsLoss] = {}
     for key, weight in {one.key: one.weight for one in asked}.items():
         kind = RowsLoss if weight.role == "embedding" else WeightLoss
@@ -279,6 +284,7 @@ def _forms(weight: Weight) -> tuple[bool, ...]:
 def _asked(items: Sequence[Item], large: bool) -> list[Asked]:
     """What to probe: each weight at one or two widths, embedding rows at each width."""
     found = []
+    runs = _runs([weight for item in items for weight in item.weights]) if large else {}
     for item in items:
         for weight in item.weights:
             for tied in _forms(weight):
@@ -290,8 +296,21 @@ def _asked(items: Sequence[Item], large: bool) -> list[Asked]:
                 chosen = dict.fromkeys(_nearest(storages, bits) for bits in widths) if storages else {}
                 for storage in chosen:
                     made = replace(storage, method="rtn") if large and storage.bits <= 8 else storage
-                    group = weight.seat.group if weight.seat is not None else ""
+                    group = weight.seat.group if weight.seat is not None else runs.get(weight.name, "")
                     found.append(Asked((weight.name, tied), weight, made, group))
+    return found
+
+
+def _runs(weights: Sequence[Weight]) -> dict[str, str]:
+    """Names of the runs of neighbouring layers that weights of layers are in, each of one kind and shape, by weight."""
+    places = {weight.name: place_of(weight.name) for weight in weights if weight.role == "layer"}
+    last = max((layer for layer, _ in places.values() if layer is not None), default=0)
+    found = {}
+    for weight in weights:
+        layer, kind = places.get(weight.name, (None, ""))
+        if layer is not None:
+            run = -1 if layer == 0 else last if layer == last else (layer - 1) // NEIGHBOURS
+            found[weight.name] = f"{kind} {weight.rows} {weight.columns} {run}"
     return found
 
 

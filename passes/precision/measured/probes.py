@@ -31,8 +31,8 @@ from passes.precision.mixtures import seats_of
 
 FORMAT = "divergence 1"
 """Part of every key; another one when the numbers are computed otherwise."""
-PROBE_WORK = 15e12
-"""Operations that one streamed evaluation may take, about 100 s on two cores."""
+PROBE_WORK = 6e12
+"""Operations that one streamed evaluation may take, about 40 s on two cores."""
 PROBE_TOKENS, LEAST_TOKENS = 4096, 128
 PROBE_BITS = (3, 5)
 """Widths at which weights of small models are probed; larger ones only at the first."""

@@ -16,6 +16,7 @@ import numpy as np
 
 from ir.base.diag import LadingError
 from ir.facts.sensitivity import TriedPlan
+from ir.quant.methods.base import METHODS
 from passes.precision.limits import Limit, Limits
 from passes.precision.measured.candidates import Item
 from passes.precision.measured.knapsack import solve
@@ -34,6 +35,8 @@ SWING = 4.0
 """Largest ratio between a measured and a predicted share that is believed."""
 TRUST = 0.5
 """Power of that ratio by which prices change; half of what a single plan shows is the luck of its roundings."""
+LATER_TOKENS = 1024
+"""Held-out tokens on which the pass recalibrate measures a plan whose codes are made then, for the first time."""
 REPAIRS = 6
 """Plans tried at most, beyond the rounds, to come below a limit on the divergence."""
 
@@ -41,12 +44,18 @@ Picks = tuple[int, ...]
 
 
 @dataclass
-class Tried:
-    """A plan that was measured."""
+class Proposed:
+    """A plan, and the KL divergence that its prices promise."""
 
     name: str
     picks: Picks
     predicted: float
+
+
+@dataclass
+class Tried(Proposed):
+    """A plan that was measured."""
+
     measured: Measured
 
 
@@ -272,6 +281,19 @@ class Search:
             self.tried, key=lambda item: (item.measured.kl + self.rounding(item.picks), self.bytes_of(item.picks))
         )
 
+    def proposed(self) -> Proposed | None:
+        """The plan of least predicted divergence that fits, unmeasured, where measuring it now would be wasted: its codes
+        are chosen anew behind it, by the pass recalibrate, which measures the plan then. None elsewhere."""
+        picks = self.solve_size()
+        chosen = [item.choices[pick] for item, pick in zip(self.prices.items, picks, strict=True)]
+        storages = [storage for choice in chosen for storage in choice.storages]
+        follows = any(storage.bits <= 8 and METHODS[storage.method].follows for storage in storages)
+        return Proposed("mixed", picks, self.predicted(picks)) if self.prices.large and follows else None
+
+    def later_positions(self) -> int:
+        """Held-out positions on which a plan that is not measured yet is to be measured."""
+        return min(self.meter.available, self.meter.tokens_for([list(self.prices.keys)], LATER_TOKENS))
+
     def solve_size(self) -> Picks:
         """The plan of least predicted divergence that fits.
 
@@ -345,7 +367,7 @@ class Search:
             hint="allow more, or wider candidates: widths, blocks, keep and rules decide on them",
         )
 
-    def report(self, taken: Tried) -> tuple[TriedPlan, ...]:
+    def report(self, taken: Proposed) -> tuple[TriedPlan, ...]:
         """What was tried, for the record."""
         return tuple(
             TriedPlan(
@@ -371,4 +393,4 @@ def _solve(limits: Sequence[tuple[Sequence[np.ndarray], float]], values: Sequenc
     return solve_several([costs for costs, _ in limits], values, [room for _, room in limits])
 
 
-__all__ = ["Given", "Picks", "Search", "Tried", "require_room"]
+__all__ = ["Given", "Picks", "Proposed", "Search", "Tried", "require_room"]

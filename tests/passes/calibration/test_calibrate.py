@@ -28,6 +28,7 @@ from ir.graph.graph import Graph
 from ir.quant.statistics.moments import CalibrationText, MomentStore
 from ir.tensor.elementwise import multiplied
 from ir.tensor.inline import InlineTensor
+from passes.calibration import bookmark as bookmarks
 from passes.framework.context import PassContext
 from passes.framework.load import load as load_pipeline
 from passes.framework.manager import PassManager
@@ -367,6 +368,24 @@ def test_a_killed_process_loses_one_segment_at_most(checkpoint: Path, cache: Pat
     code, lines = child(99)
     assert code == 0 and lines[0] == "3" and "0" not in lines
     assert child(99)[1][0].startswith("[('cached', 13)")
+
+
+def test_large_values_are_remembered_now_and_then(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(bookmarks.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(bookmarks, "SMALL", 100)
+    mark = bookmarks.Bookmark(folder_store(tmp_path), "run")
+    small, large = {"x": np.arange(5.0)}, {"x": np.arange(60.0), "y": np.ones(3, np.float32)}
+    mark.save(1, [small])
+    assert mark.is_due
+    mark.save(2, [large, small | {"y": np.ones(0, np.float32)}])
+    assert not mark.is_due
+    place, (first, second) = mark.load()
+    assert place == mark.place() == 2 and list(first) == list(second) == ["x", "y"]
+    np.testing.assert_array_equal(first["x"], large["x"])
+    np.testing.assert_array_equal(second["x"], small["x"])
+    clock[0] += bookmarks.SECONDS
+    assert mark.is_due
 
 
 # ---- text ----

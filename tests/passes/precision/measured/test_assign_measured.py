@@ -29,6 +29,7 @@ from passes.precision.limits import Limit, Limits, limits_of, size_of
 from passes.precision.measured import error_curves as curves
 from passes.precision.measured import kept as measurements
 from passes.precision.measured import plan as measured
+from passes.precision.measured import prices
 from passes.precision.measured import search as rounds
 from passes.precision.measured.candidates import Choice, Item, candidates, make_items, planned_elements
 from passes.precision.measured.prices import Rounding
@@ -574,7 +575,7 @@ def test_uniform_plans_of_large_models_compete_only_where_they_might_win(calibra
     bits = [np.array([choice.bits for choice in item.choices], np.float64) for item in items]
     losses = [4.0 ** -np.array([min(s.bits for s in c.storages) for c in item.choices], np.float64) for item in items]
     none = [np.zeros(len(item)) for item in bits]
-    prices = SimpleNamespace(
+    priced = SimpleNamespace(
         items=items,
         bytes=bits,
         bits=bits,
@@ -586,11 +587,11 @@ def test_uniform_plans_of_large_models_compete_only_where_they_might_win(calibra
         large=False,
     )
     elements = planned_elements(weights_of(graph))
-    work = Search(prices, FakeMeter(), Limits((Limit("budget", 5.2, "budget=5.2bpw"),)), Given(elements, 0))
+    work = Search(priced, FakeMeter(), Limits((Limit("budget", 5.2, "budget=5.2bpw"),)), Given(elements, 0))
     found = measured._competitors(work, wanted)
     assert [name for name, _ in found] == ["uniform 4 bits, block 32, symmetric"]
     assert all(work.fits(picks) for _, picks in found)
-    prices.large = True
+    priced.large = True
     assert measured._competitors(work, wanted) == found
     losses[3] *= 1e6
     monkeypatch.setattr(measured, "HOPELESS", 0.1)
@@ -634,6 +635,40 @@ def test_a_plan_keeps_its_limit_in_what_the_backend_writes(calibrated, text, lim
         graph, PassContext(text), given=("typed", "signature")
     )
     assert plan_layout(graph).nbytes == outcome.bytes
+
+
+@pytest.mark.mnn
+def test_the_plan_of_a_large_model_is_measured_where_its_codes_are_made(calibrated, text, monkeypatch):
+    monkeypatch.setattr(prices, "LARGE", 0)
+    monkeypatch.setattr(measured, "HOPELESS", 0.0)
+    graph = calibrated()
+    plan, sensitivity = assigned(graph, text, f"budget=5bpw {FEW}")
+    assert plan.outcome.measured is None and plan.outcome.top1 is None and not sensitivity.plans
+    assert plan.outcome.positions == sum(map(len, text.held_out)) == sensitivity.tokens[1]
+    assert "0 held-out" not in plan_text(plan) and "predicted\n" in plan_text(plan)
+    PassManager("recalibrate").run(graph, PassContext(text), given=("typed", "signature"))
+    outcome = graph.required_fact(PrecisionPlan).outcome
+    assert outcome.predicted / 3 < outcome.measured < outcome.predicted * 3
+    assert 0 < outcome.top1 <= 1 and outcome.positions == plan.outcome.positions
+    # Methods that do not follow have codes that stay, and so is a plan of several rounds measured.
+    for options in ("method=gptq", "rounds=1"):
+        plan, sensitivity = assigned(calibrated(), text, f"budget=5bpw {FEW} {options}")
+        assert plan.outcome.measured > 0 and sensitivity.plans
+
+
+def test_neighbouring_layers_of_a_large_model_are_probed_together():
+    def weight(name: str, rows: int = 8) -> SimpleNamespace:
+        role = "layer" if "layers" in name else "logits"
+        return SimpleNamespace(name=name, rows=rows, columns=8, role=role)
+
+    names = [f"model.layers.{layer}.mlp.{kind}_proj.weight" for layer in range(9) for kind in ("up", "down")]
+    runs = prices._runs([*map(weight, names), weight("lm_head.weight"), weight("model.layers.2.mlp.gate.weight", 3)])
+    assert "lm_head.weight" not in runs
+    together: dict[str, list[int]] = {}
+    for name in names[::2]:
+        together.setdefault(runs[name], []).append(place_of(name)[0])
+    assert list(together.values()) == [[0], [1, 2, 3], [4, 5, 6], [7], [8]]
+    assert {runs[name] for name in names[::2]}.isdisjoint(runs[name] for name in names[1::2])
 
 
 @pytest.mark.mnn

@@ -337,6 +337,9 @@ class LlmCompilation(Compilation):
         from backends.mnn.summary import sampling_warnings
         from backends.mnn.write.llm_folder import emit
 
+        if self._chat_job is not None:
+            # From now on there is work for all processors; before, it would take turns with what the weights wait for.
+            self._chat_job.begin()
         self.order.say("writing the weights")
         self.emission = emit(
             graph,

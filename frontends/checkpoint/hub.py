@@ -14,7 +14,8 @@ from pathlib import Path
 
 from frontends.checkpoint.folder_kinds import refuse_adapter, refuse_other_kind
 from frontends.containers.formats import Safetensors, format_of
-from frontends.containers.gguf import LINK, first_parts, is_gguf
+from frontends.containers.gguf import first_parts, is_gguf
+from frontends.containers.links import LINK
 from frontends.containers.stand_ins import require_present, require_real
 from ir.base.diag import LadingError
 

@@ -30,8 +30,6 @@ from ir.tensor.files import FileTensor
 from ir.tensor.rearranged import reshaped
 
 MAGIC = b"GGUF"
-LINK, TOKENIZER_LINK = "model.gguf", "tokenizer.gguf"
-"""Names of the links to a file in the folder that was made of it."""
 VERSIONS = (2, 3)
 ALIGNMENT = "general.alignment"
 USUAL_ALIGNMENT = 32

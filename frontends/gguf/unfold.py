@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from frontends.containers.gguf import LINK, TOKENIZER_LINK, Gguf, open_gguf
+from frontends.containers.gguf import Gguf, open_gguf
+from frontends.containers.links import LINK, TOKENIZER_LINK
 from frontends.gguf.model import rebuilt
 from frontends.gguf.tokenizer import settings_of
 from ir.base.diag import LadingError

@@ -26,7 +26,9 @@ class TokenizerWork:
     """One piece of work that is under way in a child; use it as a context manager, so that it does not outlive a
     failure."""
 
-    def __init__(self, function: str, request: Mapping[str, Any], folder: Path, texts: int = 0) -> None:
+    def __init__(
+        self, function: str, request: Mapping[str, Any], folder: Path, texts: int = 0, *, last: bool = False
+    ) -> None:
         """Begin.
 
         Args:
@@ -34,11 +36,12 @@ class TokenizerWork:
             request: what it is given.
             folder: where the tokenizer's files are.
             texts: bytes of the texts that are worked on.
+            last: no other work follows, so that the child ends with this one.
 
         Raises:
             LadingError: U981 no child can be started, F650 it died at once.
         """
-        self._folder = folder
+        self._folder, self._last = folder, last
         self._child: Child | None = _idle()
         seconds = SECONDS + SECONDS_PER_BYTE * (_bytes_of(folder) + texts)
         try:
@@ -68,7 +71,10 @@ class TokenizerWork:
             raise self._failed(error) from error
         finally:
             child, self._child = self._child, None
-            _keep(child)
+            if self._last:
+                child.close()
+            else:
+                _keep(child)
         return answer
 
     def _failed(self, error: ChildFailed) -> Exception:
@@ -83,10 +89,22 @@ _waiting: list[Child] = []
 _lock = threading.Lock()
 
 
+def prepare(*modules: str) -> None:
+    """Start a child now, beside whatever is done before there is work for it, and have it import modules."""
+    child = _idle()
+    child.prepare(*modules)
+    _keep(child)
+
+
 def _idle() -> Child:
     """A child that has nothing to do."""
     with _lock:
-        return _waiting.pop() if _waiting else Child(f"{__name__}:serve", MEMORY)
+        while _waiting:
+            child = _waiting.pop()
+            if child.alive:
+                return child
+            child.close()
+    return Child(f"{__name__}:serve", MEMORY)
 
 
 def _keep(child: Child) -> None:
@@ -122,4 +140,4 @@ def serve() -> Callable[[dict[str, Any], list[bytearray]], tuple[dict[str, Any],
     return handle
 
 
-__all__ = ["TokenizerWork", "Work"]
+__all__ = ["TokenizerWork", "Work", "prepare"]

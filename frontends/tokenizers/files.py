@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from frontends.containers.gguf import TOKENIZER_LINK
-from frontends.gguf.tokenizer import read_gguf
+from frontends.containers.links import TOKENIZER_LINK
 from frontends.tokenizers.document import TokenizerData
 from frontends.tokenizers.lists import PairRules, from_pairs, from_words
 from frontends.tokenizers.patterns import CL100K, KIMI, QWEN2, QWEN3_5
@@ -138,6 +137,8 @@ def read_tokenizer(folder: Path) -> TokenizerData:
         hint = "save the checkpoint's tokenizer with transformers"
         raise LadingError("Q435", "the folder has no tokenizer", where=str(folder), hint=hint)
     if path.name == TOKENIZER_LINK:
+        from frontends.gguf.tokenizer import read_gguf
+
         return read_gguf(path)
     settings = Settings(folder)
     if path.name == "tekken.json":

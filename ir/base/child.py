@@ -109,6 +109,21 @@ class Child:
         """Number of the process while it runs."""
         return self._process.pid if self._process is not None else None
 
+    def prepare(self, *modules: str) -> None:
+        """Start the process, if it does not run, and have it import modules while nobody waits for it.
+
+        Whatever goes wrong is met again by the request that follows.
+        """
+        with suppress(LadingError, OSError, TimeoutError):
+            if self._process is None or self._owner != os.getpid():
+                self._start()
+            _send(self._connection(), {"modules": modules}, (), monotonic() + LATE_S)
+
+    @property
+    def alive(self) -> bool:
+        """True for a process that runs."""
+        return self._process is not None and self._owner == os.getpid() and self._process.poll() is None
+
     def ask(
         self, request: Mapping[str, Any], buffers: Buffers = (), *, seconds: float
     ) -> tuple[dict[str, Any], list[bytearray]]:
@@ -159,13 +174,10 @@ class Child:
 
     def close(self) -> None:
         """End the process, whatever it is doing; inside of `kept_children`, one that does nothing stays for the next."""
-        if _kept is not None and not self._waiting and self._owner == os.getpid() and self._alive():
+        if _kept is not None and not self._waiting and self.alive:
             _kept.setdefault(self._kind(), []).append((self._process, self._socket, self._log))
             self._process = self._socket = self._log = None
         self._end()
-
-    def _alive(self) -> bool:
-        return self._process is not None and self._process.poll() is None
 
     def _kind(self) -> tuple[str, ...]:
         """What children have in common of which one does as well as another."""
@@ -360,6 +372,11 @@ def main(words: list[str]) -> None:
                 message, buffers = _receive(connection, None)
             except (EOFError, OSError):
                 break
+            if "modules" in message:
+                with suppress(Exception):
+                    for name in message["modules"]:
+                        import_module(name)
+                continue
             # The system ends us even where native code holds the interpreter.
             signal.setitimer(signal.ITIMER_REAL, message["seconds"] + GRACE_S)
             try:

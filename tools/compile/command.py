@@ -179,6 +179,11 @@ def _compile(screen: Screen, model: str | None, out: Path | None, pipeline: str 
     example = None if model is not None else example_checkpoint()
     model = model or str(example)
     path = Path(os.path.expanduser(model))
+    if options["to"] in (None, "mnn-llm") and options["tokenizer"] != "none" and (path / "config.json").is_file():
+        from frontends.text.tokenizer_child import prepare
+
+        # Half of what a child does about a small tokenizer is to start, and a processor has nothing to do meanwhile.
+        prepare("backends.mnn.tokenizer.forms")
     name = _title(path) if path.exists() else model.replace("/", "--")
     instruments = _instruments(options)
     watch = {key: options.pop(key) for key in ("dump_ir", "verify_each", "check_numbers", "timing")}

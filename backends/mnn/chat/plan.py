@@ -72,17 +72,15 @@ class ChatJob:
     """A plan in the making, in a process of its own; use it as a context manager."""
 
     def __init__(self, folder: Path, *, older: bool) -> None:
-        """Begin.
+        """Look for a template; `begin` starts the work.
 
         Args:
             folder: the checkpoint, or whatever holds its tokenizer.
             older: MNN 3.4 is among the releases of the target.
         """
         self._template = _found(folder)
+        self._older = older
         self._child: LimitedChild | None = None
-        if self._template is not None:
-            request = {"source": self._template.source, "tokens": dict(self._template.tokens), "older": older}
-            self._child = LimitedChild("backends.mnn.chat.plan:planned", request, LIMITS)
 
     def __enter__(self) -> ChatJob:
         return self
@@ -91,8 +89,15 @@ class ChatJob:
         if self._child is not None:
             self._child.__exit__(*error)
 
+    def begin(self) -> None:
+        """Start the child, if there is a template; LadingError U981 when none can be started."""
+        if self._template is not None and self._child is None:
+            request = {"source": self._template.source, "tokens": dict(self._template.tokens), "older": self._older}
+            self._child = LimitedChild("backends.mnn.chat.plan:planned", request, LIMITS)
+
     def result(self) -> ChatPlan | None:
         """Wait for the plan; None without a template."""
+        self.begin()
         if self._template is None or self._child is None:
             return None
         plan = ChatPlan(self._template.source)

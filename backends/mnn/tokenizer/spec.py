@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -28,12 +29,16 @@ from frontends.checkpoint.generation import GENAI
 from frontends.text.added_tokens import NamedToken, named_tokens, special_settings
 from frontends.tokenizers.files import TOKENIZER, read_tokenizer, tokenizer_file
 from ir.base.diag import LadingError
-from ir.base.json_numbers import whole
+from ir.base.json_numbers import LONGEST, whole
 
 SPECIAL_NAMES = ("bos", "eos", "unk", "pad", "sep", "cls", "mask")
 _PARTS = ("vocab.json", "merges.txt", "tokenizer_config.json")
 """Files that are no tokenizer alone."""
 
+
+_DIGITS = bytes.maketrans(b"123456789", b"0" * 9)
+_TOO_LONG = b"0" * (LONGEST + 1)
+"""What a number that `whole` refuses looks like with all digits replaced by `_DIGITS`."""
 
 MOST_HOLES = 1 << 20
 """Ids without a token that a vocabulary may have, besides as many as it has tokens; tables of all ids are made."""
@@ -243,7 +248,9 @@ def _read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         raw = path.read_bytes()
-        data = json.loads(raw.decode("utf-8-sig"), parse_int=whole)
+        # Python calls a function for each number otherwise, of which vocabularies are full.
+        limited = whole if _TOO_LONG in raw.translate(_DIGITS) else None
+        data = json.loads(raw.removeprefix(BOM_UTF8).decode(), parse_int=limited)
         if b"\\ud" in raw.lower():
             json.dumps(data, ensure_ascii=False).encode()
     except (OSError, ValueError, RecursionError) as error:
@@ -385,9 +392,7 @@ def _read_merges(merges: Any, vocab: Mapping[str, int], where: str) -> np.ndarra
         raise LadingError("B641", "the BPE model has no list of merges", where=where)
     try:
         if merges and isinstance(merges[0], str):
-            pairs, wholes = " ".join(merges).split(" "), [pair.replace(" ", "") for pair in merges]
-            if any(pair.count(" ") != 1 for pair in merges):
-                raise ValueError
+            pairs, wholes = _spelled_merges(merges)
         else:
             pairs, wholes = list(chain.from_iterable(merges)), [a + b for a, b in merges]
         parts = np.fromiter(map(vocab.__getitem__, pairs), np.int32, 2 * len(merges))
@@ -398,8 +403,23 @@ def _read_merges(merges: Any, vocab: Mapping[str, int], where: str) -> np.ndarra
         raise LadingError("B649", "a token has an id of more than 31 bits", where=where) from None
     ids = np.column_stack((parts.reshape(-1, 2), whole))
     keys = ids[:, 0].astype(np.int64) << 32 | ids[:, 1]
+    if np.diff(np.sort(keys)).all():
+        return ids
     last = len(keys) - 1 - np.unique(keys[::-1], return_index=True)[1]
-    return ids[np.sort(last)] if len(last) != len(keys) else ids
+    return ids[np.sort(last)]
+
+
+def _spelled_merges(merges: list[str]) -> tuple[list[str], list[str]]:
+    """The parts of merges that are spelled with a space between them, and the wholes; ValueError for another spelling."""
+    lines = "\n".join(merges)
+    marks = np.frombuffer(lines.encode("utf-8", "surrogatepass"), np.uint8)
+    marks = marks[(marks == 0x20) | (marks == 0x0A)]
+    if len(marks) == 2 * len(merges) - 1 and (marks[::2] == 0x20).all():
+        return lines.replace("\n", " ").split(" "), lines.replace(" ", "").split("\n")
+    # Tokens hold line breaks, or merges are no two tokens.
+    if any(merge.count(" ") != 1 for merge in merges):
+        raise ValueError
+    return " ".join(merges).split(" "), [merge.replace(" ", "") for merge in merges]
 
 
 def _bad_merge(merges: Sequence[Any], vocab: Mapping[str, int], where: str) -> LadingError:

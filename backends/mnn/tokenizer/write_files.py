@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from frontends.text.tokenizer_child import TokenizerWork
 from ir.base.diag import Diagnostic, LadingError
+from ir.base.paused_gc import paused_collection
 
 if TYPE_CHECKING:
     from backends.mnn.tokenizer.spec import TokenizerSpec
@@ -111,7 +112,9 @@ class TokenizerJob:
     def __init__(self, request: TokenizerRequest) -> None:
         """Begin to write; LadingError U981, F650 as `TokenizerWork`."""
         lines = _size(request.lines) if request.lines else 0
-        self._work = TokenizerWork(f"{__name__}:serve", asdict(request), Path(request.source), lines)
+        source = Path(request.source)
+        # Where ids are compared, texts are encoded later on.
+        self._work = TokenizerWork(f"{__name__}:serve", asdict(request), source, lines, last=not request.compare)
 
     def __enter__(self) -> TokenizerJob:
         return self
@@ -141,7 +144,8 @@ def _size(path: str) -> int:
 
 def serve(request: dict[str, Any]) -> dict[str, Any]:
     """The child's side: write the files of a request."""
-    return asdict(write_files(TokenizerRequest(**request)))
+    with paused_collection():
+        return asdict(write_files(TokenizerRequest(**request)))
 
 
 def write_files(request: TokenizerRequest) -> TokenizerFiles:

@@ -191,3 +191,19 @@ def test_an_answer_that_is_asked_for_late_is_there(checkpoint, monkeypatch):
     with TokenizerWork("frontends.text.tokenizer:work_check", {"folder": str(checkpoint)}, checkpoint) as work:
         time.sleep(3.5)
         assert work.result() == {}
+
+
+def test_a_child_that_was_prepared_does_the_work_unless_it_died(checkpoint, monkeypatch):
+    monkeypatch.setattr(tokenizer_child, "_waiting", [])
+    tokenizer_child.prepare("backends.mnn.tokenizer.forms")
+    (ready,) = tokenizer_child._waiting
+    first = ready.pid
+    assert open_tokenizer(checkpoint).encode("import os").ids
+    (kept,) = tokenizer_child._waiting
+    assert kept.pid == first
+    os.kill(first, signal.SIGKILL)
+    os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)
+    assert open_tokenizer(checkpoint).encode("import os").ids
+    (other,) = tokenizer_child._waiting
+    assert other.pid != first
+    other.close()

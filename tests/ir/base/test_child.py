@@ -178,3 +178,19 @@ def test_a_kept_child_whose_connection_the_collector_closed_is_not_used():
         connection.close()
         with Child(SERVE) as other:
             assert answered(other) != first
+
+
+def test_a_child_starts_and_imports_before_it_is_asked(child):
+    child.prepare("colorsys", "no.such.module")
+    pid = child.pid
+    assert pid is not None
+    assert child.ask({"do": "modules", "names": ["colorsys", "sndhdr"]}, seconds=60)[0] == {"found": ["colorsys"]}
+    assert child.pid == pid
+
+
+def test_a_child_that_died_while_it_waited_is_not_alive(child):
+    child.prepare()
+    assert child.alive
+    os.kill(child.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert not child.alive

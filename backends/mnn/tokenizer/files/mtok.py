@@ -232,22 +232,28 @@ def _model(spec: TokenizerSpec, texts: DisplayTexts, words: WholeWords | None) -
 
 
 def _entries(spec: TokenizerSpec, texts: DisplayTexts, more: Sequence[tuple[str, int]]) -> tuple[list[str], np.ndarray]:
-    """Texts in the order of their UTF-8 bytes (which is that of code points) and their ids.
+    """Texts, in any order, and their ids.
 
     Where an added token has the text of another token, that other one stands first, as the first is found.
     """
     added = texts.by_id
-    own = [text for text, index in spec.vocab.items() if added.get(index, text) == text] if added else list(spec.vocab)
-    kept = {spec.vocab[text] for text in own}
-    missing = [index for index in range(spec.table_size) if index not in kept and index not in added]
-    extra = [*((text, index) for index, text in added.items() if index not in kept), *more]
-    names = own + [text for text, _ in extra] + [""] * len(missing)
-    ids = np.array([spec.vocab[text] for text in own] + [index for _, index in extra] + missing, "<u4")
-    order = sorted(range(len(names)), key=names.__getitem__)
-    return [names[index] for index in order], ids[order]
+    names = list(spec.vocab)
+    ids = np.fromiter(spec.vocab.values(), np.int64, len(names))
+    renamed = [at for at in np.flatnonzero(np.isin(ids, list(added))).tolist() if added[int(ids[at])] != names[at]]
+    for at in reversed(renamed):
+        del names[at]
+    ids = np.delete(ids, renamed)
+    free = np.ones(spec.table_size, bool)
+    free[ids] = False
+    extra = [*((text, index) for index, text in added.items() if free[index]), *more]
+    free[list(added)] = False
+    missing = np.flatnonzero(free)
+    names += [text for text, _ in extra] + [""] * len(missing)
+    return names, np.concatenate((ids, np.array([index for _, index in extra], np.int64), missing)).astype("<u4")
 
 
 def _pack_entries(names: list[str], ids: np.ndarray, scores: np.ndarray | None = None) -> bytes:
+    """Entries in the order of their UTF-8 bytes; those of one text stay in their order."""
     try:
         encoded = [name.encode() for name in names]
     except UnicodeEncodeError as error:
@@ -255,24 +261,46 @@ def _pack_entries(names: list[str], ids: np.ndarray, scores: np.ndarray | None =
     longest = max(encoded, key=len)
     if len(longest) > 0xFFFF:
         raise LadingError("B649", f"a token has {len(longest)} bytes; at most 65535 fit: {longest[:40]!r}...")
-    counts = [size.to_bytes(2, "little") for size in range(len(longest) + 1)]
-    width = 4 if scores is None else 12
-    fields = np.zeros(len(ids), [("id", "<u4")] if scores is None else [("id", "<u4"), ("score", "<f8")])
-    fields["id"] = ids
+    order, sizes = byte_order(encoded), np.fromiter(map(len, encoded), np.int32, len(encoded))
+    counts = sizes[order]
+    tail = np.empty(len(order), [("id", "<u4"), *([("score", "<f8")] if scores is not None else [])])
+    tail["id"] = ids[order]
     if scores is not None:
-        fields["score"] = scores
-    tail = fields.tobytes()
-    return b"".join(
-        [
-            piece
-            for at, text in enumerate(encoded)
-            for piece in (counts[len(text)], text, tail[at * width : at * width + width])
-        ]
-    )
+        tail["score"] = scores[order]
+    places = np.cumsum(counts + np.int32(2 + tail.itemsize), dtype=np.int64) - counts - tail.itemsize
+    out = np.empty(int(places[-1] + counts[-1]) + tail.itemsize, np.uint8)
+    for array, at in ((counts.astype("<u2"), places - 2), (tail, places + counts)):
+        out[_spans(at, np.full(len(at), array.itemsize))] = array.view(np.uint8)
+    text = np.frombuffer(b"".join(encoded), np.uint8)
+    out[_spans(places, counts)] = text[_spans((np.cumsum(sizes, dtype=np.int64) - sizes)[order], counts)]
+    return out.tobytes()
+
+
+def _spans(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The indices of stretches, one stretch after the other."""
+    before = np.cumsum(counts, dtype=np.int64) - counts
+    return np.repeat(starts - before, counts) + np.arange(int(counts.sum(dtype=np.int64)))
+
+
+def byte_order(texts: Sequence[bytes]) -> np.ndarray:
+    """Indices of texts in the order of their bytes, equal ones in the order in which they stand."""
+    data = np.frombuffer(b"".join(texts) + bytes(8), np.uint8)
+    sizes = np.fromiter(map(len, texts), np.int64, len(texts))
+    # The first eight bytes as one number, zeros behind the end.
+    heads = np.ndarray(len(data) - 7, ">u8", data, strides=(1,))[np.cumsum(sizes) - sizes].astype(np.uint64)
+    beyond = np.uint64(8) * (8 - np.minimum(sizes, 8)).astype(np.uint64)
+    # A shift by all 64 bits is none.
+    heads = np.where(sizes > 0, heads >> beyond << beyond, 0)
+    order = np.argsort(heads)
+    alike = np.diff(heads[order]) == 0
+    tied = np.flatnonzero(np.append(alike, False) | np.append(False, alike))
+    # Texts that begin alike are neighbours, so all of them can be sorted at once.
+    order[tied] = sorted(np.sort(order[tied]).tolist(), key=texts.__getitem__)
+    return order
 
 
 def _scores(spec: TokenizerSpec, names: list[str], ids: np.ndarray) -> tuple[int, np.ndarray]:
-    """Unknown id, and scores in entry order.
+    """Unknown id, and the scores of the entries.
 
     The library scores an unknown character 10 below the worst piece and turns it into bytes afterwards. MNN takes
     the score of the unknown token for it, and byte tokens as pieces like any other, so both get that penalty.

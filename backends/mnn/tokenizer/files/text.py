@@ -151,10 +151,11 @@ def _byte_level_lines(spec: TokenizerSpec) -> list[bytes]:
     broken = next((name for name in names if "\n" in name), None)
     if broken is not None:
         raise LadingError("B651", f"the token {broken!r} holds a line break", where=f"{spec.folder}/tokenizer.json")
-    left, right = spec.merges[:, 0].tolist(), spec.merges[:, 1].tolist()
-    lines = [f"{len(names)} {len(left)}", *names]
-    lines += [names[a] + " " + names[b] for a, b in zip(left, right, strict=True)]
-    return ["\n".join(lines).encode()]
+    parts = ["\n"] * (4 * len(spec.merges))
+    parts[1::4] = [names[index] for index in spec.merges[:, 0].tolist()]
+    parts[2::4] = [" "] * len(spec.merges)
+    parts[3::4] = [names[index] for index in spec.merges[:, 1].tolist()]
+    return [("\n".join([f"{len(names)} {len(spec.merges)}", *names]) + "".join(parts)).encode()]
 
 
 def number_tokens(spec: TokenizerSpec) -> list[int]:

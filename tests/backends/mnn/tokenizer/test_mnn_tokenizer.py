@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 
 from backends.mnn.tokenizer.characters.normal_forms import compose_rules
 from backends.mnn.tokenizer.characters.translate import translate
+from backends.mnn.tokenizer.files.mtok import byte_order
 from backends.mnn.tokenizer.files.read import MtokFile, TextFile, read_mtok, read_text, read_tokenizer
 from backends.mnn.tokenizer.forms import encode_mtok, encode_text, inexact, jinja_template, text_tokenizer
 from backends.mnn.tokenizer.merges import spell_bytes, unreachable_tokens
@@ -425,6 +426,25 @@ def test_merges_may_be_text_or_pairs_and_the_later_of_two_holds(tmp_path: Path) 
     plain = load_tokenizer(data.write_folder(tmp_path / "plain", data.tokenizer_text("gpt2")))
     order = plain.merges.tolist()
     assert spec.merges.tolist() == [order[5], *order[:2], *order[3:5], *order[6:], order[2]]
+
+
+def test_merges_may_hold_line_breaks(tmp_path: Path) -> None:
+    """As those of Gemma do, whose runs of line breaks are tokens."""
+
+    def with_breaks(content: dict[str, Any]) -> None:
+        model = content["model"]
+        for text in ("\n", "\n\n"):
+            model["vocab"].setdefault(text, max(model["vocab"].values()) + 1)
+        model["merges"] = [" ".join(pair) for pair in [*model["merges"], ("\n", "\n")]]
+
+    spec = load_tokenizer(_folder(tmp_path, with_breaks))
+    one, two = spec.vocab["\n"], spec.vocab["\n\n"]
+    assert spec.merges[-1].tolist() == [one, one, two]
+
+
+@given(st.lists(st.binary(max_size=3) | st.binary(min_size=6, max_size=10).map(lambda tail: b"abcd" + tail)))
+def test_byte_order_is_that_of_sorting(texts: list[bytes]) -> None:
+    assert byte_order(texts).tolist() == sorted(range(len(texts)), key=texts.__getitem__)
 
 
 def _replace(key: str, value: Any, *more: str) -> Any:

@@ -371,6 +371,9 @@ class RunSettings(Record):
     precision: Annotated[Precision, "precision setting"]
     threads: Annotated[Positive, "threads"]
     dynamic_option: Annotated[Count, "how low memory quantizes activations: 2 by block of the weight, else by row"] = 0
+    others: Annotated[dict[str, Setting], "further settings, by the names that the runtime reads"] = field(
+        default_factory=dict
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -380,6 +383,10 @@ class Choice(Record):
     settings: Annotated[RunSettings, "the settings"]
     kl: Annotated[float, "mean Kullback-Leibler divergence from the original model per position, in nats"]
     top1: Annotated[Fraction, "share of the positions whose most likely token agrees with the original model"]
+    kl_decode: Annotated[
+        float | None,
+        "the divergence where tokens are decoded one at a time; null where that was not measured apart",
+    ] = None
     perplexity: Annotated[Size | None, "perplexity on the evaluation text; null without one"] = None
     recommended: Annotated[bool, "true for the settings that the compiler recommends"] = False
     note: Annotated[str, "what speaks for or against them"] = ""

@@ -62,7 +62,9 @@ class MnnLlm(Backend):
 
     runtime = "MNN"
     passes = "default"
-    options = frozenset({"embedding", "kl_bar", "memory", "mmap", "precision", "text", "threads", "tokenizer"})
+    options = frozenset(
+        {"embedding", "kl_bar", "memory", "mmap", "precision", "settings", "text", "threads", "tokenizer"}
+    )
     frontends = ("checkpoint", "torch", "mnn")
 
     def accepts(self, graph: Graph) -> bool:
@@ -89,7 +91,7 @@ class MnnLlm(Backend):
         from backends.mnn.plan import plan
 
         assert isinstance(target, MnnTarget)
-        settings = chosen_settings(graph, options).as_run()
+        settings = chosen_settings(graph, options, target).as_run()
         return plan(graph, target, settings, repeats=repeats, shares=shares, contexts=contexts)
 
     def releases(self) -> Sequence[str]:
@@ -103,9 +105,10 @@ class MnnLlm(Backend):
 
         Raises:
             LadingError: U906 the result is to be run and MNN is not installed, B743 the model is an MNN model already,
-                B744 it has no tokenizer.
+                B744 it has no tokenizer, B795 a setting that the target's releases do not read.
         """
         from backends.mnn.target.environments import installed_version
+        from backends.mnn.target.run_settings import read_settings
 
         if order.origin.frontend == "mnn":
             hint = f"lading repair {order.origin.model} -o OUT writes it again so that other releases run it"
@@ -126,6 +129,8 @@ class MnnLlm(Backend):
                 "generation_config.json there; --tokenizer none makes a directory that runs on token ids"
             )
             raise LadingError("B744", message, order.origin.model, hint)
+        assert isinstance(order.target, MnnTarget)
+        read_settings(order.options.get("settings") or "", order.target.versions)
         if order.options.get("tokenizer") == "none" and order.options.get("text") is not None:
             hint = "leave --text out, or name the folder of the tokenizer with --tokenizer"
             raise LadingError(
@@ -138,8 +143,13 @@ def _listed(graph: Graph) -> str:
     return ", ".join(repr(value) for value in graph.inputs) or "none"
 
 
-def chosen_settings(graph: Graph, given: Mapping[str, Any]) -> Settings:
-    """The runtime settings that suit the stored widths of a legal graph, but for those that the user gives."""
+def chosen_settings(graph: Graph, given: Mapping[str, Any], target: MnnTarget) -> Settings:
+    """The runtime settings that suit the stored widths of a legal graph, but for those that the user gives.
+
+    Raises:
+        LadingError: B795 a given one that the target's releases do not read.
+    """
+    from backends.mnn.target.run_settings import read_settings
     from backends.mnn.write.configs import deciding, recommend
     from backends.mnn.write.llm_folder import Settings
 
@@ -147,7 +157,10 @@ def chosen_settings(graph: Graph, given: Mapping[str, Any]) -> Settings:
     memory = given.get("memory") or best.memory
     option = best.dynamic_option if memory == "low" else 0
     mapped = bool(given.get("mmap"))
-    return Settings(given.get("precision") or best.precision, memory, given.get("threads") or THREADS, option, mapped)
+    others = read_settings(given.get("settings") or "", target.versions)
+    option = others.pop("dynamic_option", option)
+    threads = given.get("threads") or THREADS
+    return Settings(given.get("precision") or best.precision, memory, threads, option, mapped, others)
 
 
 class LlmCompilation(Compilation):
@@ -369,7 +382,7 @@ class LlmCompilation(Compilation):
 
     def _settings(self, graph: Graph) -> Settings:
         """What suits the stored widths, unless the user says otherwise."""
-        return chosen_settings(graph, self.order.options)
+        return chosen_settings(graph, self.order.options, self.target)
 
     def verify(self, graph: Graph, original: Graph) -> None:
         """Decode what was written, run it on the installed MNN, and compare."""

@@ -174,6 +174,7 @@ CODES: dict[str, str] = {
     "B792": "The converter's weight file is shorter than its model says, so something was lost while it was written.",
     "B793": "Weights cannot be mapped: the target has several releases, or its release maps weights stored so wrong.",
     "B794": "With mapped weights the model computes other logits than without.",
+    "B795": "A runtime setting is not one that can be chosen, or a release of the target does not read its value.",
     "B787": "The text to measure perplexity on is shorter than what is measured at once, so no perplexity is told.",
     "F642": "A weight of the MNN model lies beyond the end of the weight file. The file is cut off or of another model.",
     "F643": "A weight or constant of the MNN model is in a form that is not read back.",

@@ -254,6 +254,10 @@ def _choices(measurements: Sequence[Measurement], best: configs.Recommendation) 
     return sorted(found, key=lambda choice: choice.kl)
 
 
+_NAMED = ("memory", "precision", "thread_num", "dynamic_option")
+"""Settings that have a field of their own in the record of a run."""
+
+
 def _run_settings(item: Measurement) -> c.RunSettings:
     settings = item.settings
     return c.RunSettings(
@@ -261,6 +265,7 @@ def _run_settings(item: Measurement) -> c.RunSettings:
         precision=settings["precision"],
         threads=settings["thread_num"],
         dynamic_option=settings.get("dynamic_option", 0),
+        others={key: value for key, value in settings.items() if key not in _NAMED},
     )
 
 

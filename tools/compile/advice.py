@@ -33,7 +33,10 @@ SAFE = {None: "int8", "mnn-llm": "int8", "onnx": "onnx-fp16"}
 CALIBRATING = ("calibrated", "mixed")
 """Those of them that read text."""
 
-KEPT = ("to", "target", "device", "text", "revision", "tokenizer", "memory", "precision", "threads", "mmap", "verify")
+KEPT = (
+    *("to", "target", "device", "text", "revision", "tokenizer"),
+    *("memory", "precision", "threads", "mmap", "settings", "verify"),
+)
 """Options of a request that a further one has too."""
 
 

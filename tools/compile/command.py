@@ -76,6 +76,8 @@ if TYPE_CHECKING:
               help="Write the weights of an ONNX model beside it, whatever their size.")  # fmt: skip
 @click.option("--mmap", is_flag=True, default=None, help="Have the runtime keep the weights as it rearranges them in a "
               "folder where the program runs, from which later loads map them in an instant.")  # fmt: skip
+@click.option("--settings", metavar="KEY=VALUE,...", help="Further runtime settings to write, such as "
+              "attention_mode=0; lading ladder measures them and tells.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(1), help="Runtime threads to write; default 4.")
 @click.option("--workers", type=click.IntRange(1), help="Threads of the compiler; default one per processor.")
 @click.option("--cluster", metavar="ADDRESS|local:N", help="Give the work to the workers of a Dask scheduler, by address "

@@ -55,6 +55,7 @@ BACKEND_OPTIONS = (
     "precision",
     "threads",
     "mmap",
+    "settings",
     "embedding",
     "inputs",
     "opset",
@@ -93,6 +94,7 @@ class Request:
         external_data: write the weights of an ONNX model beside it, whatever their size; None for large ones alone.
         threads: runtime threads to write; None for the usual number.
         mmap: later loads map weights that the first rearranged.
+        settings: further runtime settings to write, by the runtime's own names: ``attention_mode=0,kvcache_mmap=true``.
         guard: also write the modules that check inputs in an application.
         workers: threads of this process; None takes one per processor.
         cluster: where jobs run, in the words of `tools.cluster.connect.working_on`; None for these threads.
@@ -126,6 +128,7 @@ class Request:
     precision: str | None = None
     threads: int | None = None
     mmap: bool | None = None
+    settings: str | None = None
     opset: int | None = None
     external_data: bool | None = None
     guard: bool = False

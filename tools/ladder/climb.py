@@ -67,6 +67,7 @@ class Job:
         timeout_s: seconds that one compilation or one measurement may take.
         file: the model where it is an ONNX file; None for a checkpoint.
         cluster: where rungs are built, as in `tools.compile.job.Request`; they are measured on this machine.
+        settings: rungs whose runtime settings are tried, by name; ``recommended`` for the one that will be.
     """
 
     model: str
@@ -85,6 +86,7 @@ class Job:
     timeout_s: float = 7200
     file: Path | None = None
     cluster: str | None = None
+    settings: Sequence[str] = ()
 
     @property
     def path(self) -> Path:
@@ -121,11 +123,13 @@ class Ladder:
     Attributes:
         job: what was asked for.
         rungs: one record a rung, in order (`docs/ladder.md` has the fields).
+        settings: what trying runtime settings found, one record a rung that was asked for.
         seconds: wall time of this run.
     """
 
     job: Job
     rungs: list[dict[str, Any]] = field(default_factory=list)
+    settings: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
@@ -154,10 +158,42 @@ def climb(job: Job, watcher: Watcher | None = None) -> Ladder:
             rung = {"status": "failed", "reused": False, "error": error.diagnostics[0].as_dict()}
         ladder.rungs.append({"name": spec.name, "kind": spec.kind, "pipeline": spec.pipeline, **rung})
         watcher.ended(ladder.rungs[-1])
+    _tune(ladder, gauge, watcher)
     if ladder.ok:
         shutil.rmtree(gauge.logits, ignore_errors=True)
     ladder.seconds = time.perf_counter() - started
     return ladder
+
+
+def _tune(ladder: Ladder, gauge: Gauge, watcher: Watcher) -> None:
+    """Try runtime settings on the rungs that were asked for; a rung whose settings change is measured again."""
+    from tools.ladder.tuning import asked, failure, tune
+
+    job = ladder.job
+    names = asked(job.settings, ladder.rungs, job.rule) if job.keep else []
+    for name in names:
+        number = next(at for at, spec in enumerate(job.specs) if spec.name == name)
+        spec = job.specs[number]
+        watcher.rung(number, f"{name}, runtime settings")
+        try:
+            found, changed = tune(
+                job.place(spec),
+                job.state(spec).with_suffix(".settings.json"),
+                {key: value for key, value in gauge.depends.items() if key != "prompt"},
+                lambda: gauge.reference,
+                fresh=job.fresh,
+                say=watcher.phase,
+                timeout_s=job.timeout_s,
+            )
+            if changed:
+                kept = read_kept(job.state(spec), {})
+                assert kept is not None
+                kept = {**kept, "measured": gauge.measure(job.place(spec))}
+                write_kept(job.state(spec), kept)
+                ladder.rungs[number] |= _record(job, spec, kept, reused=False)
+        except LadingError as error:
+            found = failure(error)
+        ladder.settings.append({"rung": name, **found})
 
 
 def _make_folder(folder: Path) -> None:

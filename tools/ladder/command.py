@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ir.base.diag import LadingError
+from ir.base.diag import LadingError, suggest
 from tools.ladder.climb import Job, Watcher
 from tools.ladder.rungs import DEFAULT_RUNGS, Rule, parse_rungs, parse_size
 from tools.ladder.text import Text
-from tools.shared.cli import EXIT_FAILED, QUIET_OPTION, Number, Screen, command, require_package, stopped
+from tools.shared.cli import EXIT_FAILED, QUIET_OPTION, Number, Screen, command, require_package, split_list, stopped
 
 if TYPE_CHECKING:
     from tools.compile.job import Listener
@@ -51,6 +51,9 @@ if TYPE_CHECKING:
               help="Recommend the smallest rung of at most this KL, within --budget-size where that is given.")  # fmt: skip
 @click.option("--verify", type=click.Choice(["none", "quick", "full"]), default="quick", show_default=True,
               help="How each rung is checked before it is measured.")  # fmt: skip
+@click.option("--settings", default="recommended", show_default=True, metavar="RUNGS",
+              help="Rungs whose runtime settings are tried, and written where they cost nothing: names with commas between, "
+              "recommended or none.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(1), default=4, show_default=True, help="Threads of the runtime.")
 @click.option("--cluster", metavar="ADDRESS|local:N", help="Build rungs with the workers of a Dask scheduler, by address "
               "or scheduler file, or with N processes of this machine.")  # fmt: skip
@@ -172,6 +175,7 @@ def make_job(model: str | None, specs: Any, options: Mapping[str, Any]) -> Job:
         timeout_s=options["timeout"],
         file=file,
         cluster=_cluster(options["cluster"]),
+        settings=_tuned(options["settings"], specs),
     )
 
 
@@ -183,6 +187,23 @@ def _cluster(address: str | None) -> str | None:
 
     require_package("distributed")
     return absolute(address)
+
+
+def _tuned(text: str, specs: Any) -> tuple[str, ...]:
+    """Names of rungs whose settings are tried.
+
+    Raises:
+        LadingError: U933 one that is not among the rungs.
+    """
+    from tools.ladder.tuning import NONE, RECOMMENDED
+
+    names = tuple(split_list(text))
+    known = [RECOMMENDED, NONE, *(spec.name for spec in specs)]
+    for name in names:
+        if name not in known:
+            hint = suggest(name, known) or f"known: {', '.join(known)}"
+            raise LadingError("U933", f"there is no rung {name!r} whose settings could be tried", hint=hint)
+    return names
 
 
 def _file_name(model: str) -> str:

@@ -11,7 +11,16 @@ from typing import Any
 
 from backends.templates import render
 from tools.ladder.charts import bars, bits_map, curve, esc, legend, plane, sensitivity_map, stored_as
-from tools.ladder.report import deviation, measured_on, speed, speed_with_spread
+from tools.ladder.report import (
+    deviation,
+    measured_on,
+    setting_cells,
+    settings_line,
+    speed,
+    speed_with_spread,
+    use_line,
+    verdict,
+)
 from tools.ladder.rungs import change, divergence, measured, small
 from tools.shared.cli import megabytes
 
@@ -63,6 +72,7 @@ def html_page(data: Mapping[str, Any]) -> str:
         measured_on=measured_on(data),
         heads=HEADS,
         bars=Markup(_bars(data, ready)),
+        settings=[_tried(found) for found in data["settings"]],
         sensitivity=_sensitivity(ready),
         stores=[_pane(rung) for rung in shown_stores(ready, chosen)],
         narrow=lambda extra: Markup(' class="extra"') if extra else "",
@@ -138,6 +148,23 @@ def _bars(data: Mapping[str, Any], ready: Sequence[Rung]) -> str:
         bars("Load time", "less is better", ready, lambda r: r["load_s"], lambda r: f"{r['load_s']:.2f} s", chosen),
     ]  # fmt: skip
     return "".join(parts)
+
+
+def _tried(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What the page shows of runtime settings that were tried on a rung."""
+    heads = ("KL, reading", "KL, decoding", "Decode", "Prefill", "Load", "Memory")
+    rows = []
+    for trial in found["trials"]:
+        cells = [*setting_cells(trial), verdict(trial)]
+        rows.append((trial["name"], trial["meaning"], list(zip((*heads, "Verdict"), cells, strict=True))))
+    return {
+        "rung": found["rung"],
+        "error": found["error"],
+        "heads": heads,
+        "rows": rows,
+        "uses": [use_line(use) for use in found["uses"]],
+        "line": settings_line(found),
+    }
 
 
 def _sensitivity(ready: Sequence[Rung]) -> dict[str, Any] | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Mapping
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,14 +55,25 @@ def ladder_data(ladder: Ladder) -> dict[str, Any]:
         "reference": {"perplexity": first.get("perplexity_reference"), "positions": first.get("positions")},
         "verify": job.verify,
         "rule": job.rule.as_dict(),
-        "recommendation": {**(found := recommend(ladder.rungs, job.rule)), **way_to(job, found["rung"])},
+        "recommendation": {
+            **(found := recommend(ladder.rungs, job.rule)),
+            **way_to(job, found["rung"], _chosen(ladder.settings, found["rung"])),
+        },
         "rungs": rungs,
+        "settings": ladder.settings,
         "seconds": round(ladder.seconds, 1),
     }
 
 
-def way_to(job: Job, name: str | None) -> dict[str, str | None]:
-    """Where a rung lies, where it was kept, and the command that compiles it alone; None for no rung."""
+def _chosen(settings: Sequence[Mapping[str, Any]], name: str | None) -> Sequence[str]:
+    """The runtime settings that were chosen for a rung."""
+    return next((item["chosen"] for item in settings if item["rung"] == name), ())
+
+
+def way_to(job: Job, name: str | None, chosen: Sequence[str]) -> dict[str, str | None]:
+    """Where a rung lies, where it was kept, and the command that compiles it alone with the settings that were chosen;
+    None for no rung."""
+    from backends.mnn.target.run_settings import MAPPED
     from tools.ladder.climb import calibration_of
 
     spec = next((item for item in job.specs if item.name == name), None)
@@ -71,6 +83,9 @@ def way_to(job: Job, name: str | None) -> dict[str, str | None]:
     parts = ["lading", "compile", str(job.folder if job.model == EXAMPLE.name else job.model), "-o", str(out)]
     parts += ["--tokenizer", str(job.folder)] if job.file is not None else []
     parts += ["--passes", spec.pipeline, "--target", job.target, "--threads", str(job.threads)]
+    others = [text for text in chosen if not text.startswith(MAPPED)]
+    parts += ["--settings", ",".join(others)] if others else []
+    parts += ["--mmap"] if len(others) < len(chosen) else []
     calibration = calibration_of(job, spec)
     parts += ["--calibration", str(calibration)] if calibration is not None else []
     return {"folder": str(job.place(spec)) if job.keep else None, "command": shlex.join(parts)}
@@ -175,6 +190,68 @@ def show_ladder(console: Console, data: Mapping[str, Any]) -> None:
         if data["recommendation"].get(word):
             console.print(Text(f"{word}: {data['recommendation'][word]}"), soft_wrap=True)
     console.print(Text(measured_on(data), style="dim"))
+    for found in data["settings"]:
+        show_settings(console, found)
+
+
+def show_settings(console: Console, found: Mapping[str, Any]) -> None:
+    """Print what trying runtime settings on a rung found."""
+    from rich.text import Text
+
+    console.print(Text(f"\nRuntime settings of {found['rung']}, each beside those it ships", style="bold"))
+    if found["error"] is not None:
+        console.print(Text(f"[{found['error']['code']}] {found['error']['message']}", style="red"))
+        return
+    columns = [Column("setting", right=False), *(Column(head) for head in SETTING_HEADS), Column("", right=False)]
+    rows = [[trial["name"], *setting_cells(trial), verdict(trial)] for trial in found["trials"]]
+    show_table(console, columns, rows)
+    for use in found["uses"]:
+        console.print(Text(use_line(use)))
+    console.print(Text(settings_line(found), style="bold"))
+
+
+SETTING_HEADS = ("KL read", "KL decoding", "decode", "prefill", "load", "memory")
+"""Columns of a table of settings, behind their names."""
+
+
+def setting_cells(trial: Mapping[str, Any]) -> list[str]:
+    """Divergences of a trial, those of other settings as differences, and how many times as good its rates are."""
+    if trial["kl"] is None:
+        return [""] * len(SETTING_HEADS)
+    usual = trial["verdict"] == "usual"
+    kls = [
+        divergence(trial[key]) if usual else difference(trial[more], trial[error])
+        for key, more, error in (("kl", "more", "error"), ("kl_decode", "more_decode", "error_decode"))
+    ]
+    rates = ("decode", "prefill", "load", "memory")
+    return [*kls, *("" if usual else f"{statistics.median(trial[rate]):.2f}x" for rate in rates)]
+
+
+def verdict(trial: Mapping[str, Any]) -> str:
+    """What is said of a trial."""
+    from tools.ladder.tuning import VERDICTS
+
+    return VERDICTS[trial["verdict"]]
+
+
+def difference(more: float, error: float) -> str:
+    """A difference of divergences and its standard error; 0 where every position is equal."""
+    if more == error == 0:
+        return "0"
+    return f"{'+' if more >= 0 else '-'}{divergence(abs(more))} ± {small(error)}" if abs(more) >= FLOOR else "0"
+
+
+def use_line(use: Mapping[str, Any]) -> str:
+    """A sentence on a way of use."""
+    times = "" if use["times"] is None else f"{use['times']:.1f} times as fast, "
+    return f"{use['name']} ({use['meaning']}): {times}{use['note']}"
+
+
+def settings_line(found: Mapping[str, Any]) -> str:
+    """A sentence on what was chosen."""
+    if not found["chosen"]:
+        return "No setting gains without cost, so those that are shipped stay."
+    return f"Written to the configuration and the contract: {', '.join(found['chosen'])}."
 
 
 def measured_on(data: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ that a later crash of the native code loses nothing. Every action that runs the 
 Actions, by ``do``:
     forward        ``pieces``: lists of ids; the first is a prefill, later ones continue on the KV cache. ``keep``:
                    ``all`` rows, ``last`` row or ``none``. Gives ``logits`` (count of arrays ``0``, ``1``, ..., each
-                   float32 [rows, vocabulary]) and ``argmax`` (of the last row of each piece).
+                   float32 [rows, vocabulary]), ``argmax`` (of the last row of each piece) and ``piece_s`` (seconds of each).
     greedy         ``prompt``, ``tokens``, optional ``stop`` ids, ``keep``: decode by argmax over forward calls.
                    Gives ``ids`` and ``logits``.
     generate       ``prompt``, ``tokens``: the runtime's own loop, which ends at its stop ids. Gives ``ids`` and its own
@@ -149,12 +149,14 @@ class Session:
 
     def do_forward(self, action: dict[str, Any]) -> dict[str, Any]:
         self.restart()
-        argmax = []
+        argmax, seconds = [], []
         for piece in action["pieces"]:
+            started = time.perf_counter()
             logits = self.forward(piece)
+            seconds.append(time.perf_counter() - started)
             argmax.append(int(logits[-1].argmax()))
             self.keep(logits, action.get("keep", "all"))
-        return {"logits": len(self.arrays), "argmax": argmax}
+        return {"logits": len(self.arrays), "argmax": argmax, "piece_s": seconds}
 
     def do_greedy(self, action: dict[str, Any]) -> dict[str, Any]:
         self.restart()

@@ -54,7 +54,7 @@ def runtime_config(
         precision, memory: ``low``, ``normal`` or ``high``, see the MNN documentation of its CPU backend.
         threads: CPU threads.
         dynamic_option: how low memory quantizes activations; 0, the runtime's default, is not written.
-        mapped: keys by which later loads map the weights; none for loads that all read them.
+        mapped: further keys: those by which later loads map the weights, and those of `Settings.others`.
     """
     config: dict[str, Any] = {"llm_model": MODEL, "llm_weight": WEIGHTS, "llm_config": LLM_CONFIG}
     if layout.embedding_file is not None:

@@ -36,6 +36,7 @@ class Settings:
         threads: CPU threads.
         dynamic_option: how low memory quantizes activations: 0 by row, 2 by block of the weight.
         mapped: later loads map weights as the first rearranged them, see `backends.mnn.write.mapped`.
+        others: further keys of the configuration, see `backends.mnn.target.run_settings`.
     """
 
     precision: str = "low"
@@ -43,11 +44,12 @@ class Settings:
     threads: int = 4
     dynamic_option: int = 0
     mapped: bool = False
+    others: Mapping[str, Any] = field(default_factory=dict)
 
     def as_run(self) -> dict[str, Any]:
         """The settings under the names that the runtime reads; ``dynamic_option`` only where it is not the default."""
         run: dict[str, Any] = {"memory": self.memory, "precision": self.precision, "thread_num": self.threads}
-        return run | ({"dynamic_option": self.dynamic_option} if self.dynamic_option else {})
+        return {**run, **({"dynamic_option": self.dynamic_option} if self.dynamic_option else {}), **self.others}
 
 
 @dataclass
@@ -205,7 +207,7 @@ def _write_configs(graph: Graph, emission: Emission, sampling: Mapping[str, Any]
             memory=settings.memory,
             threads=settings.threads,
             dynamic_option=settings.dynamic_option,
-            mapped=emission.mapped,
+            mapped={**settings.others, **emission.mapped},
         )
         write_json(emission, name, data, "config")
     data = configs.model_config(graph, emission.layout, tokenizer.template)

@@ -38,6 +38,8 @@ HEADERS = 0.005
 """Share of a size that may be headers, which a number of bits per weight does not count."""
 UNIFORM_PLANS = 3
 """Uniform plans that compete with the mixed one: those of least predicted loss."""
+NOTED = 0.005
+"""Share by which a better plan may have been missed, from which on that is told; prices are known to some percent."""
 HOPELESS = 1.2
 """Uniform plans of a large model, which take minutes to make, compete up to this multiple of the mixed plan's loss."""
 
@@ -68,6 +70,13 @@ def by_measurement(
     elif not rounds and not others:
         taken = search.proposed()
     taken = taken or search.best_within_size(rounds, others)
+    if search.gap > NOTED:
+        what = "smaller" if wanted.limits.max_kl is not None else "better in predicted loss"
+        ctx.warn(
+            "Q498",
+            f"a plan that keeps {wanted.limits.text} and is up to {search.gap:.1%} {what} may exist and was not found",
+            hint="give one limit less, or fewer candidates: widths, blocks, forms",
+        )
     order = {weight.name: place for place, weight in enumerate(weights)}
     rules = {weight.name: wanted.why(weight, "measured") for weight in weights}
     return _plan(search, taken, rules, wanted.device), _record(search, taken, order, wanted.target)

@@ -22,7 +22,7 @@ from passes.precision.measured.candidates import Item
 from passes.precision.measured.knapsack import solve
 from passes.precision.measured.prices import Prices
 from passes.precision.measured.probes import Measured, Meter, Variant
-from passes.precision.measured.several_limits import solve_several
+from passes.precision.measured.several_limits import Several, solve_several
 from passes.precision.planned_weights import place_of
 
 PLAN_TOKENS = 4096
@@ -149,6 +149,8 @@ class Search:
         self.limits = limits
         self.given = given
         self.factors = np.ones(len(prices.items))
+        self.gap = 0.0
+        """Share of the predicted loss, or of the size, by which a plan that was not found could be better."""
         self.tried: list[Tried] = []
         self.tokens = meter.tokens_for([list(prices.keys)] * 4, PLAN_TOKENS)
 
@@ -209,7 +211,8 @@ class Search:
             ]
             chosen = _solve(limits, [item[places] for item, places in zip(losses, allowed, strict=True)])
             if chosen is not None:
-                picks = tuple(int(places[pick]) for places, pick in zip(allowed, chosen, strict=True))
+                self.gap = max(self.gap, chosen.gap)
+                picks = tuple(int(places[pick]) for places, pick in zip(allowed, chosen.chosen, strict=True))
                 found.append((self._sum(losses, picks), len(found), picks))
             if all(map(np.array_equal, prices.by_row, prices.by_block)):
                 break
@@ -344,7 +347,10 @@ class Search:
         """The smallest plan whose predicted divergence is within `aim`, or the finest when there is none."""
         limits = [(self._sizes(limit), self.given.room(limit)) for limit in self.limits.on_plans]
         found = _solve([(self._losses(), aim), *limits], self.prices.bytes)
-        return found if found is not None else self._finest()
+        if found is None:
+            return self._finest()
+        self.gap = max(self.gap, found.gap)
+        return found.chosen
 
     def _finest(self) -> Picks:
         if self.limits.on_plans:
@@ -384,12 +390,12 @@ class Search:
         )
 
 
-def _solve(limits: Sequence[tuple[Sequence[np.ndarray], float]], values: Sequence[np.ndarray]) -> Picks | None:
-    """The choice of least value under one limit or several."""
+def _solve(limits: Sequence[tuple[Sequence[np.ndarray], float]], values: Sequence[np.ndarray]) -> Several | None:
+    """The choice of least value under one limit or several, and how far it may be from the best."""
     if len(limits) == 1:
         (costs, room) = limits[0]
         found = solve(costs, values, room)
-        return None if found is None else found.chosen
+        return None if found is None else Several(found.chosen, 0.0)
     return solve_several([costs for costs, _ in limits], values, [room for _, room in limits])
 
 

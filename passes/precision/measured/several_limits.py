@@ -4,8 +4,10 @@ The method is that of `knapsack`, with all limits but the first moved into the v
 relaxation: Fisher, "The Lagrangian Relaxation Method for Solving Integer Programming Problems", 1981). For any
 multipliers ``m >= 0`` a plan that keeps the limits ``L`` has ``value >= value + m (cost - L)``, so the linear relaxation
 of what stands on the right bounds the states of the dynamic program from below. The multipliers are those of the best
-bound on the whole. A first pass that keeps few states finds a good plan, a second one drops every state whose bound
-shows that it cannot be better by more than `GAP`.
+bound on the whole. A choice found by them drops every candidate that no choice better by more than `GAP` can have
+(reduced costs), and few are left of each item. Passes with more states each drop those whose bound shows the same; what a
+pass has to leave out for its number, it remembers the least bound of, so that how far the choice can be from the best
+is proved whatever happens. The number of states is fixed, so no instance takes long.
 """
 
 from __future__ import annotations
@@ -18,9 +20,12 @@ import numpy as np
 from passes.precision.measured.knapsack import solve
 
 GAP = 1e-3
-"""The plan found is worse than the best by this share of its value at most: far less than any price is known to."""
-FEW, MANY = 400, 4_000
-"""States that are kept in the first pass, and in the second."""
+"""The choice is worse than the best by this share of its value at most where no state was left out: far less than any
+price is known to."""
+STATES = (300, 1_500, 4_000)
+"""States that are kept in each pass."""
+POLISH = 60
+"""Steps by which multipliers are improved together, after each by itself."""
 HALVINGS = 50
 ROUNDS = 3
 CHUNK = 512
@@ -34,10 +39,22 @@ class Item(NamedTuple):
     places: np.ndarray
 
 
+class Several(NamedTuple):
+    """A choice under several limits.
+
+    Attributes:
+        chosen: candidate of each item.
+        gap: share of its value by which a better one could be less, as proved.
+    """
+
+    chosen: tuple[int, ...]
+    gap: float
+
+
 def solve_several(
     costs: Sequence[Sequence[np.ndarray]], values: Sequence[np.ndarray], limits: Sequence[float]
-) -> tuple[int, ...] | None:
-    """The choice of one candidate for each item of least value among those that keep every limit, to within `GAP`.
+) -> Several | None:
+    """The choice of one candidate for each item of least value among those that keep every limit, and how good it is.
 
     Deterministic; no time is looked at.
 
@@ -56,24 +73,60 @@ def solve_several(
         if alone is None:
             return None
         if all(_sum(c, alone.chosen) <= most for c, most in zip(costs, limits, strict=True)):
-            return alone.chosen
+            return Several(alone.chosen, 0.0)
     scales = [1 / max(limit, 1e-300) for limit in limits]
     items = [_item([np.asarray(c[n], np.float64) for c in costs], values[n], scales) for n in range(len(values))]
     order = sorted(range(len(items)), key=lambda n: (-float(np.ptp(items[n].cost, axis=1).max()), n))
-    room = np.ones(len(limits)) * (1 + 1e-12)
-    ordered = [items[n] for n in order]
-    duals = _duals(ordered, room)
-    best, value = _repaired(ordered, duals, room)
-    for most in (FEW, MANY):
-        found, least = _sweep(ordered, duals, room, value, most)
-        if found is not None and least < value:
-            best, value = found, least
+    best = _solved([items[n] for n in order], np.ones(len(limits)) * (1 + 1e-12))
     if best is None:
         return None
     chosen = [0] * len(items)
     for place, number in enumerate(order):
-        chosen[number] = int(items[number].places[best[place]])
-    return tuple(chosen)
+        chosen[number] = best.chosen[place]
+    return Several(tuple(chosen), best.gap)
+
+
+def _solved(items: Sequence[Item], room: np.ndarray) -> Several | None:
+    """The choice in numbers of the caller's candidates, items in the order of the dynamic program."""
+    duals = _duals(items, room)
+    lowest = _priced(items, duals, room)
+    picks, value = _repaired(items, duals, room)
+    best = None if picks is None else tuple(int(item.places[pick]) for item, pick in zip(items, picks, strict=True))
+    for most in STATES:
+        if best is not None:
+            left = _narrowed(items, duals, room, value)
+            if left is None:
+                return Several(best, GAP)  # no candidate is left of an item: nothing is better by more
+            items = left
+        found, least, cut = _sweep(items, duals, room, value, most)
+        if found is not None and least < value:
+            best = tuple(int(item.places[pick]) for item, pick in zip(items, found, strict=True))
+            value = least
+        if best is None:
+            continue
+        lowest = max(lowest, min(cut, value * (1 - GAP)))
+        if lowest >= value * (1 - GAP):
+            break
+    return None if best is None else Several(best, max(0.0, 1 - lowest / value) if value > 0 else 0.0)
+
+
+def _priced(items: Sequence[Item], duals: np.ndarray, room: np.ndarray) -> float:
+    """The bound of the Lagrangian relaxation on the value of any choice within the limits."""
+    return float(sum(float((item.value + duals @ item.cost).min()) for item in items) - duals @ room)
+
+
+def _narrowed(items: Sequence[Item], duals: np.ndarray, room: np.ndarray, best: float) -> list[Item] | None:
+    """Items without the candidates that no choice better than `best` by more than `GAP` can have; None where one has
+    none left."""
+    lowest = _priced(items, duals, room)
+    found = []
+    for item in items:
+        reduced = item.value + duals @ item.cost
+        kept = np.flatnonzero(lowest + reduced - reduced.min() <= best * (1 - GAP) + 1e-12 * abs(lowest))
+        if not len(kept):
+            return None
+        found.append(Item(item.cost[:, kept], item.value[kept], item.places[kept]))
+    return found
 
 
 def _sum(costs: Sequence[np.ndarray], picks: Sequence[int]) -> float:
@@ -126,7 +179,32 @@ def _duals(items: Sequence[Item], room: np.ndarray) -> np.ndarray:
     for _ in range(ROUNDS if len(room) > 1 else 1):
         for place in range(len(room)):
             duals[place] = _balanced(padded, duals, place, room, highest)
-    return duals
+    return _polished(padded, duals, room)
+
+
+def _polished(padded: _Padded, duals: np.ndarray, room: np.ndarray) -> np.ndarray:
+    """Multipliers of the best bound on the way of some steps along subgradients (Held, Wolfe, Crowder, 1974)."""
+
+    def bound(trial: np.ndarray) -> tuple[float, np.ndarray]:
+        picks = padded.least(trial)
+        over = padded.sums(picks) - room
+        return float(padded.value[padded.rows, picks].sum() + trial @ over), over
+
+    best, over = bound(duals)
+    kept, step = duals, 0.1
+    trial = duals
+    for _ in range(POLISH):
+        length = float(over @ over)
+        if length == 0:
+            break
+        trial = np.maximum(0.0, kept + step * max(abs(best), 1e-300) * over / length)
+        value, new = bound(trial)
+        if value > best:
+            best, kept, over = value, trial, new
+        else:
+            step /= 2
+            over = over if value < best else new
+    return kept
 
 
 def _balanced(padded: _Padded, duals: np.ndarray, place: int, room: np.ndarray, highest: float) -> float:
@@ -217,13 +295,15 @@ def _hull(cost: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _sweep(
     items: Sequence[Item], duals: np.ndarray, room: np.ndarray, best: float, most: int
-) -> tuple[list[int] | None, float]:
-    """The best choice by states of the first items, of which the `most` promising are kept, and its value."""
+) -> tuple[list[int] | None, float, float]:
+    """The best choice by states of the first items, of which the `most` promising are kept, its value, and the least
+    bound of a state that was left out for their number."""
     rest = _Rest(items, duals)
     lows = np.cumsum([item.cost.min(axis=1) for item in items][::-1], axis=0)[::-1]
     lows = np.vstack([lows, np.zeros(len(room))])
     cost, value = np.zeros((len(room), 1)), np.zeros(1)
     trail: list[tuple[np.ndarray, np.ndarray]] = []
+    cut = float("inf")
     for place, item in enumerate(items):
         count = len(item.value)
         state, pick = (axis.reshape(-1) for axis in np.divmod(np.arange(len(value) * count), count))
@@ -233,14 +313,13 @@ def _sweep(
         bound = new_value + rest.least(place + 1, room[0] - new_cost[0])
         bound += rest.extra @ (new_cost[1:] - room[1:, None])
         # What is left under the other limits is worth nothing less than nothing.
-        keep = np.flatnonzero(np.maximum(bound, new_value) <= best * (1 - GAP))
-        if len(keep) > most:
-            keep = keep[np.argsort(bound[keep], kind="stable")[: 4 * most]]
+        bound = np.maximum(bound, new_value)
+        keep = np.flatnonzero(bound <= best * (1 - GAP))
+        keep, cut = _first(keep, bound, 4 * most, cut)
         keep = keep[_undominated(np.vstack([new_cost[:, keep], new_value[keep]]))]
-        if len(keep) > most:
-            keep = np.sort(keep[np.argsort(bound[keep], kind="stable")[:most]])
+        keep, cut = _first(keep, bound, most, cut)
         if not len(keep):
-            return None, float("inf")
+            return None, float("inf"), cut
         cost, value = new_cost[:, keep], new_value[keep]
         trail.append((state[keep], pick[keep]))
     at = int(np.argmin(value))
@@ -249,7 +328,15 @@ def _sweep(
     for state, pick in reversed(trail):
         chosen.append(int(pick[at]))
         at = int(state[at])
-    return chosen[::-1], least
+    return chosen[::-1], least, cut
+
+
+def _first(keep: np.ndarray, bound: np.ndarray, most: int, cut: float) -> tuple[np.ndarray, float]:
+    """The `most` of some states with the least bounds, in their order, and the least bound of the others or `cut`."""
+    if len(keep) <= most:
+        return keep, cut
+    order = keep[np.argsort(bound[keep], kind="stable")]
+    return np.sort(order[:most]), min(cut, float(bound[order[most]]))
 
 
 def _undominated(rows: np.ndarray) -> np.ndarray:
@@ -281,4 +368,4 @@ def _stair(y: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return y[last], z[last]
 
 
-__all__ = ["solve_several"]
+__all__ = ["GAP", "Several", "solve_several"]

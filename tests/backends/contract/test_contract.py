@@ -340,7 +340,7 @@ def test_records_and_schema_agree_on_every_place_of_the_example(path: tuple) -> 
 def is_record(path: tuple) -> bool:
     """Whether the example has an object with fixed fields at a path, and not a table with keys of its own."""
     value = parent_of(EXAMPLE, (*path, ""))
-    tables = ("dims", "counts", "keys", "logit_bias", "streamed", "unread")
+    tables = ("dims", "counts", "keys", "logit_bias", "others", "streamed", "unread")
     return isinstance(value, dict) and path != ("runtime", "settings") and path[-1] not in tables
 
 

@@ -23,7 +23,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import backends.mnn.verify.measure
+from backends.contract import check_files, read
 from backends.mnn.target.environments import LLM_RELEASES, installed_version
+from backends.mnn.verify.run_settings import Trial, UseTrial
 from ir.base.diag import LadingError
 from ir.facts.sensitivity import CurvePoint, Sensitivity, TriedPlan, WeightSensitivity
 from tests.support.paths import ROOT
@@ -56,7 +58,8 @@ CHROMIUM = next((found for name in BROWSERS if (found := shutil.which(name))), N
 needs_runtime = pytest.mark.skipif(
     installed_version() not in LLM_RELEASES, reason="needs an installed MNN with a language-model runtime"
 )
-SHORT = ("--windows", "2", "--window", "48", "--verify", "none")
+TUNED = ("--settings", "int4")
+SHORT = ("--windows", "2", "--window", "48", "--verify", "none", "--settings", "none")
 
 
 def run(*arguments, code: int = 0):
@@ -292,7 +295,7 @@ def test_changes_for_people(share, text):
 def made(tmp_path_factory):
     """Folder, JSON data and output of a run of two rungs."""
     folder = tmp_path_factory.mktemp("ladder") / "out"
-    result = run("--rungs", "fp32,int4", *SHORT, "-o", folder)
+    result = run("--rungs", "fp32,int4", *SHORT, *TUNED, "-o", folder)
     return folder, json.loads((folder / "ladder.json").read_text()), result.output
 
 
@@ -300,7 +303,7 @@ def made(tmp_path_factory):
 def copy(made, tmp_path):
     """A copy of the run's folder, and the arguments that repeat it."""
     shutil.copytree(made[0], tmp_path / "out")
-    return tmp_path / "out", ["--rungs", "fp32,int4", *SHORT, "-o", tmp_path / "out"]
+    return tmp_path / "out", ["--rungs", "fp32,int4", *SHORT, *TUNED, "-o", tmp_path / "out"]
 
 
 @pytest.fixture
@@ -346,6 +349,26 @@ def test_rungs_are_built_and_measured(made):
     assert len(four["sample"]) > 20 and whole["sample"] != four["sample"]
     assert "No rung keeps perplexity" in output or " is the smallest rung" in output
     assert "96 tokens of evaluation.txt" in output.replace("\n", " ")
+
+
+@needs_runtime
+def test_settings_are_tried_beside_those_that_are_shipped_and_told(made):
+    folder, data = made[0], made[1]
+    (found,) = data["settings"]
+    trials = {item["name"]: item for item in found["trials"]}
+    usual = trials["as shipped"]
+    assert found["rung"] == "int4" and found["error"] is None and usual["verdict"] == "usual"
+    assert {"attention_mode=0", "attention_mode=10", "dynamic_option=2", "kvcache_mmap=true"} <= set(trials)
+    # Keys and values in few bits show only where tokens are decoded behind them; how scores are cut changes nothing.
+    coarse, flash = trials["attention_mode=10"], trials["attention_mode=0"]
+    assert coarse["verdict"] == "costs" and coarse["more_decode"] > 10 * abs(flash["more_decode"])
+    assert all(len(usual[rate]) == 3 and set(usual[rate]) == {1.0} for rate in ("decode", "prefill", "load", "memory"))
+    contract = read(folder / "int4")
+    recorded = {choice.settings.others.get("attention_mode"): choice for choice in contract.runtime.choices}
+    assert recorded[10].kl_decode == coarse["kl_decode"] and "keys and values" in recorded[10].note
+    assert check_files(contract, folder / "int4") == []
+    assert [item["name"] for item in found["uses"]] == ["kept history", "lookahead", "prefix cache"]
+    assert found["uses"][2]["times"] is None and "not measured" in found["uses"][2]["note"]
 
 
 @needs_runtime
@@ -477,7 +500,7 @@ def test_a_model_without_a_text_of_its_own_gets_the_packaged_sample(tmp_path):
     folder = tmp_path / "mine"
     shutil.copytree(EXAMPLE, folder, ignore=shutil.ignore_patterns("*.txt"))
     options = {"target": "portable", "windows": 3, "window": 64, "verify": "none", "threads": 1, "keep": True}
-    options |= {"resume": True, "timeout": 9}
+    options |= {"resume": True, "timeout": 9, "settings": "recommended"}
     options |= dict.fromkeys(("budget_size", "max_kl", "calibration", "revision", "text", "prompt", "out"))
     job = tool.make_job(str(folder), [], options)
     assert (job.text.origin, len(job.text.windows), max(map(len, job.text.windows))) == ("sample", 3, 64)
@@ -622,6 +645,22 @@ def full_rung(name: str, kind: str, bpw: float, kl: float, layers: int, rng: ran
     }  # fmt: skip
 
 
+def tried_settings() -> list[dict]:
+    """What was tried on two rungs, on one of which the runtime failed."""
+    usual = Trial("as shipped", {}, "", kl=2e-3, kl_decode=3e-3, top1=0.9, decode=(1, 1), prefill=(1, 1), load=(1, 1),
+                  memory=(1, 1))  # fmt: skip
+    other = replace(usual, name="attention_mode=10", meaning="keys and <values> in 8 bits", more=1e-3, error=1e-5,
+                    more_decode=-4e-3, error_decode=2e-4, decode=(0.9, 1.1, 1.0), verdict="costs")  # fmt: skip
+    failed = Trial("dynamic_option=1", {}, "", verdict="failed", note="it ended")
+    use = UseTrial("lookahead", "several at once", 1.7, "the same tokens")
+    found = {"trials": [item.as_dict() for item in (usual, other, failed)], "uses": [use.as_dict()], "chosen": ["a=1"]}
+    error = {"code": "B667", "severity": "error", "message": "it <ended>", "where": "", "hint": ""}
+    return [
+        {"rung": "int4", **found, "error": None, "seconds": 2.0, "reused": False},
+        {"rung": "int8", "trials": [], "uses": [], "chosen": [], "error": error, "seconds": 0.0, "reused": False},
+    ]
+
+
 def report(layers: int, *, name: str = "m", failed: int = 0, limit: Rule | None = None) -> dict:
     """A report of many rungs, the first `failed` of which failed."""
     rng = random.Random(7)
@@ -647,7 +686,7 @@ def report(layers: int, *, name: str = "m", failed: int = 0, limit: Rule | None 
         "target": "portable", "releases": ["3.4.0", "3.6.1"], "release": None if failed == len(rungs) else "3.6.1",
         "text": {"name": "t.txt", "origin": "file", "sha256": "0" * 64, "windows": 8, "tokens": 2048, "longest_window": 256},
         "calibration": None, "prompt": "import os\n", "reference": {"perplexity": 10.0, "positions": 2048},
-        "verify": "quick", "rule": rule.as_dict(), "rungs": rungs, "seconds": 1.0,
+        "verify": "quick", "rule": rule.as_dict(), "rungs": rungs, "seconds": 1.0, "settings": tried_settings(),
         "recommendation": {**recommend(rungs, rule), "folder": "build/ladder/m/x", "command": "lading compile m -o x"},
     }  # fmt: skip
 
@@ -749,7 +788,7 @@ async function look(width,scheme){
   box(one).left<box(two).right-1&&box(two).left<box(one).right-1&&box(one).top<box(two).bottom-2&&
   box(two).top<box(one).bottom-2)).map(node=>node.textContent);
  seen.paper=win.getComputedStyle(doc.body).backgroundColor;
- seen.rows=all("table.numbers tbody tr").map(row=>[row.dataset.rung,
+ seen.rows=all("table.numbers:not(.settings) tbody tr").map(row=>[row.dataset.rung,
   Object.fromEntries([...row.querySelectorAll("td[data-field]")].map(cell=>[cell.dataset.field,cell.textContent]))]);
  seen.points=all(".size .point[data-rung]").map(node=>node.dataset.rung);
  seen.samples=all(".samples h3").map(node=>node.textContent);
@@ -863,6 +902,11 @@ def test_the_table_has_every_number_whole_on_any_terminal(width):
         assert words == [word for cell in cells for word in cell]
     assert "fp32: [U937] it <ended>" in text
     assert "folder: build/ladder/m/x\ncommand: lading compile m -o x\n" in text
+    assert (
+        "attention_mode=10" in text and "+0.0010 ± 1e-5" in text and "-0.0040 ± 0.0002" in text and "costs KL" in text
+    )
+    assert "lookahead (several at once): 1.7 times as fast, the same tokens" in " ".join(text.split())
+    assert "written to the configuration and the contract: a=1." in text.lower() and "[B667] it <ended>" in text
 
 
 def keys_of(data, place: str = "") -> set[str]:

@@ -29,6 +29,7 @@ def exported(tmp_path_factory) -> Path:
 
 def test_rungs_of_a_file(exported, tmp_path):
     text = ["--text", str(EXAMPLE / "evaluation.txt"), "--windows", "2", "--window", "64", "--verify", "none"]
+    text += ["--settings", "none"]
     words = [str(exported), "--rungs", "fp32,calibrated", "-o", str(tmp_path), *text]
     done = CliRunner().invoke(main, [*words, "--tokenizer", str(exported.parent / "source"), "--max-kl", "1e-6"])
     assert done.exit_code == 0, done.output

@@ -29,7 +29,7 @@ from passes.precision.limits import Limit, Limits, limits_of, size_of
 from passes.precision.measured import error_curves as curves
 from passes.precision.measured import kept as measurements
 from passes.precision.measured import plan as measured
-from passes.precision.measured import prices
+from passes.precision.measured import prices, several_limits
 from passes.precision.measured import search as rounds
 from passes.precision.measured.candidates import Choice, Item, candidates, make_items, planned_elements
 from passes.precision.measured.prices import Rounding
@@ -679,6 +679,16 @@ def test_a_speed_and_a_budget_are_kept_together(calibrated, text):
     assert fast.outcome.bits_per_weight <= 5.5 and fast.outcome.speed >= 0.8 > free.outcome.speed
     assert fast.outcome.streamed < free.outcome.streamed
     assert free.outcome.measured <= fast.outcome.measured
+
+
+@pytest.mark.mnn
+def test_what_few_states_may_have_missed_is_told(calibrated, text, monkeypatch):
+    monkeypatch.setattr(several_limits, "STATES", (1,))
+    context = PassContext(text)
+    options = f"budget=5.5bpw min-speed=0.8x {FEW} rounds=0"
+    PassManager(f"assign-precision{{{options}}}").run(calibrated(), context, given=("typed", "signature"))
+    (told,) = [item for item in context.diagnostics if item.code == "Q498"]
+    assert "budget=5.5bpw min-speed=0.8x" in told.message and told.severity == "warning"
 
 
 @pytest.mark.mnn

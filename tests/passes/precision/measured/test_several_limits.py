@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from passes.precision.measured import several_limits
 from passes.precision.measured.several_limits import GAP, _undominated, solve_several
 
 numbers = st.one_of(st.integers(0, 12), st.floats(0, 10, allow_nan=False, allow_subnormal=False))
@@ -45,11 +46,43 @@ def test_the_optimum_is_that_of_brute_force(count):
             assert found is None
             return
         assert found is not None
-        sums = np.sum([item[pick] for item, pick in zip(items, found, strict=True)], axis=0)
+        sums = np.sum([item[pick] for item, pick in zip(items, found.chosen, strict=True)], axis=0)
         assert np.all(sums[:-1] <= np.array(limits) * (1 + 1e-9))
-        assert sums[-1] <= wanted * (1 + GAP) + 1e-12
+        assert sums[-1] * (1 - found.gap) <= wanted + 1e-12 and found.gap <= GAP + 1e-12
 
     check()
+
+
+@pytest.mark.parametrize("states", [(1,), (2, 3)])
+def test_what_is_proved_holds_when_few_states_are_kept(states, monkeypatch):
+    monkeypatch.setattr(several_limits, "STATES", states)
+    rng = np.random.default_rng(5)
+    gaps = []
+    for _ in range(60):
+        items = [[tuple(rng.integers(1, 100, 3)) for _ in range(5)] for _ in range(6)]
+        limits = tuple(int(0.55 * sum(max(c[n] for c in item) for item in items)) for n in range(2))
+        found, wanted = (
+            solve_several([columns(items, n) for n in range(2)], columns(items, 2), limits),
+            brute(items, limits),
+        )
+        if found is None:
+            continue
+        sums = np.sum([item[pick] for item, pick in zip(items, found.chosen, strict=True)], axis=0)
+        assert wanted is not None and np.all(sums[:2] <= limits) and wanted >= sums[2] * (1 - found.gap) - 1e-9
+        gaps.append(sums[2] / wanted - 1)
+    assert len(gaps) > 40 and max(gaps) > GAP
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_hard_instances_are_solved_or_their_gap_is_proved(seed):
+    """Costs and values that have nothing to do with each other, which leaves the most states."""
+    rng = np.random.default_rng(seed)
+    stored, read, losses = ([rng.integers(1, 1000, 20).astype(float) for _ in range(60)] for _ in range(3))
+    limits = [0.25 * sum(item.max() for item in items) for items in (stored, read)]
+    found = solve_several([stored, read], losses, limits)
+    assert found is not None and found.gap <= 2e-3
+    for items, limit in ((stored, limits[0]), (read, limits[1])):
+        assert sum(item[pick] for item, pick in zip(items, found.chosen, strict=True)) <= limit
 
 
 def weights(seed, count):
@@ -74,8 +107,8 @@ def test_real_sizes_agree_with_an_integer_program(stored_bits, read_bits):
     elements = sum(item.max() for item in stored) * 8 / 10
     limits = [elements * stored_bits / 8, elements * read_bits / 8]
     found = solve_several([stored, read], losses, limits)
-    assert found is not None
-    value = sum(item[pick] for item, pick in zip(losses, found, strict=True))
+    assert found is not None and found.gap <= GAP + 1e-12
+    value = sum(item[pick] for item, pick in zip(losses, found.chosen, strict=True))
     counts = [len(item) for item in losses]
     rows = np.zeros((len(losses) + 2, sum(counts)))
     for number, (low, high) in enumerate(itertools.pairwise(np.cumsum([0, *counts]))):
@@ -96,14 +129,12 @@ def test_real_sizes_agree_with_an_integer_program(stored_bits, read_bits):
 def test_limits_that_exclude_each_other_have_no_solution():
     small_or_fast = [np.array([1.0, 5.0])], [np.array([5.0, 1.0])]
     assert solve_several(small_or_fast, [np.array([1.0, 0.0])], [2, 2]) is None
-    assert solve_several(small_or_fast, [np.array([1.0, 0.0])], [5, 5]) == (1,)
+    assert solve_several(small_or_fast, [np.array([1.0, 0.0])], [5, 5]) == ((1,), 0.0)
     assert solve_several(small_or_fast, [np.array([1.0, 0.0])], [-1, 5]) is None
 
 
 @given(st.lists(st.tuples(*[st.integers(0, 6)] * 3), min_size=1, max_size=40, unique=True), st.integers(2, 16))
 def test_exactly_what_another_beats_is_dropped(points, chunk):
-    from passes.precision.measured import several_limits
-
     kept_chunk = several_limits.CHUNK
     several_limits.CHUNK = chunk
     try:

@@ -9,7 +9,8 @@ processor seconds for a million weights.
 
     python -m benchmarks.quantize_methods --shapes
 
-times the shapes of one layer of Qwen2.5-0.5B with random numbers instead, factorizations apart.
+times the shapes of one layer of Qwen2.5-0.5B with random numbers instead, factorizations apart. A method that looks at both
+sides can be timed so, too; errors are counted by `benchmarks.rounding`, on whole models.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from ir.base.types import F32
 from ir.facts.calibration import Calibration
 from ir.quant.statistics.exact_products import one_thread
 from ir.quant.statistics.moments import CalibrationText, Moments, MomentStore
-from ir.quant.statistics.second_moments import factor_of
+from ir.quant.statistics.second_moments import damped, factor_of
 from ir.quant.storage import Storage
 from ir.quant.weight import METHODS, Blocks, dequantize, thread_scratch
 from ir.tensor.elementwise import convert
@@ -91,7 +92,18 @@ def quantized(case: Case, storage: Storage) -> tuple[Blocks, float]:
     """A matrix by a method, and the processor seconds it took."""
     method = METHODS[storage.method]
     given = None if method.needs == "nothing" else case.given
-    return timed(lambda: method.quantize(case.rows, storage, thread_scratch(), given))
+    step = method.together or len(case.rows)
+    runs = [case.rows[start : start + step] for start in range(0, len(case.rows), step)]
+    both = method.needs == "both-sides"
+    sides = [replace(case.given, outputs=random_outputs(len(run))) if both else given for run in runs]
+
+    def quantize() -> Blocks:
+        found = [
+            method.quantize(run, storage, thread_scratch(), side).kept() for run, side in zip(runs, sides, strict=True)
+        ]
+        return Blocks.below(found)
+
+    return timed(quantize)
 
 
 def table(
@@ -148,6 +160,12 @@ def shapes(methods: list[str]) -> Iterator[dict]:
         for name in methods:
             seconds = quantized(case, Storage(bits=4, block=64, zero="float", method=name))[1]
             yield {"what": f"{times} x {count}x{columns}", "method": name, "seconds": round(seconds * times, 2)}
+
+
+def random_outputs(count: int) -> np.ndarray:
+    """float32[rows, rows], damped second moments of weakly correlated gradients behind rows."""
+    moments = random_moments(np.random.default_rng(count), count)
+    return damped(moments.second, moments.tokens)
 
 
 def random_moments(rng: np.random.Generator, size: int) -> Moments:

@@ -329,7 +329,6 @@ CODES: dict[str, str] = {
     "Q493": "Gradients cannot pass an operator of the model, so that what needs them is left out or refused.",
     "Q494": "A step after the choice of widths gained nothing on held-out text, so it is left out.",
     "Q498": "Under several limits a better plan may exist than the one that was found, by more than prices are known to.",
-    "Q495": "Tuned scales of a weight are no longer in the cache folder, and cannot be made without the whole model.",
     "Q451": "The limit on the size is less than the smallest plan that the candidates, rules and floors allow.",
     "Q485": "Two limits on a precision plan cannot be kept together, such as few bytes and a high speed.",
     "Q477": "A plan decodes slower on its device than 4 bits in every weight would at the same size.",

@@ -65,11 +65,10 @@ class QuantizedWeight:
         source: the float matrix.
         storage: how it is quantized.
         moments: key of the statistics of the input features in the `MomentStore`; empty for none.
-        tuned: name of the result, where codes of the method got other scales and zeros afterwards; else empty.
         blocks: blocks per row.
     """
 
-    def __init__(self, source: Tensor, storage: Storage, moments: str = "", tuned: str = "") -> None:
+    def __init__(self, source: Tensor, storage: Storage, moments: str = "") -> None:
         """Raises LadingError: Q400 a storage of floats, Q401 block, Q404 unknown method, Q405 not a float matrix, Q440 no
         statistics."""
         if not storage.is_integer:
@@ -88,14 +87,13 @@ class QuantizedWeight:
         self.source = source
         self.storage = storage
         self.moments = moments
-        self.tuned = tuned
         self.blocks = _blocks_of(source, storage)
 
     def __repr__(self) -> str:
         return f"<QuantizedWeight {self.source.type} {self.storage} {self.source.loc}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return shared_quantized, (self.source, self.storage, self.moments, self.tuned)
+        return shared_quantized, (self.source, self.storage, self.moments)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -179,10 +177,6 @@ class QuantizedWeight:
         found = find_blocks(store, key, shape)
         if found is not None:
             return found
-        if self.tuned:
-            message = "the tuned scales of a weight are not kept any more"
-            raise LadingError("Q495", message, where=self.source.loc, hint="compile again from the checkpoint")
-
         if not shares_files(executor):
             for _ in keep_each([self], executor):
                 pass
@@ -210,8 +204,6 @@ class QuantizedWeight:
     def _place(self) -> tuple[str, Shape]:
         """Name of the result in the store, and its sizes."""
         shape = shape_of(*self.shape, self.storage)
-        if self.tuned:
-            return self.tuned, shape
         version = METHODS[self.storage.method].version
         key = result_key(tensor_identity(self.source), self.storage, self.moments, version)
         return key, shape
@@ -219,7 +211,7 @@ class QuantizedWeight:
     @property
     def is_slow(self) -> bool:
         """True when reading any row quantizes all of them first, or maps what was kept of that."""
-        slow = METHODS[self.storage.method].slow or bool(self.tuned)
+        slow = METHODS[self.storage.method].slow
         return slow and not hasattr(self.source, "stored_blocks")
 
     def _statistics(self, method: QuantMethod, first: int) -> Moments | None:
@@ -349,8 +341,6 @@ class _Part(Derived):
         }
         if parent.moments:
             described["moments"] = parent.moments
-        if parent.tuned:
-            described["tuned"] = parent.tuned
         super().__init__(type, parent.source, **described)
         self.quantized = parent
 
@@ -394,7 +384,7 @@ class _Dequantized(_Part):
         return dequantize(part)
 
 
-_SHARED: WeakValueDictionary[tuple[str, Storage, str, str], QuantizedWeight] = WeakValueDictionary()
+_SHARED: WeakValueDictionary[tuple[str, Storage, str], QuantizedWeight] = WeakValueDictionary()
 
 
 def quantized_of(tensor: Tensor) -> QuantizedWeight | None:
@@ -452,39 +442,39 @@ def _slow_weights(tensors: Iterable[Tensor]) -> list[QuantizedWeight]:
     return list(found.values())
 
 
-def shared_quantized(source: Tensor, storage: Storage, moments: str = "", tuned: str = "") -> QuantizedWeight:
+def shared_quantized(source: Tensor, storage: Storage, moments: str = "") -> QuantizedWeight:
     """The quantization of an equal source to the same storage with the same statistics that is alive, or a new one.
 
     Parts rebuilt one by one, such as those of a parsed graph, get one parent this way.
     """
-    key = (source.fingerprint(), storage, moments, tuned)
+    key = (source.fingerprint(), storage, moments)
     found = _SHARED.get(key)
     if found is None:
-        found = _SHARED[key] = QuantizedWeight(source, storage, moments, tuned)
+        found = _SHARED[key] = QuantizedWeight(source, storage, moments)
     return found
 
 
-def rebuild_codes(source: Tensor, *, moments: str = "", tuned: str = "", **storage: Any) -> Tensor:
+def rebuild_codes(source: Tensor, *, moments: str = "", **storage: Any) -> Tensor:
     """The recipe ``quantized_codes``."""
-    return shared_quantized(source, Storage(**storage), moments, tuned).codes
+    return shared_quantized(source, Storage(**storage), moments).codes
 
 
-def rebuild_scale(source: Tensor, *, moments: str = "", tuned: str = "", **storage: Any) -> Tensor:
+def rebuild_scale(source: Tensor, *, moments: str = "", **storage: Any) -> Tensor:
     """The recipe ``quantized_scale``."""
-    return shared_quantized(source, Storage(**storage), moments, tuned).scale
+    return shared_quantized(source, Storage(**storage), moments).scale
 
 
-def rebuild_zero_point(source: Tensor, *, moments: str = "", tuned: str = "", **storage: Any) -> Tensor:
+def rebuild_zero_point(source: Tensor, *, moments: str = "", **storage: Any) -> Tensor:
     """The recipe ``quantized_zero_point``; Q400 when the storage is symmetric and so has none."""
-    found = shared_quantized(source, Storage(**storage), moments, tuned).zero_point
+    found = shared_quantized(source, Storage(**storage), moments).zero_point
     if found is None:
         raise LadingError("Q400", "a symmetric weight has no zero point", where=source.loc)
     return found
 
 
-def rebuild_dequantized(source: Tensor, *, moments: str = "", tuned: str = "", **storage: Any) -> Tensor:
+def rebuild_dequantized(source: Tensor, *, moments: str = "", **storage: Any) -> Tensor:
     """The recipe ``quantized_dequantized``."""
-    return shared_quantized(source, Storage(**storage), moments, tuned).dequantized()
+    return shared_quantized(source, Storage(**storage), moments).dequantized()
 
 
 __all__ = [

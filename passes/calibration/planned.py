@@ -12,7 +12,7 @@ from ir.base.types import F32
 from ir.evaluate.replaced_weights import Variant, head_of
 from ir.facts.calibration import Calibration
 from ir.facts.precision import PrecisionPlan
-from ir.facts.tuning import Step, Tuning
+from ir.facts.tuning import Step
 from ir.graph.describe import describe
 from ir.graph.digests import value_digests
 from ir.graph.graph import Graph, Node
@@ -81,18 +81,16 @@ def moments_of(graph: Graph, weight: Weight, storage: Storage) -> str:
     return moments_for(storage, fact.keys.get(weight.name, "")) if fact is not None else ""
 
 
-def stored_as_planned(graph: Graph, plan: PrecisionPlan, tuned: Mapping[str, str] | None = None) -> dict[str, Tensor]:
-    """What the runtime computes with instead of each planned weight, embedding rows included, with the numbers tuned so
-    far unless others are given."""
+def stored_as_planned(graph: Graph, plan: PrecisionPlan) -> dict[str, Tensor]:
+    """What the runtime computes with instead of each planned weight, embedding rows included."""
     found: dict[str, Tensor] = {}
-    tuned = (graph.fact(Tuning) or Tuning()).tuned if tuned is None else tuned
     weights = weights_of(graph)
     pair = same_matrix(weights) if plan.tied else None
     for weight in weights:
         storage = plan.storage.get(weight.name)
         if storage is not None and storage.bits < 32:
             asked = pair[1] if pair is not None and weight is pair[0] else weight
-            found[weight.name] = weight.restored(storage, moments_of(graph, asked, storage), tuned.get(weight.name, ""))
+            found[weight.name] = weight.restored(storage, moments_of(graph, asked, storage))
     return found
 
 

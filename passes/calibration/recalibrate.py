@@ -266,7 +266,9 @@ class _Planned:
         storage = self._plan.storage[name]
         weight = self._weights[name]
         key = moments_for(storage, self.keys.get(name, ""))
-        digests.count_as(weight.value, joined_digest(tensor_identity(weight.source), json.dumps(asdict(storage)), key))
+        version = str(METHODS[storage.method].version) if storage.bits <= 8 else ""
+        how = joined_digest(tensor_identity(weight.source), json.dumps(asdict(storage)), key, version)
+        digests.count_as(weight.value, how)
 
     def _beside(self, weight: Weight, x: Value) -> Value | None:
         """What the outputs of a weight are added to, where that is made before its input is."""

@@ -47,7 +47,6 @@ PASSES: dict[str, str] = {
     "settle-choices": "passes.control.settle_choices:SettleChoices",
     "stack-lists": "passes.control.stack_lists:StackLists",
     "simplify": "passes.canonicalize.simplify:Simplify",
-    "tune-scales": "passes.calibration.tune_scales:TuneScales",
     "toposort": "passes.canonicalize.toposort:SortNodes",
     "unround-activations": "passes.precision.unround_activations:UnroundActivations",
     "upgrade-opset": "passes.canonicalize.upgrade_opset:UpgradeOpset",

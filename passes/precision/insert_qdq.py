@@ -9,7 +9,6 @@ from ir.base.diag import LadingError
 from ir.base.types import F16, F32, TensorType
 from ir.facts.calibration import Calibration
 from ir.facts.precision import PrecisionPlan
-from ir.facts.tuning import Tuning
 from ir.graph.graph import Graph, Node, Value
 from ir.ops.opset import upgrade
 from ir.quant.statistics.moments import parts_of
@@ -46,7 +45,6 @@ class InsertQdq(Pass):
         plan = graph.required_fact(PrecisionPlan)
         tables = set(graph.tables.values())
         moments = _moments(graph, plan)
-        tuning = graph.fact(Tuning) or Tuning()
         _bring_to_blocks(graph, plan)
         counts = {"dequantize": 0, "cast": 0}
         for name, storage in plan.storage.items():
@@ -58,7 +56,7 @@ class InsertQdq(Pass):
                 _store_half(graph, value, by_rows)
                 counts["cast"] += 1
             elif storage.bits <= 8:
-                _store_blocks(graph, value, storage, (moments[name], tuning.tuned.get(name, "")), by_rows)
+                _store_blocks(graph, value, storage, moments[name], by_rows)
                 counts["dequantize"] += 1
         return counts
 
@@ -130,10 +128,10 @@ def _store_half(graph: Graph, value: Value, by_rows: bool) -> None:
     _take_over(graph, value, node)
 
 
-def _store_blocks(graph: Graph, value: Value, storage: Storage, looked: tuple[str, str], by_rows: bool) -> None:
-    """Store codes; `looked` has the key of the statistics and the name of tuned numbers, empty for none."""
+def _store_blocks(graph: Graph, value: Value, storage: Storage, moments: str, by_rows: bool) -> None:
+    """Store codes; `moments` is the key of the statistics, empty for none."""
     source = value.tensor if by_rows else transposed(value.tensor)
-    recipe = shared_quantized(as_stored(source), storage, *looked)
+    recipe = shared_quantized(as_stored(source), storage, moments)
     # MatMul orientation [in, out] runs along axis 0; rows of a table [rows, in] along axis 1.
     parts = [recipe.codes, recipe.scale, recipe.zero_point]
     oriented: list[Tensor | None] = [part if by_rows or part is None else transposed(part) for part in parts]

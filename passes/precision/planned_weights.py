@@ -54,19 +54,18 @@ class Weight:
         source = tensor if self.role == "embedding" else transposed(tensor)
         return as_stored(source)
 
-    def quantized(self, storage: Storage, moments: str, tuned: str = "") -> QuantizedWeight:
-        """The recipe of a storage of at most 8 bits; `moments` is the key of the statistics, empty for none, `tuned` the
-        name of what was made of it."""
-        return shared_quantized(self.source, storage, moments, tuned)
+    def quantized(self, storage: Storage, moments: str) -> QuantizedWeight:
+        """The recipe of a storage of at most 8 bits; `moments` is the key of the statistics, empty for none."""
+        return shared_quantized(self.source, storage, moments)
 
-    def restored(self, storage: Storage, moments: str, tuned: str = "") -> Tensor:
+    def restored(self, storage: Storage, moments: str) -> Tensor:
         """What the runtime computes with when the weight is stored so: f32 in the orientation of the constant."""
         tensor = self.value.tensor
         if storage.bits == 32:
             return tensor
         if storage.bits == 16:
             return cast(cast(tensor, F16), F32)
-        rows = self.quantized(storage, moments, tuned).dequantized()
+        rows = self.quantized(storage, moments).dequantized()
         return rows if self.role == "embedding" else transposed(rows)
 
 

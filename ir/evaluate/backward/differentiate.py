@@ -104,10 +104,6 @@ class Backward:
     def _needed(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {value.name: feed[value.name] for value in self._evaluator.needed}
 
-    def features(self, states: Sequence[State], matrices: Matrices) -> list[np.ndarray]:
-        """The last value for each window."""
-        return self._forwards(states, matrices, keep=False)[0]
-
     def run(
         self,
         states: Sequence[State],
@@ -124,7 +120,7 @@ class Backward:
             receive: told, part by part from the last and window by window, what makes up the gradient of each matrix:
                 ``features.T @ gradients``, summed over the calls.
         """
-        finals, entered = self._forwards(states, matrices, keep=True)
+        finals, entered = self._forwards(states, matrices)
         gradients: list[State] = [{self.final: item} for item in loss(finals)]
         del finals
         for part, given in zip(reversed(self.parts), reversed(entered), strict=True):
@@ -132,16 +128,13 @@ class Backward:
             for place, state in enumerate(given):
                 gradients[place] = self._back(part, {**state, **constants}, gradients[place], receive)
 
-    def _forwards(
-        self, states: Sequence[State], matrices: Matrices, keep: bool
-    ) -> tuple[list[np.ndarray], list[list[State]]]:
-        """The last values, and what each part was given, if that is to be kept."""
+    def _forwards(self, states: Sequence[State], matrices: Matrices) -> tuple[list[np.ndarray], list[list[State]]]:
+        """The last values, and what each part was given."""
         live = [dict(state) for state in states]
         entered: list[list[State]] = []
         for part in self.parts:
             constants = self._constants(part, matrices)
-            if keep:
-                entered.append([{value: state[value] for value in part.inputs} for state in live])
+            entered.append([{value: state[value] for value in part.inputs} for state in live])
             for state in live:
                 inside = {**{value: state[value] for value in part.inputs}, **constants}
                 for node in part.nodes:

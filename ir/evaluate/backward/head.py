@@ -1,8 +1,7 @@
-"""Losses of a decoder's last features through its logits matrix, a piece of the vocabulary at a time, with gradients.
+"""Gradients of a decoder's likelihood with respect to its last features, a piece of the vocabulary at a time.
 
-With logits ``a`` of the reference and ``b`` of the other, ``p`` and ``q`` their softmax, ``KL(p || q)`` has the gradient
-``q - p`` with respect to ``b``. The covariance of the gradients of a token's log likelihood, the token drawn from ``q``,
-is ``diag(q) - q q^T``: that of ``sqrt(q) s - q <sqrt(q), s>`` with random signs ``s``, too, which needs no draws.
+With ``q`` the softmax of the logits, the covariance of the gradients of a token's log likelihood, the token drawn from
+``q``, is ``diag(q) - q q^T``: that of ``sqrt(q) s - q <sqrt(q), s>`` with random signs ``s``, too, which needs no draws.
 """
 
 from __future__ import annotations
@@ -86,48 +85,4 @@ def likelihood_gradients(features: Sequence[np.ndarray], head: Head, places: Seq
     return [(one - scale[:, None] * mean).reshape(like.shape) for one, scale, mean, like in found]
 
 
-class Target:
-    """What the float model predicts for some windows: its last features and logits matrix.
-
-    Attributes:
-        features: of each window.
-        head: the float model's logits matrix.
-    """
-
-    def __init__(self, features: Sequence[np.ndarray], head: Head) -> None:
-        self.features = [_flat(item) for item in features]
-        self.head = head
-        self._totals = normalisers(features, head)
-
-    def divergence(self, chosen: Sequence[int], features: Sequence[np.ndarray], head: Head) -> float:
-        """Sum over positions of the KL divergence of others' predictions for the chosen windows, nats."""
-        return self._compare(chosen, features, head, None)
-
-    def gradients(
-        self, chosen: Sequence[int], features: Sequence[np.ndarray], head: Head
-    ) -> tuple[float, list[np.ndarray]]:
-        """The same, with its gradient with respect to the others' features."""
-        grown = [np.zeros_like(_flat(item)) for item in features]
-        found = self._compare(chosen, features, head, grown)
-        return found, [item.reshape(like.shape) for item, like in zip(grown, features, strict=True)]
-
-    def _compare(
-        self, chosen: Sequence[int], features: Sequence[np.ndarray], head: Head, grown: list[np.ndarray] | None
-    ) -> float:
-        flat, totals = [_flat(item) for item in features], normalisers(features, head)
-        found = sum(
-            float((total.astype(np.float64) - self._totals[place]).sum())
-            for place, total in zip(chosen, totals, strict=True)
-        )
-        for (_, own), (_, rows) in zip(self.head.pieces(), head.pieces(), strict=True):
-            for number, place in enumerate(chosen):
-                logits, other = self.features[place] @ own.T, flat[number] @ rows.T
-                likely = np.exp(logits - self._totals[place][:, None])
-                found += float((likely * (logits - other)).sum(dtype=np.float64))
-                if grown is not None:
-                    change = np.exp(other - totals[number][:, None]) - likely
-                    grown[number] += change @ rows
-        return found
-
-
-__all__ = ["Head", "Target", "likelihood_gradients", "normalisers"]
+__all__ = ["Head", "likelihood_gradients"]

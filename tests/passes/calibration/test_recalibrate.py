@@ -17,6 +17,7 @@ from ir.evaluate.token_feeds import window_feeds
 from ir.facts.calibration import Calibration
 from ir.facts.precision import PrecisionPlan
 from ir.graph.graph import Graph
+from ir.quant.methods.base import METHODS
 from ir.quant.statistics.moments import CalibrationText, Moments, MomentStore
 from ir.text.parser import parse
 from ir.text.printer import print_graph
@@ -123,6 +124,19 @@ def test_a_weight_quantized_otherwise_changes_what_lies_behind_it_alone(checkpoi
         and {n for n in first if n.startswith((LAYER.format(0), LAYER.format(1) + "s"))} - {keep} <= same
     )
     assert run(load(checkpoint), PIPELINE)["computed"] == 0
+
+
+def test_another_version_of_a_method_changes_what_lies_behind_its_weights(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = load(checkpoint), load(checkpoint)
+    run(one, PIPELINE)
+    monkeypatch.setattr(type(METHODS["gptaq"]), "version", 99)
+    assert run(other, PIPELINE)["computed"]
+    first, second = (graph.required_fact(Calibration).keys for graph in (one, other))
+    before = {LAYER.format(0) + f"self_attn.{kind}_proj.weight" for kind in "qkv"}
+    assert before <= {name for name in first if first[name] == second[name]}
+    assert first[LAYER.format(0) + "self_attn.o_proj.weight"] != second[LAYER.format(0) + "self_attn.o_proj.weight"]
 
 
 def test_predictions_come_closer_to_those_of_the_float_model(checkpoint: Path) -> None:

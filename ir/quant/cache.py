@@ -27,7 +27,7 @@ FORMAT = "quantized 2"
 """Part of every key; another one when files are laid out otherwise."""
 CHUNK_WEIGHTS = 1 << 21
 """Weights that one thread quantizes at a time."""
-HELD_MOMENTS = 256 << 20
+HELD_MOMENTS = 128 << 20
 """Bytes of statistics held in memory; the last one read is held whatever its size."""
 
 _MOMENTS: Held[Moments] = Held(HELD_MOMENTS, lambda item: item.nbytes)

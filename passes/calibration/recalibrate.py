@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ir.base.diag import LadingError
-from ir.base.executor import JobExecutor
+from ir.base.executor import SERIAL, JobExecutor, run_jobs, shares_memory
 from ir.base.store import Store
 from ir.evaluate.evaluator import Evaluator, Track
 from ir.evaluate.replaced_weights import Variant
@@ -48,8 +48,10 @@ from passes.framework.options import option
 from passes.precision.mixtures import Seat, seats_of
 from passes.precision.planned_weights import Weight, bias_of, moments_for, same_matrix, weights_of
 
-FORMAT = "drift 1"
+FORMAT = "drift 2"
 """Part of every key; another one when the numbers are computed otherwise."""
+TOGETHER = 4
+"""Windows whose errors are held at the same time."""
 
 
 @dataclass(frozen=True)
@@ -385,14 +387,19 @@ class _Following:
         """Statistics of the inputs that were just computed, of one after the other."""
         for step in steps:
             if step.key in self.missing:
-                self.save(step, self.errors(step, tracks), executor)
+                self.save(step, self.errors(step, tracks, executor), executor)
                 self.missing.discard(step.key)
 
-    def errors(self, step: Step, tracks: tuple[Track, Track]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """For each window errors, and the inputs of the quantized model that they belong to."""
+    def errors(
+        self, step: Step, tracks: tuple[Track, Track], executor: Executor = SERIAL
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """For each window errors, and the inputs of the quantized model that they belong to; threads of an executor compute
+        some windows at the same time."""
         weight = None if step.weight is None else step.weight.source.load().astype(np.float32)
-        for number in range(len(tracks[0].states)):
-            yield self._errors(step, weight, tracks, number)
+        workers, count = executor if shares_memory(executor) else SERIAL, len(tracks[0].states)
+        for first in range(0, count, TOGETHER):
+            numbers = range(first, min(count, first + TOGETHER))
+            yield from run_jobs(workers, partial(self._errors, step, weight, tracks), numbers)
 
     def _errors(
         self, step: Step, weight: np.ndarray | None, tracks: tuple[Track, Track], number: int

@@ -162,6 +162,7 @@ def factorize(hessian: np.ndarray, executor: Executor = SERIAL) -> Factor:
         for _ in workers.map(partial(_eliminate, rest[:, :left], across), slabs):
             pass
         count = left
+    del rest
     return Factor(hessian, order, feedback[order], pivots)
 
 

@@ -10,15 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import backends.contract as c
-from backends import described
 from backends.backend import Backend, Compilation, Figures, Made, Order
-from backends.mnn.modules.way import Way
 from backends.mnn.target.releases import MnnTarget, target
 from ir.base.diag import LadingError
 from ir.facts.model_card import ModelCard
 
 if TYPE_CHECKING:
+    import backends.contract as c
+    from backends.mnn.modules.way import Way
     from ir.graph.graph import Graph
     from passes.framework.pipeline import Pipeline
     from passes.framework.registry import Registry
@@ -132,6 +131,9 @@ class ModuleCompilation(Compilation):
 
     def contract(self, graph: Graph, made: Made) -> c.Contract:
         """What the file promises."""
+        import backends.contract as c
+        from backends import described
+
         card = ModelCard.of(graph)
         model, signature = described.model(card), _as_held(described.signature(graph))
         if model.parameters is None and self._weights:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from frontends.containers.links import is_unfolded
 from ir.base.diag import Diagnostic
 from ir.base.plugins import rows_of
 from ir.base.tables import Table
@@ -77,8 +78,6 @@ class GgufFile:
     @staticmethod
     def recognises(folder: Path) -> bool:
         """True for folders made of a file."""
-        from frontends.gguf.unfold import is_unfolded
-
         return is_unfolded(folder)
 
     @staticmethod

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 LINK, TOKENIZER_LINK = "model.gguf", "tokenizer.gguf"
 """Links to a GGUF file: for its weights, and for its tokenizer."""
 
-__all__ = ["LINK", "TOKENIZER_LINK"]
+
+def is_unfolded(folder: Path) -> bool:
+    """True for a folder that was made of a file, or looks so."""
+    return (folder / LINK).is_symlink()
+
+
+__all__ = ["LINK", "TOKENIZER_LINK", "is_unfolded"]

@@ -48,11 +48,6 @@ def unfolded(path: Path) -> Path:
         return _FOLDERS[key][1]
 
 
-def is_unfolded(folder: Path) -> bool:
-    """True for a folder that was made of a file, or looks so."""
-    return (folder / LINK).is_symlink()
-
-
 @dataclass(frozen=True)
 class Opened:
     """The tensors of a file under the names of a checkpoint, the files they lie in, and how each is stored."""
@@ -109,4 +104,4 @@ def _remove_all() -> None:
     _FOLDERS.clear()
 
 
-__all__ = ["Opened", "is_unfolded", "opened", "unfolded"]
+__all__ = ["Opened", "opened", "unfolded"]

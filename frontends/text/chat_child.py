@@ -78,7 +78,7 @@ class LimitedChild:
             ChildStoppedError: it died at once.
         """
         self.limits = limits or Limits()
-        self._child = Child(f"{__name__}:serve", self.limits.memory)
+        self._child = Child(f"{__name__}:serve", self.limits.memory, bare=True)
         try:
             self._child.begin({"entry": entry}, [json.dumps(request).encode()], seconds=self.limits.seconds)
         except ChildFailed as error:

@@ -104,7 +104,7 @@ def _idle() -> Child:
             if child.alive:
                 return child
             child.close()
-    return Child(f"{__name__}:serve", MEMORY)
+    return Child(f"{__name__}:serve", MEMORY, bare=True)
 
 
 def _keep(child: Child) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from passes.framework.options import WORD
 from passes.framework.pipeline import Pipeline, Source, read_steps, resolve
-from passes.framework.pipeline_toml import load_toml
 from passes.framework.registry import Registry, default_registry
 
 
@@ -18,5 +17,7 @@ def load(text: str, registry: Registry | None = None) -> Pipeline:
     """What ``--passes`` accepts: pipeline text, the name of a pipeline, or the path of a ``.toml`` file."""
     stripped = text.strip()
     if stripped.endswith(".toml") and WORD.fullmatch(stripped.replace(" ", "")):
+        from passes.framework.pipeline_toml import load_toml
+
         return load_toml(stripped, registry or default_registry())
     return parse(text, registry)

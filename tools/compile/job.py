@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -213,7 +213,7 @@ def compile_model(request: Request, listener: Listener | None = None) -> Result:
         LadingError: whatever is wrong with the request, the model, the machine or the result.
     """
     # An interrupt while numpy is imported makes it print a traceback of its own.
-    with held_interrupts():
+    with held_interrupts(), paused_collection():
         from ir.base.store import default_store
         from tools.shared.formats import Formats
 
@@ -451,6 +451,11 @@ class _Job:
         self.told: list[tuple[str, str]] = []
 
     def run(self) -> Result:
+        """Do all of it; what is not verified is over before the collector of garbage would find any."""
+        with paused_collection() if self.request.verify == "none" else nullcontext():
+            return self._run()
+
+    def _run(self) -> Result:
         from backends.staging import staged_directory
         from ir.base.store import default_store
 
@@ -473,6 +478,9 @@ class _Job:
                 if self.request.cluster is not None:
                     self._prepare_workers(graph, staging)
                 original, report = self._lower(graph, origin, compilation, pipeline, calibrated)
+                # What the end takes is loaded while processors are busy with weights.
+                for module in ("backends.contract", "backends.verdict"):
+                    self.side.submit(import_module, module)
                 compilation.emit(graph)
             if original is not None:
                 self._verify(graph, original, compilation)
@@ -602,8 +610,6 @@ class _Job:
         self, graph: Graph, origin: Origin, compilation: Compilation, pipeline: Pipeline, calibrated: bool
     ) -> tuple[Graph | None, Report]:
         """Run the passes; returns the model as it was before them, where it is wanted, and what they did."""
-        from contextlib import nullcontext
-
         from passes.framework.instruments import KeepOriginal
         from passes.framework.manager import PassManager
 

@@ -10,9 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from backends.contract.records import Memory
 from backends.mnn.card import completed
 from backends.mnn.target.releases import RELEASES, rounds_by_block
 from backends.mnn.write.weight_layout import Layout, Matrix
@@ -22,6 +21,9 @@ from ir.graph.graph import Graph
 from ir.quant.storage import Storage
 from ir.quant.stored_codes import NAME
 from ir.quant.stored_weight import storage_of
+
+if TYPE_CHECKING:
+    from backends.contract.records import Memory
 
 MODEL, WEIGHTS, EMBEDDING = "llm.mnn", "llm.mnn.weight", "embeddings_bf16.bin"
 CONFIG, LLM_CONFIG, CONFIG_TEXT = "config.json", "llm_config.json", "config.3.4.json"

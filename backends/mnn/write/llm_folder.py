@@ -8,9 +8,8 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from backends.contract.records import Memory
 from backends.mnn.card import last_size
 from backends.mnn.lower.fit import check_storage, fit
 from backends.mnn.run.native import json_to_mnn
@@ -23,6 +22,9 @@ from backends.mnn.write.net_json import build_net
 from backends.mnn.write.weight_file import embedding_jobs, fill, weight_jobs
 from backends.mnn.write.weight_layout import Layout, plan_layout
 from ir.graph.graph import Graph
+
+if TYPE_CHECKING:
+    from backends.contract.records import Memory
 
 
 @dataclass(frozen=True)

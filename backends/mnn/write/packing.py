@@ -150,8 +150,9 @@ def quantize_pack(
         out = np.empty(size, np.uint8)
     if out.shape != (size,) or out.dtype != np.uint8:
         raise ValueError(f"rows {start} to {stop} need uint8[{size}], not {out.dtype}{list(out.shape)}")
-    scale = np.empty((stop - start, weight.blocks), np.float32)
-    zero = None if weight.storage.symmetric else np.empty_like(scale)
+    scratch, shape = thread_scratch(), (stop - start, weight.blocks)
+    scale = scratch.take("scales", shape, np.float32)
+    zero = None if weight.storage.symmetric else scratch.take("zeros", shape, np.float32)
     for first, last, part in weight.pieces(start, stop, row_alignment(bits, features)):
         low = (first - start) * features * bits // 8
         count = packed_bytes((last - first) * features, bits)

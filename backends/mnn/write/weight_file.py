@@ -20,13 +20,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from backends.mnn.write.packing import quantize_pack, row_alignment
+from backends.mnn.write.packing import packed_bytes, quantize_pack, row_alignment
 from backends.mnn.write.weight_layout import Layout, Matrix
 from ir.base.diag import LadingError
 from ir.base.executor import JobExecutor, here, run_jobs, shares_files
 from ir.base.store import Store, default_store, using_store
+from ir.base.whole_files import begin_sync
 from ir.quant.stored_weight import StoredWeight
-from ir.quant.weight import QuantizedWeight, keep_each
+from ir.quant.weight import QuantizedWeight, keep_each, thread_scratch
 from ir.tensor.base import Tensor
 
 PIECE_ELEMENTS = 1 << 18
@@ -37,6 +38,9 @@ JOB_ELEMENTS = 1 << 21
 
 DIGESTED = 1 << 20
 """Bytes that are read and digested at once."""
+
+SENT = 8 << 20
+"""Bytes that the system is told to write to the disk at once."""
 
 _LATELY: deque[StoredWeight] = deque(maxlen=2)
 """Weights of the last jobs that came from another process, so that those of one weight share what is mapped of it."""
@@ -90,7 +94,10 @@ class RowsJob:
     def _write_codes(self, fd: Out) -> None:
         recipe = self.weight.quantized
         assert recipe is not None
-        packed, alpha = quantize_pack(recipe, self.start, self.stop, half=recipe.storage.scale == "f16")
+        size = packed_bytes((self.stop - self.start) * self.weight.columns, self.weight.bits)
+        # Fresh memory for every job would be taken from the system and given back each time.
+        out = thread_scratch().take("packed", (size,), np.uint8)
+        packed, alpha = quantize_pack(recipe, self.start, self.stop, out, half=recipe.storage.scale == "f16")
         _pwrite(fd, packed, self.offset)
         _pwrite(fd, alpha, self.alpha_offset)
 
@@ -264,10 +271,14 @@ def fill(
 
 
 class _Content:
-    """The digest of a file that jobs fill, taken from its beginning as far as no job is left to write."""
+    """The digest of a file that jobs fill, taken from its beginning as far as no job is left to write.
+
+    So far the system is told to write it to the disk, too, which the end of a compilation would wait for.
+    """
 
     def __init__(self, path: Path, nbytes: int, jobs: Sequence[Job]) -> None:
-        self._path, self._size, self._done = path, nbytes, 0
+        self._path, self._size = path, nbytes
+        self._done = self._sent = 0
         self._state = hashlib.sha256()
         self._buffer = memoryview(bytearray(min(nbytes, DIGESTED)))
         # Whatever begins first and is not finished ends what can be digested.
@@ -303,6 +314,9 @@ class _Content:
                         raise OSError(errno.EIO, "it is shorter than what was written")
                     self._state.update(self._buffer[:count])
                     self._done += count
+                if stop - self._sent >= SENT:
+                    begin_sync(file.fileno(), self._sent, stop)
+                    self._sent = stop
         except OSError as error:
             message = f"{self._path.name} cannot be read again: {error.strerror}"
             raise LadingError("B620", message, where=str(self._path)) from error

@@ -43,7 +43,7 @@ from passes.precision.planned_weights import Weight
 
 ONE_SIDE = ("gptq", "gptaq")
 """Methods of the weights that are rounded against both sides instead."""
-FORMAT = "outputs 1"
+FORMAT = "outputs 2"
 """Part of every key; another one when the numbers are computed otherwise."""
 
 
@@ -51,11 +51,11 @@ FORMAT = "outputs 1"
 class CalibrateOutputs(Pass):
     """Have weights rounded against both sides: what flows in, and what their errors do to the predictions.
 
-    To run between assign-precision and insert-qdq. The second moments of the gradients behind every weight of the layers
-    are gathered from the calibration text by one pass backwards over the float model, and kept like other statistics.
-    Weights whose method is gptq or gptaq then take the method yaqa. It is kept only if it lowers the divergence on the held-out
-    windows; what it gained is in the contract. The pass recalibrate behind it has them make up for the errors of weights
-    before them, too.
+    To run between assign-precision and insert-qdq. The second moments of the gradients behind every weight of the
+    layers are gathered from the calibration text by one pass backwards over the float model, and kept like other
+    statistics. Weights whose method is gptq or gptaq then take the method yaqa. It is kept only if it lowers the
+    divergence on the held-out windows; what it gained is in the contract. The pass recalibrate behind it has them make
+    up for the errors of weights before them, too.
     """
 
     name = "calibrate-outputs"

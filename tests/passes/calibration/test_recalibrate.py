@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from frontends.checkpoint.load import load
 from ir.base.diag import LadingError
+from ir.base.executor import SERIAL
 from ir.base.store import default_store
 from ir.evaluate.evaluator import Evaluator, evaluate
 from ir.evaluate.replaced_weights import divergences
@@ -234,6 +236,23 @@ def test_statistics_of_an_expert_are_of_tokens_that_both_models_send_to_it() -> 
         np.testing.assert_allclose(moments.drift, 0.75 * (wanted - x).T @ x / len(x), rtol=1e-3, atol=1e-4)
     lost = found["model.layers.1.mlp.experts.3.gate_proj.weight"]
     assert lost.drift is None and lost.lag is None and lost.tokens == 3 * 48
+
+
+def test_threads_change_no_bit(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("ir.quant.statistics.drift.SLAB", 24)
+    monkeypatch.setattr("passes.calibration.recalibrate.TOGETHER", 2)
+    found = []
+    with ThreadPoolExecutor(3) as threads:
+        for executor in (SERIAL, threads):
+            monkeypatch.setenv("LADING_CACHE", str(tmp_path / f"{len(found)}"))
+            graph = load(checkpoint)
+            PassManager(load_pipeline(PIPELINE)).run(graph, PassContext(TEXT, executor=executor))
+            found.append(statistics(graph))
+    assert found[0].keys() == found[1].keys()
+    for name, one in found[0].items():
+        for part in ("second", "drift", "lag"):
+            first, second = (getattr(moments, part) for moments in (one, found[1][name]))
+            assert first is second is None or np.array_equal(first, second), (name, part)
 
 
 # ---- runs that were stopped ----

@@ -194,3 +194,10 @@ def test_a_child_that_died_while_it_waited_is_not_alive(child):
     os.kill(child.pid, signal.SIGKILL)
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     assert not child.alive
+
+
+def test_a_bare_child_starts_without_what_others_add_to_interpreters_and_finds_our_packages():
+    request = {"do": "modules", "names": ["site", "ir.base.child"]}
+    for bare, found in ((True, ["ir.base.child"]), (False, ["site", "ir.base.child"])):
+        with Child(SERVE, bare=bare) as made:
+            assert made.ask(request, seconds=60)[0] == {"found": found}

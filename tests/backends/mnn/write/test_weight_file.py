@@ -69,6 +69,20 @@ def test_the_bytes_are_the_same_on_every_executor(
     assert caches[0] == caches[1] and bool(caches[0]) == (pipeline == SLOW)
 
 
+def test_what_is_finished_goes_to_the_disk_while_the_rest_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[tuple[int, int]] = []
+    monkeypatch.setattr(weight_file, "JOB_ELEMENTS", 1 << 16)
+    monkeypatch.setattr(weight_file, "SENT", 1 << 16)
+    monkeypatch.setattr(weight_file, "begin_sync", lambda fd, start, stop: sent.append((start, stop)))
+    layout = layout_of(EXAMPLE, "default")
+    written(layout, tmp_path / "out", SERIAL)
+    assert len(sent) > 5
+    assert [start for start, _ in sent] == [0, *(stop for _, stop in sent[:-1])]
+    assert layout.nbytes - (1 << 16) < sent[-1][1] <= layout.nbytes
+
+
 def test_jobs_are_plain_data(tmp_path: Path) -> None:
     layout = layout_of(EXAMPLE, "default")
     jobs = weight_jobs(layout, tmp_path / "weights")

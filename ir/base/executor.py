@@ -51,11 +51,13 @@ class JobExecutor(Executor):
 
     Attributes:
         shares_files: what a job writes to a path can be read there by whoever handed it in, and by other jobs.
+        elsewhere: jobs may run on other machines, so that what they write comes over a network.
         width: how many jobs that are alone run at the same time.
         threads: how many others each of these makes room for.
     """
 
     shares_files = True
+    elsewhere = True
     width = 1
     threads = 1
 

@@ -85,8 +85,8 @@ class Evaluator:
             reserve: bytes that an observer needs for a wanted value until its segment is done, by name; with a memory
                 limit a segment ends before its observers need more than that.
             replaceable: names of constants that a `Track` may replace.
-            ends: names of values that end the segment in which they are made, so that what a track replaces behind them
-                may depend on them.
+            ends: names of values that no segment both makes and reads, so that what a track replaces behind them may
+                depend on them.
 
         Raises:
             LadingError: T223 no value of a wanted name, T224 a constant too large for the limit.

@@ -44,6 +44,8 @@ PIECE_BYTES = 16 << 20
 """Largest piece of the logits matrix, in single precision."""
 LEAST_PIECE = 256
 """Tokens in a piece of the logits matrix, at least."""
+FEW = 8
+"""Variants that a machine is given at least, where there are more of them: each reads the whole model."""
 POSITIONS = 128
 """Positions that a job compares at once."""
 TOKENS = 4096
@@ -186,7 +188,7 @@ def _spread(
     name = f"{UNFINISHED}/{blake2b(text.encode(), digest_size=16).hexdigest()}.graph"
     with store.put(name, "Q431", "the graph of a comparison") as scratch:
         scratch.write_text(text, encoding="utf-8")
-    turns = min(len(variants), executor.width)
+    turns = min(executor.width, max(min(len(variants), FEW), len(variants) // FEW))
     runs = min(len(windows), -(-executor.width // turns))
     edges = np.linspace(0, len(windows), runs + 1).astype(int).tolist()
     # Late variants cost less than early ones: each machine has some of both.

@@ -72,7 +72,8 @@ class Plan:
         reserve: bytes that an observer of a wanted value needs from when it is made to the end of its segment; the
             limit counts for them too, but apart from the constants.
         fed: constants that are fed whatever their size, because other contents may take their place.
-        ends: values that end the segment in which they are made, and are there behind it even if nothing reads them.
+        ends: values that no segment both makes and reads, and that are there behind it even if nothing reads them; those
+            that do not depend on each other are made in one go.
     """
 
     limit: int | None = None
@@ -88,8 +89,12 @@ def plan_segments(graph: Graph, wanted: list[Value], plan: Plan) -> list[Segment
     asked = {value.producer for value in wanted}
     planner = _Planner(plan)
     placed = [node for node in nodes if not planner.is_weight(node) or node in asked]
+    levels = _levels(placed, plan.ends)
+    placed.sort(key=levels.__getitem__)
     planner.crossing = _crossing(placed)
-    for node in placed:
+    for before, node in zip([None, *placed], placed, strict=False):
+        if before is not None and levels[before] != levels[node]:
+            planner.end()
         planner.place(node)
     segments = planner.segments
     for segment in segments:
@@ -97,6 +102,22 @@ def plan_segments(graph: Graph, wanted: list[Value], plan: Plan) -> list[Segment
             _set_weights_apart(segment, planner.weights - asked, plan.fed)
     _connect(segments, wanted, plan)
     return segments
+
+
+def _levels(nodes: list[Node], ends: Set[Value]) -> dict[Node, int]:
+    """How many of some values lie before each node, one behind the other, or may do so without making anything later."""
+    before: dict[Node, int] = {}
+    for node in nodes:
+        made = [(value, before[value.producer]) for value in outside_reads(node) if value.producer in before]
+        before[node] = max((level + (value in ends) for value, level in made), default=0)
+    found: dict[Node, int] = {}
+    for node in reversed(nodes):
+        level = found.setdefault(node, before[node])
+        for value in outside_reads(node):
+            if value.producer in before:
+                late = level - (value in ends)
+                found[value.producer] = min(found.get(value.producer, late), late)
+    return found
 
 
 def _set_weights_apart(segment: Segment, weights: set[Node], fed: Set[Value]) -> None:
@@ -192,7 +213,6 @@ class _Planner:
         self.weights: set[Node] = set()
         self._limit = plan.limit
         self._reserve = plan.reserve
-        self._ends = plan.ends
         self._open: Segment | None = None
         self._placed: set[Node] = set()
         self._loaded: set[Value] = set()
@@ -222,8 +242,10 @@ class _Planner:
         if self._open is None or self._is_full(node):
             self._start()
         self._append(node)
-        if not self._ends.isdisjoint(node.outputs):
-            self._open = None
+
+    def end(self) -> None:
+        """Begin another segment with the next node."""
+        self._open = None
 
     def _start(self) -> None:
         self._open = Segment([])

@@ -342,6 +342,19 @@ class _Following:
         tables = {value.name for value in self.graph.tables.values()}
         return {name: tensor for name, tensor in self.work.replaced.items() if name in tables}
 
+    def stretches(self) -> list[range]:
+        """The segments in runs that can be computed in one go: none needs statistics of what the same run makes."""
+        found = [range(0)]
+        made: set[str] = set()
+        for place, steps in enumerate(self.places):
+            keys = (self.work.keys.get(value.name, "") for value in self.evaluator.segments[place].constants)
+            if not made.isdisjoint(parts_of(key)[0] for key in keys if key):
+                found.append(range(place, place))
+                made.clear()
+            found[-1] = range(found[-1].start, place + 1)
+            made.update(step.key for step in steps)
+        return found
+
     def stored_in(self, place: int) -> list[Tensor]:
         """What the stored model computes with in a segment instead of weights."""
         constants = self.evaluator.segments[place].constants

@@ -1,6 +1,6 @@
-"""Two models evaluated side by side, spread over machines: windows of text at the same time, segments in turn.
+"""Two models evaluated side by side, spread over machines: windows of text at the same time, the model in stretches.
 
-Each segment is computed by jobs that have some of the windows, once the weights that it reads are quantized. They keep
+Each stretch is computed by jobs that have some of the windows, once the weights that it reads are quantized. They keep
 what they find at the inputs of the next weights, a file for each window, and one job for each of those inputs adds the
 files up, window by window in the order of the text, as one process does. A window that is finished is not done again.
 """
@@ -25,8 +25,8 @@ from ir.tensor.base import Tensor
 from passes.calibration.bookmark import Bookmark
 from passes.calibration.by_data import EVALUATING, gone
 
-INPUTS = -1
-"""The place of statistics of what is fed."""
+INPUTS = range(0)
+"""The stretch before the first segment, behind which statistics of what is fed are gathered."""
 
 
 class Step(Protocol):
@@ -64,6 +64,10 @@ class Models(Protocol):
     @property
     def missing(self) -> set[str]:
         """Keys of what is not there yet."""
+        ...
+
+    def stretches(self) -> Sequence[range]:
+        """Runs of segments, none of which reads weights that are quantized by what is gathered in the same run."""
         ...
 
     def tracks(self, windows: Sequence[np.ndarray]) -> tuple[Track, Track]:
@@ -125,20 +129,23 @@ def _opened(setting: Setting) -> Models:
 
 # ---- the worker's side ----
 
+State = tuple[int, list[dict[str, np.ndarray]]]
+"""The segment that a window has come to, and its live values in both models."""
+
 
 @dataclass(frozen=True)
 class WindowsJob:
-    """Compute one segment of both models for some windows.
+    """Compute a stretch of both models for some windows.
 
     Attributes:
         setting: see there.
-        place: the segment.
+        stretch: the segments.
         windows: their numbers.
-        wanted: keys of the statistics that are missing behind it, those at inputs among them for the first.
+        wanted: keys of the statistics that are missing behind them.
     """
 
     setting: Setting
-    place: int
+    stretch: range
     windows: tuple[int, ...]
     wanted: frozenset[str]
 
@@ -148,26 +155,30 @@ class WindowsJob:
         """False when live values cannot be kept."""
         with EVALUATING, using_store(self.setting.store):
             models = _opened(self.setting)
-            states = {number: self.setting.bookmark(number).load() for number in self.windows}
-            todo = [n for n in self.windows if (found := states[n]) is None or found[0] <= self.place]
-            if not todo:
+            if self.stretch == INPUTS:
+                tracks = models.tracks([models.windows[number] for number in self.windows])
+                self._keep(models, models.at_inputs, tracks, self.windows)
                 return True
-            tracks = models.tracks([models.windows[number] for number in todo])
-            for turn, track in enumerate(tracks if self.place else ()):
-                kept = [states[number] for number in todo]
-                values = [item[1][turn] for item in kept if item is not None and item[0] == self.place]
-                if not models.evaluator.restore(track, self.place, values):
-                    raise gone(self.setting.bookmark(todo[0]).name)
-            if not self.place:
-                self._keep(models, models.at_inputs, tracks, todo)
-            models.evaluator.advance(self.place, tracks)
-            self._keep(models, models.places[self.place], tracks, todo)
-            live = [models.evaluator.live(track) for track in tracks]
-            if live[0] is None or live[1] is None:
-                return False
-            for number, first, second in zip(todo, live[0], live[1], strict=True):
-                self.setting.bookmark(number).save(self.place + 1, [first, second])
-            return True
+            states = {number: self.setting.bookmark(number).load() for number in self.windows}
+            todo = [n for n in self.windows if (found := states[n]) is None or found[0] < self.stretch.stop]
+            return not todo or self._advance(models, todo, [states[number] for number in todo])
+
+    def _advance(self, models: Models, todo: Sequence[int], kept: Sequence[State | None]) -> bool:
+        first = self.stretch.start
+        tracks = models.tracks([models.windows[number] for number in todo])
+        for turn, track in enumerate(tracks if first else ()):
+            values = [item[1][turn] for item in kept if item is not None and item[0] == first]
+            if not models.evaluator.restore(track, first, values):
+                raise gone(self.setting.bookmark(todo[0]).name)
+        for place in self.stretch:
+            models.evaluator.advance(place, tracks)
+            self._keep(models, models.places[place], tracks, todo)
+        live = [models.evaluator.live(track) for track in tracks]
+        if live[0] is None or live[1] is None:
+            return False
+        for number, one, other in zip(todo, live[0], live[1], strict=True):
+            self.setting.bookmark(number).save(self.stretch.stop, [one, other])
+        return True
 
     def _keep(self, models: Models, steps: Sequence[Step], tracks: tuple[Track, Track], numbers: Sequence[int]) -> None:
         store = self.setting.store
@@ -186,12 +197,12 @@ class SumsJob:
 
     Attributes:
         setting: see there.
-        place: the segment that they are behind.
+        stretch: the segments that they are behind.
         key: their name.
     """
 
     setting: Setting
-    place: int
+    stretch: range
     key: str
 
     alone = True
@@ -200,8 +211,7 @@ class SumsJob:
         """True."""
         with using_store(self.setting.store):
             models = _opened(self.setting)
-            steps = models.at_inputs if self.place == INPUTS else models.places[self.place]
-            step = next(step for step in steps if step.key == self.key)
+            step = next(step for step in _behind(models, self.stretch) if step.key == self.key)
             models.save(step, self._parts(len(models.windows)), here())
             return True
 
@@ -213,6 +223,11 @@ class SumsJob:
                 raise gone(name)
             with np.load(kept.path, allow_pickle=False) as held:
                 yield held["error"], held["x"]
+
+
+def _behind(models: Models, stretch: range) -> list[Step]:
+    """What is gathered behind a stretch."""
+    return list(models.at_inputs) if stretch == INPUTS else [step for place in stretch for step in models.places[place]]
 
 
 def _run(job: WindowsJob | SumsJob) -> bool:
@@ -251,34 +266,35 @@ class Spreading:
         models, steps = self._models, len(self._models.places)
         with self._setting.store.put(self._setting.work, "Q431", "the work of a calibration") as scratch:
             scratch.write_text(work, encoding="utf-8")
-        place = self._start()
         keep_all(models.rows().values(), self._executor)
-        while place < steps and models.missing:
-            self._progress(place, steps)
-            keep_all(models.stored_in(place), self._executor)
-            if not self._segment(place):
+        start = self._start()
+        for stretch in (INPUTS, *models.stretches()):
+            if not models.missing:
+                break
+            if start >= stretch.stop and models.missing.isdisjoint(step.key for step in _behind(models, stretch)):
+                continue
+            self._progress(stretch.start, steps)
+            keep_all((tensor for place in stretch for tensor in models.stored_in(place)), self._executor)
+            if not self._compute(stretch):
                 return False
-            place += 1
         self._progress(steps, steps)
         for number in range(self._windows):
             self._setting.bookmark(number).remove()
         self._setting.store.remove(self._setting.work)
         return True
 
-    def _segment(self, place: int) -> bool:
+    def _compute(self, stretch: range) -> bool:
         """Windows, and then sums, of which some may be there."""
-        found = [(place, step) for step in self._models.places[place]]
-        if not place:
-            found += [(INPUTS, step) for step in self._models.at_inputs]
-        wanted = {step.key: at for at, step in found if step.key in self._models.missing}
+        behind = [step.key for step in _behind(self._models, stretch)]
+        wanted = [key for key in dict.fromkeys(behind) if key in self._models.missing]
         store = self._setting.store
         for number in range(self._windows):
             store.hold(self._setting.bookmark(number).name)
             for key in wanted:
                 store.hold(self._setting.part(key, number))
-        if not all(run_jobs(self._executor, _run, self._windows_jobs(place, frozenset(wanted)))):
+        if not all(run_jobs(self._executor, _run, self._windows_jobs(stretch, frozenset(wanted)))):
             return False
-        for _ in run_jobs(self._executor, _run, [SumsJob(self._setting, at, key) for key, at in wanted.items()]):
+        for _ in run_jobs(self._executor, _run, [SumsJob(self._setting, stretch, key) for key in wanted]):
             pass
         for key in wanted:
             for number in range(self._windows):
@@ -286,29 +302,23 @@ class Spreading:
         self._models.missing.difference_update(wanted)
         return True
 
-    def _windows_jobs(self, place: int, wanted: frozenset[str]) -> Iterator[WindowsJob]:
+    def _windows_jobs(self, stretch: range, wanted: frozenset[str]) -> Iterator[WindowsJob]:
         """One job for each that can run at once."""
         edges = np.linspace(0, self._windows, min(self._windows, self._executor.width) + 1).astype(int).tolist()
         for first, last in pairwise(edges):
-            yield WindowsJob(self._setting, place, tuple(range(first, last)), wanted)
+            yield WindowsJob(self._setting, stretch, tuple(range(first, last)), wanted)
 
     def _start(self) -> int:
-        """The segment to begin with: what some window has not computed, or statistics were not added up of."""
+        """The segment that every window has come to, where what was gathered on the way is there; else none has."""
         found = [self._setting.bookmark(number).place() or 0 for number in range(self._windows)]
-        missing = [
-            (place, step.key)
-            for place, steps in enumerate(self._models.places)
-            for step in ([*self._models.at_inputs, *steps] if not place else steps)
-            if step.key in self._models.missing
-        ]
-        parts = (
-            self._setting.part(key, number) for number, end in enumerate(found) for place, key in missing if place < end
-        )
-        if all(self._setting.store.find(name) is not None for name in parts):
-            return min([*found, *(place for place, _ in missing)])
-        for number in range(self._windows):
-            self._setting.bookmark(number).remove()
-        return 0
+        for stretch in self._models.stretches():
+            keys = [step.key for step in _behind(self._models, stretch) if step.key in self._models.missing]
+            parts = (self._setting.part(key, n) for n, end in enumerate(found) if end >= stretch.stop for key in keys)
+            if any(self._setting.store.find(name) is None for name in parts):
+                for number in range(self._windows):
+                    self._setting.bookmark(number).remove()
+                return 0
+        return min(found, default=0)
 
 
 __all__ = ["INPUTS", "Models", "Setting", "Spreading"]

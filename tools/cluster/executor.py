@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future
@@ -57,13 +58,15 @@ class ClusterExecutor(Spread):
     ) -> None:
         super().__init__(local, 1, shares_files=shares_files)
         self._client = client
-        self._terms = Terms(own_versions(), threads=threads)
         self._alone_s = alone_s
         self._entries: dict[str, Any] = {}
         self._starting = starting
         if starting:
             self.threads, self.workers, self.width = threads, starting, starting
+            self.elsewhere = False
+            self._terms = Terms({}, threads=threads, alone=len(os.sched_getaffinity(0)))
             return
+        self._terms = Terms(own_versions(), threads=threads)
         workers = self._ask(describe, threads)
         for worker in workers:
             require_versions(self._terms.versions, worker.host, worker.versions)
@@ -76,11 +79,13 @@ class ClusterExecutor(Spread):
         return self._executor.submit(fn, *args, **kwargs)
 
     def trust(self, paths: Iterable[str]) -> None:
-        """Have workers compare files with those of this machine before they run anything.
+        """Have workers of other machines compare files with those of this one before they run anything.
 
         Raises:
             OSError: one cannot be read here.
         """
+        if self._starting:
+            return
         self._terms = replace(self._terms, inputs=tuple(mark_of(path) for path in sorted(set(paths))))
 
     def look_for_files(self, folders: Iterable[Path]) -> None:

@@ -49,15 +49,19 @@ class Terms:
     """What a worker must agree with before it runs a job.
 
     Attributes:
-        versions: of this program, its source, and the packages that it computes with.
-        inputs: the files of the model.
+        versions: of this program, its source, and the packages that it computes with; empty for a worker that was forked
+            on the same machine.
+        inputs: the files of the model, where they may be others.
         threads: of one task; 0 for the worker's share of its machine.
+        alone: threads of a task that spreads its own work, if they are others: where all workers are on one machine, such
+            a task may have all of it, since it often is the only one.
         store: where work is kept; None where machines share no files, and each has a store of its own.
     """
 
     versions: Mapping[str, str]
     inputs: tuple[Mark, ...] = ()
     threads: int = 0
+    alone: int = 0
     store: Store | None = None
 
 
@@ -173,11 +177,11 @@ def run_here(payload: bytes, terms: Terms, names: Sequence[str] = (), *contents:
             with store.put(name, "Q431", "calibration statistics") as scratch:
                 scratch.write_bytes(content)
     run, jobs = Unpacker(payload, store).load()
-    pool = _pool(terms.threads or _share(_this_worker()))
+    threads = terms.threads or _share(_this_worker())
     if len(jobs) == 1:
-        with spreading_over(pool):
+        with spreading_over(_pool(terms.alone or threads)):
             return [run(jobs[0])]
-    return list(pool.map(run, jobs))
+    return list(_pool(threads).map(run, jobs))
 
 
 _AGREED: dict[tuple[Mark, ...], list[tuple[int, int, int]]] = {}
@@ -189,7 +193,8 @@ def _agree(terms: Terms) -> None:
     from ir.base.plugins import loaded
 
     loaded()
-    require_versions(terms.versions, socket.gethostname(), own_versions())
+    if terms.versions:
+        require_versions(terms.versions, socket.gethostname(), own_versions())
     state = _states(terms.inputs)
     if _AGREED.get(terms.inputs) != state:
         _require_inputs(terms.inputs)

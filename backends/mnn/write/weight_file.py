@@ -3,6 +3,7 @@
 A job reads a few rows of one source, quantizes or converts them and writes the result with ``pwrite``; nothing larger
 than a piece is ever held. Jobs are plain data, so any `concurrent.futures.Executor` whose workers share the file system
 can run them: in threads, in processes, or elsewhere. Where they do not share it, what a job would write comes back.
+Other machines say what they wrote, and the file is held against it when it is read back for its digest.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from pathlib import Path
 from typing import Any, TypeVar
+from zlib import crc32
 
 import numpy as np
 
@@ -187,32 +190,64 @@ Done = TypeVar("Done")
 Part = tuple[int, bytes]
 """Bytes and their place in the file."""
 
-Out = int | list[Part]
-"""Where a job writes: a file descriptor, or a list that what would be written is added to."""
+Sum = tuple[int, int, int]
+"""Place, length and CRC-32 of bytes of the file."""
 
 
-def run(job: Job) -> int:
-    """Write the part of a job to its file, which exists; returns the elements written.
+@dataclass
+class Summed:
+    """A file whose writer says what it has written.
+
+    Attributes:
+        fd: descriptor of the file.
+        sums: what was written.
+    """
+
+    fd: int
+    sums: list[Sum] = field(default_factory=list)
+
+
+Out = int | Summed | list[Part]
+"""Where a job writes: a file descriptor, one that sums up, or a list that what would be written is added to."""
+
+
+def run(job: Job) -> list[Sum]:
+    """Write the part of a job to its file, which exists; nothing is summed up.
 
     Raises:
         LadingError: B620 writing failed, B621 numbers that are not finite, and what reading the source raises.
     """
+    _write(job, int)
+    return []
+
+
+def run_elsewhere(job: Job) -> list[Sum]:
+    """Write as `run` does, and say what was written, so that another machine can see whether it has come."""
+    out = _write(job, Summed)
+    return out.sums
+
+
+Written = TypeVar("Written", int, Summed)
+
+
+def _write(job: Job, out: Callable[[int], Written]) -> Written:
     try:
         fd = os.open(job.path, os.O_WRONLY)
         try:
-            job.write(fd)
+            made = out(fd)
+            job.write(made)
         finally:
             os.close(fd)
     except OSError as error:
         raise LadingError("B620", f"writing {job.what} failed: {error.strerror}", where=str(job.path)) from error
-    return job.elements
+    return made
 
 
-def parts_of(job: Job) -> tuple[int, list[Part]]:
-    """What `run` would write, and the elements; errors of the source alone."""
+def parts_of(job: Job) -> tuple[list[Part], list[Sum]]:
+    """What `run` would write, and sums of it; errors of the source alone."""
     parts: list[Part] = []
     job.write(parts)
-    return job.elements, parts
+    return parts, [(offset, len(data), crc32(data)) for offset, data in parts]
 
 
 def weight_jobs(layout: Layout, path: Path) -> list[Job]:
@@ -259,14 +294,14 @@ def fill(
     if not shares_files(executor):
         done = _joined(path, jobs, executor)
     elif isinstance(executor, JobExecutor):
-        done = _in_order(run, _by_matrix(jobs), executor)
+        done = _in_order(run_elsewhere if executor.elsewhere else run, _by_matrix(jobs), executor)
     else:
         done = _in_turn(jobs, executor)
     content = _Content(path, nbytes, jobs)
-    for job, elements in done:
+    for job, sums in done:
         if progress is not None:
-            progress(elements)
-        content.finished(job)
+            progress(job.elements)
+        content.finished(job, sums)
     return content.digest()
 
 
@@ -274,6 +309,7 @@ class _Content:
     """The digest of a file that jobs fill, taken from its beginning as far as no job is left to write.
 
     So far the system is told to write it to the disk, too, which the end of a compilation would wait for.
+    Where machines say what they wrote, what is read is compared with it.
     """
 
     def __init__(self, path: Path, nbytes: int, jobs: Sequence[Job]) -> None:
@@ -285,9 +321,13 @@ class _Content:
         self._order = sorted(jobs, key=_first_byte)
         self._finished: set[int] = set()
         self._next = 0
+        # Place, CRC-32 of what was read of it so far, length, CRC-32 of what was written.
+        self._sums: list[tuple[int, int, int, int]] = []
 
-    def finished(self, job: Job) -> None:
-        """A job has written all of its part."""
+    def finished(self, job: Job, sums: Sequence[Sum] = ()) -> None:
+        """A job has written all of its part, and knows these sums of it."""
+        for place, length, written in sums:
+            heappush(self._sums, (place, 0, length, written))
         self._finished.update(map(id, job.parts if isinstance(job, MatrixJob) else [job]))
         while self._next < len(self._order) and id(self._order[self._next]) in self._finished:
             self._next += 1
@@ -303,7 +343,7 @@ class _Content:
         """Digest what lies before `stop`. The file is opened anew: only then are writes of other machines sure to be seen.
 
         Raises:
-            LadingError: B620 it cannot be read.
+            LadingError: B620 it cannot be read, or does not hold what was written.
         """
         try:
             with self._path.open("rb", buffering=0) as file:
@@ -313,6 +353,7 @@ class _Content:
                     if not count:
                         raise OSError(errno.EIO, "it is shorter than what was written")
                     self._state.update(self._buffer[:count])
+                    self._compare(self._done, self._buffer[:count])
                     self._done += count
                 if stop - self._sent >= SENT:
                     begin_sync(file.fileno(), self._sent, stop)
@@ -320,6 +361,24 @@ class _Content:
         except OSError as error:
             message = f"{self._path.name} cannot be read again: {error.strerror}"
             raise LadingError("B620", message, where=str(self._path)) from error
+
+    def _compare(self, start: int, data: memoryview) -> None:
+        """Compare what was read, from a place on, with what was written there."""
+        while self._sums and self._sums[0][0] < start + len(data):
+            place, found, length, written = heappop(self._sums)
+            end = place + length
+            found = crc32(data[max(place - start, 0) : end - start], found)
+            if end > start + len(data):
+                heappush(self._sums, (place, found, length, written))
+                return
+            if found != written:
+                message = (
+                    f"{length:,} bytes from {place:,} of {self._path.name} are not what a worker has written there"
+                )
+                hint = (
+                    "the file system or the network has lost or changed them: look at its mount options, then try again"
+                )
+                raise LadingError("B620", message, where=str(self._path), hint=hint)
 
 
 def _first_byte(job: Job) -> int:
@@ -345,9 +404,8 @@ def _in_order(work: Callable[[Job], Done], jobs: Sequence[Job], executor: Execut
     yield from zip(jobs, run_jobs(executor, work, jobs), strict=True)
 
 
-def _in_turn(jobs: Sequence[Job], executor: Executor) -> Iterator[tuple[Job, int]]:
-    """Jobs that are done, with the elements written: those that need nothing, then of one slow weight after the other,
-    its rows in several jobs."""
+def _in_turn(jobs: Sequence[Job], executor: Executor) -> Iterator[tuple[Job, list[Sum]]]:
+    """Jobs that are done: those that need nothing, then of one slow weight after the other, its rows in several jobs."""
     ready, slow = _by_speed(jobs)
     yield from _in_order(run, ready, executor)
     for shared, waiting in slow:
@@ -361,20 +419,20 @@ def _by_matrix(jobs: Sequence[Job]) -> list[Job]:
     return [*sorted((MatrixJob(tuple(waiting)) for _, waiting in slow), key=lambda job: -job.elements), *ready]
 
 
-def _joined(path: Path, jobs: Sequence[Job], executor: Executor) -> Iterator[tuple[Job, int]]:
-    """Jobs that are done, with the elements written from what comes back of other machines, none of which sees the file.
+def _joined(path: Path, jobs: Sequence[Job], executor: Executor) -> Iterator[tuple[Job, list[Sum]]]:
+    """Jobs that are done, with sums of what comes back of other machines, none of which sees the file.
 
     Slow weights come back as codes, which are kept like those that are quantized here.
     """
     ready, slow = _by_speed(jobs)
     with path.open("r+b", buffering=0) as file:
-        for job, (elements, parts) in _in_order(parts_of, ready, executor):
+        for job, (parts, sums) in _in_order(parts_of, ready, executor):
             try:
                 for offset, data in parts:
                     _pwrite(file.fileno(), np.frombuffer(data, np.uint8), offset)
             except OSError as error:
                 raise LadingError("B620", f"writing failed: {error.strerror}", where=str(path)) from error
-            yield job, elements
+            yield job, sums
     weights = [shared.slow_parts() for shared, _ in slow]
     kept = keep_each([weight for found in weights for weight in found], executor)
     for found, (_, waiting) in zip(weights, slow, strict=True):
@@ -461,9 +519,12 @@ def _vector(name: str, tensor: Tensor) -> np.ndarray:
 
 def _pwrite(fd: Out, array: np.ndarray, offset: int) -> None:
     view = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-    if not isinstance(fd, int):
+    if isinstance(fd, list):
         fd.append((offset, view.tobytes()))
         return
+    if isinstance(fd, Summed):
+        fd.sums.append((offset, view.nbytes, crc32(view)))
+        fd = fd.fd
     while view.nbytes:
         written = os.pwrite(fd, view, offset)
         view, offset = view[written:], offset + written

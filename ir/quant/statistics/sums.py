@@ -125,4 +125,4 @@ def _slab_ranges(features: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + SLAB, features)
 
 
-__all__ = ["CHUNK", "MomentSums"]
+__all__ = ["CHUNK", "SLAB", "MomentSums"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import pytest
 
 from frontends.checkpoint.load import load
 from ir.base.diag import LadingError
-from ir.base.executor import SERIAL
+from ir.base.executor import SERIAL, Spread
 from ir.base.store import default_store
 from ir.evaluate.evaluator import Evaluator, evaluate
 from ir.evaluate.replaced_weights import divergences
@@ -253,6 +253,50 @@ def test_threads_change_no_bit(checkpoint: Path, monkeypatch: pytest.MonkeyPatch
         for part in ("second", "drift", "lag"):
             first, second = (getattr(moments, part) for moments in (one, found[1][name]))
             assert first is second is None or np.array_equal(first, second), (name, part)
+
+
+@pytest.mark.parametrize("kind", ["dense", "mixture"])
+def test_statistics_do_not_depend_on_the_executor(
+    kind: str, checkpoint: Path, processes: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assign = ASSIGN if kind == "dense" else ASSIGN.replace("embedding-bits=8", "embedding-bits=32")
+    text = CalibrationText(tuple(window % VOCAB for window in WINDOWS), ()) if kind == "mixture" else TEXT
+    found = []
+    for number, executor in enumerate((SERIAL, Spread(processes, 2), Spread(processes, 2, shares_files=False))):
+        monkeypatch.setenv("LADING_CACHE", str(tmp_path / str(number)))
+        graph = load(checkpoint) if kind == "dense" else mixture_model(4, 2, dead=1, layers=2)
+        PassManager(f"infer-types,calibrate,{assign},recalibrate{{memory=1}}").run(
+            graph, PassContext(text, executor=executor)
+        )
+        found.append({path.name: path.read_bytes() for path in (tmp_path / str(number) / "moments").iterdir()})
+        assert not list((tmp_path / str(number) / "running").iterdir())
+    assert len(found[0]) > 10
+    assert found[1] == found[0] and found[2] == found[0]
+
+
+def test_experts_of_a_layer_are_followed_together() -> None:
+    graph = mixture_model(4, 2, layers=2)
+    into = [{value.name for value in node.outputs} for node in graph.nodes if node.op == "lading.Dispatch"]
+    down = [
+        {n.operand(0).name for n in graph.nodes if n.op == "MatMul" and is_down(n.operand(1).name, layer)}
+        for layer in range(2)
+    ]
+    assert list(map(len, into + down)) == [4] * 4
+    names = sorted(set().union(*into, *down))
+    evaluator = Evaluator(graph, names, keep=False, ends=names)
+    made = [{value.name for value in segment.outputs} & set(names) for segment in evaluator.segments]
+    assert [item for item in made if item] == [into[0], down[0], into[1], down[1]]
+    feeds = window_feeds(graph, [window % VOCAB for window in WINDOWS])
+    track, found = evaluator.track(feeds), {}
+    for place in range(len(made)):
+        evaluator.advance(place, [track], lambda _, number, name, array: found.update({(number, name): array.copy()}))
+    for number, wanted in enumerate(Evaluator(graph, names).run_many(feeds)):
+        for name in names:
+            np.testing.assert_allclose(found[number, name], wanted[name], rtol=1e-4, atol=1e-5)
+
+
+def is_down(name: str, layer: int) -> bool:
+    return name.startswith(f"model.layers.{layer}.mlp.experts.") and "down_proj" in name
 
 
 # ---- runs that were stopped ----

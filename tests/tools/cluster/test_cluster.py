@@ -122,8 +122,8 @@ class _Killer(Listener):
         """When a pass has come so far."""
         word = what.partition(" ")[0]
         self.steps.setdefault(word, []).append(done)
-        if (word, done) in self._at:
-            os.kill(self._at.pop((word, done)), signal.SIGKILL)
+        for key in [key for key in self._at if key[0] == word and done >= key[1]]:
+            os.kill(self._at.pop(key), signal.SIGKILL)
 
     def weights(self, done: int, total: int) -> None:
         """After the first bundle."""

@@ -7,6 +7,7 @@ import pickle
 from concurrent.futures import Executor, ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from backends.mnn.write.weight_file import embedding_jobs, fill, run, weight_job
 from backends.mnn.write.weight_layout import Layout, plan_layout
 from frontends.checkpoint.load import load
 from ir.base.diag import LadingError
-from ir.base.executor import SERIAL
+from ir.base.executor import SERIAL, Spread
 from ir.base.store import default_store, folder_store, using_store
 from passes.framework.manager import PassManager
 from tests.support.checkpoints import hot_tensors, make_checkpoint, write_weights
@@ -58,11 +59,21 @@ def test_the_bytes_are_the_same_on_every_executor(
     monkeypatch.setattr(weight_file, "JOB_ELEMENTS", 1 << 16)
     found = []
     with ThreadPoolExecutor(3) as threads:
-        for name, executor in (("serial", SERIAL), ("threads", threads), ("processes", processes)):
+        executors = {
+            "serial": SERIAL,
+            "threads": threads,
+            "processes": processes,
+            "elsewhere": Spread(processes, 2),
+            "apart": Spread(processes, 2, shares_files=False),
+        }
+        for name, executor in executors.items():
             monkeypatch.setenv("LADING_CACHE", str(tmp_path / "cache" / name))
             found.append(written(layout_of(EXAMPLE, pipeline), tmp_path / name, executor))
     assert len(found[0][0]) > 2_000_000 and bool(found[0][1]) == (pipeline == "fp32")
     assert found[1] == found[0] and found[2] == found[0]
+    # Of these, progress is told in another order.
+    assert [item[:2] for item in found[3:]] == [found[0][:2]] * 2
+    assert [sum(item[2]) for item in found[3:]] == [sum(found[0][2])] * 2
     caches = [
         {entry.name for entry in folder_store(tmp_path / "cache" / name).entries()} for name in ("serial", "processes")
     ]
@@ -92,7 +103,7 @@ def test_jobs_are_plain_data(tmp_path: Path) -> None:
     assert [(job.what, job.elements, job.path) for job in again] == [(job.what, job.elements, job.path) for job in jobs]
     (tmp_path / "weights").write_bytes(bytes(layout.nbytes))
     for job in reversed(again):
-        assert run(job) == job.elements
+        assert run(job) == []
     assert (tmp_path / "weights").read_bytes() == written(layout, tmp_path / "other", SERIAL)[0]
 
 
@@ -109,6 +120,29 @@ def test_progress_is_told_in_the_calling_thread_up_to_the_end(tmp_path: Path, mo
         )
     assert sorted(n for n, _ in told) == sorted(job.elements for job in jobs)
     assert {thread for _, thread in told} == {threading.current_thread()}
+
+
+class _Losing(Spread):
+    """Other machines, behind a file system that loses the last bytes of what one job has written."""
+
+    def result(self, future: Any) -> list[Any]:
+        found = super().result(future)
+        place, length, _ = found[0][-1]
+        with self.path.open("r+b") as file:
+            file.seek(place + length - 1)
+            last = file.read(1)[0]
+            file.seek(place + length - 1)
+            file.write(bytes([last ^ 255]))
+        return found
+
+
+def test_what_a_file_system_loses_is_noticed(processes: Executor, tmp_path: Path) -> None:
+    layout = layout_of(EXAMPLE, "default")
+    losing = _Losing(processes, 1)
+    losing.path = tmp_path / "weights"
+    with pytest.raises(LadingError, match="are not what a worker has written there") as error:
+        fill(losing.path, layout.nbytes, weight_jobs(layout, losing.path), losing)
+    assert error.value.code == "B620" and str(losing.path) in str(error.value)
 
 
 @pytest.mark.parametrize("kind", ["serial", "threads", "processes"])

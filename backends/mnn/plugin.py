@@ -22,6 +22,7 @@ PLUGIN = Plugin(
         "tuned": "absorb-latent,lift-decoder,infer-types,discover-inputs,calibrate,"
         "assign-precision{method=gptaq block-trade=4},calibrate-outputs,recalibrate,insert-qdq,legalize-mnn,"
         "sink-layouts,fuse-mnn,cse,dce",
+        "fast": "default{block-trade=4}",
         "mixed": "calibrated{budget=5bpw min-speed=auto}",
         "fp32": "default{bits=32 logits-bits=32}",
         "fp16": "default{bits=16 logits-bits=16}",

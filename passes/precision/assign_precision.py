@@ -23,6 +23,8 @@ from passes.precision.storage_rules import Preferences, Prepared, floor_of, requ
 
 T = TypeVar("T")
 
+USUAL_BLOCK = 64
+"""Input features that share a scale when no option says."""
 MEASURED_WIDTHS = (2, 3, 4, 5, 6, 7, 8, 16)
 """Widths that measurement chooses from when no option says."""
 MEASURED_BLOCKS = (32, 64, 128, 0)
@@ -58,11 +60,11 @@ class AssignPrecision(Pass):
         16, help="least width of the matrices that choose the experts of a mixture"
     )
     embedding_bits: Literal[0, 4, 8, 16, 32] = option(0, help="width of the embedding rows; 0 follows logits-bits")
-    block: int = option(64, help="input features that share a scale; 0 for one scale a row", low=0)
+    block: int = option(USUAL_BLOCK, help="input features that share a scale; 0 for one scale a row", low=0)
     block_trade: float = option(
         0.0,
         help="measure the errors of larger blocks, too, and take them where each percent fewer bytes read for a token "
-        "costs at most this many percent of the error; 0 leaves the block as it is",
+        "costs at most this many percent of the error; 0 leaves the block as it is, and so does another block than 64",
         low=0,
     )
     symmetric: bool = option(False, help="no zero point")
@@ -177,7 +179,8 @@ class AssignPrecision(Pass):
         require_used((*wanted.rules, *wanted.floors), weights, [item.name for item in kept_weights(graph)])
         if wanted.limits is None:
             plan = _by_policy(weights, wanted, ctx)
-            if self.block_trade > 0 and plan.storage:
+            integers = any(item.is_integer for item in plan.storage.values())
+            if self.block_trade > 0 and self.block == USUAL_BLOCK and integers:
                 from passes.precision.measured.block_choice import with_larger_blocks
 
                 plan = with_larger_blocks(graph, ctx, wanted, weights, plan, self.block_trade)

@@ -18,6 +18,7 @@ BETTER = {
     None: "calibrated",
     "default": "calibrated",
     "int4": "default",
+    "fast": "default",
     "calibrated": "int8",
     "mixed": "int8",
     "int8": "fp16",

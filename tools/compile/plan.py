@@ -167,7 +167,7 @@ def _without_text(pipeline: Pipeline) -> tuple[Pipeline, bool]:
             message = f"precision is chosen by measurement here ({limit}), which no plan can foresee"
             hint = "the weight file then has the size that is asked for; plan with --passes default, int4 or int8"
             raise LadingError("U957", message, hint=hint)
-        return replace(one, method="rtn", block_trade=0.0) if one.needs_statistics else one
+        return replace(one, method="rtn" if one.needs_statistics else one.method, block_trade=0.0)
 
     measured = any(isinstance(one, AssignPrecision) and one.block_trade > 0 for one in pipeline.passes())
     kept = Pipeline(tuple(item for item in pipeline.items if not _looks_at_text(item)))

@@ -438,8 +438,8 @@ class MnnTarget(Target):
 
     def reads_rows(self, bits: int, rows: int) -> bool:
         """As `ir.target.target.Target.reads_rows`."""
-        # MNN 3.4 drops the last row of a 4-bit table with an odd number of rows.
-        return bits in self.embedding_widths and not (bits == 4 and rows % 2)
+        # Before 3.5 MNN drops the last row of a 4-bit table with an odd number of rows.
+        return bits in self.embedding_widths and (bits != 4 or rows % 2 == 0 or self.all("odd_tied_int4"))
 
     def unfit(self, columns: int, storage: Storage) -> str:
         """As `ir.target.target.Target.unfit`."""

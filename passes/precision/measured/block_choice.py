@@ -38,9 +38,14 @@ def with_larger_blocks(
 ) -> PrecisionPlan:
     """A plan by policy with the block of every integer weight chosen by measurement, none smaller than it was.
 
+    Without statistics of its inputs the error of a weight is that of its numbers. A plan so fine that activations are
+    rounded by its blocks is left as it is: larger ones would cost there, which is not weighed here.
+
     Weights that share their inputs and their storage get one block, so that they can still be stored as one matrix. What
     a rule gives a block keeps it. An embedding that is stored with the logits matrix follows it.
     """
+    if all(wanted.target.rounds(item) == "block" for item in plan.storage.values() if item.is_integer):
+        return plan
     fact = graph.fact(Calibration)
     groups = _groups(weights, plan, wanted, dict(fact.keys) if fact is not None else {})
     picks = chosen_blocks(
@@ -106,7 +111,8 @@ def _groups(
         storages = _storages(weight, stored, wanted)
         if plan.tied and weight.role == "logits" and not wanted.target.ties_rows:
             storages = (stored, *(storage for storage in storages if storage.block))
-        together = (key, storages) if key and weight.role == "layer" else (number,)
+        # Without statistics, what a product reads says which weights share their inputs.
+        together = (key or weight.value.users[0].inputs[0], storages) if weight.role == "layer" else (number,)
         found.setdefault(together, []).append(Wanted(weight, key, storages))
     return [tuple(group) for group in found.values() if len(group[0].storages) > 1]
 

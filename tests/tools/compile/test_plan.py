@@ -73,15 +73,16 @@ def test_files_have_the_planned_sizes(case: str, tmp_path: Path) -> None:
     assert sum(item.per_token for item in plan.planned.caches) == state.bytes_per_token
 
 
-def test_blocks_that_are_measured_are_planned_as_usual_and_told_as_about(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pipeline", ["calibrated", "fast"])
+def test_blocks_that_are_measured_are_planned_as_usual_and_told_as_about(pipeline: str, tmp_path: Path) -> None:
     source = make_checkpoint(tmp_path / "model", "qwen2")
-    plan, exact = planned(source, "calibrated").planned, planned(source, "calibrated{block-trade=0}").planned
+    plan, exact = planned(source, pipeline).planned, planned(source, f"{pipeline}{{block-trade=0}}").planned
     assert plan is not None and exact is not None
     assert {name: item.bytes for name, item in plan.files.items()} == {
         name: item.bytes for name, item in exact.files.items()
     }
     assert not any(item.exact for item in plan.files.values())
-    written = (compiled(source, tmp_path / "out", "calibrated") / "llm.mnn.weight").stat().st_size
+    written = (compiled(source, tmp_path / "out", pipeline) / "llm.mnn.weight").stat().st_size
     assert 0.85 * plan.files["llm.mnn.weight"].bytes < written <= plan.files["llm.mnn.weight"].bytes
 
 

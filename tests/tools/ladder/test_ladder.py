@@ -456,6 +456,7 @@ def test_limits_that_cannot_be_kept_give_exit_code_one(copy):
         (("--calibration", "/none.txt"), "U903"),
         (("--budget-size", "much"), "U934"),
         (("--uniform", "1-9"), "U933"),
+        (("--settings", "int9"), "U933"),
         (("--html", "/dev/null/page.html"), "U935"),
         (("-o", "/dev/null/out"), "B632"),
         (("--cluster", "local:none"), "U969"),

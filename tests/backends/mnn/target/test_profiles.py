@@ -180,6 +180,11 @@ def test_embedding_rows_that_a_release_misreads_are_refused(checkpoint, tmp_path
     assert caught.value.code == "B702" and "3.0.0" in str(caught.value)
 
 
+def test_rows_of_an_odd_table_are_read_at_four_bits_where_no_release_misreads_them():
+    assert target(">=3.5").reads_rows(4, 321) and not target(">=3.5").reads_rows(2, 321)
+    assert not target().reads_rows(4, 321) and target().reads_rows(8, 321) and target().reads_rows(4, 320)
+
+
 @pytest.mark.parametrize(("rows", "targets"), [(320, ()), (321, ("3.4.0", "3.4.1"))])
 def test_odd_vocabularies_at_four_bits_are_refused_where_they_are_misread(rows, targets):
     weight = SimpleNamespace(name="w", rows=rows, columns=64, block=32, bits=4, storage=Storage(bits=4, block=32))

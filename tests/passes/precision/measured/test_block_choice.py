@@ -91,9 +91,22 @@ def test_a_tied_embedding_follows_the_logits_matrix_and_rules_keep_their_blocks(
 
 
 @pytest.mark.mnn
-def test_weights_that_share_their_inputs_get_one_block(tied):
-    before = "infer-types,discover-inputs,calibrate"
-    plan = planned(tied, "method=gptq block-trade=1.3", before=before)
+def test_a_block_that_is_named_and_the_blocks_of_fine_plans_stay(tied, monkeypatch):
+    from backends.mnn.target.releases import MnnTarget
+
+    assert {item.block for item in planned(tied, "block=32 block-trade=50").storage.values()} == {32}
+    fine = "bits=6 logits-bits=8 block-trade=50"
+    # Activations are rounded by these blocks; were they rounded by row, nothing would speak for them.
+    assert {item.block for item in planned(tied, fine).storage.values()} == {64}
+    monkeypatch.setattr(MnnTarget, "rounds", lambda self, storage: "row")
+    assert {item.block for item in planned(tied, fine).storage.values()} == {0}
+
+
+@pytest.mark.mnn
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_weights_that_share_their_inputs_get_one_block(tied, calibrated):
+    before = "infer-types,discover-inputs" + ",calibrate" * calibrated
+    plan = planned(tied, f"method={'gptq' if calibrated else 'rtn'} block-trade=1.3", before=before)
     for kinds in (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")):
         for layer in (0, 1):
             found = {item.block for name, item in plan.storage.items()

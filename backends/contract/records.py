@@ -372,7 +372,7 @@ class RunSettings(Record):
     threads: Annotated[Positive, "threads"]
     dynamic_option: Annotated[Count, "how low memory quantizes activations: 2 by block of the weight, else by row"] = 0
     others: Annotated[dict[str, Setting], "further settings, by the names that the runtime reads"] = field(
-        default_factory=dict
+        default_factory=dict, hash=False
     )
 
 

@@ -4,9 +4,9 @@
 
 Each MODEL is a folder with a checkpoint, ``calibration.txt`` and ``evaluation.txt``, such as the example and what
 `benchmarks.train_checkpoints` makes. Statistics come from the first text, and where a method keeps a step only if it
-helps, the held-out windows of that text decide. Every figure is of the second, which nothing was chosen on. The layers'
-weights are stored by the method, the logits matrix at 8 bits, embedding rows as they are. ``held`` is the divergence on the
-held-out windows; times are processor seconds behind `calibrate`.
+helps, the held-out windows of that text decide. ``KL`` is of the second text, ``held`` of those windows. The layers'
+weights are stored by the method, the logits matrix at 8 bits, embedding rows as they are. Times are processor seconds
+behind `calibrate`.
 """
 
 from __future__ import annotations

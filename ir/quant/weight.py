@@ -410,6 +410,13 @@ def keep_all(tensors: Iterable[Tensor], executor: Executor) -> None:
             pass
 
 
+def let_go(tensors: Iterable[Tensor]) -> None:
+    """Hold the kept results below some tensors no longer, whose pages count as memory once they were read; reading finds
+    them again."""
+    for weight in _slow_weights(tensors):
+        weight.__dict__.pop("_kept", None)
+
+
 @dataclass(frozen=True)
 class _WholeJob:
     """Quantize all rows of a weight and keep them, over all that is `here`."""
@@ -489,6 +496,7 @@ __all__ = [
     "dequantize",
     "keep_all",
     "keep_each",
+    "let_go",
     "quantized_of",
     "real_zero",
     "rebuild_codes",

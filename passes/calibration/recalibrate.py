@@ -32,7 +32,7 @@ from ir.graph.graph import Graph, Node, Value
 from ir.quant.methods.base import METHODS
 from ir.quant.statistics.drift import DriftSums
 from ir.quant.statistics.moments import CalibrationText, MomentStore, joined, parts_of, windows_digest
-from ir.quant.weight import keep_all
+from ir.quant.weight import keep_all, let_go
 from ir.tensor.base import Tensor
 from ir.tensor.identity import joined_digest, tensor_identity
 from ir.tensor.one_thread import one_thread
@@ -371,6 +371,7 @@ class _Following:
             ctx.progress(place, count, what)
             keep_all(self.stored_in(place), ctx.executor)
             self.evaluator.advance(place, tracks)
+            let_go(self.stored_in(place))
             self._gather(self.places[place], tracks, ctx.executor)
             place += 1
             if self.missing and self.bookmark.is_due:

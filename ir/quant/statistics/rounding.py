@@ -24,9 +24,11 @@ class RoundingSums:
 
     def add(self, x: np.ndarray) -> None:
         """Count in positions, float32 ``[n, features]``."""
-        for block in self._sums:
-            parts = x.reshape(len(x), -1, block or self.features)
-            high, low = parts.max(axis=2), parts.min(axis=2)
+        high = low = x
+        for block in sorted(self._sums, key=lambda block: block or self.features):
+            # Extremes of a block are those of the smaller blocks that it consists of.
+            count = self.features // (block or self.features)
+            high, low = high.reshape(len(x), count, -1).max(axis=2), low.reshape(len(x), count, -1).min(axis=2)
             step = (high - low) / 255 if block else np.maximum(high, -low) / 127
             inexact = 1 - (2 / block if block else 1 / self.features)
             self._sums[block] += float(np.square(step, dtype=np.float64).mean(axis=1).sum()) / 12 * inexact

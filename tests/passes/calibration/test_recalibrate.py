@@ -21,8 +21,10 @@ from ir.facts.precision import PrecisionPlan
 from ir.graph.graph import Graph
 from ir.quant.methods.base import METHODS
 from ir.quant.statistics.moments import CalibrationText, Moments, MomentStore
+from ir.quant.weight import _slow_weights
 from ir.text.parser import parse
 from ir.text.printer import print_graph
+from passes.calibration import recalibrate
 from passes.framework.context import PassContext
 from passes.framework.load import load as load_pipeline
 from passes.framework.manager import PassManager
@@ -236,6 +238,20 @@ def test_statistics_of_an_expert_are_of_tokens_that_both_models_send_to_it() -> 
         np.testing.assert_allclose(moments.drift, 0.75 * (wanted - x).T @ x / len(x), rtol=1e-3, atol=1e-4)
     lost = found["model.layers.1.mlp.experts.3.gate_proj.weight"]
     assert lost.drift is None and lost.lag is None and lost.tokens == 3 * 48
+
+
+def test_weights_that_the_stored_model_has_read_are_not_held(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[int] = []
+    gather = recalibrate._Following._gather
+
+    def counted(following: recalibrate._Following, *given: object) -> None:
+        tensors = following.work.replaced.values()
+        held.append(sum("_kept" in part.__dict__ for tensor in tensors for part in _slow_weights([tensor])))
+        gather(following, *given)
+
+    monkeypatch.setattr(recalibrate._Following, "_gather", counted)
+    run(load(checkpoint), PIPELINE)
+    assert len(held) > 5 and not any(held)
 
 
 def test_threads_change_no_bit(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ CASES = {
     "odd widths": ("llama", {"vocab_size": 321}, "default{bits=3 block=32 symmetric}", {}),
     "newest forms": ("qwen2", {}, "default", {"target": "3.6.1"}),
     "calibrated": ("qwen2", {}, "calibrated{block-trade=0}", {}),
-    "tuned": ("qwen2", {}, "tuned", {}),
+    "tuned": ("qwen2", {}, "tuned{block-trade=0}", {}),
     "rules by name": ("qwen2", {}, "default{keep=[*.layers.1.mlp.up_proj.weight]}", {}),
     "two kinds of layers": ("qwen2", SLIDING, "default", {}),
 }
@@ -73,7 +73,7 @@ def test_files_have_the_planned_sizes(case: str, tmp_path: Path) -> None:
     assert sum(item.per_token for item in plan.planned.caches) == state.bytes_per_token
 
 
-@pytest.mark.parametrize("pipeline", ["calibrated", "fast"])
+@pytest.mark.parametrize("pipeline", ["calibrated", "fast", "tuned"])
 def test_blocks_that_are_measured_are_planned_as_usual_and_told_as_about(pipeline: str, tmp_path: Path) -> None:
     source = make_checkpoint(tmp_path / "model", "qwen2")
     plan, exact = planned(source, pipeline).planned, planned(source, f"{pipeline}{{block-trade=0}}").planned

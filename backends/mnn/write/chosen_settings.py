@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,9 @@ from typing import Any
 from backends import contract as c
 from backends.mnn.write.configs import CONFIG, CONFIG_TEXT
 from backends.mnn.write.mapped import mapped_keys
-from ir.base.whole_files import sha256_of, write_whole
+from ir.base.diag import LadingError
+from ir.base.interrupts import held_interrupts
+from ir.base.whole_files import write_whole
 
 
 def write_chosen(folder: Path, chosen: Mapping[str, Any], choices: Sequence[c.Choice]) -> c.Contract:
@@ -25,20 +29,22 @@ def write_chosen(folder: Path, chosen: Mapping[str, Any], choices: Sequence[c.Ch
 
     Returns:
         The contract as written.
+
+    Raises:
+        LadingError: B620 or C807 something cannot be written; configurations are then as they were.
     """
     contract = c.read(folder)
     keys = dict(chosen)
     if keys.pop("use_mmap", False):
         keys |= mapped_keys(folder, contract.target.releases[0])
-    files = list(contract.files)
+    files, texts = list(contract.files), {}
     for place, entry in enumerate(files):
         if not keys or entry.path not in (CONFIG, CONFIG_TEXT):
             continue
         path = folder / entry.path
         config = json.loads(path.read_text(encoding="utf-8")) | keys
-        with write_whole(path) as part:
-            part.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        files[place] = replace(entry, bytes=path.stat().st_size, sha256=sha256_of(path))
+        texts[path] = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+        files[place] = replace(entry, bytes=len(texts[path]), sha256=hashlib.sha256(texts[path]).hexdigest())
     measured = [choice.settings for choice in choices]
     kept = [choice for choice in contract.runtime.choices if choice.settings not in measured]
     if any(choice.recommended for choice in choices):
@@ -49,8 +55,26 @@ def write_chosen(folder: Path, chosen: Mapping[str, Any], choices: Sequence[c.Ch
         choices=tuple(sorted((*kept, *choices), key=lambda choice: choice.kl)),
     )
     contract = replace(contract, files=tuple(files), runtime=runtime)
-    c.write(contract, folder / c.CONTRACT_FILE)
+    before = {path: path.read_bytes() for path in texts}
+    with held_interrupts(firmly=True):
+        try:
+            _write(texts)
+            c.write(contract, folder / c.CONTRACT_FILE)
+        except LadingError:
+            with suppress(LadingError):
+                _write(before)
+            raise
     return contract
+
+
+def _write(texts: Mapping[Path, bytes]) -> None:
+    for path, text in texts.items():
+        try:
+            with write_whole(path) as part:
+                part.write_bytes(text)
+        except OSError as error:
+            message = f"{path.name} cannot be written: {error.strerror}"
+            raise LadingError("B620", message, str(path), "make room, or see who may write there") from error
 
 
 __all__ = ["write_chosen"]

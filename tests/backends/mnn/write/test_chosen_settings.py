@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from backends.contract import Choice, RunSettings, check_files, read
+from backends.mnn.write import chosen_settings
 from backends.mnn.write.chosen_settings import write_chosen
 from ir.base.diag import LadingError
 from tests.support.checkpoints import make_checkpoint
@@ -55,6 +56,18 @@ def test_chosen_settings_go_into_every_configuration_and_the_contract(folder):
     again = write_chosen(folder, {}, [replace(better, kl=5e-4, recommended=False)])
     assert [choice.kl for choice in again.runtime.choices] == [5e-4, 1e-3]
     assert (folder / "config.json").read_bytes() == before
+
+
+def test_a_contract_that_cannot_be_written_leaves_configurations_as_they_were(folder, monkeypatch):
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+    def refused(contract, path):
+        raise LadingError("C807", "the contract cannot be written: no room", str(path))
+
+    monkeypatch.setattr(chosen_settings.c, "write", refused)
+    with pytest.raises(LadingError, match="C807"):
+        write_chosen(folder, {"attention_mode": 9}, [])
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
 
 
 def test_mapped_weights_bring_their_folder(folder):

@@ -251,10 +251,10 @@ class Rounding:
         return total
 
     def _errors(self, key: str) -> dict[int, float]:
-        """Mean square error of an input feature by block; nothing for statistics of no position."""
-        inputs = parts_of(key)[0]
+        """Mean square error of an input feature by block; nothing where no position is known."""
+        inputs = next(iter(parts_of(key)), "")
         if inputs not in self._means:
-            self._means[inputs] = self._store.rounding(inputs)
+            self._means[inputs] = self._store.rounding(inputs) if inputs else {}
         return self._means[inputs]
 
     def _square(self, weight: Weight) -> float:

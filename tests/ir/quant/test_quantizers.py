@@ -380,7 +380,7 @@ def test_damaged_statistics_are_refused(change, text):
 def group_of(rows: np.ndarray, storage: Storage, factor: second_moments.Factor) -> tuple[Group, Form, Numbers]:
     form = Form(storage)
     numbers = search(rows, form, factor.pivots, Scratch())
-    return Group(rows, numbers, form, factor, Scratch()), form, numbers
+    return Group(rows, numbers, form, factor, Scratch(), alone=False), form, numbers
 
 
 @pytest.mark.parametrize(("symmetric", "zero"), FORMS, ids=NAMES)

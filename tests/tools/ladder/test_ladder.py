@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import backends.mnn.verify.measure
-from backends.contract import check_files, read
+from backends.contract import CONTRACT_FILE, check_files, read
 from backends.mnn.target.environments import LLM_RELEASES, installed_version
 from backends.mnn.verify.run_settings import Trial, UseTrial
 from ir.base.diag import LadingError
@@ -409,8 +409,11 @@ def test_rungs_that_a_cluster_builds_have_the_same_bytes(copy, work, made):
     out, arguments = copy
     run("--rungs", "int4", *arguments[2:], "--fresh", "--quiet", "--cluster", "local:2")
     assert work == {"built": ["int4"], "measured": ["int4"]}
-    names = sorted(path.name for path in (made[0] / "int4").iterdir())
+    # The contract of the other has what was tried of settings, too.
+    names = sorted(path.name for path in (made[0] / "int4").iterdir() if path.name != CONTRACT_FILE)
     assert filecmp.cmpfiles(out / "int4", made[0] / "int4", names, shallow=False) == (names, [], [])
+    ours, theirs = read(out / "int4"), read(made[0] / "int4")
+    assert ours.weights == theirs.weights and ours.files == theirs.files
 
 
 @needs_runtime
@@ -502,7 +505,7 @@ def test_a_model_without_a_text_of_its_own_gets_the_packaged_sample(tmp_path):
     shutil.copytree(EXAMPLE, folder, ignore=shutil.ignore_patterns("*.txt"))
     options = {"target": "portable", "windows": 3, "window": 64, "verify": "none", "threads": 1, "keep": True}
     options |= {"resume": True, "timeout": 9, "settings": "recommended"}
-    options |= dict.fromkeys(("budget_size", "max_kl", "calibration", "revision", "text", "prompt", "out"))
+    options |= dict.fromkeys(("budget_size", "max_kl", "calibration", "revision", "text", "prompt", "out", "cluster"))
     job = tool.make_job(str(folder), [], options)
     assert (job.text.origin, len(job.text.windows), max(map(len, job.text.windows))) == ("sample", 3, 64)
     assert job.calibration is None and job.out == Path("build/ladder/mine")

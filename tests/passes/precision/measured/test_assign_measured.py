@@ -465,13 +465,16 @@ def test_rounding_is_found_where_gradients_are_known_too(tied):
     sums.add(np.random.default_rng(8).standard_normal((50, weight.columns)).astype(np.float32))
     store = default_store()
     MomentStore(store).save_sums("inputs", sums)
+    by_row = SimpleNamespace(rounds=lambda storage: "row")
     models = {(weight.name, False): WeightLoss({storage: (1.0, 1.0)}, [Probe(storage, 0.5)])}
     costs = [
-        Rounding({weight.name: key}, models, default_target(), store).of(item, item.choices[0], "row")
+        Rounding({weight.name: key}, models, by_row, store).of(item, item.choices[0], "row")
         for key in ("inputs", joined("inputs", ["outputs"]))
     ]
     squares = float(np.square(weight.source.load().astype(np.float64)).sum())
     assert costs == pytest.approx([0.5 * squares * sums.rounding()[0]] * 2, rel=0.03)
+    without = Rounding({weight.name: ""}, models, by_row, store)
+    assert without.of(item, item.choices[0], "row") == 0.0
 
 
 def test_rounding_by_block_is_weighed_against_what_it_asks_for():

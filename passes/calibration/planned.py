@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,6 +25,10 @@ from passes.calibration.calibrate import fed_digest
 from passes.framework.context import PassContext
 from passes.precision.planned_weights import Weight, moments_for, same_matrix, weights_of
 
+if TYPE_CHECKING:
+    from passes.precision.measured.probes import Measured
+
+MEASURING = "measuring on held-out text"
 POSITIONS = 2048
 """Positions that gradients are computed for at a time."""
 
@@ -99,34 +104,34 @@ def judged(graph: Graph, ctx: PassContext, step: str, tokens: int, before: Varia
     held-out windows than as before. What is known of a plan that was chosen by measurement is brought up to date."""
     from passes.precision.measured.probes import Meter
 
-    plan = graph.required_fact(PrecisionPlan)
+    outcome = graph.required_fact(PrecisionPlan).outcome
     meter = Meter(graph, ctx.get(CalibrationText).held_out, ctx)
-    what = "measuring on held-out text"
-    if plan.outcome is None:
-        one, found = meter.measure([before, after], meter.available, what)
-        return Step(step, tokens, one.kl, found.kl, found.positions, found.kl < one.kl)
-    if plan.outcome.measured is None:
-        plan = measured_now(graph, ctx, before)
-    assert plan.outcome is not None and plan.outcome.measured is not None
-    (found,) = meter.measure([after], plan.outcome.positions, what)
-    kept = found.kl < plan.outcome.measured
-    if kept:
-        measured_now(graph, ctx, after)
-    return Step(step, tokens, plan.outcome.measured, found.kl, found.positions, kept)
+    positions, known = (meter.available, None) if outcome is None else (outcome.positions, outcome.measured)
+    variants = [before, after] if known is None else [after]
+    *first, found = meter.measure(variants, positions, MEASURING)
+    known = first[0].kl if known is None else known
+    kept = found.kl < known
+    for now in [found] if kept else first:
+        _bring_up_to_date(graph, now)
+    return Step(step, tokens, known, found.kl, found.positions, kept)
 
 
-def measured_now(graph: Graph, ctx: PassContext, variant: Variant) -> PrecisionPlan:
-    """The plan, chosen by measurement, with what is known of it brought up to date: it is stored as the variant says."""
+def measured_now(graph: Graph, ctx: PassContext, variant: Variant) -> None:
+    """Bring what is known of a plan, chosen by measurement, up to date: it is stored as the variant says."""
     from passes.precision.measured.probes import Meter
 
-    plan = graph.required_fact(PrecisionPlan)
-    assert plan.outcome is not None
+    outcome = graph.required_fact(PrecisionPlan).outcome
+    assert outcome is not None
     meter = Meter(graph, ctx.get(CalibrationText).held_out, ctx)
-    (found,) = meter.measure([variant], plan.outcome.positions, "measuring on held-out text")
-    outcome = replace(plan.outcome, measured=found.kl, top1=found.top1, positions=found.positions)
-    plan = replace(plan, outcome=outcome)
-    graph.set_fact(PrecisionPlan.name, plan)
-    return plan
+    (found,) = meter.measure([variant], outcome.positions, MEASURING)
+    _bring_up_to_date(graph, found)
+
+
+def _bring_up_to_date(graph: Graph, found: Measured) -> None:
+    plan = graph.required_fact(PrecisionPlan)
+    if plan.outcome is not None:
+        outcome = replace(plan.outcome, measured=found.kl, top1=found.top1, positions=found.positions)
+        graph.set_fact(PrecisionPlan.name, replace(plan, outcome=outcome))
 
 
 def model_digest(graph: Graph) -> str:

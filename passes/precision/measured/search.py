@@ -287,11 +287,13 @@ class Search:
     def proposed(self) -> Proposed | None:
         """The plan of least predicted divergence that fits, unmeasured, where measuring it now would be wasted: its codes
         are chosen anew behind it, by the pass recalibrate, which measures the plan then. None elsewhere."""
+        if not self.prices.large:
+            return None
         picks = self.solve_size()
         chosen = [item.choices[pick] for item, pick in zip(self.prices.items, picks, strict=True)]
         storages = [storage for choice in chosen for storage in choice.storages]
         follows = any(storage.bits <= 8 and METHODS[storage.method].follows for storage in storages)
-        return Proposed("mixed", picks, self.predicted(picks)) if self.prices.large and follows else None
+        return Proposed("mixed", picks, self.predicted(picks)) if follows else None
 
     def later_positions(self) -> int:
         """Held-out positions on which a plan that is not measured yet is to be measured."""

@@ -237,7 +237,7 @@ def _choices(measurements: Sequence[Measurement], best: configs.Recommendation) 
     for item in measurements:
         if item.reference != "float":
             continue
-        settings = _run_settings(item)
+        settings = run_settings(item.settings)
         note = _NOTES[best.memory == "low", settings.memory == "low", settings.dynamic_option == 2]
         wanted = (best.memory, best.precision, best.dynamic_option)
         chosen = (settings.memory, settings.precision, settings.dynamic_option) == wanted
@@ -256,16 +256,18 @@ def _choices(measurements: Sequence[Measurement], best: configs.Recommendation) 
 
 _NAMED = ("memory", "precision", "thread_num", "dynamic_option")
 """Settings that have a field of their own in the record of a run."""
+_PLACES = ("backend_type", "tmp_path")
+"""Keys of a configuration that say where things are done, which are no part of that record."""
 
 
-def _run_settings(item: Measurement) -> c.RunSettings:
-    settings = item.settings
+def run_settings(settings: Mapping[str, Any]) -> c.RunSettings:
+    """The record of the settings of a run, given as keys of the configuration."""
     return c.RunSettings(
         memory=settings["memory"],
         precision=settings["precision"],
         threads=settings["thread_num"],
         dynamic_option=settings.get("dynamic_option", 0),
-        others={key: value for key, value in settings.items() if key not in _NAMED},
+        others={key: value for key, value in settings.items() if key not in (*_NAMED, *_PLACES)},
     )
 
 
@@ -324,7 +326,7 @@ def _verification(item: Measurement) -> c.Verification:
     return c.Verification(
         release=item.release,
         platform=item.platform,
-        settings=_run_settings(item),
+        settings=run_settings(item.settings),
         reference=item.reference,
         prompt_tokens=item.prompt_tokens,
         max_abs_error=item.distance.max_abs,

@@ -116,16 +116,13 @@ def candidates(contract: Contract) -> tuple[Tried, ...]:
 
 
 def _choice(contract: Contract, trial: Trial, outcome: Outcome) -> Choice:
-    from backends.contract import Choice, RunSettings
+    from backends.contract import Choice
+    from backends.mnn.contract import run_settings
 
-    shipped = {**contract.runtime.settings, **trial.settings}
-    named = {key: shipped.pop(key) for key in ("memory", "precision")}
-    threads, option = shipped.pop("thread_num"), shipped.pop("dynamic_option", 0)
-    others = {key: value for key, value in shipped.items() if key not in ("backend_type", "tmp_path")}
     assert trial.kl is not None and trial.top1 is not None
     written = {key: value for key, value in trial.settings.items() if key != "tmp_path"}
     return Choice(
-        settings=RunSettings(**named, threads=threads, dynamic_option=option, others=others),
+        settings=run_settings({**contract.runtime.settings, **trial.settings}),
         kl=trial.kl,
         kl_decode=trial.kl_decode,
         top1=trial.top1,

@@ -538,15 +538,14 @@ def _records(judge: _Judge) -> list[Verification]:
 def _record(
     judge: _Judge, name: str, kind: Kind, settings: Mapping[str, Any], greedy: Mapping[str, Any] | None
 ) -> Verification:
-    from backends.contract import RunSettings, Verification
+    from backends.contract import Verification
+    from backends.mnn.contract import run_settings
 
     distance = judge.distances[name]
     return Verification(
         release=judge.release,
         platform=this_platform(),
-        settings=RunSettings(
-            memory=settings["memory"], precision=settings["precision"], threads=settings["thread_num"]
-        ),
+        settings=run_settings(settings),
         reference=kind,
         prompt_tokens=distance.positions,
         max_abs_error=distance.max_abs,

@@ -243,6 +243,8 @@ def test_the_contract_gets_what_was_verified(made, tmp_path):
     assert set(records) - {(HERE, "decoded weights", "normal")} == {(HERE, "float", "low"), (HERE, "float", "normal")}
     assert (exact.decode_tokens, exact.decode_equal_tokens) == (24, 24)
     assert exact.max_abs_error < 1e-3 < records[HERE, "float", "normal"].max_abs_error
+    shipped = read(good).runtime.settings["dynamic_option"]
+    assert records[HERE, "float", "low"].settings.dynamic_option == shipped == 2
     first = (good / "contract.json").read_bytes()
     run(*arguments, "--fresh")
     assert (good / "contract.json").read_bytes() == first

@@ -45,7 +45,7 @@ from ir.quant.methods.base import (
     real_zero,
     thread_scratch,
 )
-from ir.quant.statistics.moments import Moments, entry_of, parts_of
+from ir.quant.statistics.moments import Moments, entry_of, input_of, parts_of
 from ir.quant.statistics.second_moments import factor_of
 from ir.quant.storage import Storage
 from ir.tensor.base import Derived, Tensor
@@ -193,7 +193,7 @@ class QuantizedWeight:
         """Factor the statistics over all threads, which every row would wait for that one of them does it."""
         if self.moments and METHODS[self.storage.method].needs == "second-moments":
             with one_thread(), np.errstate(over="ignore", invalid="ignore"):
-                factor_of(loaded_moments(parts_of(self.moments)[0]), executor)
+                factor_of(loaded_moments(input_of(self.moments)), executor)
 
     def _jobs(self, store: Store) -> list[_RowsJob]:
         """Jobs that quantize all rows."""

@@ -31,7 +31,7 @@ from ir.graph.digests import Digests
 from ir.graph.graph import Graph, Node, Value
 from ir.quant.methods.base import METHODS
 from ir.quant.statistics.drift import DriftSums
-from ir.quant.statistics.moments import CalibrationText, MomentStore, joined, parts_of, windows_digest
+from ir.quant.statistics.moments import CalibrationText, MomentStore, input_of, joined, parts_of, windows_digest
 from ir.quant.weight import keep_all, let_go
 from ir.tensor.base import Tensor
 from ir.tensor.identity import joined_digest, tensor_identity
@@ -246,7 +246,7 @@ class _Planned:
                 needs += tuple(
                     value for user in choices_of(weights[0].value.graph, seat).users for value in user.outputs
                 )
-            plain = parts_of(self.keys[entry.weights[0]])[0]
+            plain = input_of(self.keys[entry.weights[0]])
             self.steps.append(Step(key, entry, plain, alone, beside, needs, seat))
             for name in filter(self._follows, entry.weights):
                 self.keys[name] = joined(key, parts_of(self.keys[name])[1:])
@@ -348,7 +348,7 @@ class _Following:
         made: set[str] = set()
         for place, steps in enumerate(self.places):
             keys = (self.work.keys.get(value.name, "") for value in self.evaluator.segments[place].constants)
-            if not made.isdisjoint(parts_of(key)[0] for key in keys if key):
+            if not made.isdisjoint(input_of(key) for key in keys if key):
                 found.append(range(place, place))
                 made.clear()
             found[-1] = range(found[-1].start, place + 1)

@@ -10,7 +10,7 @@ from typing import Literal
 from ir.base.types import BF16, F16, F32, TensorType
 from ir.graph.graph import Graph, Node, Value
 from ir.quant.methods.base import METHODS
-from ir.quant.statistics.moments import parts_of
+from ir.quant.statistics.moments import input_of
 from ir.quant.storage import Storage
 from ir.quant.stored_weight import StoredWeight, storage_of
 from ir.quant.weight import QuantizedWeight, shared_quantized
@@ -164,7 +164,7 @@ def moments_for(storage: Storage, key: str) -> str:
     needs = METHODS[storage.method].needs if storage.bits <= 8 else "nothing"
     if needs == "nothing":
         return ""
-    return key if needs == "both-sides" else next(iter(parts_of(key)), "")
+    return key if needs == "both-sides" else input_of(key)
 
 
 __all__ = [

@@ -241,6 +241,11 @@ def parts_of(key: str) -> list[str]:
     return key.split("+") if key else []
 
 
+def input_of(key: str) -> str:
+    """The first of `parts_of`: the key of the statistics of the input; "" for no key."""
+    return key.partition("+")[0]
+
+
 def entry_of(key: str) -> str:
     """Name of the statistics of a key in the store."""
     return f"moments/{key}"
@@ -266,6 +271,7 @@ __all__ = [
     "MomentStore",
     "Moments",
     "entry_of",
+    "input_of",
     "joined",
     "parts_of",
     "windows_digest",

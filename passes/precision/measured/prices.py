@@ -11,7 +11,7 @@ import numpy as np
 
 from ir.base.store import Store
 from ir.base.types import F32
-from ir.quant.statistics.moments import MomentStore, parts_of
+from ir.quant.statistics.moments import MomentStore, input_of
 from ir.quant.storage import Storage
 from ir.target.target import Target
 from ir.tensor.base import Tensor
@@ -252,7 +252,7 @@ class Rounding:
 
     def _errors(self, key: str) -> dict[int, float]:
         """Mean square error of an input feature by block; nothing where no position is known."""
-        inputs = next(iter(parts_of(key)), "")
+        inputs = input_of(key)
         if inputs not in self._means:
             self._means[inputs] = self._store.rounding(inputs) if inputs else {}
         return self._means[inputs]
